@@ -1,0 +1,1 @@
+"""keepkv: KV-cache compression with real memory freed, and a receipt."""

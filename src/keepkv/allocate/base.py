@@ -1,0 +1,40 @@
+"""The allocation: how many slots does each layer and head keep?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from keepkv.registry import Registry
+from keepkv.slots import LayerView
+
+
+class Allocate:
+    """Base of allocations, frozen dataclasses without state."""
+
+    ragged: ClassVar[bool] = False  # heads of one row may keep different numbers of slots
+
+    def layer_budget(self, budget: Tensor, layer: int, layers: int) -> Tensor:
+        """(B,) slots per KV head on average that ``layer`` gets when the mean over layers is ``budget`` (B,) float.
+
+        Rounded so that the sum over layers stays at ``layers * budget``.
+        """
+        return budget
+
+    def __call__(self, scores: Tensor, view: LayerView, budget: Tensor) -> Tensor:
+        """Slots to keep (B,H) int64 out of ``view``, given scores (B,H,S) and this layer's budget (B,) int64.
+
+        Protected slots (``view.protected``) are part of the budget and always kept: the result is at least their
+        number, and at most the number of valid slots. Sums over heads to H * budget where the slots allow it.
+        """
+        raise TypeError(f"{type(self).__name__} must implement __call__(scores, view, budget) -> counts")
+
+
+ALLOCATIONS: Registry[Allocate] = Registry("allocation")
+
+
+def register_allocate(name: str) -> Callable[[Any], Any]:
+    """Register an ``Allocate`` subclass under ``name``."""
+    return ALLOCATIONS.register(name)

@@ -1,0 +1,40 @@
+"""Exceptions. Each message says what was given, what is supported, and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class KeepKVError(Exception):
+    """Base of every error that keepkv raises on purpose."""
+
+
+class UnknownName(KeepKVError, ValueError):
+    """A method, score, store … that is not registered."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = get_close_matches(name, names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+
+
+class BudgetError(KeepKVError, ValueError):
+    """A budget that cannot be read, or that cannot hold what must be kept."""
+
+
+class UnsupportedModel(KeepKVError):
+    """A model whose attention a compressed cache cannot serve."""
+
+
+class UnsupportedInput(KeepKVError):
+    """Input that would give silently wrong output, such as right padding."""
+
+
+class CacheStateError(KeepKVError):
+    """An operation that the present state of a cache does not allow."""
+
+
+class CacheFileError(KeepKVError):
+    """A saved cache that is truncated, altered, foreign, or for another model."""

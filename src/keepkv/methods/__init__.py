@@ -1,0 +1,6 @@
+"""Named methods; importing this package registers them all."""
+
+from keepkv.methods import baselines
+from keepkv.methods.base import METHODS, Method, MethodInfo, method_info, methods, register_method
+
+__all__ = ["METHODS", "Method", "MethodInfo", "baselines", "method_info", "methods", "register_method"]

@@ -1,0 +1,49 @@
+"""The reduction: what becomes of a slot that is not kept?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from keepkv.registry import Registry
+from keepkv.score.base import Score
+from keepkv.slots import LayerView, Slots
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Outcome of one reduction: the kept slots, and what became of the others.
+
+    slots: kept slots, rectangular, empty ones first. merged (B,H) and dropped (B,H) int64: slots that entered a
+    kept slot, and that left without a trace. lost (B,H,S) bool: the dropped ones, for the receipt's estimate of
+    the attention mass given up.
+    """
+
+    slots: Slots
+    merged: Tensor
+    dropped: Tensor
+    lost: Tensor
+
+
+class Reduce:
+    """Base of reductions, frozen dataclasses without state."""
+
+    merges: ClassVar[bool] = False  # changes log_votes or contents of kept slots
+
+    def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
+        """Reduce ``view.slots`` to those where ``keep`` (B,H,S) bool is true.
+
+        ``scores`` (B,H,S) float32 and ``score`` are what selected them. Does not modify ``view``.
+        """
+        raise TypeError(f"{type(self).__name__} must implement __call__(view, keep, scores, score) -> Reduced")
+
+
+REDUCTIONS: Registry[Reduce] = Registry("reduction")
+
+
+def register_reduce(name: str) -> Callable[[Any], Any]:
+    """Register a ``Reduce`` subclass under ``name``."""
+    return REDUCTIONS.register(name)

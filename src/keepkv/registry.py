@@ -1,0 +1,46 @@
+"""Names for pieces: one small registry, used for scores, allocations, reductions, stores and methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+from keepkv.errors import UnknownName
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Registry(Generic[T]):
+    """Maps a name to a factory (class or function) that builds a piece from keyword options."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._factories: dict[str, Callable[..., T]] = {}
+
+    def register(self, name: str) -> Callable[[F], F]:
+        """Decorator that enters a factory under ``name``; a name can be taken only once."""
+
+        def enter(factory: F) -> F:
+            if name in self._factories:
+                raise ValueError(f"{self.kind} {name!r} is registered already, by {self._factories[name]!r}")
+            self._factories[name] = factory
+            return factory
+
+        return enter
+
+    def factory(self, name: str) -> Callable[..., T]:
+        """The factory of ``name``; raises ``UnknownName`` with the nearest match."""
+        if name not in self._factories:
+            raise UnknownName(self.kind, name, self._factories)
+        return self._factories[name]
+
+    def build(self, name: str, **options: Any) -> T:
+        """Build the piece ``name`` with ``options``."""
+        return self.factory(name)(**options)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._factories))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._factories

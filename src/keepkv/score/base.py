@@ -1,0 +1,64 @@
+"""The score: how much will each slot matter?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from keepkv.registry import Registry
+from keepkv.slots import LayerView
+
+SCORES: Registry[Score]
+
+
+class Score:
+    """Base of scores: subclass, set what you need, and implement ``__call__``. Subclasses are frozen dataclasses.
+
+    A score is stateless: what it must remember between forwards lives in ``view.slots.stats`` (per slot: declared
+    in ``stats`` with the value new slots start with) and in ``view.state`` (per row), both owned by the cache.
+    """
+
+    stats: ClassVar[dict[str, float]] = {}  # per-slot statistics and the value a new slot starts with
+    needs_rope: ClassVar[bool] = False  # must undo RoPE: refused where the model's rotary layout is unknown
+    observes: ClassVar[bool] = False  # whether ``observe`` must be called after each forward
+
+    def observe(self, view: LayerView) -> None:
+        """Called after each forward that may be followed by a compression; modifies ``view.slots.stats`` in place
+        and sets entries of ``view.state``. Padded queries (position ``EMPTY``) must leave no trace."""
+
+    def __call__(self, view: LayerView) -> Tensor:
+        """(B,H,S) float32, larger = keep. Values at empty slots are ignored. Must not modify the view."""
+        raise TypeError(f"{type(self).__name__} must implement __call__(view) -> scores")
+
+
+@dataclass(frozen=True)
+class FunctionScore(Score):
+    """A plain function ``view -> scores`` as a score."""
+
+    function: Callable[[LayerView], Tensor]
+
+    def __call__(self, view: LayerView) -> Tensor:
+        return self.function(view)
+
+
+SCORES = Registry("score")
+
+
+def register_score(name: str) -> Callable[[Any], Any]:
+    """Register a ``Score`` subclass, or a plain function ``view -> (B,H,S) scores``, under ``name``.
+
+    >>> @register_score("value-norm")
+    ... def value_norm(view):
+    ...     return view.slots.values.float().norm(dim=-1)
+    """
+
+    def enter(piece: Any) -> Any:
+        if isinstance(piece, type):
+            return SCORES.register(name)(piece)
+        SCORES.register(name)(lambda: FunctionScore(piece))
+        return piece
+
+    return enter
