@@ -1,0 +1,46 @@
+"""Attention of given queries over the slots, as every attention-based score and merge needs it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from keepkv.slots import LayerView
+
+
+def logits(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
+    """Biased logits u = softcap(q·k·scaling) + log_votes, float32 (B,H,G,T,S).
+
+    queries (B,H*G,T,D) after RoPE; positions (B,T). −inf where the slot is empty or lies after the query; a padded
+    query (position < 0) sees nothing, its row is all −inf.
+    """
+    slots = view.slots
+    b, h, _ = slots.shape
+    grouped = queries.reshape(b, h, -1, *queries.shape[2:])
+    # One matmul per KV head over all its queries: no key is repeated.
+    raw = (grouped.flatten(2, 3).float() @ slots.keys.float().transpose(-1, -2)).mul_(view.scaling)
+    raw = raw.view(*grouped.shape[:4], -1)
+    if view.softcap is not None:
+        raw = torch.tanh(raw / view.softcap) * view.softcap
+    visible = slots.valid[:, :, None] & (slots.positions[:, :, None] <= positions[:, None, :, None])
+    bias = slots.log_votes[:, :, None].masked_fill(~visible, float("-inf"))  # (B,H,T,S)
+    return raw + bias[:, :, None]
+
+
+def log_normalizer(view: LayerView, u: Tensor) -> Tensor:
+    """Log of the softmax denominator of logits ``u`` (B,H,G,T,S), attention sinks included: (B,H,G,T).
+
+    −inf where a query sees nothing.
+    """
+    z = u.logsumexp(-1)
+    if view.sinks is None:
+        return z
+    sinks = view.sinks.float().view(1, u.shape[1], u.shape[2], 1)
+    return torch.where(z.isneginf(), z, torch.logaddexp(z, sinks))
+
+
+def weights(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
+    """Attention weights (B,H,G,T,S) float32; all zero for a padded query."""
+    u = logits(view, queries, positions)
+    z = log_normalizer(view, u)
+    return (u - z.masked_fill(z.isneginf(), 0.0)[..., None]).exp()
