@@ -1,0 +1,65 @@
+# Each target sets itself up: the virtual environment is made when it is missing and renewed when its inputs change.
+PYTHON ?= python3
+VENV ?= .venv
+# Pinned versions. Empty for the newest of everything (a GPU build of torch, say), or a file of your own.
+CONSTRAINTS ?= constraints.txt
+EXTRAS ?= dev
+# Test processes. One thread of torch in each: more only makes small tensors slower.
+WORKERS ?= auto
+TESTS ?= tests
+PYTEST ?= -n $(WORKERS) --maxprocesses 4 -q
+# The oldest supported transformers, in an environment of its own.
+OLDEST ?= 5.18.0
+VENV_OLDEST ?= build/venv-oldest
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(subst /,_,$(or $(CONSTRAINTS),newest))
+PIP := -m pip install --quiet --disable-pip-version-check
+
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help demo test test-slow test-oldest lint format docs clean
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 14
+
+demo: $(READY)  ## Compress a real document with several methods and see what survives; no network needed
+	$(BIN)/keepkv demo
+
+test: $(READY)  ## The test suite
+	$(BIN)/python -m pytest $(PYTEST) $(TESTS)
+
+test-slow: $(READY)  ## The tests that the suite leaves out
+	$(BIN)/python -m pytest $(PYTEST) -m slow $(TESTS)
+
+test-oldest: $(VENV_OLDEST)/.ready-$(OLDEST)  ## The test suite with the oldest supported transformers
+	$(VENV_OLDEST)/bin/python -m pytest $(PYTEST) $(TESTS)
+
+lint: $(READY)  ## Style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## Put the format right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(READY)  ## Build the documentation site into build/site
+	$(BIN)/python $(PIP) -e '.[docs]'
+	$(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
+
+clean:  ## Remove what the targets above made
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(READY): pyproject.toml $(wildcard $(CONSTRAINTS))
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP) $(addprefix -c ,$(CONSTRAINTS)) -e '.[$(EXTRAS)]'
+	rm -f $(VENV)/.ready-*
+	touch $@
+
+$(VENV_OLDEST)/.ready-$(OLDEST): pyproject.toml $(wildcard $(CONSTRAINTS))
+	test -x $(VENV_OLDEST)/bin/python || $(PYTHON) -m venv $(VENV_OLDEST)
+	sed 's/^transformers==.*/transformers==$(OLDEST)/' $(or $(CONSTRAINTS),/dev/null) > $(VENV_OLDEST)/constraints.txt
+	$(VENV_OLDEST)/bin/python $(PIP) -c $(VENV_OLDEST)/constraints.txt 'transformers==$(OLDEST)' -e '.[$(EXTRAS)]'
+	touch $@
