@@ -9,7 +9,7 @@ from keepkv.slots import LayerView
 
 
 def logits(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
-    """Biased logits u = softcap(q·k·scaling) + log_votes, float32 (B,H,G,T,S).
+    """Biased logits u = softcap(q·k·scaling) + log_votes (B,H,G,T,S), float32, or float64 where the keys are.
 
     queries (B,H*G,T,D) after RoPE; positions (B,T). −inf where the slot is empty or lies after the query; a padded
     query (position < 0) sees nothing, its row is all −inf.
@@ -18,7 +18,8 @@ def logits(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     b, h, _ = slots.shape
     grouped = queries.reshape(b, h, -1, *queries.shape[2:])
     # One matmul per KV head over all its queries: no key is repeated.
-    raw = (grouped.flatten(2, 3).float() @ slots.keys.float().transpose(-1, -2)).mul_(view.scaling)
+    keys = slots.keys if slots.keys.dtype == torch.float64 else slots.keys.float()
+    raw = (grouped.flatten(2, 3).to(keys.dtype) @ keys.transpose(-1, -2)).mul_(view.scaling)
     raw = raw.view(*grouped.shape[:4], -1)
     if view.softcap is not None:
         raw = torch.tanh(raw / view.softcap) * view.softcap
@@ -35,12 +36,12 @@ def log_normalizer(view: LayerView, u: Tensor) -> Tensor:
     z = u.logsumexp(-1)
     if view.sinks is None:
         return z
-    sinks = view.sinks.float().view(1, u.shape[1], u.shape[2], 1)
+    sinks = view.sinks.to(z.dtype).view(1, u.shape[1], u.shape[2], 1)
     return torch.where(z.isneginf(), z, torch.logaddexp(z, sinks))
 
 
 def weights(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
-    """Attention weights (B,H,G,T,S) float32; all zero for a padded query."""
+    """Attention weights (B,H,G,T,S), dtype as ``logits``; all zero for a padded query."""
     u = logits(view, queries, positions)
     z = log_normalizer(view, u)
     return (u - z.masked_fill(z.isneginf(), 0.0)[..., None]).exp()
