@@ -1,6 +1,6 @@
 """Reductions, one file per idea; importing this package registers them all."""
 
-from keepkv.reduce import drop
+from keepkv.reduce import cam, d2o, drop, merge
 from keepkv.reduce.base import REDUCTIONS, Reduce, Reduced, register_reduce
 
-__all__ = ["REDUCTIONS", "Reduce", "Reduced", "drop", "register_reduce"]
+__all__ = ["REDUCTIONS", "Reduce", "Reduced", "cam", "d2o", "drop", "merge", "register_reduce"]

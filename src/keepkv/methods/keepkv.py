@@ -1,0 +1,100 @@
+"""KeepKV: any score and allocation, and what leaves is merged so that its attention mass stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from keepkv.allocate.base import ALLOCATIONS, Allocate
+from keepkv.methods.base import Method, register_method
+from keepkv.reduce.merge import KeepKV
+from keepkv.score.base import SCORES, Score
+from keepkv.score.masses import STATE
+from keepkv.score.window import remember
+from keepkv.slots import LayerView
+from keepkv.when import When
+
+
+@dataclass(frozen=True)
+class Remembering(Score):
+    """A score as it is, plus the last ``size`` queries of each row for a merge, where the score remembers none."""
+
+    score: Score
+    size: int
+
+    observes: ClassVar[bool] = True
+
+    @property
+    def stats(self) -> dict[str, float]:  # type: ignore[override]
+        return self.score.stats
+
+    @property
+    def needs_rope(self) -> bool:  # type: ignore[override]
+        return self.score.needs_rope
+
+    def observe(self, view: LayerView) -> None:
+        if self.score.observes:
+            self.score.observe(view)
+        if "window" not in view.state:
+            remember(view, self.size, STATE)
+
+    def __call__(self, view: LayerView) -> Tensor:
+        return self.score(view)
+
+
+def as_score(score: str | Score, window: int | None = None) -> Score:
+    """A score by name, or as given; one that looks through the window of the prompt gets the method's own."""
+    if not isinstance(score, str):
+        return score
+    return SCORES.build(score, window=window) if score == "snapkv" and window else SCORES.build(score)
+
+
+def as_allocation(allocate: str | Allocate) -> Allocate:
+    """An allocation by name, with its defaults, or as given."""
+    return ALLOCATIONS.build(allocate) if isinstance(allocate, str) else allocate
+
+
+@register_method("keepkv", paper="arXiv 2504.09936")
+def keepkv(
+    key: str = "fixed",
+    score: str | Score = "snapkv",
+    allocate: str | Allocate = "uniform",
+    threshold: float | str | None = "auto",
+    alpha: float = 0.9,
+    window: int = 32,
+    sinks: int = 4,
+    when: When = When(),
+) -> Method:
+    """Merges each leaving slot into the kept slot with the most similar key, and keeps the group's attention mass.
+
+    A slot with log votes b attends as softmax(q·k/√d + b). For a group of slots 𝒢 that becomes one, with mean masses
+    m_i (attention of the last ``window`` queries, weights ∝ alpha^age, averaged over the query heads of the slot):
+
+        value   v_r = Σ m_i v_i / Σ m_i
+        fixed   k_r = k_c, the kept key; b_r = b_c + ln(Σ m_i / m_c)
+        bias    k_r = Σ m_i k_i / Σ m_i; b_r matches the mass Σ m_i at those queries
+        zip     k_r = (ℓ*/ℓ̄)·k̄, b_r = ln P: the paper (Eq. 7) with raw scores e^{q·k}, many-to-one in log space
+        code    k_r = k̄, b_r = ln P, the number of tokens: the released code
+
+    At one query and one query head, ``fixed``, ``bias`` and ``zip`` change neither numerator nor denominator of the
+    attention. ``fixed`` is the default because moving a key that was worth keeping costs more than the merge brings:
+    ``zip`` scored below plain eviction in the one matched comparison known to us, ``fixed`` did not.
+
+    key: ``fixed``, ``bias``, ``zip`` or ``code``. score, allocate: names or instances; any score works. threshold:
+    least key cosine of a merge, the rest is dropped; ``"auto"`` is 0.8 for ``zip`` and ``code``, as published, and
+    ``None`` (merge all) for the others. window: recent tokens that are always kept, and queries that predict the
+    masses. sinks: first tokens that are always kept; neither of them receives a merge. ``when=When(every=128)``
+    recompresses while decoding.
+    """
+    return Method(
+        score=Remembering(as_score(score, window), window),
+        allocate=as_allocation(allocate),
+        reduce=KeepKV(key=key, threshold=threshold, alpha=alpha, window=window),
+        when=when,
+        sinks=sinks,
+        window=window,
+        name="keepkv",
+        options={"key": key, "score": score, "allocate": allocate, "threshold": threshold, "alpha": alpha},
+    )

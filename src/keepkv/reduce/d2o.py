@@ -1,0 +1,82 @@
+"""D2O: merge what leaves into its nearest kept key where it is similar enough, weighted by similarity."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from keepkv.errors import KeepKVError
+from keepkv.reduce.base import Reduce, Reduced, register_reduce
+from keepkv.reduce.drop import Drop
+from keepkv.reduce.route import nearest
+from keepkv.reduce.segments import segment_mean, segment_sum, spread
+from keepkv.score.base import Score
+from keepkv.slots import LayerView
+
+STATE = "d2o_threshold"  # view.state: τ (B,H) float, NaN for a head that has not compressed yet
+
+
+@register_reduce("d2o")
+@dataclass(frozen=True)
+class D2O(Reduce):
+    """Slot e enters the kept, unprotected slot c of largest key cosine u_e if u_e ≥ τ (arXiv 2406.13035).
+
+    τ = mean of u over the leaving slots of the head at the first compression, τ ← beta·τ + (1−beta)·mean u at each
+    later one (beta = 0.5 in the released code). It belongs to a row and head and lives in
+    ``view.state["d2o_threshold"]`` (B,H), the one thing outside the result that this reduction writes.
+
+    Keys and values: weights="paper": w_e = e^{u_e} / (Σ e^u + e), w_c = e / (Σ e^u + e), e = exp(1) being the
+    anchor's similarity to itself. weights="code": x_c ← (x_c + Σ u_e x_e) / (number of arrivals + 1), as the released
+    code does. No votes: the merged slot draws attention as one slot, so its statistics stay the anchor's.
+    """
+
+    weights: str = "paper"
+    beta: float = 0.5
+
+    merges: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.weights not in ("paper", "code"):
+            raise KeepKVError(f"d2o: weights={self.weights!r} is not 'paper' or 'code'")
+        if not 0 <= self.beta <= 1:
+            raise KeepKVError(f"d2o: beta={self.beta!r} must lie in [0, 1]")
+
+    def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
+        slots = view.slots
+        keep = keep & slots.valid
+        leaving = slots.valid & ~keep
+        into, u = nearest(slots.keys, leaving, keep if view.protected is None else keep & ~view.protected)
+        merged = (into >= 0) & (u >= self._threshold(view, into, u)[..., None])
+        if not bool(merged.any()):
+            return Drop()(view, keep, scores, score)
+        size = slots.positions.shape[-1]
+        group = torch.where(merged, into, size)
+        weights = u.exp() if self.weights == "paper" else u
+        own = math.e if self.weights == "paper" else 1.0
+        per_slot = weights if self.weights == "paper" else torch.ones_like(weights)
+        total = segment_sum(torch.where(merged, per_slot, 0.0), group, size) + own
+        receives = segment_sum(merged.to(torch.int32), group, size) > 0
+        # Weights sum to 1 over a group in the paper, so partial sums stay in range.
+        weights = torch.where(merged, weights, 0.0) / spread(total, group, fill=1.0)
+
+        def mix(x: Tensor) -> Tensor:
+            new = segment_mean(x, weights, group, size) + x.to(weights.dtype) * (own / total)[..., None]
+            return torch.where(receives[..., None], new.to(x.dtype), x)
+
+        lost = leaving & ~merged
+        kept = slots.with_(keys=mix(slots.keys), values=mix(slots.values)).select(keep)
+        return Reduced(kept, merged.sum(-1), lost.sum(-1), lost)
+
+    def _threshold(self, view: LayerView, into: Tensor, u: Tensor) -> Tensor:
+        """τ (B,H) of this compression, also kept in ``view.state``."""
+        found = into >= 0
+        mean = torch.where(found, u, 0.0).sum(-1) / found.sum(-1)  # NaN for a head from which nothing leaves
+        before = view.state.get(STATE, torch.full_like(mean, float("nan")))
+        tau = torch.where(before.isnan(), mean, self.beta * before + (1 - self.beta) * mean)
+        tau = torch.where(mean.isnan(), before, tau)
+        view.state[STATE] = tau
+        return tau

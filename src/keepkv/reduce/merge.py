@@ -1,0 +1,125 @@
+"""KeepKV: merge what leaves into what stays, and keep the attention mass it had (arXiv 2504.09936)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from keepkv.errors import CacheStateError, KeepKVError
+from keepkv.reduce.base import Reduce, Reduced, register_reduce
+from keepkv.reduce.drop import Drop
+from keepkv.reduce.forms import Groups, groups, zip_scale
+from keepkv.reduce.route import nearest
+from keepkv.reduce.segments import segment_logsumexp, segment_sum, spread
+from keepkv.score.base import Score
+from keepkv.score.masses import exact_dtype, log_masses, log_masses_of, recent
+from keepkv.slots import LayerView, Slots
+
+FORMS = ("fixed", "bias", "zip", "code")
+_THRESHOLDS = {"fixed": None, "bias": None, "zip": 0.8, "code": 0.8}
+
+
+@register_reduce("keepkv")
+@dataclass(frozen=True)
+class KeepKV(Reduce):
+    """Each leaving slot enters the kept, unprotected slot of largest key cosine in its head, if there is one.
+
+    key: the form of a merged slot, see ``reduce.forms``. ``"fixed"``, the default, leaves the kept key in place and
+        gives it the mass of its group: b_r = b_c + ln(Σ_𝒢 m_i / m_c), m_i the mean mass of ``score.masses``.
+        ``"bias"`` moves the key to the weighted mean and matches the mass in the same way, from the key as it was
+        rounded to the cache dtype. ``"zip"`` is the paper as written: scaled mean key, integer votes, raw scores.
+        ``"code"`` is what its released code does: mean key, integer votes.
+    threshold: merge only where the cosine is greater; what stays below is dropped with its mass. ``None``: merge all.
+        ``"auto"``: 0.8 for ``zip`` (paper) and ``code`` (its code), none for ``fixed`` and ``bias``, where dropping
+        measured worse than merging.
+    alpha, window: the last ``window`` queries of the row, with weights ∝ alpha^age, predict the masses. Neither is
+        given in the paper. ``window=1``: the last query alone; there every form but ``code`` is exact.
+
+    GQA: one slot serves G query heads. Masses are averaged over them (normalised attention; raw scores for ``zip``),
+    so that the mean mass over the group of heads is kept, not that of each head.
+    Softcap: logits and masses are taken after the cap, and merged keys are matched through it, so exactness holds;
+    only the property of ``bias`` never to exceed the true mass is lost.
+    """
+
+    key: str = "fixed"
+    threshold: float | str | None = "auto"
+    alpha: float = 0.9
+    window: int = 32
+
+    merges: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.key not in FORMS:
+            raise KeepKVError(f"keepkv: key={self.key!r} is not one of {', '.join(FORMS)}")
+        if isinstance(self.threshold, str) and self.threshold != "auto":
+            raise KeepKVError(f"keepkv: threshold={self.threshold!r}: a cosine, None to merge all, or 'auto'")
+        if not 0 < self.alpha <= 1:
+            raise KeepKVError(f"keepkv: alpha={self.alpha!r} must lie in (0, 1]")
+        if self.window < 1:
+            raise KeepKVError(f"keepkv: window={self.window!r}: at least one query")
+
+    def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
+        slots = view.slots
+        keep = keep & slots.valid
+        leaving = slots.valid & ~keep
+        into, cosine = nearest(slots.keys, leaving, keep if view.protected is None else keep & ~view.protected)
+        threshold = _THRESHOLDS[self.key] if isinstance(self.threshold, str) else self.threshold
+        merged = into >= 0 if threshold is None else (into >= 0) & (cosine > threshold)
+        if not bool(merged.any()):
+            return Drop()(view, keep, scores, score)
+        kept = slots.select(keep)
+        size = kept.positions.shape[-1]
+        # The column that each kept slot has in `kept`, whose empty slots come first.
+        column = keep.cumsum(-1) - 1 + size - keep.sum(-1, keepdim=True)
+        own = torch.where(keep, column, size)
+        group = torch.where(merged, column.gather(2, into.clamp(min=0)), own)
+        keys, values, log_votes, merges = self._merge(view, kept, group, own, merged)
+        merged = merged & spread(merges.to(torch.int8), group).bool()
+        group = torch.where(merged, group, own)
+        stats = {
+            name: torch.where(merges, _stat(name, x, group, size).to(x.dtype), kept.stats[name])
+            for name, x in slots.stats.items()
+        }
+        result = Slots(keys, values, log_votes, kept.positions, stats)
+        lost = leaving & ~merged
+        return Reduced(result, merged.sum(-1), lost.sum(-1), lost)
+
+    def _merge(
+        self, view: LayerView, kept: Slots, group: Tensor, own: Tensor, merged: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keys, values, log_votes of the kept slots after merging, and which of them (B,H,K) took something in."""
+        past = recent(view, self.window, self.alpha)
+        if bool((merged.flatten(1).any(-1) & past.empty).any()):
+            raise CacheStateError("keepkv: a row has slots to merge but none of its queries is known")
+        size = kept.positions.shape[-1]
+        u, log_z = log_masses(view, past, raw=self.key == "zip")
+        g = groups(u, view.slots.log_votes, group, size)
+        merges = segment_sum(merged.to(torch.int32), group, size) > 0
+        if self.key == "fixed":
+            keys, bias = kept.keys, kept.log_votes + (g.log_mass - segment_logsumexp(u, own, size))
+        else:
+            keys, bias, merges = self._moved(view, kept, g, merges)
+            if self.key == "bias":
+                bias = g.log_mass - log_masses_of(view, past, log_z, keys, kept.positions)
+        values = torch.where(merges[..., None], g.mean(view.slots.values).to(kept.values.dtype), kept.values)
+        # The engine keeps biases in float32: a bf16 bias would cost as much as rounding the keys.
+        log_votes = kept.log_votes.to(exact_dtype(kept.keys))
+        return keys, values, torch.where(merges, bias.to(log_votes.dtype), log_votes), merges
+
+    def _moved(self, view: LayerView, kept: Slots, g: Groups, merges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Moved keys in the cache dtype, integer votes, and which slots merge once ``zip`` gave up the impossible."""
+        moved = g.mean(view.slots.keys)
+        if self.key == "zip":
+            scale, exists = zip_scale(g, view.softcap)
+            moved = moved * scale[..., None]
+            # A scale near a vanishing mean logit can leave the range of the cache dtype.
+            merges = merges & exists & moved.to(kept.keys.dtype).isfinite().all(-1)
+        return torch.where(merges[..., None], moved.to(kept.keys.dtype), kept.keys), g.log_votes, merges
+
+
+def _stat(name: str, x: Tensor, group: Tensor, size: int) -> Tensor:
+    """A statistic of merged slots: logs add up in log space, others by sum (see ``Slots``)."""
+    return segment_logsumexp(x, group, size) if name.startswith("log_") else segment_sum(x, group, size)
