@@ -1,1 +1,46 @@
-"""keepkv: KV-cache compression with real memory freed, and a receipt."""
+"""keepkv: KV-cache compression with real memory freed, and a receipt.
+
+>>> cache = keepkv.Cache(model, method="keepkv", budget=0.1)  # doctest: +SKIP
+>>> model.generate(**inputs, past_key_values=cache)  # doctest: +SKIP
+>>> print(cache.report())  # doctest: +SKIP
+
+Importing registers the attention implementation "keepkv" with transformers, and does nothing else.
+"""
+
+from keepkv.allocate import Allocate, register_allocate
+from keepkv.attention.interface import register as _register
+from keepkv.budget import Budget
+from keepkv.cache import Cache
+from keepkv.context import compressed
+from keepkv.errors import KeepKVError
+from keepkv.methods import Method, method_info, methods, register_method
+from keepkv.receipt import Receipt
+from keepkv.reduce import Reduce, Reduced, register_reduce
+from keepkv.score import Score, register_score
+from keepkv.slots import LayerView, Slots
+from keepkv.when import When
+
+_register()
+
+__version__ = "0.1.0"
+__all__ = [
+    "Allocate",
+    "Budget",
+    "Cache",
+    "KeepKVError",
+    "LayerView",
+    "Method",
+    "Receipt",
+    "Reduce",
+    "Reduced",
+    "Score",
+    "Slots",
+    "When",
+    "compressed",
+    "method_info",
+    "methods",
+    "register_allocate",
+    "register_method",
+    "register_reduce",
+    "register_score",
+]

@@ -1,0 +1,86 @@
+"""Budgets: one type for a share of the tokens, a number of slots, or bytes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from keepkv.errors import BudgetError
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_FORMS = "a share (float in (0, 1]), slots per KV head (int ≥ 1), or bytes for the whole cache ('256MiB')"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a cache may hold: exactly one of the three is set.
+
+    share: of the tokens each row has seen. slots: per KV head (average over heads for adaptive allocations).
+    bytes: for the whole cache, all rows and layers.
+    """
+
+    share: float | None = None
+    slots: int | None = None
+    bytes: int | None = None
+
+    @classmethod
+    def of(cls, value: Budget | float | int | str) -> Budget:
+        """Read a budget; raises ``BudgetError`` naming the supported forms."""
+        if isinstance(value, Budget):
+            return value
+        if isinstance(value, bool):
+            raise BudgetError(f"budget={value!r}: expected {_FORMS}")
+        if isinstance(value, int) and value >= 1:
+            return cls(slots=value)
+        if isinstance(value, float) and 0 < value <= 1:
+            return cls(share=value)
+        if isinstance(value, str):
+            return cls._read(value)
+        raise BudgetError(f"budget={value!r}: expected {_FORMS}")
+
+    @classmethod
+    def _read(cls, text: str) -> Budget:
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
+        if match:
+            number, unit = match[1], match[2].upper()
+            if unit in _UNITS and float(number) * _UNITS[unit] >= 1:
+                return cls(bytes=int(float(number) * _UNITS[unit]))
+            if not unit:
+                return cls.of(float(number) if "." in number else int(number))
+        raise BudgetError(f"budget={text!r}: expected {_FORMS}; units: {', '.join(_UNITS)}")
+
+    def per_head(self, seen: Tensor, bytes_per_slot: int, reserved: int = 0) -> Tensor:
+        """Slots per KV head (B,) float64 for rows that have seen ``seen`` (B,) tokens.
+
+        bytes_per_slot: what one slot of every KV head of every layer takes, for one row; reserved: bytes that
+        other layers take.
+        """
+        seen = seen.to(torch.float64)
+        if self.share is not None:
+            # The small term undoes binary rounding: 0.1 of 10 tokens is 1 slot, not 0.
+            return (seen * self.share + 1e-9).floor()
+        if self.slots is not None:
+            return torch.full_like(seen, float(self.slots))
+        assert self.bytes is not None
+        slots = (self.bytes - reserved) // (bytes_per_slot * len(seen))
+        if slots < 1:
+            raise BudgetError(
+                f"budget of {self.bytes} bytes: one slot in every layer and head takes {bytes_per_slot} bytes for each of "
+                f"{len(seen)} rows, and {reserved} bytes are taken by layers that are not compressed"
+            )
+        return torch.full_like(seen, float(slots))
+
+    def __str__(self) -> str:
+        if self.share is not None:
+            return f"{self.share:g} of the tokens"
+        return f"{self.slots} slots per head" if self.slots is not None else f"{self.bytes} bytes"
+
+    @property
+    def value(self) -> float | int | str:
+        """In the form a user gives it."""
+        if self.share is not None:
+            return self.share
+        return self.slots if self.slots is not None else f"{self.bytes}B"

@@ -1,0 +1,340 @@
+"""One layer of a cache: keeps slots in a store, attends to them, and compresses them when due."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from keepkv.allocate.select import keep_mask
+from keepkv.attention import latent
+from keepkv.attention.handle import KVHandle
+from keepkv.attention.reference import Part, attend
+from keepkv.attention.rule import MaskRule
+from keepkv.attention.stock import plain_attention
+from keepkv.errors import CacheStateError, UnsupportedInput, UnsupportedModel
+from keepkv.rope import Rope
+from keepkv.score.attention import weights
+from keepkv.slots import LayerView, Slots
+from keepkv.store.base import Store
+
+if TYPE_CHECKING:
+    from keepkv.cache import Plan
+
+
+@dataclass
+class Tally:
+    """What happened to a layer's slots so far, for the receipt. Tensors (B,H), or None before a compression."""
+
+    compressions: int = 0
+    seconds: float = 0.0
+    merged: Tensor | None = None
+    dropped: Tensor | None = None
+    mass_dropped: Tensor | None = None  # (B,) share of the last query's attention given up, summed; None: unknown
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer stands in the model. index: among all layers; rank of ranks: among the compressible ones."""
+
+    index: int
+    rank: int
+    ranks: int
+    rope: Rope | None = None
+    is_latent: bool = False
+    is_shared: bool = False  # other layers attend to this layer's slots
+
+
+class Layer(CacheLayerMixin):
+    """The cache layer that transformers sees. ``get_seq_length`` is logical: what is stored is private."""
+
+    is_sliding = False
+    is_croppable = True
+    supports_early_init = False
+
+    def __init__(self, place: Place, plan: Plan, store: Store) -> None:
+        super().__init__()
+        self.place = place
+        self.plan = plan
+        self.store = store
+        self.state: dict[str, Tensor] = {}  # per-row statistics of the score
+        self.tally = Tally()
+        self.seen = 0  # columns fed to this layer
+        self.pending = False  # a prefill waits for its deferred compression
+        self.decoded = 0  # one-token forwards since the last compression
+        self.compressed = False  # the store holds something else than every token in order
+        self.record_past = False  # the newest tokens may be rolled back
+        self.prefilling = False  # the forward that runs reads a prompt
+        self.attention: dict[str, Any] | None = None  # scaling, softcap and sinks, as the model calls attention
+        self.query_heads = 0
+
+    # --- what transformers calls -------------------------------------------------------------------------------
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.is_initialized, self.dtype, self.device = True, key_states.dtype, key_states.device
+
+    @property
+    def is_compileable(self) -> bool:  # type: ignore[override]
+        return self.store.compileable
+
+    @property
+    def batch_size(self) -> int:
+        seen = self.plan.clock.seen
+        return -1 if seen is None else seen.shape[0]
+
+    def get_seq_length(self) -> int:
+        if torch.compiler.is_compiling():
+            return self.plan.clock.columns_tensor  # type: ignore[return-value]
+        return self.plan.clock.columns if self._is_traced(1) else self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Store T new tokens; returns handles that only the "keepkv" attention function can use, or for latent
+        attention the latents that the model expands itself."""
+        clock, length = self.plan.clock, key_states.shape[2]
+        if self._is_traced(length):  # nothing that changes from step to step may be read as a Python number
+            assert clock.positions is not None
+            self.store.append(key_states, value_states, clock.positions)
+            return (KVHandle(self, key_states, 1), KVHandle(self, value_states, 1))
+        if clock.positions is None or clock.columns != self.seen + length:
+            raise UnsupportedModel(
+                f"layer {self.place.index} was given {length} tokens that no attention mask announced: the model does "
+                "not build its mask through transformers' mask interface, or its attention implementation is not "
+                "'keepkv'. Make the cache with keepkv.Cache(model, …) and leave the implementation as it is."
+            )
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.store.append(key_states.detach(), value_states.detach(), clock.positions)
+        self.seen += length
+        if self.place.is_latent:
+            if not self._is_plain():
+                return key_states, value_states
+            part = next(iter(self.store.parts()))
+            return part.keys, part.values
+        return KVHandle(self, key_states, self.seen), KVHandle(self, value_states, self.seen)
+
+    def _is_traced(self, length: int) -> bool:
+        return length == 1 and self.store.compileable and not self.store.is_plain
+
+    def _is_plain(self) -> bool:
+        return not self.compressed and self.store.is_plain
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._index(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.is_initialized:
+            self._index(torch.arange(self.batch_size, device=self.device).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.is_initialized:
+            self._index(torch.arange(self.batch_size, device=self.device)[indices.to(self.device)])
+
+    def _index(self, rows: Tensor) -> None:
+        if not self.is_initialized:
+            return
+        rows = rows.to(self.device)
+        self.store.index(rows)
+        self.state = {name: x.index_select(0, rows) for name, x in self.state.items()}
+        for name in ("merged", "dropped", "mass_dropped"):
+            count = getattr(self.tally, name)
+            if count is not None:
+                setattr(self.tally, name, count.index_select(0, rows))
+
+    def activate_past_recording(self) -> None:
+        self.record_past = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        tokens = abs(tokens_to_remove)
+        if tokens == 0 or not self.is_initialized:
+            return
+        if tokens > self.store.tail:
+            raise CacheStateError(
+                f"crop({tokens_to_remove}): only the {self.store.tail} tokens since the last compression can be taken "
+                "back. Copy the cache before (cache.copy()), or compress less often."
+            )
+        self.store.crop(tokens)
+        self.seen -= tokens
+        self.decoded = max(0, self.decoded - tokens)
+
+    def reset(self) -> None:
+        self.store = self.store.empty()
+        self.state, self.tally = {}, Tally()
+        self.seen, self.decoded = 0, 0
+        self.pending = self.compressed = self.record_past = self.prefilling = self.is_initialized = False
+
+    # --- what the attention function calls ---------------------------------------------------------------------
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        query: Tensor,
+        rule: MaskRule,
+        *,
+        dense: tuple[Tensor, Tensor] | None = None,
+        scaling: float | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Attention output (B,T,Hq,Dv) of ``query`` (B,Hq,T,D) after RoPE; then observes and, if due, compresses.
+
+        ``dense``: the expanded keys and values of latent attention, used while nothing is compressed.
+        """
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        is_own = getattr(module, "layer_idx", self.place.index) == self.place.index  # not a layer sharing our slots
+        absorbed = latent.absorb_query(module, query) if self.place.is_latent else query
+        if self._is_plain():
+            part = next(iter(self.store.parts()))
+            keys, values = dense or (part.keys, part.values)
+            out = plain_attention(
+                module, query, keys, values, rule.dense(), scaling=scaling, softcap=softcap, s_aux=s_aux, **kwargs
+            )
+        else:
+            parts = map(latent.absorbed_part, self.store.parts()) if self.place.is_latent else self.store.parts()
+            block = None if query.shape[2] == 1 else rule.new_block()
+            out = attend(absorbed, parts, scaling, block=block, softcap=softcap, sinks=s_aux)
+            out = latent.expand_output(module, out) if self.place.is_latent else out
+            out = out.transpose(1, 2).contiguous()
+        if is_own:
+            self._after_attention(absorbed, scaling, softcap, s_aux)
+        return out
+
+    def _after_attention(self, query: Tensor, scaling: float, softcap: float | None, sinks: Tensor | None) -> None:
+        when, length = self.plan.method.when, query.shape[2]
+        if self.attention is None:
+            self.query_heads = query.shape[1]
+            self.attention = {"scaling": scaling, "softcap": softcap, "sinks": sinks}
+        if not self.plan.compressing:
+            return
+        if self.plan.method.score.observes and (when.every is not None or (self.prefilling and when.prefill)):
+            self._observe(query)
+        if length == 1:
+            return
+        if self.prefilling and when.prefill is not None:
+            self.pending = True
+            if when.prefill == "immediate" and not self.place.is_shared and not self.record_past:
+                self.compress(query)
+        self.store.settle()
+
+    def _observe(self, query: Tensor) -> None:
+        view = self.view(query, live=True)
+        self.plan.method.score.observe(view)
+        if not self.store.views_share_memory:
+            self.store.put(view.slots.stats)
+
+    # --- compression -------------------------------------------------------------------------------------------
+
+    def begin_step(self, length: int) -> None:
+        """Before a forward of ``length`` tokens: count, and run what was deferred."""
+        when, plan = self.plan.method.when, self.plan
+        if self._is_traced(1):
+            self.seen = plan.clock.columns  # one-token steps are not counted where they are traced
+        # With rollback on, several tokens at once are a verification, unless they are the first.
+        self.prefilling = length > 1 and not (self.record_past and self.seen)
+        if plan.compressing and self.is_initialized:
+            late = length == 1 or self.record_past or (self.place.is_shared and when.prefill == "immediate")
+            if (self.pending and late) or (when.every is not None and self.decoded >= when.every):
+                self.compress()
+            if not self.prefilling and when.every is None:
+                self.state.clear()  # no compression can follow before the next prompt
+        self.decoded += 0 if self.prefilling else length
+        if length == 1:
+            self.store.begin_decode()
+
+    def view(self, query: Tensor | None = None, live: bool = False) -> LayerView:
+        """What the pieces see; ``query`` (B,Hq,T,D): of the latest forward, None when it is over."""
+        slots = self.store.live_view() if live else self.store.view()
+        if self.place.is_latent:
+            slots = latent.absorbed_slots(slots)
+        clock, attention = self.plan.clock, self.attention
+        assert clock.seen is not None and clock.positions is not None and attention is not None
+        if query is None:
+            query = slots.keys.new_zeros(slots.keys.shape[0], self.query_heads, 0, slots.keys.shape[-1])
+        method = self.plan.method
+        recent = (clock.seen - method.window)[:, None, None]
+        protected = slots.valid & ((slots.positions < method.sinks) | (slots.positions >= recent))
+        return LayerView(
+            slots=slots,
+            queries=query,
+            query_positions=clock.positions[:, clock.positions.shape[1] - query.shape[2] :],
+            seen=clock.seen,
+            state=self.state,
+            rope=self.place.rope,
+            layer=self.place.rank,
+            layers=self.place.ranks,
+            seed=self.plan.seed,
+            protected=protected,
+            **attention,
+        )
+
+    def compress(self, query: Tensor | None = None) -> None:
+        """Score, allocate, reduce, store; does nothing where every row fits its budget."""
+        started = time.perf_counter()
+        self.pending, self.decoded = False, 0
+        view, method = self.view(query), self.plan.method
+        budget = self.plan.layer_budget(self)
+        if not bool((view.slots.lengths > budget[:, None]).any()):
+            return
+        if bool((view.slots.valid[..., :-1] & ~view.slots.valid[..., 1:]).any()):
+            # Padding between turns: close the gaps first, so that neighbours in memory are neighbours in the text.
+            view.slots, view.protected = _close_gaps(view.slots, view.protected)
+        scores = method.score(view)
+        keep = keep_mask(scores, method.allocate(scores, view, budget), view)
+        reduced = method.reduce(view, keep, scores, method.score)
+        self._count(view, reduced.merged, reduced.dropped, reduced.lost)
+        del view, keep, scores
+        self.store.load(latent.stored_slots(reduced.slots) if self.place.is_latent else reduced.slots)
+        self.compressed = True
+        self.tally.compressions += 1
+        self.tally.seconds += time.perf_counter() - started
+
+    def _count(self, view: LayerView, merged: Tensor, dropped: Tensor, lost: Tensor) -> None:
+        tally = self.tally
+        tally.merged = merged if tally.merged is None else tally.merged + merged
+        tally.dropped = dropped if tally.dropped is None else tally.dropped + dropped
+        if view.queries.shape[2]:
+            share = weights(view, view.queries[:, :, -1:], view.query_positions[:, -1:])[:, :, :, 0].mean(2)
+            mass = (share * lost).sum(-1).mean(-1)
+            tally.mass_dropped = mass if tally.mass_dropped is None else tally.mass_dropped + mass
+
+    def copy(self, plan: Plan) -> Layer:
+        """An independent copy that belongs to ``plan``."""
+        twin = Layer(self.place, plan, self.store.clone())
+        twin.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("plan", "store", "state", "tally")})
+        twin.state = {name: x.clone() for name, x in self.state.items()}
+        twin.tally = Tally(**self.tally.__dict__)
+        return twin
+
+    def part(self) -> Part:
+        """The first part of the store, for tests and tools."""
+        return next(iter(self.store.parts()))
+
+    def check_input(self, kwargs: dict[str, Any]) -> None:
+        """Refuse what attention over compressed slots would silently ignore."""
+        for name in ("position_bias", "indices", "block_indices"):
+            if kwargs.get(name) is not None:
+                raise UnsupportedModel(
+                    f"layer {self.place.index} passes {name!r} to attention, which is defined over every past token; "
+                    "a compressed cache cannot honour it. Use transformers' DynamicCache with this model."
+                )
+        if kwargs.get("output_attentions"):
+            raise UnsupportedInput("output_attentions=True: a compressed cache has no weight per past token; leave it out")
+
+
+def _close_gaps(slots: Slots, protected: Tensor | None) -> tuple[Slots, Tensor | None]:
+    if protected is not None:
+        slots = slots.with_(stats={**slots.stats, "_protected": protected.float()})
+    slots = slots.select(slots.valid)
+    stats = dict(slots.stats)
+    protected = stats.pop("_protected").bool() & slots.valid if protected is not None else None
+    return slots.with_(stats=stats), protected

@@ -1,0 +1,54 @@
+"""What the layers of one cache share: method, budget, clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from keepkv.budget import Budget
+from keepkv.clock import Clock
+from keepkv.errors import BudgetError
+from keepkv.methods.base import Method
+
+if TYPE_CHECKING:
+    from keepkv.layer import Layer
+
+
+@dataclass
+class Plan:
+    """Settings and clock of one cache. ``compressing``: whether compressions that fall due are run."""
+
+    method: Method
+    budget: Budget
+    seed: int = 0
+    clock: Clock = field(default_factory=Clock)
+    compressing: bool = True
+    window_bytes: int = 0  # what layers outside of our hands may take, per row
+
+    def __post_init__(self) -> None:
+        pinned = self.method.sinks + self.method.window
+        if self.budget.slots is not None and self.budget.slots < pinned:
+            raise BudgetError(
+                f"budget of {self.budget.slots} slots per head is below the {pinned} that {self.method.name!r} always "
+                f"keeps ({self.method.sinks} sinks + {self.method.window} recent). Give at least {pinned}, or smaller "
+                "sinks= and window= options."
+            )
+
+    def layer_budget(self, layer: Layer) -> Tensor:
+        """(B,) int64: slots per KV head that ``layer`` may hold on average now, at least 1."""
+        assert self.clock.seen is not None
+        place = layer.place
+        per_slot = slot_bytes(layer) * place.ranks
+        budget = self.budget.per_head(self.clock.seen, per_slot, self.window_bytes * len(self.clock.seen))
+        budget = self.method.allocate.layer_budget(budget, place.rank, place.ranks)
+        return budget.floor().long().clamp_min(1)
+
+
+def slot_bytes(layer: Layer) -> int:
+    """Bytes of one slot of every KV head of ``layer``: content, position, votes where merged, statistics."""
+    part = layer.part()
+    content = sum(x.shape[-1] * x.element_size() for x in (part.keys, part.values))
+    extra = 4 + 4 * layer.plan.method.reduce.merges + 4 * len(layer.plan.method.score.stats)
+    return part.keys.shape[1] * (content + extra)
