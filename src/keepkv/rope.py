@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def mean_phase(step: Tensor, start: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Mean of cos and of sin of ``p * step`` over the ``count`` positions p = start, start+1, …
+
+    step (…) radians per position, start (B,); both results (B,…) float32. Closed form of arXiv 2510.00636's averaged
+    rotation: the mean of e^{ip·step} is m·e^{iφ}, m = sin(count·step/2) / (count·sin(step/2)),
+    φ = (start + (count−1)/2)·step; m may be negative.
+    """
+    # float64: the angle grows with the position, and the mean of many phases needs its fraction.
+    exact = torch.float32 if step.device.type == "mps" else torch.float64
+    half = step.to(exact) / 2
+    below = half.sin()
+    flat = below.abs() < 1e-9
+    # L'Hôpital where the step is a multiple of a full turn, zero above all.
+    m = torch.where(
+        flat,
+        (count * half).cos() / half.cos(),
+        (count * half).sin() / (count * below.masked_fill(flat, 1.0)),
+    )
+    middle = (start.to(exact) + (count - 1) / 2).view(-1, *([1] * step.dim()))
+    angle = middle * step.to(exact)
+    return (m * angle.cos()).float(), (m * angle.sin()).float()
 
 
 @dataclass(frozen=True)
@@ -34,9 +61,7 @@ class Rope:
 
     def _join(self, first: Tensor, second: Tensor, x: Tensor) -> Tensor:
         pairs = (
-            torch.stack((first, second), dim=-1).flatten(-2)
-            if self.interleaved
-            else torch.cat((first, second), dim=-1)
+            torch.stack((first, second), dim=-1).flatten(-2) if self.interleaved else torch.cat((first, second), dim=-1)
         )
         return torch.cat((pairs.to(x.dtype), x[..., self.dims :]), dim=-1)
 
@@ -53,3 +78,182 @@ class Rope:
         """Undo ``rotate``: ``unrotate(rotate(x, p), p) == x``."""
         angle = positions[..., None].to(torch.float32) * self.inv_freq
         return self._turn(x, angle.cos() / self.scaling, -angle.sin() / self.scaling)
+
+    def average(self, x: Tensor, start: Tensor, count: int, transpose: bool = False) -> Tensor:
+        """Apply R̄, the mean of the rotations at positions start … start+count−1, to ``x`` (B,…,D); start (B,).
+
+        ``transpose`` applies R̄ᵀ: (R̄μ)·k = μ·(R̄ᵀk). R̄ is no rotation: it damps the fast pairs.
+        """
+        cos, sin = mean_phase(self.inv_freq, start, count)
+        shape = (x.shape[0], *([1] * (x.dim() - 2)), -1)
+        cos, sin = cos.view(shape) * self.scaling, sin.view(shape) * self.scaling
+        return self._turn(x, cos, -sin if transpose else sin)
+
+    def average_moment(self, moment: Tensor, start: Tensor, count: int) -> Tensor:
+        """Mean of R_p M R_pᵀ over positions p = start … start+count−1, for ``moment`` M (B,H,D,D) symmetric.
+
+        Closed form: with every pair a complex number z, E[z_a z̄_b] turns by θ_a − θ_b per position and E[z_a z_b]
+        by θ_a + θ_b. Dims that are not rotated are pairs of frequency zero.
+        """
+        d, half = moment.shape[-1], self.dims // 2
+        dims = torch.arange(d, device=moment.device)
+        rotated, rest = dims[: self.dims], dims[self.dims :]
+        pairs = rotated.view(-1, 2) if self.interleaved else rotated.view(2, half).T
+        pairs = torch.cat((pairs, rest.view(-1, 2)))
+        order = pairs.T.reshape(-1)  # all first dims, then all second dims
+        x, y = pairs.T
+        theta = torch.cat((self.inv_freq, self.inv_freq.new_zeros(rest.shape[0] // 2)))
+        scale = (torch.arange(len(theta), device=moment.device) < half) * (self.scaling - 1.0) + 1.0
+
+        def block(a: Tensor, b: Tensor) -> Tensor:
+            return moment[..., a[:, None], b]
+
+        xx, yy, xy, yx = block(x, x), block(y, y), block(x, y), block(y, x)
+        cos, sin = (t[:, None] for t in mean_phase(theta[:, None] - theta, start, count))
+        near_re, near_im = xx + yy, yx - xy  # E[z_a z̄_b]
+        near_re, near_im = near_re * cos - near_im * sin, near_re * sin + near_im * cos
+        cos, sin = (t[:, None] for t in mean_phase(theta[:, None] + theta, start, count))
+        far_re, far_im = xx - yy, xy + yx  # E[z_a z_b]
+        far_re, far_im = far_re * cos - far_im * sin, far_re * sin + far_im * cos
+        top = torch.cat((near_re + far_re, far_im - near_im), dim=-1)
+        bottom = torch.cat((far_im + near_im, near_re - far_re), dim=-1)
+        both = torch.cat((scale, scale))
+        turned = torch.cat((top, bottom), dim=-2) / 2 * both * both[:, None]
+        back = order.argsort()
+        return turned[..., back[:, None], back]
+
+
+@dataclass(frozen=True)
+class UnknownRope:
+    """A layer whose rotary embedding cannot be undone, and why: scores with ``needs_rope`` are refused there."""
+
+    reason: str
+
+
+def rope_of(model: nn.Module) -> dict[int, Rope | UnknownRope | None]:
+    """How each attention layer of a transformers decoder rotates its keys, by layer index; None: not at all.
+
+    Nothing is assumed about the model class. Frequencies and scaling are read from its rotary module; then every
+    attention module is run on three made-up tokens, at position 0 and at others, up to where it hands its keys to
+    the cache, and the layout is the one that explains what changed. Pairing, partial rotation, layers without
+    rotation, and anything done to the keys afterwards show in the keys themselves. Costs six tokens per layer.
+    """
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    getter = getattr(model, "get_decoder", None)
+    decoder = getter() if getter is not None else model
+    decoder = decoder if isinstance(decoder, nn.Module) else model
+    layers = dict(_attention_layers(decoder))
+    rotaries = [m for m in decoder.modules() if any(name.endswith("inv_freq") for name, _ in _own_tensors(m))]
+    if not rotaries:
+        return dict.fromkeys(layers)
+    return {i: _probe_layer(model, layer, rotaries, config, i) for i, layer in layers.items()}
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_buffers(recurse=False)
+    yield from module.named_parameters(recurse=False)
+
+
+def _attention_layers(decoder: nn.Module) -> Iterator[tuple[int, nn.Module]]:
+    """Modules that write to a cache under a layer index; the first of each index is the self-attention."""
+    seen = set()
+    for module in decoder.modules():
+        index = getattr(module, "layer_idx", None)
+        inner = any(isinstance(getattr(m, "layer_idx", None), int) for m in module.modules() if m is not module)
+        if isinstance(index, int) and index not in seen and not inner:
+            seen.add(index)
+            yield index, module
+
+
+class _KeysSeen(Exception):
+    """Ends an attention module's forward once its keys are known."""
+
+
+class _Recorder:
+    """Stands in for a cache: keeps what the attention module stores first, and stops it there."""
+
+    def __init__(self) -> None:
+        self.stored: tuple[Tensor, ...] = ()
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> None:
+        self.stored = (keys.detach().double(), values.detach().double())
+        raise _KeysSeen
+
+    def get_seq_length(self, *_: Any) -> int:
+        return 0
+
+
+def _probe_layer(
+    model: nn.Module, layer: nn.Module, rotaries: list[nn.Module], config: Any, index: int
+) -> Rope | UnknownRope | None:
+    own = [m for m in layer.modules() if m in rotaries]
+    if len(own or rotaries) != 1:
+        return UnknownRope("it has several rotary modules, and which one this layer uses cannot be told")
+    rotary: Any = (own or rotaries)[0]
+    layer_types = getattr(config, "layer_types", None) or []
+    kind = layer_types[index] if index < len(layer_types) else None
+    typed = kind is not None and hasattr(rotary, f"{kind}_inv_freq")
+    prefix = f"{kind}_" if typed else ""
+    frequencies = getattr(rotary, f"{prefix}inv_freq", None)
+    if not isinstance(frequencies, Tensor):
+        return UnknownRope(f"its rotary module has no frequencies for layers of type {kind!r}")
+    rope_type = getattr(rotary, "rope_type", "default")
+    if "dynamic" in (rope_type.get(kind, "") if isinstance(rope_type, dict) else rope_type):
+        return UnknownRope("its rotary frequencies change with the length of the input (rope_type 'dynamic')")
+    sections = "mrope_section" in str(getattr(config, "rope_parameters", None) or "")
+    if sections and config is not getattr(model, "config", None):
+        return UnknownRope("images give its tokens positions in three dimensions, which slots do not keep")
+    scaling = float(getattr(rotary, f"{prefix}attention_scaling", 1.0))
+    before = frequencies.clone()
+    positions = torch.tensor([1, 3, 7], device=frequencies.device)
+    try:
+        base = _stored(model, layer, rotary, torch.zeros_like(positions), kind if typed else None, sections)
+        moved = _stored(model, layer, rotary, positions, kind if typed else None, sections)
+    except Exception as error:  # whatever a model's own code raises: the layer is then simply not understood
+        return UnknownRope(f"its layout could not be probed ({type(error).__name__}: {error})")
+    finally:
+        frequencies.data.copy_(before)  # some rotary modules rewrite them for the length that they last saw
+    # Latent attention stores (latent, rotated part); elsewhere only the keys may depend on the position.
+    for at_zero, at_p in zip(base, moved, strict=True):
+        tolerance = (1e-3 if next(layer.parameters()).dtype == torch.float32 else 0.05) * float(at_zero.abs().max())
+        if bool(((at_p - at_zero).abs() <= tolerance / 100).all()):
+            continue
+        for turn, interleaved in product((1, -1), (False, True)):  # −1: the other way round
+            angle = frequencies.detach().float()  # not copied: some rotary modules switch frequencies in place
+            rope = Rope(angle if turn == 1 else -angle, scaling, interleaved)
+            if rope.dims <= at_zero.shape[-1] and bool(
+                ((rope.rotate(at_zero / scaling, positions) - at_p).abs() <= tolerance).all()
+            ):
+                return rope
+        return UnknownRope("its keys do not turn with position in pairs (i, i + R/2) or (2i, 2i + 1)")
+    return None
+
+
+@torch.no_grad()
+def _stored(
+    model: Any, layer: nn.Module, rotary: nn.Module, positions: Tensor, kind: str | None, sections: bool
+) -> tuple[Tensor, ...]:
+    """What ``layer`` stores for three fixed tokens at ``positions`` (3,)."""
+    weight = next(p for p in layer.parameters() if p.dim() == 2)
+    dtype = weight.dtype if weight.dtype.is_floating_point else model.dtype
+    size = model.config.get_text_config(decoder=True).hidden_size
+    tokens = torch.arange(3 * size, device=weight.device).float().mul(1.7).sin().view(1, 3, size).to(dtype)
+    ids = positions[None].to(weight.device)
+    turned = rotary(tokens, ids.expand(3, 1, -1) if sections else ids, *([] if kind is None else [kind]))
+    recorder = _Recorder()
+    given = {
+        "position_embeddings": turned,
+        "position_ids": ids,
+        "attention_mask": None,
+        "past_key_values": recorder,
+        "layer_past": recorder,
+        "shared_kv_states": {},
+        "use_cache": True,
+    }
+    known = inspect.signature(layer.forward).parameters
+    try:
+        layer(tokens, **{name: value for name, value in given.items() if name in known})
+    except _KeysSeen:
+        return recorder.stored
+    raise RuntimeError(f"{type(layer).__name__} stores no keys")

@@ -1,6 +1,21 @@
 """Allocations, one file per idea; importing this package registers them all."""
 
-from keepkv.allocate import uniform
+from keepkv.allocate import adakv, pyramid, uniform
+from keepkv.allocate.adakv import AdaKV
 from keepkv.allocate.base import ALLOCATIONS, Allocate, register_allocate
+from keepkv.allocate.pyramid import Pyramid
+from keepkv.allocate.select import keep_mask
+from keepkv.allocate.uniform import Uniform
 
-__all__ = ["ALLOCATIONS", "Allocate", "register_allocate", "uniform"]
+__all__ = [
+    "ALLOCATIONS",
+    "AdaKV",
+    "Allocate",
+    "Pyramid",
+    "Uniform",
+    "adakv",
+    "keep_mask",
+    "pyramid",
+    "register_allocate",
+    "uniform",
+]

@@ -1,13 +1,16 @@
 """Named methods; importing this package registers them all."""
 
-from keepkv.methods import baselines, keepkv, merging
+from keepkv.methods import adaptive, attention, baselines, expected, keepkv, merging
 from keepkv.methods.base import METHODS, Method, MethodInfo, method_info, methods, register_method
 
 __all__ = [
     "METHODS",
     "Method",
     "MethodInfo",
+    "adaptive",
+    "attention",
     "baselines",
+    "expected",
     "keepkv",
     "merging",
     "method_info",

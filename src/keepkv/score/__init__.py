@@ -1,6 +1,36 @@
 """Scores, one file per idea; importing this package registers them all."""
 
-from keepkv.score import ema, random
+from keepkv.score import ema, expected, h2o, keydiff, knorm, random, snapkv, streaming, tova
 from keepkv.score.base import SCORES, FunctionScore, Score, register_score
+from keepkv.score.expected import ExpectedAttention
+from keepkv.score.h2o import H2O
+from keepkv.score.keydiff import KeyDiff
+from keepkv.score.knorm import KNorm
+from keepkv.score.random import Random
+from keepkv.score.snapkv import SnapKV
+from keepkv.score.streaming import Streaming
+from keepkv.score.tova import TOVA
 
-__all__ = ["SCORES", "FunctionScore", "Score", "ema", "random", "register_score"]
+__all__ = [
+    "H2O",
+    "SCORES",
+    "TOVA",
+    "ExpectedAttention",
+    "FunctionScore",
+    "KNorm",
+    "KeyDiff",
+    "Random",
+    "Score",
+    "SnapKV",
+    "Streaming",
+    "ema",
+    "expected",
+    "h2o",
+    "keydiff",
+    "knorm",
+    "random",
+    "register_score",
+    "snapkv",
+    "streaming",
+    "tova",
+]

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from keepkv.slots import LayerView
 
+TILE = 1 << 24  # most attention weights that ``received`` holds at a time (64 MiB of float32)
+
 
 def logits(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     """Biased logits u = softcap(q·k·scaling) + log_votes (B,H,G,T,S), float32, or float64 where the keys are.
@@ -45,3 +47,18 @@ def weights(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     u = logits(view, queries, positions)
     z = log_normalizer(view, u)
     return (u - z.masked_fill(z.isneginf(), 0.0)[..., None]).exp()
+
+
+def received(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
+    """Attention that each slot receives from all given queries together, (B,H,G,S), dtype as ``logits``.
+
+    queries (B,H*G,T,D) after RoPE; positions (B,T). Tiled over queries, so that no T x S matrix is held.
+    """
+    b, h, s = view.slots.shape
+    dtype = torch.promote_types(view.slots.keys.dtype, torch.float32)
+    total = torch.zeros(b, h, queries.shape[1] // h, s, dtype=dtype, device=queries.device)
+    tile = max(1, TILE // max(1, b * queries.shape[1] * s))
+    for start in range(0, queries.shape[2], tile):
+        stop = start + tile
+        total += weights(view, queries[:, :, start:stop], positions[:, start:stop]).sum(3)
+    return total

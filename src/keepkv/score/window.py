@@ -37,5 +37,5 @@ def window(view: LayerView, size: int, name: str = "window") -> tuple[Tensor, Te
     """Queries (B,H*G,W,D) and positions (B,W) of the last ``size`` queries: remembered ones if ``remember`` ran,
     otherwise those of the latest forward."""
     if name in view.state:
-        return view.state[name], view.state[f"{name}_positions"]
+        return view.state[name][:, :, -size:], view.state[f"{name}_positions"][:, -size:]
     return view.queries[:, :, -size:], view.query_positions[:, -size:]

@@ -1,0 +1,42 @@
+"""Which slots of each head are kept, given how many: the one place where ties are broken."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from keepkv.slots import LayerView
+
+
+def ranks(scores: Tensor, tier: Tensor) -> Tensor:
+    """Rank of each entry along the last dim, 0 = kept first: (…,S) int64.
+
+    Higher ``tier`` (…,S) int8 first, then higher score, then the earlier entry. NaN ranks last within its tier.
+    """
+    clean = scores.float().nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
+    by_score = clean.sort(dim=-1, descending=True, stable=True).indices
+    by_tier = tier.gather(-1, by_score).sort(dim=-1, descending=True, stable=True).indices
+    order = by_score.gather(-1, by_tier)
+    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places)
+
+
+def tiers(view: LayerView) -> Tensor:
+    """(B,H,S) int8: 2 for protected slots, 1 for other valid ones, 0 for empty ones."""
+    valid = view.slots.valid.to(torch.int8)
+    return valid if view.protected is None else valid + (view.protected & view.slots.valid)
+
+
+def protected_counts(view: LayerView) -> Tensor:
+    """(B,H) int64: valid slots that must be kept."""
+    return (tiers(view) == 2).sum(-1)
+
+
+def keep_mask(scores: Tensor, counts: Tensor, view: LayerView) -> Tensor:
+    """(B,H,S) bool: the ``counts`` (B,H) slots of each head to keep, given scores (B,H,S).
+
+    Empty slots never, protected slots always (also where ``counts`` is smaller), then the highest scores; equal
+    scores go to the earlier position. Exactly ``counts`` slots wherever protected ≤ counts ≤ valid.
+    """
+    wanted = counts.maximum(protected_counts(view))
+    return (ranks(scores, tiers(view)) < wanted[..., None]) & view.slots.valid

@@ -1,0 +1,30 @@
+"""Methods whose heads get budgets of their own."""
+
+from __future__ import annotations
+
+from keepkv.allocate.adakv import AdaKV
+from keepkv.methods.base import Method, register_method
+from keepkv.methods.keepkv import as_score
+from keepkv.score.base import Score
+from keepkv.when import When
+
+
+@register_method("adakv", paper="arXiv 2407.11550")
+def adakv(
+    score: str | Score = "snapkv", alpha: float = 0.2, sinks: int = 4, window: int = 32, when: When = When()
+) -> Method:
+    """Any score, with the budget of a layer shared by its heads: those with concentrated attention need fewer slots.
+
+    Each head first keeps its own top ⌊``alpha`` · budget⌋, the rest goes to the highest scores over all heads.
+    ``score`` is a name or a Score whose values can be compared between heads; "snapkv" looks through the method's
+    ``window``. Memory of what a head does not keep is freed.
+    """
+    return Method(
+        score=as_score(score, window),
+        allocate=AdaKV(alpha=alpha),
+        when=when,
+        sinks=sinks,
+        window=window,
+        name="adakv",
+        options={"score": score, "alpha": alpha, "window": window},
+    )

@@ -1,0 +1,41 @@
+"""Accumulated attention: heavy hitters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from keepkv.errors import KeepKVError
+from keepkv.score.attention import received
+from keepkv.score.base import Score, register_score
+from keepkv.slots import LayerView
+
+
+@register_score("h2o")
+@dataclass(frozen=True)
+class H2O(Score):
+    """H2O (arXiv 2306.14048): attention that a slot has received from every query so far.
+
+    Statistic ``mass``: Σ over queries, mean over the query heads of the KV head; masses add up when slots merge.
+    normalize: "sum" as in the paper, or "mean" = mass / queries that could see the slot, which does not favour
+    early tokens (kvpress' ObservedAttention).
+    """
+
+    normalize: str = "sum"
+    stats: ClassVar[dict[str, float]] = {"mass": 0.0}
+    observes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.normalize not in ("sum", "mean"):
+            raise KeepKVError(f"H2O(normalize={self.normalize!r}): supported are 'sum' and 'mean'")
+
+    def observe(self, view: LayerView) -> None:
+        view.slots.stats["mass"].add_(received(view, view.queries, view.query_positions).mean(2))
+
+    def __call__(self, view: LayerView) -> Tensor:
+        mass = view.slots.stats["mass"]
+        if self.normalize == "sum":
+            return mass
+        return mass / (view.seen.view(-1, 1, 1) - view.slots.positions).clamp(min=1)

@@ -1,0 +1,21 @@
+"""Key norm: keys of small norm receive much attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from keepkv.score.base import Score, register_score
+from keepkv.slots import LayerView
+
+
+@register_score("knorm")
+@dataclass(frozen=True)
+class KNorm(Score):
+    """``−‖k‖₂`` (arXiv 2406.11430), in float32."""
+
+    def __call__(self, view: LayerView) -> Tensor:
+        norm: Tensor = vector_norm(view.slots.keys.float(), dim=-1)
+        return -norm

@@ -1,0 +1,19 @@
+"""Recency: the newest slots matter most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from keepkv.score.base import Score, register_score
+from keepkv.slots import LayerView
+
+
+@register_score("streaming")
+@dataclass(frozen=True)
+class Streaming(Score):
+    """Original position of the token (StreamingLLM, arXiv 2309.17453); the sinks are kept by ``Method.sinks``."""
+
+    def __call__(self, view: LayerView) -> Tensor:
+        return view.slots.positions.float()

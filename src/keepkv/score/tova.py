@@ -1,0 +1,38 @@
+"""Attention of the last query, one ranking for all heads of a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from keepkv.score.attention import received
+from keepkv.score.base import Score, register_score
+from keepkv.score.window import remember, window
+from keepkv.slots import LayerView
+
+
+@register_score("tova")
+@dataclass(frozen=True)
+class TOVA(Score):
+    """TOVA (arXiv 2401.06104): attention of the row's last query, mean over all query heads of the layer.
+
+    Every KV head gets the same score for the same token, so with a uniform allocation all heads keep the same
+    tokens. Heads that hold different tokens are matched by position; a head without the token counts as zero.
+    """
+
+    observes: ClassVar[bool] = True
+
+    def observe(self, view: LayerView) -> None:
+        remember(view, 1)
+
+    def __call__(self, view: LayerView) -> Tensor:
+        per_head = received(view, *window(view, 1)).mean(2)  # (B,H,S)
+        index = view.slots.positions.clamp(min=0).long()  # an empty slot has weight 0, so it adds nothing
+        size = int(index.max()) + 1 if index.numel() else 1
+        table = per_head.new_zeros(per_head.shape[0], size)  # weight by position
+        for head in range(per_head.shape[1]):  # one head at a time: the order of additions is fixed on any device
+            table.scatter_add_(1, index[:, head], per_head[:, head])
+        table /= per_head.shape[1]
+        return table[:, None].expand(-1, index.shape[1], -1).gather(2, index)
