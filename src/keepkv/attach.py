@@ -15,11 +15,7 @@ from keepkv.attention.interface import NAME
 from keepkv.errors import UnsupportedModel
 from keepkv.layer import Place
 from keepkv.methods.base import Method
-from keepkv.rope import Rope
-try:
-    from keepkv.rope import UnknownRope, rope_of
-except ImportError:
-    UnknownRope = rope_of = None
+from keepkv.rope import Rope, UnknownRope, rope_of
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ def _places(model: PreTrainedModel, config: Any, indices: list[int], method: Met
     places = {}
     for rank, i in enumerate(indices):
         rope: Rope | UnknownRope | None = ropes.get(i)
-        if UnknownRope and isinstance(rope, UnknownRope):
+        if isinstance(rope, UnknownRope):
             raise UnsupportedModel(
                 f"method {method.name!r} must undo the rotary embedding of {type(model).__name__}: {rope.reason}. "
                 "Choose a method that does not, such as 'snapkv' or 'keydiff'."

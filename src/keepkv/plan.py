@@ -41,9 +41,10 @@ class Plan:
         assert self.clock.seen is not None
         place = layer.place
         per_slot = slot_bytes(layer) * place.ranks
-        budget = self.budget.per_head(self.clock.seen, per_slot, self.window_bytes * len(self.clock.seen))
-        budget = self.method.allocate.layer_budget(budget, place.rank, place.ranks)
-        return budget.floor().long().clamp_min(1)
+        mean = self.budget.per_head(self.clock.seen, per_slot, self.window_bytes * len(self.clock.seen))
+        mine = self.method.allocate.layer_budget(mean, place.rank, place.ranks).floor().long()
+        # Where every token fits, no layer gives any up, however the allocation slopes.
+        return mine.clamp_min(1).where(mean < self.clock.seen, self.clock.seen)
 
 
 def slot_bytes(layer: Layer) -> int:

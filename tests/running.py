@@ -1,0 +1,54 @@
+"""Running tiny models in tests: batches with left padding, greedy generation with logits."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import zoo
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+LENGTHS = (61, 33, 3)
+
+
+def batch(lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> dict[str, Tensor]:
+    """Random prompts of the given lengths, padded on the left."""
+    generator = torch.Generator().manual_seed(seed)
+    width = max(lengths)
+    ids, mask = torch.zeros(len(lengths), width, dtype=torch.long), torch.zeros(len(lengths), width, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        ids[row, width - length :] = torch.randint(3, zoo.VOCAB, (length,), generator=generator)
+        mask[row, width - length :] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def row(inputs: dict[str, Tensor], i: int) -> dict[str, Tensor]:
+    """Row ``i`` without its padding."""
+    real = inputs["attention_mask"][i].bool()
+    return {name: x[i : i + 1, real] for name, x in inputs.items()}
+
+
+def generate(model: PreTrainedModel, inputs: dict[str, Tensor], cache: Any, new: int = 6, **options: Any) -> Any:
+    """Greedy generation that also returns logits (B, new, vocabulary) as ``.scores_``."""
+    out = model.generate(
+        **inputs,
+        past_key_values=cache,
+        max_new_tokens=new,
+        min_new_tokens=new,
+        do_sample=False,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **options,
+    )
+    out.scores_ = torch.stack(out.logits, dim=1)
+    return out
+
+
+@lru_cache(maxsize=None)
+def plain(name: str, lengths: tuple[int, ...] = LENGTHS, new: int = 6) -> Any:
+    """What transformers' own cache generates."""
+    model = zoo.model(name)
+    return generate(model, batch(lengths), DynamicCache(config=model.config.get_text_config()), new)

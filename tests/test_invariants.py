@@ -1,0 +1,113 @@
+"""Invariants that every method holds on every architecture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keepkv
+import pytest
+import torch
+import zoo
+from matrix import ARCHITECTURES, METHODS, cache, compresses
+from running import LENGTHS, batch, generate, plain, row
+
+pytestmark = [pytest.mark.parametrize("method", METHODS), pytest.mark.parametrize("arch", ARCHITECTURES)]
+Method = tuple[str, dict[str, Any]]
+BUDGET = 14
+
+
+def test_full_budget_is_the_plain_cache(arch: str, method: Method) -> None:
+    """1. Budget 1.0: same tokens and logits as transformers' own cache, decode compression included."""
+    mine = cache(arch, method, 1.0, when=keepkv.When(every=3)) if compresses(method) else cache(arch, method, 1.0)
+    out = generate(zoo.model(arch), batch(), mine)
+    assert torch.equal(out.sequences, plain(arch).sequences)
+    assert torch.allclose(out.scores_, plain(arch).scores_, atol=1e-5)
+    assert mine.report().compressions == 0 and not mine.report().compressed
+
+
+@pytest.mark.parametrize("every", [None, 3])
+def test_padded_batch_equals_single_rows(arch: str, method: Method, every: int | None) -> None:
+    """2. Left padding: each row gives what it gives alone, for prefill and decode compression, finite throughout."""
+    options = {"when": keepkv.When(every=every)} if compresses(method) else {}
+    model, inputs = zoo.model(arch), batch()
+    mine = cache(arch, method, BUDGET, **options)
+    together = generate(model, inputs, mine)
+    if compresses(method):
+        assert mine.report().compressed
+        assert not torch.equal(together.scores_, plain(arch).scores_)  # the check is not vacuous
+    for i in range(len(LENGTHS)):
+        alone_cache = cache(arch, method, BUDGET, **options)
+        alone = generate(model, row(inputs, i), alone_cache)
+        assert torch.isfinite(alone.scores_).all()
+        assert torch.allclose(alone.scores_[0], together.scores_[i], atol=1e-5), (
+            f"row {i}: {(alone.scores_[0] - together.scores_[i]).abs().max()}"
+        )
+        kept, kept_alone = mine.report().kept, alone_cache.report().kept
+        assert all(kept[layer][i] == kept_alone[layer][0] for layer in kept)
+
+
+def test_chunked_prefill_is_bounded(arch: str, method: Method) -> None:
+    """4. With chunked prefill no layer ever stores more than budget + chunk; deferred, it equals one-shot prefill."""
+    if not compresses(method):
+        pytest.skip("the full cache has no budget")
+    model, chunk, inputs = zoo.model(arch), 8, row(batch(), 0)
+    mine = cache(arch, method, BUDGET)
+    ours, longest = list(mine._ours), 0
+    for layer in ours:
+        append = layer.store.append
+
+        def watch(*args: Any, append: Any = append, layer: Any = layer) -> None:
+            nonlocal longest
+            append(*args)
+            # Ragged heads share one budget: what is bounded is the mean over heads, measured in slots stored.
+            longest = max(longest, int(layer.store.view().lengths.sum(-1).max()) / layer.store.view().shape[1])
+
+        layer.store.append = watch  # type: ignore[method-assign]
+    generate(model, inputs, mine, prefill_chunk_size=chunk, new=2)
+    deepest = max(int(mine.plan.layer_budget(layer).max()) for layer in ours)
+    assert 0 < longest <= deepest + chunk
+    deferred = {"when": keepkv.When(prefill="deferred")}
+    chunked = generate(model, inputs, cache(arch, method, BUDGET, **deferred), prefill_chunk_size=chunk)
+    one_shot = generate(model, inputs, cache(arch, method, BUDGET, **deferred))
+    assert torch.allclose(chunked.scores_, one_shot.scores_, atol=1e-5)
+
+
+def test_second_turn_feeds_only_new_tokens(arch: str, method: Method) -> None:
+    """5. Multi-turn: the second generate feeds what is new, at positions that continue from the tokens seen."""
+    model, mine = zoo.model(arch), cache(arch, method, BUDGET)
+    first = generate(model, row(batch(), 0), mine)
+    new = torch.randint(3, zoo.VOCAB, (1, 7))
+    ids = torch.cat((first.sequences, new), dim=1)
+    fed: list[tuple[int, list[int]]] = []
+
+    def spy(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        positions = kwargs.get("position_ids")
+        flat = [] if positions is None else positions.reshape(-1, positions.shape[-1])[-1].tolist()
+        fed.append((kwargs["input_ids"].shape[1], flat))
+
+    hook = model.register_forward_pre_hook(spy, with_kwargs=True)
+    try:
+        out = generate(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, mine)
+    finally:
+        hook.remove()
+    seen = first.sequences.shape[1] - 1  # the last generated token was not fed yet
+    assert fed[0][0] == 8 and fed[0][1] in ([], list(range(seen, seen + 8)))
+    assert all(length == 1 for length, _ in fed[1:])
+    assert mine.report().seen == [ids.shape[1] + 5] and torch.isfinite(out.scores_).all()
+
+
+def test_caches_do_not_meet(arch: str, method: Method) -> None:
+    """10. Two caches used in turn on one model give what each gives by itself; repeated runs are identical."""
+    model, one, two = zoo.model(arch), row(batch(), 0), row(batch(seed=1), 1)
+    alone = [generate(model, x, cache(arch, method, BUDGET)).scores_ for x in (one, two)]
+    caches = [cache(arch, method, BUDGET) for _ in range(2)]
+    logits: list[list[torch.Tensor]] = [[], []]
+    feeds = [x["input_ids"] for x in (one, two)]
+    with torch.no_grad():
+        for _ in range(6):
+            for i in range(2):
+                out = model(input_ids=feeds[i], past_key_values=caches[i]).logits[:, -1]
+                logits[i].append(out)
+                feeds[i] = out.argmax(-1, keepdim=True)
+    for i in range(2):
+        assert torch.allclose(torch.stack(logits[i], dim=1), alone[i], atol=1e-5)
