@@ -59,6 +59,18 @@ def groups(u: Tensor, log_votes: Tensor, group: Tensor, size: int) -> Groups:
     return Groups(group, size, weights, log_mass, segment_logsumexp(log_votes, group, size), u - log_votes)
 
 
+def integer_votes(log_votes: Tensor, group: Tensor, size: int) -> Tensor:
+    """ln P of each group (B,H,size) where votes are counts: a sum of integers stays one through any number of merges.
+
+    ln p in float32 is off by up to 5e-7, which over many merges would lose a vote; counts are recovered from it, and
+    added, in float64.
+    """
+    votes = log_votes.double().exp()
+    near = votes.round()
+    votes = torch.where((votes - near).abs() <= 1e-4 * near, near, votes)
+    return segment_sum(votes, group, size).log().to(log_votes.dtype)
+
+
 def zip_scale(g: Groups, softcap: float | None = None) -> tuple[Tensor, Tensor]:
     """Scale of the mean key of the ``zip`` form, and whether it exists: (B,H,size) each.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from keepkv.errors import CacheStateError, KeepKVError
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
-from keepkv.reduce.forms import Groups, groups, zip_scale
+from keepkv.reduce.forms import Groups, groups, integer_votes, zip_scale
 from keepkv.reduce.route import nearest
 from keepkv.reduce.segments import segment_logsumexp, segment_sum, spread
 from keepkv.score.base import Score
@@ -117,7 +117,8 @@ class KeepKV(Reduce):
             moved = moved * scale[..., None]
             # A scale near a vanishing mean logit can leave the range of the cache dtype.
             merges = merges & exists & moved.to(kept.keys.dtype).isfinite().all(-1)
-        return torch.where(merges[..., None], moved.to(kept.keys.dtype), kept.keys), g.log_votes, merges
+        votes = integer_votes(view.slots.log_votes, g.group, g.size)
+        return torch.where(merges[..., None], moved.to(kept.keys.dtype), kept.keys), votes, merges
 
 
 def _stat(name: str, x: Tensor, group: Tensor, size: int) -> Tensor:
