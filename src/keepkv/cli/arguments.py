@@ -1,0 +1,78 @@
+"""Reads what people type: methods with options, files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from keepkv.errors import KeepKVError, UnknownName
+from keepkv.methods.base import method_info
+from keepkv.when import When
+
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method and its options, as one row of a comparison."""
+
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """As it is typed: ``keepkv:key=zip``."""
+        options = ",".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.method}:{options}" if options else self.method
+
+
+def options(pairs: list[str], method: str) -> dict[str, Any]:
+    """``["key=zip", "when.every=64"]`` as keyword arguments of ``method``; an unknown key names the nearest one.
+
+    ``store`` and ``seed`` are options of every cache.
+    """
+    known = [*method_info(method).options, "store", "seed"]
+    found: dict[str, Any] = {}
+    when: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise KeepKVError(f"option {pair!r}: expected key=value")
+        if key.partition(".")[0] not in known:
+            raise UnknownName(f"option of {method}", key, known)
+        if key in ("when.prefill", "when.every"):
+            when[key.removeprefix("when.")] = _value(text)
+        else:
+            found[key] = _value(text)
+    return found | ({"when": When(**when)} if when else {})
+
+
+def variant(text: str) -> Variant:
+    """``keepkv`` or ``keepkv:key=zip,window=64``."""
+    name, _, rest = text.partition(":")
+    return Variant(name, options([pair for pair in rest.split(",") if pair], name))
+
+
+def read_text(path: str) -> str:
+    """The text of a file, or of stdin for ``-``."""
+    if path == "-":
+        return sys.stdin.read()
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise KeepKVError(f"cannot read {path!r}: {reason}") from error
+
+
+def _value(text: str) -> Any:
+    text = text.strip()
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

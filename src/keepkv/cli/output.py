@@ -1,0 +1,99 @@
+"""What every verb prints through: results on stdout, progress and errors on stderr, JSON for machines."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from keepkv.errors import KeepKVError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Step = Callable[[str], None]
+
+
+def console() -> Console:
+    """Of stdout, as it is now: tests and shells redirect it."""
+    return Console(highlight=False)
+
+
+def fail(message: object) -> NoReturn:
+    """One line on stderr and exit code 2: the caller asked for something that cannot be done."""
+    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    raise typer.Exit(2)
+
+
+def one_line_errors(verb: Callable[P, R]) -> Callable[P, R]:
+    """Errors that keepkv raises on purpose end the verb with one line, not a traceback."""
+
+    @functools.wraps(verb)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return verb(*args, **kwargs)
+        except KeepKVError as error:
+            fail(error)
+
+    return run
+
+
+def print_json(value: object) -> None:
+    """``value`` as indented JSON on stdout; dataclasses as objects, anything else unknown as its ``repr``."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, default=plain)
+    sys.stdout.write("\n")
+
+
+def plain(value: object) -> Any:
+    """Something that JSON can hold in the place of ``value``."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return repr(value)
+
+
+def table(title: str, *columns: str, left: int = 1) -> Table:
+    """A table whose first ``left`` columns are text and whose others are numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    for i, name in enumerate(columns):
+        made.add_column(name, justify="left" if i < left else "right", overflow="fold")
+    return made
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.2f} {unit}"
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Step]:
+    """Yields a function that says what comes next and advances a bar; silent unless a person watches stderr."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=total)
+        started = False
+
+        def step(what: str) -> None:
+            nonlocal started
+            bar.update(task, description=what, advance=1 if started else 0)
+            started = True
+
+        yield step

@@ -1,0 +1,19 @@
+"""The verbs of the command line, put together."""
+
+from __future__ import annotations
+
+import typer
+
+from keepkv.cli.demo import demo
+from keepkv.cli.generate import generate
+from keepkv.cli.methods import methods
+
+program = typer.Typer(
+    name="keepkv",
+    help="KV-cache compression for transformers that really frees memory, and says what it did.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (demo, generate, methods):
+    program.command()(verb)
