@@ -12,16 +12,20 @@ import torch
 from torch import Tensor, nn
 
 
+def _exact(x: Tensor) -> Tensor:
+    """In float64 where the device has it: angles grow with the position, and only their fraction matters."""
+    return x.float() if x.device.type == "mps" else x.double()
+
+
 def mean_phase(step: Tensor, start: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Mean of cos and of sin of ``p * step`` over the ``count`` positions p = start, start+1, …
 
-    step (…) radians per position, start (B,); both results (B,…) float32. Closed form of arXiv 2510.00636's averaged
+    step (…) radians per position, start (B,); both results (B,…) float64 where the device has it. Closed form of arXiv 2510.00636's averaged
     rotation: the mean of e^{ip·step} is m·e^{iφ}, m = sin(count·step/2) / (count·sin(step/2)),
     φ = (start + (count−1)/2)·step; m may be negative.
     """
-    # float64: the angle grows with the position, and the mean of many phases needs its fraction.
-    exact = torch.float32 if step.device.type == "mps" else torch.float64
-    half = step.to(exact) / 2
+    step, start = _exact(step), _exact(start)
+    half = step / 2
     below = half.sin()
     flat = below.abs() < 1e-9
     # L'Hôpital where the step is a multiple of a full turn, zero above all.
@@ -30,9 +34,8 @@ def mean_phase(step: Tensor, start: Tensor, count: int) -> tuple[Tensor, Tensor]
         (count * half).cos() / half.cos(),
         (count * half).sin() / (count * below.masked_fill(flat, 1.0)),
     )
-    middle = (start.to(exact) + (count - 1) / 2).view(-1, *([1] * step.dim()))
-    angle = middle * step.to(exact)
-    return (m * angle.cos()).float(), (m * angle.sin()).float()
+    angle = (start + (count - 1) / 2).view(-1, *([1] * step.dim())) * step
+    return m * angle.cos(), m * angle.sin()
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,9 @@ class Rope:
 
         ``transpose`` applies R̄ᵀ: (R̄μ)·k = μ·(R̄ᵀk). R̄ is no rotation: it damps the fast pairs.
         """
-        cos, sin = mean_phase(self.inv_freq, start, count)
         shape = (x.shape[0], *([1] * (x.dim() - 2)), -1)
-        cos, sin = cos.view(shape) * self.scaling, sin.view(shape) * self.scaling
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        cos, sin = ((t.view(shape) * self.scaling).to(dtype) for t in mean_phase(self.inv_freq, start, count))
         return self._turn(x, cos, -sin if transpose else sin)
 
     def average_moment(self, moment: Tensor, start: Tensor, count: int) -> Tensor:
@@ -102,23 +105,26 @@ class Rope:
         pairs = torch.cat((pairs, rest.view(-1, 2)))
         order = pairs.T.reshape(-1)  # all first dims, then all second dims
         x, y = pairs.T
-        theta = torch.cat((self.inv_freq, self.inv_freq.new_zeros(rest.shape[0] // 2)))
-        scale = (torch.arange(len(theta), device=moment.device) < half) * (self.scaling - 1.0) + 1.0
+        theta = _exact(torch.cat((self.inv_freq, self.inv_freq.new_zeros(rest.shape[0] // 2))))
+        scale = torch.where(torch.arange(len(theta), device=moment.device) < half, self.scaling, 1.0)
 
         def block(a: Tensor, b: Tensor) -> Tensor:
             return moment[..., a[:, None], b]
 
+        def phase(step: Tensor) -> tuple[Tensor, ...]:
+            return tuple(t[:, None].to(moment.dtype) for t in mean_phase(step, start, count))
+
         xx, yy, xy, yx = block(x, x), block(y, y), block(x, y), block(y, x)
-        cos, sin = (t[:, None] for t in mean_phase(theta[:, None] - theta, start, count))
+        cos, sin = phase(theta[:, None] - theta)
         near_re, near_im = xx + yy, yx - xy  # E[z_a z̄_b]
         near_re, near_im = near_re * cos - near_im * sin, near_re * sin + near_im * cos
-        cos, sin = (t[:, None] for t in mean_phase(theta[:, None] + theta, start, count))
+        cos, sin = phase(theta[:, None] + theta)
         far_re, far_im = xx - yy, xy + yx  # E[z_a z_b]
         far_re, far_im = far_re * cos - far_im * sin, far_re * sin + far_im * cos
         top = torch.cat((near_re + far_re, far_im - near_im), dim=-1)
         bottom = torch.cat((far_im + near_im, near_re - far_re), dim=-1)
         both = torch.cat((scale, scale))
-        turned = torch.cat((top, bottom), dim=-2) / 2 * both * both[:, None]
+        turned = torch.cat((top, bottom), dim=-2) / 2 * (both * both[:, None]).to(moment.dtype)
         back = order.argsort()
         return turned[..., back[:, None], back]
 
@@ -220,10 +226,11 @@ def _probe_layer(
         if bool(((at_p - at_zero).abs() <= tolerance / 100).all()):
             continue
         for turn, interleaved in product((1, -1), (False, True)):  # −1: the other way round
-            angle = frequencies.detach().float()  # not copied: some rotary modules switch frequencies in place
+            # Not copied where it need not be: some rotary modules switch frequencies in place.
+            angle = frequencies.detach().to(at_zero.device, torch.float32)
             rope = Rope(angle if turn == 1 else -angle, scaling, interleaved)
             if rope.dims <= at_zero.shape[-1] and bool(
-                ((rope.rotate(at_zero / scaling, positions) - at_p).abs() <= tolerance).all()
+                ((rope.rotate(at_zero / scaling, positions.to(at_zero.device)) - at_p).abs() <= tolerance).all()
             ):
                 return rope
         return UnknownRope("its keys do not turn with position in pairs (i, i + R/2) or (2i, 2i + 1)")

@@ -16,10 +16,11 @@ class Allocate:
 
     ragged: ClassVar[bool] = False  # heads of one row may keep different numbers of slots
 
-    def layer_budget(self, budget: Tensor, layer: int, layers: int) -> Tensor:
+    def layer_budget(self, budget: Tensor, layer: int, layers: int, seen: Tensor | None = None) -> Tensor:
         """(B,) slots per KV head on average that ``layer`` gets when the mean over layers is ``budget`` (B,) float.
 
-        Rounded so that the sum over layers stays at ``layers * budget``.
+        ``seen`` (B,): tokens of each row so far, more than which no layer can use. Rounded so that the sum over layers
+        stays at ``layers * budget``.
         """
         return budget
 

@@ -19,7 +19,7 @@ class Pyramid(Uniform):
     With mean budget b and ``reserved`` slots that every layer has anyway (sinks and window), n = b − reserved:
     last layer max(n/beta, 1), first layer 2n − last, plus ``reserved`` each. Rounding is cumulative, so the sum over
     layers is ⌊layers · b⌋ exactly and no layer falls below ``reserved + 1``. Where the first layer would get more
-    than there are slots it gets them all and the others share the rest, as in kvpress.
+    than the tokens ``seen`` it gets them all and the others share the rest, as in kvpress.
     """
 
     beta: float = 20.0
@@ -29,12 +29,12 @@ class Pyramid(Uniform):
         if self.beta < 1 or self.reserved < 0:
             raise KeepKVError(f"{self}: beta must be at least 1 and reserved at least 0")
 
-    def layer_budget(self, budget: Tensor, layer: int, layers: int, limit: Tensor | None = None) -> Tensor:
+    def layer_budget(self, budget: Tensor, layer: int, layers: int, seen: Tensor | None = None) -> Tensor:
         free = budget.double() - self.reserved
         last = (free / self.beta).clamp(min=1.0).minimum(free)
         first = 2 * free - last
-        if limit is not None:
-            room = limit.double() - self.reserved
+        if seen is not None:
+            room = seen.double() - self.reserved
             first = first.minimum(room).maximum(free)
             last = 2 * free - first
 

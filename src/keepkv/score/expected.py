@@ -79,7 +79,7 @@ class ExpectedAttention(Score):
         mean = mean.view(b, h, -1, mean.shape[-1])
         sigma = sigma.view(b, h, -1, *sigma.shape[-2:]) if sigma is not None else None
         logits = torch.cat([self._logits(view, k.float(), mean, sigma) for k in slots.keys.split(self.chunk, 2)], -1)
-        logits = logits + slots.log_votes[:, :, None]
+        logits = logits + slots.log_votes[:, :, None].float()
         counted = (slots.valid & (slots.positions >= self.n_sink))[:, :, None]  # (B,H,1,S)
         z = logits.masked_fill(~counted, float("-inf")).logsumexp(-1, keepdim=True)  # (B,H,G,1)
         if view.sinks is not None:
@@ -87,7 +87,7 @@ class ExpectedAttention(Score):
         # Where nothing is counted z is −inf; clamping also keeps the weight of a sink finite.
         expected = (logits - z.masked_fill(z.isneginf(), 0.0)).clamp(max=0.0).exp().mean(2)
         if self.epsilon:
-            votes = slots.log_votes.exp()
+            votes = slots.log_votes.float().exp()
             tokens = (votes * counted[:, :, 0]).sum(-1, keepdim=True).clamp(min=1.0)
             expected = expected + votes * (self.epsilon / tokens if self.epsilon_mode == "relative" else self.epsilon)
         return expected if self.value_norm is None else expected * slots.values.float().norm(dim=-1)

@@ -14,8 +14,8 @@ NAMES = ("queries_count", "queries_mean", "queries_spread")
 def zeros(view: LayerView, covariance: bool) -> tuple[Tensor, ...]:
     """count (B,), mean (B,H*G,D) and, with ``covariance``, the sum of squared deviations (B,H*G,D,D); float32."""
     b, heads, _, d = view.queries.shape
-    like = view.slots.log_votes
-    return (like.new_zeros(b), like.new_zeros(b, heads, d), *([like.new_zeros(b, heads, d, d)] if covariance else []))
+    shapes = [(b,), (b, heads, d), *([(b, heads, d, d)] if covariance else [])]
+    return tuple(torch.zeros(shape, device=view.queries.device) for shape in shapes)
 
 
 def accumulate(view: LayerView, into: tuple[Tensor, ...], first: int) -> None:
