@@ -20,9 +20,9 @@ def _exact(x: Tensor) -> Tensor:
 def mean_phase(step: Tensor, start: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Mean of cos and of sin of ``p * step`` over the ``count`` positions p = start, start+1, …
 
-    step (…) radians per position, start (B,); both results (B,…) float64 where the device has it. Closed form of arXiv 2510.00636's averaged
-    rotation: the mean of e^{ip·step} is m·e^{iφ}, m = sin(count·step/2) / (count·sin(step/2)),
-    φ = (start + (count−1)/2)·step; m may be negative.
+    step (…) radians per position, start (B,); both results (B,…), float64 where the device has it. Closed form of the
+    averaged rotation of arXiv 2510.00636: the mean of e^{ip·step} is m·e^{iφ}, φ = (start + (count−1)/2)·step,
+    m = sin(count·step/2) / (count·sin(step/2)), which may be negative.
     """
     step, start = _exact(step), _exact(start)
     half = step / 2
@@ -106,7 +106,8 @@ class Rope:
         order = pairs.T.reshape(-1)  # all first dims, then all second dims
         x, y = pairs.T
         theta = _exact(torch.cat((self.inv_freq, self.inv_freq.new_zeros(rest.shape[0] // 2))))
-        scale = torch.where(torch.arange(len(theta), device=moment.device) < half, self.scaling, 1.0)
+        scale = torch.ones_like(theta)
+        scale[:half] = self.scaling
 
         def block(a: Tensor, b: Tensor) -> Tensor:
             return moment[..., a[:, None], b]
