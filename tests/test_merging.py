@@ -352,6 +352,19 @@ def test_methods_are_built_from_names_or_pieces(key: str) -> None:
     assert METHODS.build("keepkv", score="ema").score.stats == {STAT: -math.inf}
 
 
+def test_a_score_that_remembers_less_does_not_shorten_the_window() -> None:
+    view = make_view(21, slots=30, queries=10)
+    want = run(KeepKV(window=8), view, keep_every(view, 3)).slots.log_votes
+    for score in ("tova", "snapkv", "ema", "knorm"):
+        method = METHODS.build("keepkv", score=score, window=8)
+        stats = {name: view.slots.log_votes.clone() for name in method.score.stats}
+        seen = replace(view, state={}, slots=view.slots.with_(stats=stats))
+        method.score.observe(seen)
+        blind = replace(view, state=seen.state, queries=view.queries[:, :, :0], query_positions=torch.empty(1, 0))
+        got = run(method.reduce, blind, keep_every(view, 3)).slots.log_votes
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
 def test_segments_agree_with_loops() -> None:
     rng = torch.Generator().manual_seed(0)
     x = 300 * torch.randn(2, 3, 50, generator=rng, dtype=F64)

@@ -19,7 +19,7 @@ from keepkv.when import When
 
 @dataclass(frozen=True)
 class Remembering(Score):
-    """A score as it is, plus the last ``size`` queries of each row for a merge, where the score remembers none."""
+    """A score as it is, plus the last ``size`` queries of each row for a merge, where the score remembers fewer."""
 
     score: Score
     size: int
@@ -37,7 +37,8 @@ class Remembering(Score):
     def observe(self, view: LayerView) -> None:
         if self.score.observes:
             self.score.observe(view)
-        if "window" not in view.state:
+        held = view.state.get("window")
+        if held is None or held.shape[2] < self.size:
             remember(view, self.size, STATE)
 
     def __call__(self, view: LayerView) -> Tensor:

@@ -65,7 +65,7 @@ def integer_votes(log_votes: Tensor, group: Tensor, size: int) -> Tensor:
     ln p in float32 is off by up to 5e-7, which over many merges would lose a vote; counts are recovered from it, and
     added, in float64.
     """
-    votes = log_votes.double().exp()
+    votes = log_votes.to(torch.float32 if log_votes.device.type == "mps" else torch.float64).exp()
     near = votes.round()
     votes = torch.where((votes - near).abs() <= 1e-4 * near, near, votes)
     return segment_sum(votes, group, size).log().to(log_votes.dtype)
@@ -111,7 +111,8 @@ def least_squares_value(share: Tensor, mean_value: Tensor) -> Tensor:
     """GQA: the value nearest in output to all query heads, v_r = Σ a_g² v̄_g / Σ a_g².
 
     share (…,G): a_g, the share of attention that the group holds for query head g; mean_value (…,G,Dv): v̄_g.
-    Where the mass is exact for each head, the output error of head g is a_g (v_r − v̄_g).
+    Where the mass is exact for each head, the output error of head g is a_g (v_r − v̄_g). The reduction does not use
+    it: with one bias for all heads, values weighted by mean mass gave the smaller error on later queries.
     """
     weights = share.square()
     total = weights.sum(-1, keepdim=True)

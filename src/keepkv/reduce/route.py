@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from keepkv.score.masses import exact_dtype
 
-_TILE = 2**24  # elements of one tile of the similarity matrix
+_TILE = 2**23  # elements of one tile of the similarity matrix
 
 
 def compact(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def nearest(keys: Tensor, leaving: Tensor, targets: Tensor) -> tuple[Tensor, Ten
     for start in range(0, source.shape[-1], tile):
         index = source[..., start : start + tile]
         similarity = _unit(keys, index) @ columns
-        best, column = similarity.masked_fill(~real_to[:, :, None], float("-inf")).max(-1)
+        best, column = similarity.masked_fill_(~real_to[:, :, None], float("-inf")).max(-1)
         found = real[..., start : start + tile] & ~best.isneginf()
         # Padded entries of `index` name slots that do not leave: they write back what is there.
         into.scatter_(2, index, torch.where(found, to.gather(2, column), into.gather(2, index)))

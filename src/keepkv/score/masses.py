@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,8 +13,8 @@ from keepkv.score import attention
 from keepkv.score.window import window
 from keepkv.slots import LayerView
 
-STATE = "merge_window"  # in view.state: queries remembered for a merge when the score remembers none
-_TILE = 2**25  # elements of one tile of logits
+STATE = "merge_window"  # in view.state: queries remembered for a merge when the score remembers fewer
+_TILE = 2**23  # elements of one tile of logits
 
 
 def exact_dtype(x: Tensor) -> torch.dtype:
@@ -42,9 +43,10 @@ def recent(view: LayerView, size: int, alpha: float) -> Window:
     """The last ``size`` queries of each row: remembered by the score ("window"), for the merge (``STATE``), or
     those of the latest forward. The EMA of the paper (Eq. 8) with its weights made to sum to 1 (divided by
     1−α^size instead of 1−α^t). ``size=1`` is the paper's w = 0."""
-    name = "window" if "window" in view.state else STATE
+    # A score may remember fewer queries than a merge wants; then the method keeps its own.
+    own = STATE if STATE in view.state else "window"
+    name = next((n for n in ("window", STATE) if n in view.state and view.state[n].shape[2] >= size), own)
     queries, positions = window(view, size, name)
-    queries, positions = queries[:, :, -size:], positions[:, -size:]
     if positions.shape[1] == 0:
         raise CacheStateError(
             "merging needs the queries that read the cache, and none are known: the compression was deferred and the "
@@ -52,8 +54,7 @@ def recent(view: LayerView, size: int, alpha: float) -> Window:
             "'ema'), or When(prefill='immediate')."
         )
     age = torch.arange(positions.shape[1] - 1, -1, -1, device=positions.device, dtype=exact_dtype(view.slots.keys))
-    log_eta = torch.log(torch.full_like(age, alpha)) * age
-    log_eta = log_eta.expand(positions.shape).masked_fill(positions < 0, float("-inf"))
+    log_eta = (age * math.log(alpha)).expand(positions.shape).masked_fill(positions < 0, float("-inf"))
     total = log_eta.logsumexp(-1, keepdim=True)
     return Window(queries, positions, log_eta - total.masked_fill(total.isneginf(), 0.0))
 
@@ -74,7 +75,6 @@ def log_masses(view: LayerView, past: Window, log_z: Tensor | None = None, raw: 
     """
     b, h, s = view.slots.shape
     g, w = view.groups, past.positions.shape[1]
-    dtype = past.log_eta.dtype
     mass = past.log_eta.new_full((b, h, s), float("-inf"))
     counter = past.log_eta.new_zeros(b, h, s)
     z_parts: list[Tensor] = []
@@ -92,7 +92,7 @@ def log_masses(view: LayerView, past: Window, log_z: Tensor | None = None, raw: 
         sees = view.slots.positions[:, :, None] <= positions[:, None, :, None]
         counter += (sees * log_eta.exp()[:, None, :, None]).sum(2)
     seen = view.slots.valid & (counter > 0)
-    log_n = torch.where(seen, counter, 1.0).log() + torch.tensor(float(g), dtype=dtype).log()
+    log_n = torch.where(seen, counter, 1.0).log() + math.log(g)
     return torch.where(seen, mass - log_n, float("-inf")), torch.cat(z_parts, dim=-1)
 
 
