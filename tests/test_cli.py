@@ -199,7 +199,9 @@ def test_strip() -> None:
     assert strip.cells([1.0, 0.0, 0.5, 0.5], 2) == [0.5, 0.5]
     assert strip.cells([1.0, 0.0, 1.0], 80) == [1.0, 0.0, 1.0]
     assert [strip.cell_of(token, 10, 3) for token in (0, 2, 3, 5, 6, 9)] == [0, 0, 1, 1, 2, 2]
-    assert strip.strip([0.0, 0.01, 0.1, 0.3, 0.7, 1.0], {}).plain == " ·░▒▓█"
+    assert strip.strip([0.0, 1e-4, 0.1, 9 / 64, 0.3, 0.7, 1.0], {}).plain == " ▁▃▃▅▇█"
+    marked = strip.strip([0.5, 0.5, 0.5], {1: True, 2: False})
+    assert [span.style for span in marked.spans] == ["cyan", "bold green", "bold red"]
     assert strip.pointers({1, 3}, 5).plain == " ▼ ▼ "
 
 

@@ -43,7 +43,8 @@ def demo(
     Examples:
       keepkv demo
       keepkv demo --budget 0.2 --method snapkv --method keepkv:key=zip
-      keepkv demo --document report.txt --model Qwen/Qwen3-0.6B --question "Who wrote the report?"
+      keepkv demo --document report.txt --question "Who wrote it?"
+      keepkv demo --document report.txt --model Qwen/Qwen3-0.6B --json
     """
     if question and document is None:
         raise KeepKVError("--question is about a text of your own: give it with --document FILE")

@@ -37,8 +37,8 @@ def generate(
     \b
     Examples:
       keepkv generate --prompt-file report.txt --budget 0.2
-      keepkv generate --model Qwen/Qwen3-0.6B --method snapkv --budget 1024 --prompt-file report.txt
-      keepkv generate --prompt "Once upon a time" --budget 64MiB --option when.every=64 --json
+      keepkv generate --model Qwen/Qwen3-0.6B -m snapkv -b 1024 --prompt-file a.txt
+      keepkv generate --prompt "Once upon a time" --option when.every=64 --json
     """
     if (prompt is None) == (prompt_file is None):
         raise KeepKVError("give the prompt with either --prompt TEXT or --prompt-file FILE")

@@ -29,9 +29,9 @@ def methods(
         if as_json:
             print_json(found)
             return
-        listing = table("", "method", "what it does", "paper", left=3)
+        listing = table("method", "what it does", "paper", left=3)
         for info in found:
-            listing.add_row(info.name, info.summary, info.paper)
+            listing.add_row(info.name, info.summary.replace("``", "`"), info.paper)
         console().print(listing)
         return
     info = method_info(name)
@@ -40,9 +40,9 @@ def methods(
         return
     out = console()
     out.print(f"[bold]{info.name}[/bold]" + (f"  {info.paper}" if info.paper else ""))
-    out.print(info.doc, markup=False)
+    typer.echo("\n" + info.doc.replace("``", "`") + "\n")  # not wrapped again: it has formulas
     if info.options:
-        listing = table("\nOptions", "option", "default", left=2)
+        listing = table("option", "default", left=2)
         for key, default in info.options.items():
             listing.add_row(key, repr(default))
         out.print(listing)

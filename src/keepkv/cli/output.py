@@ -59,22 +59,12 @@ def plain(value: object) -> Any:
     return repr(value)
 
 
-def table(title: str, *columns: str, left: int = 1) -> Table:
+def table(*columns: str, left: int = 1) -> Table:
     """A table whose first ``left`` columns are text and whose others are numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    made = Table(header_style="bold", box=None, pad_edge=False)
     for i, name in enumerate(columns):
         made.add_column(name, justify="left" if i < left else "right", overflow="fold")
     return made
-
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    value, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.2f} {unit}"
 
 
 @contextmanager
@@ -87,6 +77,7 @@ def progress(total: int) -> Iterator[Step]:
         console=Console(stderr=True),
         disable=not sys.stderr.isatty(),
         transient=True,
+        refresh_per_second=4,
     ) as bar:
         task = bar.add_task("", total=total)
         started = False

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from keepkv.cli.material import Material
 from keepkv.cli.measure import Row
-from keepkv.cli.output import size, table
+from keepkv.cli.output import table
 from keepkv.cli.strip import LEGEND, cell_of, cells, pointers, strip
 
 
@@ -22,8 +22,8 @@ def show(out: Console, material: Material, rows: list[Row], budget: str) -> None
     out.print()
     out.print(_results(rows, known))
     if not known:
-        out.print("same: replies equal to the full cache's, word for word. agree: share of its tokens, one by one.")
-    out.print("KL: mean divergence from the full cache on the answer's tokens, in nats. Speeds: here, batch 1.")
+        out.print("same: replies equal to the full cache's. agree: share of its tokens, one by one.")
+    out.print("KL: divergence from the full cache on the answers, in nats. Speeds: here, batch 1.")
     out.print("\n[bold]Which tokens survived[/bold]")
     _strips(out, material, rows)
     out.print("\n[bold]Some answers[/bold]")
@@ -33,7 +33,7 @@ def show(out: Console, material: Material, rows: list[Row], budget: str) -> None
 
 def _results(rows: list[Row], known: bool) -> Any:
     names = ("right",) if known else ("same", "agree")
-    made = table("", "method", *names, "KL", "cache", "ratio", "prefill tok/s", "decode tok/s")
+    made = table("method", *names, "KL", "cache MiB", "ratio", "prefill tok/s", "decode tok/s")
     for row in rows:
         agree = () if known else (f"{row.agreement:.0%}",)
         made.add_row(
@@ -41,7 +41,7 @@ def _results(rows: list[Row], known: bool) -> Any:
             f"{row.right}/{len(row.replies)}",
             *agree,
             f"{row.kl:.3f}",
-            size(row.receipt.bytes),
+            f"{row.receipt.bytes / 2**20:.3f}",
             f"{row.receipt.ratio:.3f}",
             f"{row.prefill_per_second:.0f}",
             f"{row.decode_per_second:.0f}",
@@ -64,7 +64,7 @@ def _strips(out: Console, material: Material, rows: list[Row]) -> None:
         out.print(row.label.ljust(margin), strip(cells(row.survival, width), marks), sep="")
     out.print(LEGEND, style="dim")
     if any(spot is not None for spot in spots):
-        out.print("▼ a fact stands here; green: its question was answered right, red: wrong.", style="dim")
+        out.print("▼ a fact is here: green if its question was answered right, red if wrong", style="dim")
 
 
 def _examples(rows: list[Row], count: int = 3) -> list[int]:

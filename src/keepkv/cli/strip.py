@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import ceil, sqrt
 
 from rich.text import Text
 
-# Upper ends of the shares, and what stands for them: readable without colour too.
-_SHADES = ((0.0, " "), (0.05, "·"), (0.2, "░"), (0.45, "▒"), (0.75, "▓"), (1.0, "█"))
-LEGEND = "share of (layer, head) that still hold the tokens:  none, · <5 %, ░ <20 %, ▒ <45 %, ▓ <75 %, █ more"
+# Height grows with the square root of the share: at small budgets that is where the differences are.
+_BARS = " ▁▂▃▄▅▆▇█"
+LEGEND = "height: share of (layer, head) that still hold the tokens; ▃ is 14 %, █ is all"
 
 
 def cells(survival: Sequence[float], width: int) -> list[float]:
@@ -29,9 +30,8 @@ def strip(shares: Sequence[float], marks: dict[int, bool]) -> Text:
     """One line; ``marks`` are the cells that hold a fact, and whether it was answered right: green or red."""
     line = Text()
     for i, share in enumerate(shares):
-        shade = next((shade for end, shade in _SHADES if share <= end), "█")
-        style = "cyan" if i not in marks else "bold green" if marks[i] else "bold red"
-        line.append(shade, style if shade != " " or i not in marks else f"{style} underline")
+        bar = _BARS[ceil(8 * sqrt(share) - 1e-9)]
+        line.append(bar, "cyan" if i not in marks else "bold green" if marks[i] else "bold red")
     return line
 
 

@@ -1,0 +1,96 @@
+"""README, documentation and examples do what they say: snippets run as they stand, commands and names exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+import keepkv
+from keepkv.allocate.base import ALLOCATIONS
+from keepkv.cli.program import program
+from keepkv.methods.base import METHODS
+from keepkv.reduce.base import REDUCTIONS
+from keepkv.registry import Registry
+from keepkv.score.base import SCORES
+from zoo import ZOO
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+REGISTRIES: tuple[Registry[Any], ...] = (SCORES, ALLOCATIONS, REDUCTIONS, METHODS)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def registries_as_they_were() -> Any:
+    before = [dict(registry._factories) for registry in REGISTRIES]
+    yield
+    for registry, factories in zip(REGISTRIES, before, strict=True):
+        registry._factories = factories
+
+
+@pytest.mark.usefixtures("registries_as_they_were")
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for number, block in enumerate(blocks(page, "python")):
+        exec(compile(block, f"{page.name}, snippet {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_run(example: Path) -> None:
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    found = subprocess.run([sys.executable, example], capture_output=True, text=True, check=False, env=offline)
+    assert found.returncode == 0 and found.stdout, found.stderr
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = "".join(blocks(page, "bash")).splitlines()
+    lines += re.findall(r"`((?:make|keepkv) [^`…]*)", page.read_text("utf-8"))
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page: Path) -> None:
+    verbs = typer.main.get_command(program).commands  # type: ignore[attr-defined]
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    for program_name, *words in (command for command in commands(page) if command):
+        if program_name == "make":
+            assert words[0] in targets, words
+        if program_name == "keepkv":
+            verb = verbs[words[0]]
+            known = {option for parameter in verb.params for option in parameter.opts}
+            assert {word for word in words if word.startswith("-")} <= known, words
+
+
+def test_readme_lists_every_method() -> None:
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \|.*\| (.*?) ?\|$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert dict(rows) == {info.name: info.paper for info in keepkv.methods()}
+
+
+def test_architectures_that_are_claimed_are_tested() -> None:
+    text = (ROOT / "docs" / "compatibility.md").read_text("utf-8")
+    [claimed] = re.findall(r"tiny random models of these families: (.*?)\.", text, re.DOTALL)
+    assert set(re.findall("`(.*?)`", claimed)) <= set(ZOO)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_version_is_said_once() -> None:
+    assert f'version = "{keepkv.__version__}"' in (ROOT / "pyproject.toml").read_text("utf-8")
+    assert f"[{keepkv.__version__}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
