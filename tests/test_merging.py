@@ -292,6 +292,14 @@ def test_zip_gives_up_where_the_mean_logit_vanishes() -> None:
     assert torch.equal(result.slots.keys, view.slots.select(keep).keys)
 
 
+def test_only_cosines_above_the_threshold_merge() -> None:
+    view = make_view(22, heads=1, slots=30)
+    keep = keep_every(view, 3)
+    cosines = nearest(view.slots.keys, ~keep, keep)[1]
+    for threshold in cosines[~keep].tolist():
+        assert torch.equal(run(KeepKV(threshold=threshold), view, keep).lost, ~keep & (cosines <= threshold))
+
+
 def test_routing_in_tiles_equals_routing_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     view = make_view(18, rows=2, heads=3, slots=50)
     keep = keep_every(view, 4)

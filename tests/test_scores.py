@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from keepkv.allocate import AdaKV, Pyramid
 from keepkv.errors import KeepKVError
+from keepkv.methods import METHODS, methods
 from keepkv.rope import Rope
 from keepkv.score import SCORES, Score, attention
+from keepkv.score.expected import ExpectedAttention
 from keepkv.score.h2o import H2O
 from keepkv.score.keydiff import KeyDiff
 from keepkv.score.knorm import KNorm
@@ -22,6 +25,7 @@ from keepkv.score.streaming import Streaming
 from keepkv.score.tova import TOVA
 from keepkv.score.window import remember, window
 from keepkv.slots import LayerView
+from keepkv.when import When
 from score_views import doubled, loop_weights, part_of_queries, row, rows_of, together
 
 torch.set_num_threads(1)
@@ -231,6 +235,26 @@ def test_snapkv_refuses(options: dict[str, object]) -> None:
         SnapKV(**options)  # type: ignore[arg-type]
     with pytest.raises(KeepKVError):
         H2O(normalize="median")
+
+
+# --- named methods -----------------------------------------------------------------------------------------------
+
+
+def test_methods_put_the_pieces_together() -> None:
+    """Names, papers, and options that reach score and allocation."""
+    for info in methods():
+        method = METHODS.build(info.name)
+        assert method.name == info.name and info.doc
+        assert info.paper or info.name in ("full", "random")
+    when = When(prefill="deferred", every=64)
+    pyramid = METHODS.build("pyramidkv", window=8, sinks=2, beta=10.0, when=when)
+    assert pyramid.allocate == Pyramid(beta=10.0, reserved=10) and pyramid.when == when
+    assert isinstance(pyramid.score, SnapKV) and pyramid.score.window == pyramid.window == 8
+    assert METHODS.build("adakv", window=8).score == SnapKV(window=8)
+    assert METHODS.build("adakv", score="knorm", alpha=0.5).allocate == AdaKV(0.5)
+    assert METHODS.build("adakv", score=H2O("mean")).score == H2O("mean")
+    expected = METHODS.build("expected-attention", sinks=2, epsilon=0.02, epsilon_mode="relative").score
+    assert expected == ExpectedAttention(n_sink=2, epsilon=0.02, epsilon_mode="relative")
 
 
 # --- the window --------------------------------------------------------------------------------------------------

@@ -98,8 +98,10 @@ def model(name: str) -> PreTrainedModel:
     """The tiny model of architecture ``name``, float32, evaluation mode; the same object every time."""
     torch.manual_seed(0)
     made = ZOO[name]().eval()
-    with torch.no_grad():  # random weights attend almost evenly: sharpen, so that the choice of slots matters
+    with torch.no_grad():
         for parameter_name, parameter in made.named_parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(3.0 if "embed" not in parameter_name else 1.0)
+            if parameter_name.endswith("k_norm.weight"):  # or every normalised key has the same norm, and knorm ties
+                parameter.uniform_(0.5, 1.5)
+            elif parameter.dim() > 1 and "embed" not in parameter_name:
+                parameter.mul_(3.0)  # random weights attend almost evenly: sharpen, so that the choice matters
     return made

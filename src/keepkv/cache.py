@@ -65,6 +65,7 @@ class Cache(stock.Cache):
         layers = list(attached.stock)
         for index, place in attached.places.items():
             layers[index] = Layer(place, self.plan, make_store(stats, **(store_options or {})))
+        self.plan.window_tokens = sum(getattr(layer, "sliding_window", 0) for layer in layers)
         super().__init__(layers=layers)
         self._ours = [layers[i] for i in attached.places]
 

@@ -104,7 +104,9 @@ class Layer(CacheLayerMixin):
         if self._is_traced(length):  # nothing that changes from step to step may be read as a Python number
             assert clock.positions is not None
             self.store.append(key_states, value_states, clock.positions)
-            return (KVHandle(self, key_states, 1), KVHandle(self, value_states, 1))
+            if self.place.is_latent:
+                return key_states, value_states
+            return KVHandle(self, key_states, 1), KVHandle(self, value_states, 1)
         if clock.positions is None or clock.columns != self.seen + length:
             raise UnsupportedModel(
                 f"layer {self.place.index} was given {length} tokens that no attention mask announced: the model does "

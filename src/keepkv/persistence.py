@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from keepkv.errors import CacheFileError, CacheStateError
 from keepkv.layer import Layer
 from keepkv.methods import METHODS, Method
 from keepkv.store import STORES
+from keepkv.when import When
 
 if TYPE_CHECKING:
     from keepkv.cache import Cache
@@ -49,7 +51,7 @@ def save(cache: Cache, path: Path) -> None:
     header = {
         "model": cache.attached_config,
         "method": method.name,
-        "options": method.options,
+        "options": {k: asdict(v) if isinstance(v, When) else v for k, v in method.options.items()},
         "budget": cache.plan.budget.value,
         "seed": cache.plan.seed,
         "compressing": cache.plan.compressing,
@@ -76,7 +78,8 @@ def load(kind: type[Cache], path: Path, model: PreTrainedModel, method: Method |
             "keepkv.Cache.load(path, model, method=…)"
         )
     store = next((x["store"] for x in header["layers"] if x["kind"] == "keepkv"), None)
-    chosen = {"method": header["method"], **header["options"]} if method is None else {"method": method}
+    options = {k: When(**v) if k == "when" else v for k, v in header["options"].items()}
+    chosen = {"method": header["method"], **options} if method is None else {"method": method}
     cache = kind(model, budget=header["budget"], store=store, seed=header["seed"], **chosen)
     cache.plan.compressing = header["compressing"]
     clock = cache.plan.clock

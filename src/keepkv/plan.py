@@ -25,7 +25,7 @@ class Plan:
     seed: int = 0
     clock: Clock = field(default_factory=Clock)
     compressing: bool = True
-    window_bytes: int = 0  # what layers outside of our hands may take, per row
+    window_tokens: int = 0  # what sliding layers, which transformers keeps, may hold per row, summed over layers
 
     def __post_init__(self) -> None:
         pinned = self.method.sinks + self.method.window
@@ -40,16 +40,18 @@ class Plan:
         """(B,) int64: slots per KV head that ``layer`` may hold on average now, at least 1."""
         assert self.clock.seen is not None
         place = layer.place
-        per_slot = slot_bytes(layer) * place.ranks
-        mean = self.budget.per_head(self.clock.seen, per_slot, self.window_bytes * len(self.clock.seen))
+        content, extra = slot_bytes(layer)
+        reserved = content * self.window_tokens * len(self.clock.seen)
+        mean = self.budget.per_head(self.clock.seen, (content + extra) * place.ranks, reserved)
         mine = self.method.allocate.layer_budget(mean, place.rank, place.ranks).floor().long()
         # Where every token fits, no layer gives any up, however the allocation slopes.
         return mine.clamp_min(1).where(mean < self.clock.seen, self.clock.seen)
 
 
-def slot_bytes(layer: Layer) -> int:
-    """Bytes of one slot of every KV head of ``layer``: content, position, votes where merged, statistics."""
-    part = layer.part()
+def slot_bytes(layer: Layer) -> tuple[int, int]:
+    """Bytes that one slot of every KV head of ``layer`` takes for one row: its content, and what is kept beside it
+    (position, votes where slots merge, statistics)."""
+    part, method = layer.part(), layer.plan.method
+    heads = part.keys.shape[1]
     content = sum(x.shape[-1] * x.element_size() for x in (part.keys, part.values))
-    extra = 4 + 4 * layer.plan.method.reduce.merges + 4 * len(layer.plan.method.score.stats)
-    return part.keys.shape[1] * (content + extra)
+    return heads * content, heads * (4 + 4 * method.reduce.merges + 4 * len(method.score.stats))
