@@ -36,7 +36,8 @@ def streaming_llm(sinks: int = 4, window: int = 0, when: When = When()) -> Metho
 def knorm(sinks: int = 4, window: int = 0, when: When = When()) -> Method:
     """Keeps the slots whose keys have the smallest norm: score −‖k‖₂.
 
-    The paper compresses all layers but the first two; here every layer is compressed, as in kvpress.
+    The paper compresses all layers but the first two; here every layer is compressed, as in kvpress. Where a model
+    norms its keys (QK-norm), norms hardly differ and the choice means little.
     """
     return Method(score=KNorm(), when=when, sinks=sinks, window=window, name="knorm")
 
