@@ -1,0 +1,127 @@
+"""Training sequences, generated on the fly: task items packed with as many questions as their context can answer."""
+
+import random
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from keepkv.tasks import (
+    common_words,
+    niah_multikey,
+    niah_multiquery,
+    niah_multivalue,
+    secret,
+    variable_tracking,
+)
+from keepkv.tasks.base import Count, Item, weave
+from keepkv.tasks.niah_single import fact, question
+from keepkv.tasks.text import prose
+from keepkv.tasks.words import codes, names
+
+Encode = Callable[[str], list[int]]
+Row = tuple[list[int], list[bool]]
+SHORTEST = 64  # tokens that any kind of item fits in
+
+# Tokens of one fact and of one question with its answer, a little rounded up: they size the items.
+FACT, ASK = 9, 11
+
+
+def encoder(tokenizer: Any) -> Encode:
+    """Function from a string to its token ids; haystack sentences, which come again and again, are remembered."""
+    raw = tokenizer.backend_tokenizer
+    known = {piece: raw.encode(piece, add_special_tokens=False).ids for piece in prose()}
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = known.get(text) or raw.encode(text, add_special_tokens=False).ids
+        return ids
+
+    return encode
+
+
+def _log_uniform(rng: random.Random, low: int, high: int) -> int:
+    return low if high <= low else round(low * (high / low) ** rng.random())
+
+
+def dense(rng: random.Random, count: Count, size: int) -> Item:
+    """Facts and nothing else, in ``size`` tokens with all their questions."""
+    most = size // (FACT + ASK)
+    n = rng.randint(max(2, most // 2), most)
+    pairs = list(zip(names(rng, n), codes(rng, n), strict=True))
+    asked = tuple(question(*pair) for pair in rng.sample(pairs, n))
+    return Item("".join(fact(*pair) for pair in pairs).lstrip(), asked)
+
+
+def in_text(rng: random.Random, count: Count, size: int) -> Item:
+    """One to many facts in real text, all of them asked."""
+    n = _log_uniform(rng, max(1, size // 128), size // (FACT + ASK + 2))
+    return niah_multikey.build(rng, count, size - n * ASK, facts=n, questions=n)
+
+
+def multivalue(rng: random.Random, count: Count, size: int) -> Item:
+    """Names with two codes each."""
+    keys = _log_uniform(rng, max(1, size // 256), max(1, size // (2 * FACT + ASK + 6)))
+    return niah_multivalue.build(rng, count, max(2 * FACT * keys + 1, size - keys * (ASK + 5)), keys=keys)
+
+
+def multiquery(rng: random.Random, count: Count, size: int) -> Item:
+    """Two names in each question."""
+    n = _log_uniform(rng, max(2, size // 100), max(2, size // (FACT + ASK + 1)))
+    return niah_multiquery.build(rng, count, size - (n // 2) * 20, facts=n, questions=n // 2)
+
+
+def variables(rng: random.Random, count: Count, size: int) -> Item:
+    """Chains of one to three assignments, every variable asked."""
+    hops = rng.randint(1, 3)
+    chains = _log_uniform(rng, max(1, min(70, size // 32) // (2 * hops)), min(70 // hops, size // (16 * hops)))
+    return variable_tracking.build(rng, count, size - chains * hops * 8, chains=chains, hops=hops, every=True)
+
+
+def counting(rng: random.Random, count: Count, size: int) -> Item:
+    """A list of words; short ones mostly, as each has one question only."""
+    length = _log_uniform(rng, 40, size - 12)
+    return common_words.build(rng, count, length, distinct=rng.randint(3, min(12, length // 6)))
+
+
+def rules(rng: random.Random, count: Count, size: int) -> Item:
+    """A format rule and a secret."""
+    n = _log_uniform(rng, 1, max(1, (size - 30) // (FACT + ASK + 2)))
+    return secret.build(rng, count, size - n * (ASK + 1), facts=n, questions=n)
+
+
+def plain(rng: random.Random, count: Count, size: int) -> Item:
+    """Real text without any fact, a little longer than ``size``: the row is cut to its length."""
+    return Item(weave(rng, count, size + SHORTEST, []), ())
+
+
+MIX: dict[Callable[[random.Random, Count, int], Item], float] = {
+    dense: 0.25, in_text: 0.30, multivalue: 0.10, multiquery: 0.10, variables: 0.10, counting: 0.05, rules: 0.08,
+    plain: 0.02,
+}  # fmt: skip
+
+
+def row(rng: random.Random, encode: Encode, length: int, bos: int, mix: dict[Any, float] = MIX) -> Row:
+    """Token ids of one sequence, exactly ``length``, and which of them belong to answers.
+
+    Items follow one another, each behind its own ``bos``, until less than ``SHORTEST`` tokens are left; real text
+    fills the end. Questions come in random order.
+    """
+
+    @lru_cache(maxsize=512)
+    def count(text: str) -> int:
+        return len(encode(text))
+
+    kinds, shares = list(mix), list(mix.values())
+    ids: list[int] = []
+    answer: list[bool] = []
+    while len(ids) < length:
+        room = length - len(ids) - 1
+        kind = rng.choices(kinds, shares)[0] if room >= SHORTEST else plain
+        item = kind(rng, count, room)
+        start = len(ids)
+        ids += [bos, *encode(item.context)]
+        answer += [False] * (len(ids) - start)
+        for asked in rng.sample(item.questions, len(item.questions)):
+            prompt, reply = encode(asked.prompt), encode(asked.answer)
+            ids += prompt + reply
+            answer += [False] * len(prompt) + [True] * len(reply)
+    return ids[:length], answer[:length]

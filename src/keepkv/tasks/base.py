@@ -1,0 +1,117 @@
+"""What a task is: a context that is compressed first, and questions that are asked afterwards."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from keepkv.tasks.text import prose
+
+Count = Callable[[str], int]
+
+
+class TaskError(ValueError):
+    """A task cannot be built as asked."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt that continues the context, and the answer that continues the prompt.
+
+    ``prompt`` starts with a newline and ``answer`` with a space, so that context, prompt and answer tokenise separately
+    and their ids concatenate. ``forbidden`` is text that must not occur in the reply (empty: nothing is forbidden).
+    """
+
+    prompt: str
+    answer: str
+    forbidden: str = ""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One context and its questions, each asked on its own against the same (compressed) context."""
+
+    context: str
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named generator of items: ``build(rng, count, length, **options)``."""
+
+    name: str
+    summary: str
+    build: Callable[..., Item] = field(repr=False)
+
+    def generate(self, tokenizer: Any, length: int, seed: int = 0, **options: Any) -> Item:
+        """One item whose context has at most ``length`` tokens, and only a sentence or so less.
+
+        ``tokenizer`` is any Hugging Face tokenizer, or a function from a string to its number of tokens. The same
+        seed, tokenizer and Python version give the same item.
+        """
+        count = tokenizer if not hasattr(tokenizer, "encode") else counter(tokenizer)
+        return self.build(random.Random(f"{self.name}/{seed}"), count, length, **options)
+
+
+def counter(tokenizer: Any) -> Count:
+    """Function from a string to its number of tokens, special tokens left out."""
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    return count
+
+
+def weave(
+    rng: random.Random,
+    count: Count,
+    length: int,
+    facts: Sequence[str],
+    *,
+    depth: float | None = None,
+    keep_order: bool = False,
+    haystack: Sequence[str] | None = None,
+) -> str:
+    """A run of real text of at most ``length`` tokens with ``facts`` hidden between its sentences.
+
+    ``facts`` each start with a space and end with a full stop.
+    They land at random gaps, or all at ``depth`` (0 = start,
+    1 = end) if given; with ``keep_order`` they stay in the order given. The text starts at a random sentence.
+    """
+    facts = list(facts)
+    if not keep_order:
+        rng.shuffle(facts)
+    used = sum(count(fact) for fact in facts)
+    if used > length:
+        raise TaskError(f"{len(facts)} facts need {used} tokens, the context has {length}: ask for fewer facts or more")
+    source = prose() if haystack is None else haystack
+    start, body, missed = rng.randrange(len(source)), [], 0
+    for i in range(len(source)):
+        piece = source[(start + i) % len(source)]
+        size = count(piece)
+        if used + size <= length:
+            body.append(piece)
+            used += size
+        elif (missed := missed + 1) == 6:  # a few shorter sentences may still fit
+            break
+    if depth is None:
+        gaps = sorted(rng.randrange(len(body) + 1) for _ in facts)
+    else:
+        gaps = [round(depth * len(body))] * len(facts)
+    while True:
+        text = _join(body, facts, gaps)
+        # Counts of pieces add up exactly for byte-level BPE; other tokenizers may need a token more at a seam.
+        if count(text) <= length or not body:
+            return text
+        body.pop()
+        gaps = [min(gap, len(body)) for gap in gaps]
+
+
+def _join(body: Sequence[str], facts: Sequence[str], gaps: Sequence[int]) -> str:
+    pieces, done = [], 0
+    for i in range(len(body) + 1):
+        while done < len(facts) and gaps[done] == i:
+            pieces.append(facts[done])
+            done += 1
+        pieces.extend(body[i : i + 1])
+    return "".join(pieces).lstrip()

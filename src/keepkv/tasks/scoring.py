@@ -1,0 +1,55 @@
+"""One score for every task: did greedy decoding give exactly the tokens of the answer?"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from keepkv.tasks.base import Item, Question
+
+
+@dataclass(frozen=True)
+class Score:
+    """``correct``: the reply equals the answer token by token; ``leaked``: it contains what it must not."""
+
+    correct: bool
+    leaked: bool
+    reply: str
+
+
+@torch.inference_mode()
+def score(model: Any, tokenizer: Any, cache: Any, question: Question) -> Score:
+    """Asks one question of a ``cache`` that holds a context (batch 1), and decodes as many tokens as the answer has.
+
+    ``cache`` is advanced by the question and the reply: give a copy when it is needed again.
+    """
+    prompt = tokenizer.encode(question.prompt, add_special_tokens=False)
+    answer = tokenizer.encode(question.answer, add_special_tokens=False)
+    fed = torch.tensor([prompt], device=model.device)
+    reply: list[int] = []
+    while len(reply) < len(answer):
+        logits = model(input_ids=fed, past_key_values=cache, use_cache=True).logits
+        reply.append(int(logits[0, -1].argmax()))
+        fed = torch.tensor([reply[-1:]], device=model.device)
+    text = tokenizer.decode(reply)
+    return Score(reply == answer, bool(question.forbidden) and question.forbidden in text, text)
+
+
+@torch.inference_mode()
+def score_item(model: Any, tokenizer: Any, item: Item, cache: Any = None) -> list[Score]:
+    """One score per question, each asked on its own copy of the context's cache.
+
+    ``cache`` is an empty cache to read the context into (a compressing one, say); by default a plain one.
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config) if cache is None else cache
+    context = torch.tensor([tokenizer.encode(item.context)], device=model.device)
+    # The logits of the context are not needed: keep those of its last token only.
+    model(input_ids=context, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return [score(model, tokenizer, _copy(cache), question) for question in item.questions]
+
+
+def _copy(cache: Any) -> Any:
+    return cache.copy() if hasattr(cache, "copy") else copy.deepcopy(cache)
