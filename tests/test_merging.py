@@ -12,18 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from keepkv.errors import CacheStateError, KeepKVError
+from keepkv.errors import CacheStateError
 from keepkv.methods import METHODS
 from keepkv.reduce.base import Reduce, Reduced
 from keepkv.reduce.cam import _DRAW, CaM
 from keepkv.reduce.d2o import D2O
 from keepkv.reduce.d2o import STATE as D2O_STATE
-from keepkv.reduce.forms import integer_votes
 from keepkv.reduce.merge import KeepKV
 from keepkv.reduce.route import nearest
-from keepkv.reduce.segments import segment_logsumexp, spread
-from keepkv.score import attention
-from keepkv.score.ema import STAT, Ema
+from keepkv.score.ema import STAT
 from keepkv.score.h2o import H2O
 from keepkv.score.random import Random
 from keepkv.score.window import remember
@@ -283,15 +280,6 @@ def test_low_precision_caches(key: str, dtype: torch.dtype) -> None:
         assert (output(wide, exact) - output(wide, merged)).abs().max() <= 2 * torch.finfo(dtype).eps
 
 
-def test_zip_gives_up_where_the_mean_logit_vanishes() -> None:
-    view = make_view(17, heads=1, slots=8)
-    view.queries.zero_()
-    keep = keep_every(view, 4)
-    result = run(KeepKV("zip", threshold=None, window=1), view, keep)
-    assert result.merged.sum() == 0 and result.dropped.sum() == 6
-    assert torch.equal(result.slots.keys, view.slots.select(keep).keys)
-
-
 def test_only_cosines_above_the_threshold_merge() -> None:
     view = make_view(22, heads=1, slots=30)
     keep = keep_every(view, 3)
@@ -331,18 +319,6 @@ def test_queries_come_from_the_window_or_the_latest_forward_or_are_missed() -> N
         run(KeepKV(), replace(view, query_positions=torch.full_like(view.query_positions, -1), state={}), keep)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: KeepKV("mean"), lambda: KeepKV(threshold="all"), lambda: KeepKV(alpha=0.0), lambda: KeepKV(window=0),
-        lambda: CaM(span=0), lambda: D2O(weights="none"), lambda: D2O(beta=2.0), lambda: Ema(alpha=1.0),
-    ],
-)  # fmt: skip
-def test_impossible_options_are_refused(make: Callable[[], object]) -> None:
-    with pytest.raises(KeepKVError):
-        make()
-
-
 @pytest.mark.parametrize("key", ["fixed", "bias", "zip", "code"])
 def test_methods_are_built_from_names_or_pieces(key: str) -> None:
     method = METHODS.build("keepkv", key=key, score=H2O(), window=8)
@@ -371,38 +347,3 @@ def test_a_score_that_remembers_less_does_not_shorten_the_window() -> None:
         blind = replace(view, state=seen.state, queries=view.queries[:, :, :0], query_positions=torch.empty(1, 0))
         got = run(method.reduce, blind, keep_every(view, 3)).slots.log_votes
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
-
-
-def test_segments_agree_with_loops() -> None:
-    rng = torch.Generator().manual_seed(0)
-    x = 300 * torch.randn(2, 3, 50, generator=rng, dtype=F64)
-    group = torch.randint(0, 8, (2, 3, 50), generator=rng)  # 7 is in no group
-    got = segment_logsumexp(x, group, 7)
-    for b in range(2):
-        for h in range(3):
-            for j in range(7):
-                want = x[b, h][group[b, h] == j].logsumexp(0)
-                assert got[b, h, j] == want or abs(got[b, h, j] - want) <= 1e-12 * abs(want)
-    assert (spread(got, group, fill=9.0)[group == 7] == 9).all()
-
-
-def test_12_integer_votes_survive_many_merges_in_float32() -> None:
-    held = torch.zeros(1, 1, 1)
-    for _ in range(3000):
-        held = integer_votes(torch.cat((held, torch.tensor([1.0, 3.0, 7.0]).log().view(1, 1, 3)), -1),
-                             torch.zeros(1, 1, 4, dtype=torch.long), 1)  # fmt: skip
-    assert round(float(held.double().exp())) == 33_001
-
-
-def test_15_gqa_mean_mass_is_kept() -> None:
-    """What the reduction keeps under GQA: the mean over query heads and queries of the group's normalised mass."""
-    view = make_view(6, heads=2, groups=4, slots=30, queries=5, votes=True)
-    keep = keep_every(view, 3) & (view.slots.positions < 25)
-    for key in ("fixed", "bias"):
-        slots = run(KeepKV(key, window=1), view, keep).slots
-        last, at = view.queries[:, :, -1:], view.query_positions[:, -1:]
-        before = attention.weights(view, last, at).mean((2, 3))
-        u = attention.logits(replace(view, slots=slots), last, at)
-        z = attention.log_normalizer(view, attention.logits(view, last, at))
-        after = (u - z[..., None]).exp().mean((2, 3))
-        assert (before.sum(-1) - after.sum(-1)).abs().max() <= 1e-12
