@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -154,7 +155,20 @@ def rope_of(model: nn.Module) -> dict[int, Rope | UnknownRope | None]:
     rotaries = [m for m in decoder.modules() if any(name.endswith("inv_freq") for name, _ in _own_tensors(m))]
     if not rotaries:
         return dict.fromkeys(layers)
+    if _has_sections(config) and config is not getattr(model, "config", None):
+        # After an image the model counts on from a smaller position than the token's index. Undoing and redoing a
+        # rotation with the same offset cancels, so text keeps its meaning; across images it is an approximation.
+        warnings.warn(
+            f"{type(model).__name__} gives image tokens positions in three dimensions; scores that undo the rotary "
+            "embedding take the token's index instead: exact for text, approximate where the prompt holds images.",
+            stacklevel=2,
+        )
     return {i: _probe_layer(model, layer, rotaries, config, i) for i, layer in layers.items()}
+
+
+def _has_sections(config: Any) -> bool:
+    """Whether the text model takes positions in three dimensions (M-RoPE)."""
+    return "mrope_section" in str(getattr(config, "rope_parameters", None) or "")
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -208,9 +222,7 @@ def _probe_layer(
     rope_type = getattr(rotary, "rope_type", "default")
     if "dynamic" in (rope_type.get(kind, "") if isinstance(rope_type, dict) else rope_type):
         return UnknownRope("its rotary frequencies change with the length of the input (rope_type 'dynamic')")
-    sections = "mrope_section" in str(getattr(config, "rope_parameters", None) or "")
-    if sections and config is not getattr(model, "config", None):
-        return UnknownRope("images give its tokens positions in three dimensions, which slots do not keep")
+    sections = _has_sections(config)
     scaling = float(getattr(rotary, f"{prefix}attention_scaling", 1.0))
     before = frequencies.clone()
     positions = torch.tensor([1, 3, 7], device=frequencies.device)
