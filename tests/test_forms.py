@@ -76,7 +76,7 @@ def test_zip_gives_up_where_the_mean_logit_vanishes() -> None:
 
 
 def test_zip_gives_up_where_the_scaled_key_leaves_the_range_of_the_cache() -> None:
-    """ℓ ≈ ±1 with votes 1 and e²: ℓ̄ ≈ 2e-4 but ℓ* = −0.43, so the scale is of order 1000, and 1000·100 is no float16."""
+    """ℓ ≈ ±1 with votes 1 and e²: ℓ̄ ≈ 2e-4 but ℓ* = −0.43, so the scale is of order 1000: no float16."""
     keys = torch.tensor([[1.0, 100.0], [-1.0 + 2**-5, 100.0]], dtype=torch.float16).view(1, 1, 2, 2)
     votes, positions = torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[0, 1]]], dtype=torch.int32)
     query = torch.tensor([math.sqrt(2), 0.0]).view(1, 1, 1, 2)
