@@ -1,0 +1,262 @@
+"""Do keepkv and kvpress keep the same slots?
+
+    python benchmarks/peers/agreement.py --kvpress-python DIRECTORY/bin/python [--out results/agreement.json]
+
+Same weights, same prompts, same counts (kvpress rounds int(n·(1−ratio)), keepkv gets that number as its budget), options
+that mean the same. Prints one row per method and writes every number with versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import models
+import ours
+import torch
+import transformers
+from outcome import Comparison, Outcome, compare
+from pairs import DECODING, DEFAULTS, EVERY, MATCHED, TARGET, Pair
+from reference import Reference
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import keepkv
+from keepkv import tasks
+from keepkv.models import embedded_model
+
+RATIOS = (0.25, 0.5, 0.75, 0.9)
+CONTINUATION = 8
+TIE = 1e-4  # relative difference of scores below which the order is a matter of rounding
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Row:
+    """All comparisons of one pair."""
+
+    name: str
+    why: str = ""
+    comparisons: list[Comparison] = field(default_factory=list)
+    full: list[float] = field(default_factory=list)  # logit difference of the two plain caches, same prompts
+    errors: list[str] = field(default_factory=list)
+    bytes: list[tuple[float, float, float]] = field(default_factory=list)  # ratio, kvpress' share, keepkv's share
+
+    def summary(self) -> dict[str, Any]:
+        heads = [x for c in self.comparisons for x in c.heads]
+        worst = max((c.gap for c in self.comparisons), default=math.nan)
+        return {
+            "method": self.name,
+            "runs": len(self.comparisons),
+            "heads": len(heads),
+            "jaccard_mean": mean(heads) if heads else math.nan,
+            "jaccard_min": min(heads, default=math.nan),
+            "heads_equal": sum(x == 1 for x in heads),
+            "slots": sum(c.slots for c in self.comparisons),
+            "slots_differing": sum(c.differing for c in self.comparisons),
+            "score_gap_max": worst,
+            "logits_max": max((c.logits for c in self.comparisons), default=math.nan),
+            "logits_max_same_sets": max((c.logits for c in self.comparisons if not c.differing), default=math.nan),
+            "logits_spread": mean(c.spread for c in self.comparisons) if self.comparisons else math.nan,
+            "full_cache_logits_max": max(self.full, default=math.nan),
+            "bytes": [dict(zip(("ratio", "kvpress", "keepkv"), x, strict=True)) for x in self.bytes],
+            "refused": sorted(set(self.errors)),
+            "why": self.cause(worst),
+        }
+
+    def cause(self, worst: float) -> str:
+        if not any(c.differing for c in self.comparisons):
+            return ""
+        if worst <= TIE:
+            return f"ties: swapped slots score the same to {worst:.0e}"
+        return self.why or "UNEXPLAINED"
+
+
+def budget_of(length: int, ratio: float) -> int:
+    """Slots that kvpress keeps."""
+    return max(1, int(length * (1 - ratio)))
+
+
+def run_model(
+    reference: Reference,
+    model: PreTrainedModel,
+    prompts: list[tuple[str, torch.Tensor, torch.Tensor, int]],
+    pairs: list[Pair],
+    ratios: tuple[float, ...],
+    rows: dict[str, Row],
+) -> dict[str, str]:
+    """Compare every pair on every prompt (name, ids, continuation, window) and ratio; fills ``rows``."""
+    files = {name: ids for name, ids, _, _ in prompts} | {f"{name}.next": after for name, _, after, _ in prompts}
+    runs = []
+    for name, _, _, window in prompts:
+        common = {
+            "task": "prefill",
+            "prompt": name,
+            "continuation": f"{name}.next",
+            "scores": True,
+            "reorder": pair.reorder,
+        }
+        runs.append({**common, "id": f"{name}/full", "press": None})
+        for pair in pairs:
+            attention = "eager" if pair.eager else "sdpa"
+            for ratio in ratios:
+                press = pair.press(ratio, window)
+                runs.append({**common, "id": f"{name}/{pair.name}/{ratio}", "press": press, "attention": attention})
+    results, versions = reference.run(model, files, runs)
+    for name, ids, after, window in prompts:
+        plain = results[f"{name}/full"].logits[0]
+        model.set_attn_implementation("sdpa")
+        noise = (plain - ours.plain(model, ids, after).logits).abs().max().item()
+        for pair in pairs:
+            for ratio in ratios:
+                theirs = results[f"{name}/{pair.name}/{ratio}"]
+                one_pair(rows[pair.name], pair, model, ids, after, window, ratio, theirs, noise)
+    return versions
+
+
+def one_pair(
+    row: Row,
+    pair: Pair,
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    after: torch.Tensor,
+    window: int,
+    ratio: float,
+    theirs: Outcome,
+    noise: float,
+) -> None:
+    if theirs.error:
+        row.errors.append(f"kvpress: {theirs.error}")
+        return
+    theirs.logits = theirs.logits[0]
+    heads = len(theirs.kept[0])
+    counts = tuple(count // heads for count in theirs.counts)
+    try:
+        mine = ours.prefill(
+            model, ids, after, pair.method(window, counts), budget_of(ids.shape[1], ratio), **pair.options(window)
+        )
+    except ValueError as error:
+        row.errors.append(f"keepkv: {type(error).__name__}: {error}")
+        return
+    row.comparisons.append(compare(theirs, mine))
+    row.full.append(noise)
+    share = [o.facts["bytes"] / o.facts["full_bytes"] for o in (theirs, mine)]
+    row.bytes.append((ratio, *share))
+
+
+def trained_model(reference: Reference, directory: str, seeds: int) -> list[dict[str, Any]]:
+    """Matched options over a trained model, reading texts of the package's own tasks."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    rows = {p.name: Row(p.name, p.why) for p in MATCHED}
+    prompts = []
+    for i, task in enumerate(("niah-multikey", "variable-tracking", "secret")[:seeds]):
+        context = tasks.get(task).generate(tokenizer, 500, i).context
+        ids = tokenizer(context, return_tensors="pt").input_ids
+        after = tokenizer(context, return_tensors="pt").input_ids[:, :CONTINUATION]
+        prompts.append((task, ids, after, 32))
+    run_model(reference, model, prompts, MATCHED, RATIOS, rows)
+    return [row.summary() for row in rows.values()]
+
+
+def while_decoding(
+    reference: Reference, seeds: int, steps: tuple[int, ...] = (EVERY + 1, 2 * EVERY + 1)
+) -> list[dict[str, Any]]:
+    """Kept sets after one compression and after two, with the same tokens fed; the window is 8."""
+    rows = {f"{pair.name}, {n} steps": Row(f"{pair.name}, {n} steps", pair.why) for pair in DECODING for n in steps}
+    for name in ("llama", "qwen3"):
+        for seed in range(seeds):
+            model = models.make(name, seed)
+            ids = models.prompt(100 + max(steps), seed)
+            files = {"p": ids[:, :100], **{f"next{n}": ids[:, 100 : 100 + n] for n in steps}}
+            runs = [
+                {"id": f"{pair.name}/{n}", "task": "decode", "prompt": "p", "continuation": f"next{n}"}
+                | {"press": pair.press(0.0, 8), "scores": True, "reorder": pair.reorder}
+                for pair in DECODING
+                for n in steps
+            ]
+            results, _ = reference.run(model, files, runs)
+            for pair in DECODING:
+                for n in steps:
+                    theirs, row = results[f"{pair.name}/{n}"], rows[f"{pair.name}, {n} steps"]
+                    if theirs.error:
+                        row.errors.append(f"kvpress: {theirs.error}")
+                        continue
+                    theirs.logits = theirs.logits[0]
+                    when = keepkv.When(prefill=None, every=EVERY)
+                    made = pair.method(8, ())
+                    options = {**pair.options(8), "when": when} if isinstance(made, str) else {}
+                    mine = ours.prefill(model, files["p"], files[f"next{n}"], made, TARGET, True, **options)
+                    row.comparisons.append(compare(theirs, mine))
+    return [row.summary() for row in rows.values()]
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    print(f"\n{title}")
+    head = f"{'method':42} {'runs':>4} {'heads =':>11} {'J mean':>7} {'J min':>6} {'slots ≠':>12} {'gap':>8} {'Δlogits':>8}"
+    print(head + f" {'Δ same':>8}  cause\n" + "-" * (len(head) + 30))
+    for r in rows:
+        equal = f"{r['heads_equal']}/{r['heads']}"
+        slots = f"{r['slots_differing']}/{r['slots']}"
+        print(
+            f"{r['method']:42} {r['runs']:4} {equal:>11} {r['jaccard_mean']:7.4f} {r['jaccard_min']:6.3f} {slots:>12} "
+            f"{r['score_gap_max']:8.1e} {r['logits_max']:8.1e} {r['logits_max_same_sets']:8.1e}  {r['why']}"
+        )
+        for error in r["refused"]:
+            print(f"{'':42} refused: {error}")
+
+
+def random_models(reference: Reference, seeds: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """Matched options over random models, prompts and ratios; defaults on the longest prompts."""
+    matched, defaults = ({p.name: Row(p.name, p.why) for p in pairs} for pairs in (MATCHED, DEFAULTS))
+    versions: dict[str, str] = {}
+    for name, lengths in models.LENGTHS.items():
+        for seed in range(seeds):
+            model = models.make(name, seed)
+            prompts = []
+            for length, window in lengths.items():
+                ids = models.prompt(length + CONTINUATION, 10 * seed + length)
+                prompts.append((f"p{length}", ids[:, :length], ids[:, length:], window))
+            versions = run_model(reference, model, prompts, MATCHED, RATIOS, matched)
+            if name == "llama-gqa":
+                run_model(reference, model, prompts, DEFAULTS, RATIOS[:3], defaults)
+    tables = {"matched": matched, "defaults": defaults}
+    return {name: [row.summary() for row in rows.values()] for name, rows in tables.items()}, versions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kvpress-python", required=True, help="python of the environment made by make_environment.sh")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "agreement.json")
+    parser.add_argument("--model", default=embedded_model(), help="directory of a trained model; none: left out")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    transformers.logging.disable_progress_bar()
+    reference = Reference(arguments.kvpress_python, {"threads": arguments.threads})
+    tables, theirs = random_models(reference, arguments.seeds)
+    if Path(arguments.model, "config.json").exists():
+        tables["trained model"] = trained_model(reference, arguments.model, arguments.seeds)
+    tables["decoding"] = while_decoding(reference, arguments.seeds)
+    for title, rows in tables.items():
+        show(title, rows)
+    mine = {name: version(name) for name in ("keepkv", "torch", "transformers")}
+    document = {
+        "versions": {"kvpress": theirs, "keepkv": {**mine, "python": platform.python_version()}},
+        "settings": {"ratios": RATIOS, "seeds": arguments.seeds, "lengths": models.LENGTHS, "tie": TIE},
+        "tables": tables,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    print(f"\nwritten to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
