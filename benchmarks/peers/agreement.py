@@ -2,29 +2,27 @@
 
     python benchmarks/peers/agreement.py --kvpress-python DIRECTORY/bin/python [--out results/agreement.json]
 
-Same weights, same prompts, same counts (kvpress rounds int(n·(1−ratio)), keepkv gets that number as its budget), options
-that mean the same. Prints one row per method and writes every number with versions.
+Same weights, same prompts, same counts (kvpress rounds int(n·(1−ratio)), keepkv gets that number as its budget),
+options that mean the same. Prints one row per method and writes every number with versions.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import models
 import ours
 import torch
 import transformers
-from outcome import Comparison, Outcome, compare
+from outcome import Outcome, compare
 from pairs import DECODING, DEFAULTS, EVERY, MATCHED, TARGET, Pair
 from reference import Reference
+from table import TIE, Row, show
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import keepkv
@@ -33,49 +31,7 @@ from keepkv.models import embedded_model
 
 RATIOS = (0.25, 0.5, 0.75, 0.9)
 CONTINUATION = 8
-TIE = 1e-4  # relative difference of scores below which the order is a matter of rounding
 HERE = Path(__file__).parent
-
-
-@dataclass
-class Row:
-    """All comparisons of one pair."""
-
-    name: str
-    why: str = ""
-    comparisons: list[Comparison] = field(default_factory=list)
-    full: list[float] = field(default_factory=list)  # logit difference of the two plain caches, same prompts
-    errors: list[str] = field(default_factory=list)
-    bytes: list[tuple[float, float, float]] = field(default_factory=list)  # ratio, kvpress' share, keepkv's share
-
-    def summary(self) -> dict[str, Any]:
-        heads = [x for c in self.comparisons for x in c.heads]
-        worst = max((c.gap for c in self.comparisons), default=math.nan)
-        return {
-            "method": self.name,
-            "runs": len(self.comparisons),
-            "heads": len(heads),
-            "jaccard_mean": mean(heads) if heads else math.nan,
-            "jaccard_min": min(heads, default=math.nan),
-            "heads_equal": sum(x == 1 for x in heads),
-            "slots": sum(c.slots for c in self.comparisons),
-            "slots_differing": sum(c.differing for c in self.comparisons),
-            "score_gap_max": worst,
-            "logits_max": max((c.logits for c in self.comparisons), default=math.nan),
-            "logits_max_same_sets": max((c.logits for c in self.comparisons if not c.differing), default=math.nan),
-            "logits_spread": mean(c.spread for c in self.comparisons) if self.comparisons else math.nan,
-            "full_cache_logits_max": max(self.full, default=math.nan),
-            "bytes": [dict(zip(("ratio", "kvpress", "keepkv"), x, strict=True)) for x in self.bytes],
-            "refused": sorted(set(self.errors)),
-            "why": self.cause(worst),
-        }
-
-    def cause(self, worst: float) -> str:
-        if not any(c.differing for c in self.comparisons):
-            return ""
-        if worst <= TIE:
-            return f"ties: swapped slots score the same to {worst:.0e}"
-        return self.why or "UNEXPLAINED"
 
 
 def budget_of(length: int, ratio: float) -> int:
@@ -95,13 +51,7 @@ def run_model(
     files = {name: ids for name, ids, _, _ in prompts} | {f"{name}.next": after for name, _, after, _ in prompts}
     runs = []
     for name, _, _, window in prompts:
-        common = {
-            "task": "prefill",
-            "prompt": name,
-            "continuation": f"{name}.next",
-            "scores": True,
-            "reorder": pair.reorder,
-        }
+        common = {"task": "prefill", "prompt": name, "continuation": f"{name}.next", "scores": True}
         runs.append({**common, "id": f"{name}/full", "press": None})
         for pair in pairs:
             attention = "eager" if pair.eager else "sdpa"
@@ -197,21 +147,6 @@ def while_decoding(
     return [row.summary() for row in rows.values()]
 
 
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    print(f"\n{title}")
-    head = f"{'method':42} {'runs':>4} {'heads =':>11} {'J mean':>7} {'J min':>6} {'slots ≠':>12} {'gap':>8} {'Δlogits':>8}"
-    print(head + f" {'Δ same':>8}  cause\n" + "-" * (len(head) + 30))
-    for r in rows:
-        equal = f"{r['heads_equal']}/{r['heads']}"
-        slots = f"{r['slots_differing']}/{r['slots']}"
-        print(
-            f"{r['method']:42} {r['runs']:4} {equal:>11} {r['jaccard_mean']:7.4f} {r['jaccard_min']:6.3f} {slots:>12} "
-            f"{r['score_gap_max']:8.1e} {r['logits_max']:8.1e} {r['logits_max_same_sets']:8.1e}  {r['why']}"
-        )
-        for error in r["refused"]:
-            print(f"{'':42} refused: {error}")
-
-
 def random_models(reference: Reference, seeds: int) -> tuple[dict[str, Any], dict[str, str]]:
     """Matched options over random models, prompts and ratios; defaults on the longest prompts."""
     matched, defaults = ({p.name: Row(p.name, p.why) for p in pairs} for pairs in (MATCHED, DEFAULTS))
@@ -242,11 +177,13 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     reference = Reference(arguments.kvpress_python, {"threads": arguments.threads})
     tables, theirs = random_models(reference, arguments.seeds)
+    for title in ("matched", "defaults"):
+        show(title, tables[title])
     if Path(arguments.model, "config.json").exists():
         tables["trained model"] = trained_model(reference, arguments.model, arguments.seeds)
+        show("trained model", tables["trained model"])
     tables["decoding"] = while_decoding(reference, arguments.seeds)
-    for title, rows in tables.items():
-        show(title, rows)
+    show("decoding", tables["decoding"])
     mine = {name: version(name) for name in ("keepkv", "torch", "transformers")}
     document = {
         "versions": {"kvpress": theirs, "keepkv": {**mine, "python": platform.python_version()}},

@@ -1,4 +1,4 @@
-"""Scores that repeat what kvpress does differently. Where they give its kept sets, the cause of a difference is proven."""
+"""Scores that repeat what kvpress does differently: where they give its kept sets, the cause is proven."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keepkv.score.window import remember, window
 
 @dataclass(frozen=True)
 class OnePosition(SnapKV):
-    """SnapKV as kvpress runs it while decoding: the position embedding of the newest token turns every buffered query."""
+    """SnapKV as kvpress runs it while decoding: the newest token's position embedding turns every buffered query."""
 
     needs_rope: ClassVar[bool] = True
 

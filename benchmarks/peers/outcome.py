@@ -37,9 +37,9 @@ def kept_lists(packed: Tensor) -> list[Tensor]:
 @dataclass(frozen=True)
 class Comparison:
     """heads: Jaccard index of the kept sets, one per layer and head. differing: slots in one set only, all layers.
-    gap: largest relative difference between kvpress' scores of slots that changed places within a head, or within
-    a layer whose heads share a budget (0 where none did, infinite where a layer holds more). logits: largest absolute difference after compression; spread: standard deviation of the
-    logits."""
+    gap: largest relative difference between kvpress' scores of slots that changed places within a head, or within a
+    layer whose heads share a budget (0 where none did, infinite where a layer holds more). logits: largest absolute
+    difference after compression; spread: standard deviation of the logits."""
 
     heads: list[float]
     differing: int

@@ -140,7 +140,7 @@ DEFAULTS = [
         _press("ObservedAttentionPress"),
         **_plain("h2o"),
         eager=True,
-        why="sum of attention (H2O) against mean per query that could see the slot; 32 recent tokens and 4 sinks pinned",
+        why="sum of attention against mean per query that could see the slot; 32 recent tokens and 4 sinks pinned",
     ),
     Pair("expected-attention", _press("ExpectedAttentionPress"), **_plain("expected-attention")),
     Pair(
