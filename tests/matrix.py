@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import keepkv
 import pytest
+
+import keepkv
 import zoo
 from keepkv.errors import UnsupportedModel
 

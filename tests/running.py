@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
-import zoo
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+
+import zoo
 
 LENGTHS = (61, 33, 3)
 
@@ -47,7 +48,7 @@ def generate(model: PreTrainedModel, inputs: dict[str, Tensor], cache: Any, new:
     return out
 
 
-@lru_cache(maxsize=None)
+@cache
 def plain(name: str, lengths: tuple[int, ...] = LENGTHS, new: int = 6) -> Any:
     """What transformers' own cache generates."""
     model = zoo.model(name)

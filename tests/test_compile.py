@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import keepkv
 import pytest
 import torch
-import zoo
-from running import row, batch
 from transformers import CompileConfig
+
+import keepkv
+import zoo
+from running import batch, row
 
 NEW = 40
 COMPILE = {"fullgraph": True, "dynamic": None}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from threading import Thread
 from typing import Any
 
-import keepkv
 import pytest
 import torch
+from transformers import DynamicCache, TextIteratorStreamer
+
+import keepkv
 import zoo
 from running import batch, generate, row
-from transformers import DynamicCache, TextIteratorStreamer
 
 ARCHS = ["llama", "gemma3", "gpt-neox"]
 BUDGET = 14
@@ -183,7 +184,7 @@ def test_pipeline_inside_the_context_manager(arch: str) -> None:
     assert len(caches) == 1 and caches[0].report().compressed
     assert model.config.get_text_config()._attn_implementation == before
     assert "_prepare_cache_for_generation" not in vars(model)
-    for prompt, out in zip(prompts, outs):
+    for prompt, out in zip(prompts, outs, strict=True):
         expected = run(arch, dict(tokenizer(prompt, return_tensors="pt")), cache(arch), do_sample=False)
         length = len(prompt.split())
         assert out[0]["generated_text"].split() == tokenizer.decode(expected[0, length:]).split()
@@ -191,9 +192,11 @@ def test_pipeline_inside_the_context_manager(arch: str) -> None:
 
 def test_custom_generate_and_bare_forwards() -> None:
     """``custom_generate`` gets the cache; a bare forward continues from the tokens seen without position_ids."""
-    model, inputs = zoo.model("llama"), row(batch(), 0)
+    inputs = row(batch(), 0)
 
-    def greedy(model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kw: Any) -> Any:
+    def greedy(
+        model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kw: Any
+    ) -> Any:
         past, feed = kw["past_key_values"], input_ids
         for _ in range(8):
             with torch.no_grad():

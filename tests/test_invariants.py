@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import keepkv
 import pytest
 import torch
+
+import keepkv
 import zoo
 from matrix import ARCHITECTURES, METHODS, cache, compresses
 from running import LENGTHS, batch, generate, plain, row

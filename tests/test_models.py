@@ -83,9 +83,8 @@ def test_training_lowers_the_loss_and_repeats_bit_for_bit(tmp_path):
     }  # fmt: skip
     first = train(seed=1, out=tmp_path, **small)
     assert sum(first[-10:]) < 0.9 * sum(first[:10])
-    again = train(seed=1, **(small | {"tokens": 10 * 512}))
-    # The schedule depends on the number of steps, warm-up included, so only equal runs are compared.
-    assert again == train(seed=1, **(small | {"tokens": 10 * 512}))
+    assert train(seed=1, **small, stop=10) == first[:10]
+    assert train(seed=2, **small, stop=1) != first[:1]
     assert (tmp_path / "model.safetensors").exists() and (tmp_path / "tokenizer.json").exists()
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import keepkv
 import pytest
 import torch
+from safetensors.torch import save_file
+
+import keepkv
 import zoo
 from keepkv.errors import CacheFileError
 from running import batch, generate, row
-from safetensors.torch import save_file
 
 SMALL = {"window": 4, "sinks": 2}
 
@@ -47,7 +48,9 @@ def test_round_trip(tmp_path: Path, arch: str, store: str, every: int | None) ->
     with torch.no_grad():
         for _ in range(5):
             mask = torch.cat((mask, torch.ones(3, 1, dtype=torch.long)), dim=1)
-            outs = [zoo.model(arch)(input_ids=feed, attention_mask=mask, past_key_values=c).logits for c in (cache, loaded)]
+            outs = [
+                zoo.model(arch)(input_ids=feed, attention_mask=mask, past_key_values=c).logits for c in (cache, loaded)
+            ]
             assert torch.equal(*outs)
 
 
@@ -64,14 +67,14 @@ def test_truncated_altered_and_foreign_files_are_refused(tmp_path: Path) -> None
     }
     for name, content in damaged.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(CacheFileError, match="truncated|checksum"):
+        with pytest.raises(CacheFileError, match=r"truncated|checksum"):
             keepkv.Cache.load(tmp_path / name, model)
     save_file({"x": torch.zeros(3)}, tmp_path / "foreign")
     with pytest.raises(CacheFileError, match="not a cache written by keepkv"):
         keepkv.Cache.load(tmp_path / "foreign", model)
     with pytest.raises(CacheFileError, match="no such file"):
         keepkv.Cache.load(tmp_path / "absent", model)
-    with pytest.raises(CacheFileError, match="another model.*model_type"):
+    with pytest.raises(CacheFileError, match=r"another model.*model_type"):
         keepkv.Cache.load(path, zoo.model("qwen3"))
 
 

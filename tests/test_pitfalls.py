@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import keepkv
 import pytest
 import torch
 import transformers as t
+from transformers import DynamicCache
+
+import keepkv
 import zoo
 from keepkv.errors import CacheStateError, UnknownName, UnsupportedInput, UnsupportedModel
 from matrix import METHODS, compresses
 from running import batch, generate, row
-from transformers import DynamicCache
 
 SMALL: dict[str, Any] = {"window": 4, "sinks": 2}
 _SHAPE: dict[str, Any] = dict(vocab_size=zoo.VOCAB, pad_token_id=0, bos_token_id=1, eos_token_id=None)
@@ -26,9 +27,16 @@ def tiny(model: str, config: str, **options: Any) -> Any:
 WITHOUT_INTERFACE = {
     "gptj": lambda: tiny("GPTJForCausalLM", "GPTJConfig", n_embd=32, n_layer=2, n_head=2, rotary_dim=8),
     "gpt-neo": lambda: tiny(
-        "GPTNeoForCausalLM", "GPTNeoConfig", hidden_size=32, num_layers=2, num_heads=2, attention_types=[[["global"], 2]]
+        "GPTNeoForCausalLM",
+        "GPTNeoConfig",
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global"], 2]],
     ),
-    "falcon": lambda: tiny("FalconForCausalLM", "FalconConfig", hidden_size=32, num_hidden_layers=2, num_attention_heads=2),
+    "falcon": lambda: tiny(
+        "FalconForCausalLM", "FalconConfig", hidden_size=32, num_hidden_layers=2, num_attention_heads=2
+    ),
     "bloom": lambda: tiny("BloomForCausalLM", "BloomConfig", hidden_size=32, n_layer=2, n_head=2),
     "mpt": lambda: tiny("MptForCausalLM", "MptConfig", d_model=32, n_layers=2, n_heads=2),
     "codegen": lambda: tiny("CodeGenForCausalLM", "CodeGenConfig", n_embd=32, n_layer=2, n_head=4, rotary_dim=4),
@@ -48,7 +56,9 @@ def test_models_without_the_attention_interface_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["DiffLlama", "Doge"])
 def test_models_that_rework_cached_keys_fail_at_once(name: str) -> None:
-    shape = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    shape = dict(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    )
     model = tiny(f"{name}ForCausalLM", f"{name}Config", **shape)
     with pytest.raises(UnsupportedModel, match="DynamicCache"):
         generate(model, row(batch(), 0), keepkv.Cache(model, "snapkv", 0.5), new=2)
@@ -96,8 +106,8 @@ def test_only_the_text_part_of_a_vision_model_is_switched() -> None:
     assert model.config.vision_config._attn_implementation == before
 
 
-def test_positions_in_three_dimensions_are_refused_where_rope_is_undone() -> None:
-    with pytest.raises(UnsupportedModel, match="three dimensions"):
+def test_positions_in_three_dimensions_are_announced_where_rope_is_undone() -> None:
+    with pytest.warns(UserWarning, match="three dimensions"):
         keepkv.Cache(zoo.model("qwen2-vl"), "expected-attention", 14)
 
 
@@ -261,7 +271,7 @@ def test_votes_equal_duplicated_slots(store: str) -> None:
     for cache in caches:
         with torch.no_grad():
             model(input_ids=ids, past_key_values=cache)
-    for voted, copied in zip(caches[0]._ours, caches[1]._ours):
+    for voted, copied in zip(caches[0]._ours, caches[1]._ours, strict=True):
         slots = voted.store.view()
         voted.store.load(slots.with_(log_votes=counts.float().log()))
         copy = torch.arange(ids.shape[1]).repeat_interleave(counts[0, 0])
@@ -280,7 +290,7 @@ def test_names_and_options_are_checked() -> None:
         keepkv.Cache(model, "snapkb", 0.5)
     with pytest.raises(UnknownName, match="store"):
         keepkv.Cache(model, "snapkv", 0.5, store="densee")
-    with pytest.raises(keepkv.KeepKVError, match="windw.*Its options: .*window"):
+    with pytest.raises(keepkv.KeepKVError, match=r"windw.*Its options: .*window"):
         keepkv.Cache(model, "snapkv", 0.5, windw=3)
     with pytest.raises(keepkv.KeepKVError, match="immediate"):
         keepkv.When(prefill="later")

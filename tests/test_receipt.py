@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
-import keepkv
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import keepkv
 import zoo
 from keepkv.budget import Budget
 from keepkv.errors import BudgetError
 from matrix import METHODS
 from running import batch, generate, row
-from transformers import LlamaConfig, LlamaForCausalLM
 
 PROMPT = 400
 HEADS, LAYERS, DIM = 2, 2, 128
 
 
-@lru_cache(maxsize=None)
+@cache
 def wide() -> LlamaForCausalLM:
     """A model with head dim 128, as real ones have: a slot weighs 1 kB, so what is kept beside it shows at 1 %."""
     torch.manual_seed(0)
@@ -153,9 +154,10 @@ def test_votes_and_drops_account_for_every_token(key: str, every: int | None) ->
         slots = layer.store.view()
         votes = (slots.log_votes.double().exp() * slots.valid).sum(-1)
         assert torch.allclose(votes, votes.round(), atol=1e-4)
-        # A dropped slot takes its votes with it: count votes, not slots, of what left.
-        if every is None:
-            assert torch.equal(votes.round().long() + layer.tally.dropped, seen[:, None].expand_as(votes))
+        # A dropped slot takes its votes with it: what left is counted in votes, not in slots.
+        gone = layer.tally.votes_dropped
+        assert gone is not None and torch.allclose(gone, gone.round(), atol=1e-4)
+        assert torch.equal((votes + gone).round().long(), seen[:, None].expand_as(votes))
 
 
 def test_merged_run_without_merges_is_not_called_one() -> None:

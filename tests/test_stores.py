@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import keepkv
 import pytest
 import torch
+
+import keepkv
 import zoo
 from keepkv.attention.reference import attend
 from keepkv.slots import EMPTY, Slots

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -93,7 +93,7 @@ ZOO: dict[str, Callable[[], PreTrainedModel]] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def model(name: str) -> PreTrainedModel:
     """The tiny model of architecture ``name``, float32, evaluation mode; the same object every time."""
     torch.manual_seed(0)

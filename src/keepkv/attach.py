@@ -95,8 +95,8 @@ def _places(model: PreTrainedModel, config: Any, indices: list[int], method: Met
         is_latent = latent.is_latent(modules[i])
         if is_latent and method.reduce.merges:
             raise UnsupportedModel(
-                f"method {method.name!r} merges keys and values apart, but {type(model).__name__} caches one latent for "
-                "both. Choose a method that evicts, such as 'snapkv' or 'expected-attention'."
+                f"method {method.name!r} merges keys and values apart, but {type(model).__name__} caches one latent "
+                "for both. Choose a method that evicts, such as 'snapkv' or 'expected-attention'."
             )
         places[i] = Place(i, rank, len(indices), rope, is_latent, sharing[i] == "store")
     return places

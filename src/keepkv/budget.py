@@ -68,8 +68,8 @@ class Budget:
         slots = (self.bytes - reserved) // (bytes_per_slot * len(seen))
         if slots < 1:
             raise BudgetError(
-                f"budget of {self.bytes} bytes: one slot in every layer and head takes {bytes_per_slot} bytes for each of "
-                f"{len(seen)} rows, and {reserved} bytes are taken by layers that are not compressed"
+                f"budget of {self.bytes} bytes: one slot in every layer and head takes {bytes_per_slot} bytes for each "
+                f"of {len(seen)} rows, and {reserved} bytes are taken by layers that are not compressed"
             )
         return torch.full_like(seen, float(slots))
 

@@ -52,7 +52,9 @@ class Cache(stock.Cache):
     ) -> None:
         chosen = _method(method, options)
         if budget is None and chosen.name != "full":
-            raise BudgetError(f"method {chosen.name!r} needs a budget, e.g. budget=0.1 or budget=1024 or budget='256MiB'")
+            raise BudgetError(
+                f"method {chosen.name!r} needs a budget, e.g. budget=0.1 or budget=1024 or budget='256MiB'"
+            )
         self.plan = Plan(chosen, Budget.of(1.0 if budget is None else budget), seed)
         layout = store or chosen.store
         layout = ("flat" if chosen.allocate.ragged else "dense") if layout == "auto" else layout
@@ -137,7 +139,9 @@ class Cache(stock.Cache):
         batch, _, length, _ = rule.shape
         clock, progress = self.plan.clock, {layer.get_seq_length() for layer in self._ours}
         if len(progress) > 1:
-            raise CacheStateError("an earlier forward failed midway and left this cache inconsistent; call cache.reset()")
+            raise CacheStateError(
+                "an earlier forward failed midway and left this cache inconsistent; call cache.reset()"
+            )
         unfinished = clock.columns - progress.pop()
         if unfinished:  # announced before, but no layer has seen it
             clock.crop(unfinished)
@@ -147,7 +151,7 @@ class Cache(stock.Cache):
         clock.begin(batch, length, rule.padding, torch.device(rule.arguments["device"]))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self.plan.clock.index(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:

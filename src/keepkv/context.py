@@ -35,7 +35,7 @@ def compressed(
     previous = switch(model, NAME)
     try:
         Cache(model, method, budget, **options)  # refuses bad arguments here rather than inside generate
-        prepare = model._prepare_cache_for_generation
+        prepare: Any = model._prepare_cache_for_generation
 
         def prepare_ours(generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
@@ -44,7 +44,7 @@ def compressed(
             return prepare(generation_config, model_kwargs, *args, **kwargs)
 
         # transformers offers no public hook that makes a cache per call; the instance attribute shadows the method.
-        model._prepare_cache_for_generation = prepare_ours
+        model._prepare_cache_for_generation = prepare_ours  # type: ignore[assignment]
         try:
             yield caches
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,31 +9,18 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from keepkv.allocate.select import keep_mask
 from keepkv.attention import latent
 from keepkv.attention.handle import KVHandle
 from keepkv.attention.reference import Part, attend
 from keepkv.attention.rule import MaskRule
 from keepkv.attention.stock import plain_attention
+from keepkv.compress import Tally, compress, look
 from keepkv.errors import CacheStateError, UnsupportedInput, UnsupportedModel
 from keepkv.rope import Rope
-from keepkv.score.attention import weights
-from keepkv.slots import LayerView, Slots
 from keepkv.store.base import Store
 
 if TYPE_CHECKING:
-    from keepkv.cache import Plan
-
-
-@dataclass
-class Tally:
-    """What happened to a layer's slots so far, for the receipt. Tensors (B,H), or None before a compression."""
-
-    compressions: int = 0
-    seconds: float = 0.0
-    merged: Tensor | None = None
-    dropped: Tensor | None = None
-    mass_dropped: Tensor | None = None  # (B,) share of the last query's attention given up, summed; None: unknown
+    from keepkv.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -147,7 +133,7 @@ class Layer(CacheLayerMixin):
         rows = rows.to(self.device)
         self.store.index(rows)
         self.state = {name: x.index_select(0, rows) for name, x in self.state.items()}
-        for name in ("merged", "dropped", "mass_dropped"):
+        for name in ("merged", "dropped", "votes_dropped", "mass_dropped"):
             count = getattr(self.tally, name)
             if count is not None:
                 setattr(self.tally, name, count.index_select(0, rows))
@@ -229,7 +215,7 @@ class Layer(CacheLayerMixin):
         self.store.settle()
 
     def _observe(self, query: Tensor) -> None:
-        view = self.view(query, live=True)
+        view = look(self, query, live=True)
         self.plan.method.score.observe(view)
         if not self.store.views_share_memory:
             self.store.put(view.slots.stats)
@@ -253,61 +239,10 @@ class Layer(CacheLayerMixin):
         if length == 1:
             self.store.begin_decode()
 
-    def view(self, query: Tensor | None = None, live: bool = False) -> LayerView:
-        """What the pieces see; ``query`` (B,Hq,T,D): of the latest forward, None when it is over."""
-        slots = self.store.live_view() if live else self.store.view()
-        if self.place.is_latent:
-            slots = latent.absorbed_slots(slots)
-        clock, attention = self.plan.clock, self.attention
-        assert clock.seen is not None and clock.positions is not None and attention is not None
-        if query is None:
-            query = slots.keys.new_zeros(slots.keys.shape[0], self.query_heads, 0, slots.keys.shape[-1])
-        method = self.plan.method
-        recent = (clock.seen - method.window)[:, None, None]
-        protected = slots.valid & ((slots.positions < method.sinks) | (slots.positions >= recent))
-        return LayerView(
-            slots=slots,
-            queries=query,
-            query_positions=clock.positions[:, clock.positions.shape[1] - query.shape[2] :],
-            seen=clock.seen,
-            state=self.state,
-            rope=self.place.rope,
-            layer=self.place.rank,
-            layers=self.place.ranks,
-            seed=self.plan.seed,
-            protected=protected,
-            **attention,
-        )
-
     def compress(self, query: Tensor | None = None) -> None:
-        """Score, allocate, reduce, store; does nothing where every row fits its budget."""
-        started = time.perf_counter()
+        """Compress now, if any row holds more than its budget."""
         self.pending, self.decoded = False, 0
-        view, method = self.view(query), self.plan.method
-        budget = self.plan.layer_budget(self)
-        if not bool((view.slots.lengths > budget[:, None]).any()):
-            return
-        if bool((view.slots.valid[..., :-1] & ~view.slots.valid[..., 1:]).any()):
-            # Padding between turns: close the gaps first, so that neighbours in memory are neighbours in the text.
-            view.slots, view.protected = _close_gaps(view.slots, view.protected)
-        scores = method.score(view)
-        keep = keep_mask(scores, method.allocate(scores, view, budget), view)
-        reduced = method.reduce(view, keep, scores, method.score)
-        self._count(view, reduced.merged, reduced.dropped, reduced.lost)
-        del view, keep, scores
-        self.store.load(latent.stored_slots(reduced.slots) if self.place.is_latent else reduced.slots)
-        self.compressed = True
-        self.tally.compressions += 1
-        self.tally.seconds += time.perf_counter() - started
-
-    def _count(self, view: LayerView, merged: Tensor, dropped: Tensor, lost: Tensor) -> None:
-        tally = self.tally
-        tally.merged = merged if tally.merged is None else tally.merged + merged
-        tally.dropped = dropped if tally.dropped is None else tally.dropped + dropped
-        if view.queries.shape[2]:
-            share = weights(view, view.queries[:, :, -1:], view.query_positions[:, -1:])[:, :, :, 0].mean(2)
-            mass = (share * lost).sum(-1).mean(-1)
-            tally.mass_dropped = mass if tally.mass_dropped is None else tally.mass_dropped + mass
+        self.compressed = compress(self, query) or self.compressed
 
     def copy(self, plan: Plan) -> Layer:
         """An independent copy that belongs to ``plan``."""
@@ -330,13 +265,6 @@ class Layer(CacheLayerMixin):
                     "a compressed cache cannot honour it. Use transformers' DynamicCache with this model."
                 )
         if kwargs.get("output_attentions"):
-            raise UnsupportedInput("output_attentions=True: a compressed cache has no weight per past token; leave it out")
-
-
-def _close_gaps(slots: Slots, protected: Tensor | None) -> tuple[Slots, Tensor | None]:
-    if protected is not None:
-        slots = slots.with_(stats={**slots.stats, "_protected": protected.float()})
-    slots = slots.select(slots.valid)
-    stats = dict(slots.stats)
-    protected = stats.pop("_protected").bool() & slots.valid if protected is not None else None
-    return slots.with_(stats=stats), protected
+            raise UnsupportedInput(
+                "output_attentions=True: a compressed cache has no weight per past token; leave it out"
+            )

@@ -26,13 +26,20 @@ if TYPE_CHECKING:
 
 FORMAT = "keepkv-cache-1"
 _HOST = ("seen", "pending", "decoded", "compressed", "record_past", "prefilling", "query_heads")
-_COUNTS = ("merged", "dropped", "mass_dropped")
+_COUNTS = ("merged", "dropped", "votes_dropped", "mass_dropped")
 
 
 def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     """What must agree for a saved cache to make sense with a model: its shape, not its weights."""
     config = model.config.get_text_config(decoder=True)
-    names = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
+    names = (
+        "model_type",
+        "num_hidden_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+    )
     return {name: getattr(config, name, None) for name in names} | {"dtype": str(model.dtype)}
 
 
@@ -79,7 +86,7 @@ def load(kind: type[Cache], path: Path, model: PreTrainedModel, method: Method |
         )
     store = next((x["store"] for x in header["layers"] if x["kind"] == "keepkv"), None)
     options = {k: When(**v) if k == "when" else v for k, v in header["options"].items()}
-    chosen = {"method": header["method"], **options} if method is None else {"method": method}
+    chosen: dict[str, Any] = {"method": header["method"], **options} if method is None else {"method": method}
     cache = kind(model, budget=header["budget"], store=store, seed=header["seed"], **chosen)
     cache.plan.compressing = header["compressing"]
     clock = cache.plan.clock
@@ -129,7 +136,9 @@ def _layer_tensors(layer: Any) -> dict[str, Tensor]:
         return {}
     if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
         return {"keys": layer.keys, "values": layer.values} if layer.is_initialized else {}
-    raise CacheStateError(f"a cache with a layer of kind {type(layer).__name__} cannot be saved; only attention layers can")
+    raise CacheStateError(
+        f"a cache with a layer of kind {type(layer).__name__} cannot be saved; only attention layers can"
+    )
 
 
 def _layer_header(layer: Any) -> dict[str, Any]:
@@ -166,4 +175,3 @@ def _restore(layer: Any, entry: dict[str, Any], tensors: dict[str, Tensor]) -> N
         layer.lazy_initialization(part.keys, part.values)
     if entry["attention"]:
         layer.attention = {**entry["attention"], "sinks": tensors.get("sinks")}
-

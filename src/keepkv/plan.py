@@ -43,7 +43,7 @@ class Plan:
         content, extra = slot_bytes(layer)
         reserved = content * self.window_tokens * len(self.clock.seen)
         mean = self.budget.per_head(self.clock.seen, (content + extra) * place.ranks, reserved)
-        mine = self.method.allocate.layer_budget(mean, place.rank, place.ranks).floor().long()
+        mine = self.method.allocate.layer_budget(mean, place.rank, place.ranks, self.clock.seen).floor().long()
         # Where every token fits, no layer gives any up, however the allocation slopes.
         return mine.clamp_min(1).where(mean < self.clock.seen, self.clock.seen)
 

@@ -48,7 +48,7 @@ def layer_bytes(layer: Any) -> int:
     """Bytes of storage that a cache layer of any kind holds."""
     if isinstance(layer, Layer):
         return layer.store.nbytes + _storage(list(layer.state.values()))
-    return _storage([x for x in _tensors(vars(layer))])
+    return _storage(_tensors(vars(layer)))
 
 
 def full_bytes(layer: Any) -> int:

@@ -6,6 +6,7 @@ A piece that knows only this file can be tested on plain tensors and reused by a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -64,13 +65,23 @@ class Slots:
             index = order if x.dim() == 3 else order[..., None].expand(*order.shape, x.shape[-1])
             return x.gather(2, index)
 
-        return Slots(
-            take(self.keys),
-            take(self.values),
-            take(self.log_votes),
-            take(self.positions).masked_fill(~kept, EMPTY),
-            {name: take(x) for name, x in self.stats.items()},
+        chosen = self.map(take)
+        chosen.positions.masked_fill_(~kept, EMPTY)
+        return chosen
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Slots:
+        """``change`` applied to every field (B,H,S,…); a new object."""
+        stats = {name: change(x) for name, x in self.stats.items()}
+        return Slots(change(self.keys), change(self.values), change(self.log_votes), change(self.positions), stats)
+
+    def join(self, newer: Slots) -> Slots:
+        """These slots followed by ``newer`` ones of the same rows and heads."""
+        keys, values, votes, positions = (
+            torch.cat((getattr(self, name), getattr(newer, name)), dim=2)
+            for name in ("keys", "values", "log_votes", "positions")
         )
+        stats = {name: torch.cat((x, newer.stats[name]), dim=2) for name, x in self.stats.items()}
+        return Slots(keys, values, votes, positions, stats)
 
     def with_(self, **changes: Tensor | dict[str, Tensor]) -> Slots:
         """A copy with some fields replaced."""

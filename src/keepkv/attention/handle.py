@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 _REMEDY = (
     "This model uses the cached keys or values outside the attention function, or its attention implementation is "
     "not 'keepkv'. Make the cache with keepkv.Cache(model, …), which switches the model, and do not change the "
-    "attention implementation afterwards; if it still fails, the model cannot be served: use transformers' DynamicCache."
+    "attention implementation afterwards; if it still fails, the model cannot be served: use transformers' "
+    "DynamicCache."
 )
 
 

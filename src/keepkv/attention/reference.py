@@ -52,7 +52,8 @@ def attend(
     if t > tile:  # long chunk on a compressed past: bound the logits held at once
         blocks = [None if block is None else block[:, :, i : i + tile] for i in range(0, t, tile)]
         queries = query.split(tile, dim=2)
-        return torch.cat([_attend(q, parts, scaling, m, softcap, sinks) for q, m in zip(queries, blocks)], dim=2)
+        pieces = [_attend(q, parts, scaling, m, softcap, sinks) for q, m in zip(queries, blocks, strict=True)]
+        return torch.cat(pieces, dim=2)
     return _attend(query, parts, scaling, block, softcap, sinks)
 
 

@@ -68,6 +68,7 @@ class MaskRule:
             padding = self.padding
             return block if padding is None else block & padding[:, None, None, -length:]
         mask = sdpa_mask(**{**self.arguments, "allow_is_causal_skip": False})
+        assert mask is not None  # skipping, the only reason for None, was switched off
         return mask[..., -length:]
 
     # What model code may do with a mask on its way to the attention function.

@@ -84,10 +84,10 @@ class Store(ABC):
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take over what ``tensors`` of the same class returned."""
 
-    def settle(self) -> None:
+    def settle(self) -> None:  # noqa: B027 most stores have nothing to do
         """Called after the attention of a forward of more than one token."""
 
-    def begin_decode(self) -> None:
+    def begin_decode(self) -> None:  # noqa: B027
         """Called before each forward of one token."""
 
     def clone(self) -> Store:

@@ -80,12 +80,9 @@ class FlatStore(Store):
         got = self._gather(columns)
         if "log_votes" not in got:
             got["log_votes"] = filled(got["keys"], tuple(got["positions"].shape), 0.0, torch.float32)
-        if self.recent.length:
-            tail = self.recent.view()
-            new = {"keys": tail.keys, "values": tail.values, "positions": tail.positions, "log_votes": tail.log_votes}
-            got = {name: torch.cat((got[name], {**new, **tail.stats}[name]), dim=2) for name in got}
         stats = {name: got[name] for name in self.stats}
-        return Slots(got["keys"], got["values"], got["log_votes"], got["positions"], stats)
+        body = Slots(got["keys"], got["values"], got["log_votes"], got["positions"], stats)
+        return body.join(self.recent.view()) if self.recent.length else body
 
     def put(self, stats: dict[str, Tensor]) -> None:
         self.recent.put({name: x[:, :, self._longest :] for name, x in stats.items()} if self.recent.length else {})

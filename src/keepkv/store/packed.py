@@ -63,8 +63,8 @@ class Int8Store(Store):
     def _pack(self, columns: int) -> None:
         """Move the oldest ``columns`` of the residual into the packed body."""
         view = self.recent.view()
-        old, new = _columns(view, slice(None, columns)), _columns(view, slice(columns, None))
-        packed = _quantise(old)
+        new = view.map(lambda x: x[:, :, columns:].clone())
+        packed = _quantise(view.map(lambda x: x[:, :, :columns].clone()))
         if self.body:
             votes = {"log_votes"} & (packed.keys() ^ self.body.keys())
             for fields in (self.body, packed):
@@ -101,11 +101,7 @@ class Int8Store(Store):
         if votes is None:
             votes = filled(part.keys, tuple(part.positions.shape), 0.0, torch.float32)
         body = Slots(part.keys, part.values, votes, part.positions, {n: self.body[n] for n in self.stats})
-        if tail is None:
-            return body
-        join = {n: torch.cat((getattr(body, n), getattr(tail, n)), dim=2) for n in ("keys", "values", "positions")}
-        stats = {n: torch.cat((body.stats[n], tail.stats[n]), dim=2) for n in self.stats}
-        return Slots(**join, log_votes=torch.cat((votes, tail.log_votes), dim=2), stats=stats)
+        return body if tail is None else body.join(tail)
 
     def put(self, stats: dict[str, Tensor]) -> None:
         for name, x in stats.items():
@@ -133,12 +129,6 @@ class Int8Store(Store):
         self.recent = DenseStore(self.stats)
         if tail := {name[5:]: x for name, x in tensors.items() if name.startswith("tail.")}:
             self.recent.restore(tail)
-
-
-def _columns(slots: Slots, which: slice) -> Slots:
-    stats = {name: x[:, :, which].clone() for name, x in slots.stats.items()}
-    fields = (slots.keys, slots.values, slots.log_votes, slots.positions)
-    return Slots(*(x[:, :, which].clone() for x in fields), stats=stats)
 
 
 def _quantise(slots: Slots) -> dict[str, Tensor]:

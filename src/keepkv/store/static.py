@@ -63,7 +63,7 @@ class StaticStore(Store):
         if self.growing is None:  # a new turn: the prompt is read into growing buffers again
             slots, tail = self.view(), self._tail
             self.growing = DenseStore(self.stats)
-            self.growing.load(_copy(slots))
+            self.growing.load(slots.map(torch.clone))
             self._tail = tail
         self.growing.append(keys, values, positions)
         self._tail += t
@@ -177,8 +177,3 @@ class StaticStore(Store):
         self.cursor, self._used = tensors["cursor"], int(tensors["cursor"][0])
         self.fields = {name: x for name, x in tensors.items() if name not in ("cursor", "appended")}
         self.capacity = self.fields["positions"].shape[2]
-
-
-def _copy(slots: Slots) -> Slots:
-    fields = (slots.keys, slots.values, slots.log_votes, slots.positions)
-    return Slots(*(x.clone() for x in fields), stats={name: x.clone() for name, x in slots.stats.items()})
