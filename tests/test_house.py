@@ -15,14 +15,16 @@ FILES = sorted(SOURCE.rglob("*.py"))
 PARTS = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in FILES}
 
 # From the ground up; a module imports from its own floor and from those below it.
-FLOORS = (
-    {"errors", "slots", "rope", "registry", "budget", "clock"},
-    {"score", "allocate", "reduce", "store", "when", "attention"},
-    {"methods"},
-    {"cache", "layer", "plan", "attach", "receipt", "report", "persistence", "context", "attention.interface"},
-    {"models", "tasks", "metrics", "evaluation"},
-    {"cli", "serve", "integrations"},
-)
+FLOORS = [
+    line.split()
+    for line in """\
+errors slots rope registry budget clock
+score allocate reduce store when attention
+methods
+cache layer compress plan attach receipt report persistence context attention.interface
+models tasks metrics evaluation
+cli serve integrations""".splitlines()
+]
 
 
 def floor(name: str) -> int:

@@ -23,7 +23,7 @@ def show(out: Console, material: Material, rows: list[Row], budget: str) -> None
     out.print(_results(rows, known))
     if not known:
         out.print("same: replies equal to the full cache's. agree: share of its tokens, one by one.")
-    out.print("KL: divergence from the full cache on the answers, in nats. Speeds: here, batch 1.")
+    out.print("KL: divergence from the full cache on the answers, nats. Speeds: here, batch 1.")
     out.print("\n[bold]Which tokens survived[/bold]")
     _strips(out, material, rows)
     out.print("\n[bold]Some answers[/bold]")
