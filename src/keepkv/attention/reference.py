@@ -48,6 +48,9 @@ def attend(
     """
     b, heads, t, _ = query.shape
     parts = list(parts)
+    wide_enough = query.dtype in (torch.float32, torch.float64) or parts[0].log_votes is None
+    if t == 1 and len(parts) == 1 and softcap is None and sinks is None and wide_enough:
+        return _fused(query, parts[0], scaling)
     tile = max(1, TILE_BYTES // (4 * b * heads * max(p.positions.shape[-1] for p in parts)))
     if t > tile:  # long chunk on a compressed past: bound the logits held at once
         blocks = [None if block is None else block[:, :, i : i + tile] for i in range(0, t, tile)]
@@ -55,6 +58,18 @@ def attend(
         pieces = [_attend(q, parts, scaling, m, softcap, sinks) for q, m in zip(queries, blocks, strict=True)]
         return torch.cat(pieces, dim=2)
     return _attend(query, parts, scaling, block, softcap, sinks)
+
+
+def _fused(query: Tensor, part: Part, scaling: float) -> Tensor:
+    """One query per head over one rectangle, by torch's fused kernel: the query heads of a KV head become queries of
+    one head, so that no key is repeated. Votes would lose precision in a half-precision mask; emptiness does not."""
+    b, heads, _, d = query.shape
+    h = part.positions.shape[1]
+    lowest = torch.finfo(query.dtype).min / 2  # finite in half precision too: see MASKED
+    mask = part.bias().clamp_min(lowest).to(query.dtype)[:, :, None]
+    grouped = query.view(b, h, heads // h, d)
+    out = torch.nn.functional.scaled_dot_product_attention(grouped, part.keys, part.values, mask, scale=scaling)
+    return out.reshape(b, heads, 1, -1)
 
 
 def _attend(
