@@ -30,7 +30,7 @@ from keepkv import tasks
 from keepkv.models import embedded_model
 
 RATIOS = (0.25, 0.5, 0.75, 0.9)
-CONTINUATION = 8
+CONTINUATION = 3
 HERE = Path(__file__).parent
 
 
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--kvpress-python", required=True, help="python of the environment made by make_environment.sh")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "agreement.json")
     parser.add_argument("--model", default=embedded_model(), help="directory of a trained model; none: left out")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2, help="weights and prompts of each model")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

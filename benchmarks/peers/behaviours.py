@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import keepkv
+from keepkv.budget import Budget
 
 NEW = 8
 LONG, SHORT, TURN, CHUNK, RATIO = 256, 100, 100, 64, 0.5
@@ -42,8 +43,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def adaptive(ratio: float) -> dict[str, Any]:
-    inner = {"press": "SnapKVPress", "options": {"compression_ratio": ratio, "window_size": 32}}
+def adaptive(ratio: float, window: int = 32) -> dict[str, Any]:
+    inner = {"press": "SnapKVPress", "options": {"compression_ratio": ratio, "window_size": window}}
     return {"press": "AdaKVPress", "options": {"press": inner}}
 
 
@@ -163,6 +164,45 @@ def memory(reference: Reference, length: int = 2000, ratio: float = 0.75) -> lis
     return rows
 
 
+def rounding() -> dict[str, Any]:
+    """How often int(n·(1−ratio)), as kvpress counts, is one below the share that was asked for."""
+    grid = [(n, percent) for n in range(100, 1001) for percent in range(5, 100, 5)]
+    seen = torch.tensor([n for n, _ in grid])
+    exact = [n * (100 - percent) // 100 for n, percent in grid]
+    theirs = [max(1, int(n * (1 - percent / 100))) for n, percent in grid]
+    shares = [round(1 - percent / 100, 2) for _, percent in grid]
+    mine = [int(Budget(share=s).per_head(x[None], 1)) for s, x in zip(shares, seen, strict=True)]
+    wrong = {
+        name: sum(a != b for a, b in zip(x, exact, strict=True)) for name, x in (("kvpress", theirs), ("keepkv", mine))
+    }
+    return {"cases": len(grid), "not_the_exact_floor": wrong, "kvpress, 100 tokens, ratio 0.9": int(100 * (1 - 0.9))}
+
+
+def below_window(theirs: Outcome, model: PreTrainedModel, prompts: dict[str, Tensor]) -> dict[str, Any]:
+    """A budget smaller than the window of SnapKV: 25 slots, window 64."""
+    kept = theirs.kept[0][0]
+    facts = {"kept": len(kept), "before_window": int((kept < LONG - 64).sum()), "newest_kept": int(kept.max())}
+    try:
+        keepkv.Cache(model, "snapkv", len(kept), window=64)
+        answer = "accepted"
+    except keepkv.KeepKVError as error:
+        answer = f"{type(error).__name__}: {error}"
+    return {"kvpress": facts, "keepkv": answer}
+
+
+def adaptive_decoding(theirs: Outcome, model: PreTrainedModel, prompts: dict[str, Tensor]) -> dict[str, Any]:
+    """Slots per head after ``TURN`` fed tokens, adaptive heads, target 64 every 16 tokens."""
+    when = keepkv.When(prefill=None, every=16)
+    cache = keepkv.Cache(model, "adakv", 64, window=8, sinks=0, when=when)
+    with torch.no_grad():
+        model(prompts["long"], past_key_values=cache)
+        for token in prompts["turn"].unbind(1):
+            model(token[:, None], past_key_values=cache)
+    held = (cache.kept_positions(0) >= 0).sum(-1).float()
+    stored = theirs.error or {"slots": theirs.facts["slots"]}
+    return {"kvpress": stored, "keepkv": {"mean": held.mean().item(), "per_head": held[0].tolist()}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kvpress-python", required=True, help="python of the environment made by make_environment.sh")
@@ -180,6 +220,12 @@ def main() -> None:
         runs.append({**common, "id": f"alone/{name}", "prompt": "short", "press": press})
     runs.append({**common, "id": "turns", "prompt": "long", "turns": ["turn"], "press": PRESSES["snapkv"]})
     runs.append({**common, "id": "chunks", "prompt": "long", "chunk": CHUNK, "press": PRESSES["snapkv"]})
+    snap = {"press": "SnapKVPress", "options": {"compression_ratio": 0.9}}
+    runs.append({"id": "below", "task": "prefill", "prompt": "long", "continuation": "turn", "press": snap})
+    decoding = {"base_press": adaptive(0.0, 8), "compression_interval": 16, "target_size": 64}
+    press = {"press": "DecodingPress", "options": decoding}
+    follow = {"task": "decode", "prompt": "long", "continuation": "turn", "press": press, "kept": False}
+    runs.append({**follow, "id": "adaptive"})
     theirs, versions = reference.run(model, prompts, runs)
     document = {
         "versions": {
@@ -191,6 +237,9 @@ def main() -> None:
         "second_turn": second_turn(theirs["turns"], model, prompts),
         "chunked_prefill": chunks(theirs["chunks"], model, prompts),
         "memory": memory(reference),
+        "rounding": rounding(),
+        "budget_below_window": below_window(theirs["below"], model, prompts),
+        "adaptive_decoding": adaptive_decoding(theirs["adaptive"], model, prompts),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=1, ensure_ascii=False)

@@ -14,6 +14,7 @@ JOB.json: ``model`` (a directory written by ``save_pretrained``), ``prompts`` (a
     attention     "sdpa" or "eager"
     new, chunk    of "generate": new tokens, prefill_chunk_size or null
     scores        also record the scores that ranked the slots
+    kept          of "decode": false where kept slots need not be identified (masked keys are overwritten)
     reorder       put slots back into the order of the text after each compression (kvpress leaves them in the order
                   of their scores): shows what that order changes
 
@@ -238,14 +239,17 @@ class Worker:
         finally:
             for hook in hooks:
                 hook.remove()
+        self.tensors[f"{run['id']}/logits"] = torch.stack(logits, 1).float().cpu()
+        facts = {"bytes": cache_bytes(cache), "slots": cache.layers[0].keys.shape[2]}
+        if not run.get("kept", True):
+            return facts
         for i in range(len(cache.layers)):
             full = torch.cat(keys[i], 2)
             self.tensors[f"{run['id']}/kept/{i}"] = kept_of(cache.layers[i].keys, full, None)
             if log:
                 self.tensors[f"{run['id']}/scores/{i}"] = log.by_token(i, full)
-        self.tensors[f"{run['id']}/logits"] = torch.stack(logits, 1).float().cpu()
         order = find(cache.layers[0].keys[0, 0], torch.cat(keys[0], 2)[0, 0])
-        return {"bytes": cache_bytes(cache), "in_order": bool((order[1:] > order[:-1]).all())}
+        return {**facts, "in_order": bool((order[1:] > order[:-1]).all())}
 
     def _log_keys(self, module: Any, cache: Any, keys: dict[int, list[Tensor]]) -> Any:
         """Keep every key that enters the cache; registered before the press, so it runs before the press."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -71,3 +74,23 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
         )
         for error in r["refused"]:
             print(f"{'':50} refused: {error}")
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The same as a Markdown table, for docs/peers.md."""
+    lines = [
+        "| method | runs | heads with equal sets | Jaccard, mean | Jaccard, min | slots that differ | logits |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['method']} | {r['runs']} | {r['heads_equal']} of {r['heads']} | {r['jaccard_mean']:.4f} | "
+            f"{r['jaccard_min']:.3f} | {r['slots_differing']} of {r['slots']} | {r['logits_max']:.0e} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    document = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+    for title, rows in document["tables"].items():
+        print(f"\n### {title}\n\n{markdown(rows)}")

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from keepkv.errors import CacheFileError, CacheStateError
 from keepkv.layer import Layer
@@ -132,7 +132,7 @@ def _layer_tensors(layer: Any) -> dict[str, Tensor]:
         attention = layer.attention or {}
         sinks = {"sinks": attention["sinks"]} if attention.get("sinks") is not None else {}
         return {f"store.{name}": x for name, x in layer.store.tensors().items()} | state | counts | sinks
-    if isinstance(layer, DummyLayer):
+    if type(layer).__name__ == "DummyLayer":  # by name: transformers before 5.20 does not have it
         return {}
     if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
         return {"keys": layer.keys, "values": layer.values} if layer.is_initialized else {}
