@@ -42,19 +42,29 @@ def _log_uniform(rng: random.Random, low: int, high: int) -> int:
     return low if high <= low else round(low * (high / low) ** rng.random())
 
 
-def dense(rng: random.Random, count: Count, size: int) -> Item:
+def dense(rng: random.Random, count: Count, size: int, alike: bool = False) -> Item:
     """Facts and nothing else, in ``size`` tokens with all their questions."""
     most = size // (FACT + ASK)
     n = rng.randint(max(2, most // 2), most)
-    pairs = list(zip(names(rng, n), codes(rng, n), strict=True))
+    pairs = list(zip(names(rng, n, alike=alike), codes(rng, n), strict=True))
     asked = tuple(question(*pair) for pair in rng.sample(pairs, n))
     return Item("".join(fact(*pair) for pair in pairs).lstrip(), asked)
 
 
-def in_text(rng: random.Random, count: Count, size: int) -> Item:
+def in_text(rng: random.Random, count: Count, size: int, alike: bool = False) -> Item:
     """One to many facts in real text, all of them asked."""
     n = _log_uniform(rng, max(1, size // 128), size // (FACT + ASK + 2))
-    return niah_multikey.build(rng, count, size - n * ASK, facts=n, questions=n)
+    return niah_multikey.build(rng, count, size - n * ASK, facts=n, questions=n, alike=alike)
+
+
+def dense_alike(rng: random.Random, count: Count, size: int) -> Item:
+    """Facts whose names share their words: without these, the model goes by one of the two words."""
+    return dense(rng, count, size, alike=True)
+
+
+def in_text_alike(rng: random.Random, count: Count, size: int) -> Item:
+    """The same in real text."""
+    return in_text(rng, count, size, alike=True)
 
 
 def multivalue(rng: random.Random, count: Count, size: int) -> Item:
@@ -94,8 +104,8 @@ def plain(rng: random.Random, count: Count, size: int) -> Item:
 
 
 MIX: dict[Callable[[random.Random, Count, int], Item], float] = {
-    dense: 0.25, in_text: 0.30, multivalue: 0.10, multiquery: 0.10, variables: 0.10, counting: 0.05, rules: 0.08,
-    plain: 0.02,
+    dense: 0.05, dense_alike: 0.25, in_text: 0.10, in_text_alike: 0.30, multivalue: 0.06, multiquery: 0.08,
+    variables: 0.05, counting: 0.04, rules: 0.06, plain: 0.01,
 }  # fmt: skip
 
 

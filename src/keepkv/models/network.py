@@ -61,6 +61,7 @@ def init_weights(config: Any, seed: int) -> Weights:
         o = matrix(c, heads * d, out)
         if i == 0:
             q, k = _look_back(config, constant=4.0)
+            v = v[:d].repeat(kv_heads, 1)  # a word looks alike to all of them, however far back it stands
         else:
             o = out * v.view(kv_heads, d, c).repeat_interleave(heads // kv_heads, 0).flatten(0, 1).T.contiguous()
         weights |= {

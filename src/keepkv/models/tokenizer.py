@@ -2,6 +2,7 @@
 
 import sysconfig
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def _corpus(weight: int = 2000) -> Iterator[str]:
         yield from _TEMPLATES
 
 
+@lru_cache(maxsize=1)
 def train_tokenizer(vocab: int = 2048) -> Any:
     """A ``PreTrainedTokenizerFast`` with ``vocab`` tokens; deterministic for one version of Python."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers

@@ -26,7 +26,7 @@ from keepkv.models.optimizer import Optimizer
 from keepkv.models.tokenizer import train_tokenizer
 
 # Length of the sequences, share of all tokens, tokens per step.
-CURRICULUM = ((128, 0.13, 4096), (512, 0.37, 4096), (2304, 0.50, 4608))
+CURRICULUM = ((128, 0.24, 4096), (512, 0.34, 4096), (2304, 0.42, 4608))
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def save(w: Weights, config: Any, tokenizer: Any, out: Path) -> None:
 def train(
     *,
     seed: int = 0,
-    tokens: int = 8_000_000,
+    tokens: int = 3_800_000,
     out: Path | None = None,
     start: Path | None = None,
     rate: float = 4e-3,
@@ -107,14 +107,19 @@ def train(
     vocab: int = 2048,
     curriculum: tuple[tuple[int, float, int], ...] = CURRICULUM,
     save_every: int = 250,
+    stop: int | None = None,
+    mix: dict[str, float] | None = None,
     report: Callable[[int, int, str], None] | None = None,
     **config_changes: Any,
 ) -> list[float]:
     """Trains and returns the loss of every step. The result depends on the arguments and the library versions only.
 
-    ``start`` continues from the weights and tokenizer of a directory; ``report(step, steps, line)`` is called now and
+    ``start`` continues from the weights and tokenizer of a directory; ``stop`` ends after that step of the schedule;
+    ``mix`` changes shares of ``MIX``, by the names of its functions; ``report(step, steps, line)`` is called now and
     then. Every sequence is new, so the accuracy on the answers that it reports is a held-out one.
     """
+    if unknown := set(mix or {}) - {kind.__name__ for kind in MIX}:
+        raise ValueError(f"no kinds of items {sorted(unknown)}; known: {[kind.__name__ for kind in MIX]}")
     torch.manual_seed(seed)
     if start is None:
         tokenizer = train_tokenizer(vocab)
@@ -131,28 +136,30 @@ def train(
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     rng = random.Random(f"train/{seed}/{rank}")
     encode, steps = encoder(tokenizer), plan(tokens, curriculum)
+    shares = {kind: (mix or {}).get(kind.__name__, share) for kind, share in MIX.items()}
     optimizer = Optimizer(w, rate, len(steps), muon)
     forward = torch.compile(loss_and_hits, dynamic=False) if compiled else loss_and_hits
     history: list[float] = []
     recent: deque[float] = deque(maxlen=50)
     done, began = 0, time.monotonic()
-    for i, (length, rows) in enumerate(steps):
+    for i, (length, rows) in enumerate(steps[:stop]):
         mine = range(max(1, rows // workers))
-        batch = collate(rng, [row(rng, encode, length, tokenizer.bos_token_id, MIX) for _ in mine], rest)
+        batch = collate(rng, [row(rng, encode, length, tokenizer.bos_token_id, shares) for _ in mine], rest)
         loss, hits = forward(w, config, batch, *rotary(config, length))
         loss.backward()
         _average(w, workers)
         optimizer.step(i)
         history.append(loss.item())
-        recent.append(hits[batch.weight == 1.0].float().mean().item())
+        if (learnt := batch.weight == 1.0).any():  # plain text has no answers
+            recent.append(hits[learnt].float().mean().item())
         done += length * len(mine) * workers
-        last = i + 1 == len(steps)
+        last = i + 1 == len(steps[:stop])
         if report and (i % 10 == 0 or last):
             speed = done / (time.monotonic() - began)
             report(
                 i + 1, len(steps),
                 f"length {length}  tokens {done / 1e6:.2f}M  loss {sum(history[-50:]) / len(history[-50:]):.3f}  "
-                f"answer tokens right {sum(recent) / len(recent):.3f}  {speed:,.0f} tokens/s",
+                f"answer tokens right {sum(recent) / max(1, len(recent)):.3f}  {speed:,.0f} tokens/s",
             )  # fmt: skip
         if out is not None and rank == 0 and (last or (i + 1) % save_every == 0):
             save(w, config, tokenizer, out)
@@ -165,8 +172,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory for the model and its tokenizer")
     parser.add_argument("--start", type=Path, help="continue from this directory")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokens", type=int, default=8_000_000)
+    parser.add_argument("--tokens", type=int, default=3_800_000)
     parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
+    parser.add_argument("--mix", default="", help="shares of kinds of items that differ, kind:share, comma separated")
+    parser.add_argument("--stop", type=int, help="stop after this step of the schedule")
     parser.add_argument("--adamw", action="store_true", help="AdamW for all parameters instead of Muon for matrices")
     parser.add_argument("--eager", action="store_true", help="do not compile (slower, needs no C++ compiler)")
     parser.add_argument("--workers", type=int, default=2, help="processes that share each step, one core each")
@@ -190,6 +199,7 @@ def _work(rank: int, a: argparse.Namespace, meet: str) -> None:
     if meet:
         dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=a.workers)
     phases = [phase.split(":") for phase in a.curriculum.split(",")]
+    mix = {kind: float(share) for kind, share in (pair.split(":") for pair in a.mix.split(",") if pair)}
     curriculum = tuple((int(length), float(share), int(size)) for length, share, size in phases)
     console = Console()
     with Progress(console=console, disable=rank > 0 or not console.is_terminal) as progress:
@@ -201,7 +211,7 @@ def _work(rank: int, a: argparse.Namespace, meet: str) -> None:
                 print(f"step {step}/{steps}  {line}", flush=True)
 
         train(
-            seed=a.seed, tokens=a.tokens, out=a.out, start=a.start, rate=a.rate, muon=not a.adamw,
+            seed=a.seed, tokens=a.tokens, out=a.out, start=a.start, rate=a.rate, stop=a.stop, mix=mix, muon=not a.adamw,
             compiled=not a.eager, curriculum=curriculum, report=report if rank == 0 else None,
         )  # fmt: skip
     if meet:

@@ -1,6 +1,8 @@
 """Names and values that facts are made of. Every word is one token of the embedded model's tokenizer."""
 
+import math
 import random
+from collections.abc import Sequence
 
 ADJECTIVES = (
     "amber", "ancient", "azure", "bold", "brave", "bright", "bronze", "calm", "clever", "cold", "copper", "coral",
@@ -21,10 +23,18 @@ NOUNS = (
 )  # fmt: skip
 
 
-def names(rng: random.Random, n: int) -> list[str]:
-    """``n`` different two-word names such as ``amber falcon``."""
-    total = len(ADJECTIVES) * len(NOUNS)
-    return [f"{ADJECTIVES[i // len(NOUNS)]} {NOUNS[i % len(NOUNS)]}" for i in rng.sample(range(total), n)]
+def names(rng: random.Random, n: int, *, alike: bool = False) -> list[str]:
+    """``n`` different two-word names such as ``amber falcon``.
+
+    With ``alike`` they are made of so few words that each word occurs in several names.
+    """
+    first: Sequence[str] = ADJECTIVES
+    second: Sequence[str] = NOUNS
+    if alike:
+        size = min(len(ADJECTIVES), math.ceil(math.sqrt(1.5 * n)))
+        first, second = rng.sample(ADJECTIVES, size), rng.sample(NOUNS, size)
+    chosen = rng.sample(range(len(first) * len(second)), n)
+    return [f"{first[i // len(second)]} {second[i % len(second)]}" for i in chosen]
 
 
 def codes(rng: random.Random, n: int) -> list[str]:
