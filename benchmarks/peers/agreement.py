@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -165,6 +166,15 @@ def random_models(reference: Reference, seeds: int) -> tuple[dict[str, Any], dic
     return {name: [row.summary() for row in rows.values()] for name, rows in tables.items()}, versions
 
 
+def finite(value: Any) -> Any:
+    """JSON has neither infinity nor NaN: null."""
+    if isinstance(value, dict):
+        return {name: finite(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kvpress-python", required=True, help="python of the environment made by make_environment.sh")
@@ -191,7 +201,7 @@ def main() -> None:
         "tables": tables,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    arguments.out.write_text(json.dumps(finite(document), indent=1, ensure_ascii=False) + "\n", "utf-8")
     print(f"\nwritten to {arguments.out}")
 
 

@@ -43,10 +43,18 @@ class Row:
             "logits_max_same_sets": max((c.logits for c in self.comparisons if not c.differing), default=math.nan),
             "logits_spread": mean(c.spread for c in self.comparisons) if self.comparisons else math.nan,
             "full_cache_logits_max": max(self.full, default=math.nan),
-            "bytes": [dict(zip(("ratio", "kvpress", "keepkv"), x, strict=True)) for x in self.bytes],
+            "bytes": self.shares(),
             "refused": sorted(set(self.errors)),
             "why": self.cause(worst),
         }
+
+    def shares(self) -> list[dict[str, float]]:
+        """Mean share of the plain cache's bytes that each library holds, per ratio."""
+        rows = []
+        for ratio in sorted({x[0] for x in self.bytes}):
+            theirs, mine = zip(*((t, m) for r, t, m in self.bytes if r == ratio), strict=True)
+            rows.append({"ratio": ratio, "kvpress": mean(theirs), "keepkv": mean(mine)})
+        return rows
 
     def cause(self, worst: float) -> str:
         if not any(c.differing for c in self.comparisons):
