@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+import keepkv
 import zoo
 
 LENGTHS = (61, 33, 3)
@@ -53,3 +55,28 @@ def plain(name: str, lengths: tuple[int, ...] = LENGTHS, new: int = 6) -> Any:
     """What transformers' own cache generates."""
     model = zoo.model(name)
     return generate(model, batch(lengths), DynamicCache(config=model.config.get_text_config()), new)
+
+
+@cache
+def hot(name: str) -> PreTrainedModel:
+    """The model of architecture ``name`` in bfloat16, its attention scaled so that logits reach 200 in each layer."""
+    model = copy.deepcopy(zoo.model(name))
+    probe = keepkv.Cache(model, "full")
+    largest: dict[Any, float] = {}
+
+    def watch(layer: Any, attend: Any) -> None:
+        def watched(module: Any, query: Tensor, *args: Any, scaling: float, **kwargs: Any) -> Tensor:
+            keys = kwargs["dense"][0] if "dense" in kwargs else layer.part().keys
+            keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
+            largest[module] = max(largest.get(module, 0.0), float((query @ keys.mT).abs().max()) * scaling)
+            return attend(module, query, *args, scaling=scaling, **kwargs)
+
+        layer.attend = watched
+
+    for layer in probe._ours:
+        watch(layer, layer.attend)
+    with torch.no_grad():
+        model(**batch(), past_key_values=probe)
+    for module, logit in largest.items():
+        module.scaling *= 200.0 / logit
+    return model.to(torch.bfloat16)

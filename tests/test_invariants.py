@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 
 import keepkv
 import zoo
+from keepkv.errors import UnsupportedModel
 from matrix import ARCHITECTURES, METHODS, cache, compresses
-from running import LENGTHS, batch, generate, plain, row
+from running import LENGTHS, batch, generate, hot, plain, row
 
 pytestmark = [pytest.mark.parametrize("method", METHODS), pytest.mark.parametrize("arch", ARCHITECTURES)]
 Method = tuple[str, dict[str, Any]]
@@ -24,6 +26,26 @@ def test_full_budget_is_the_plain_cache(arch: str, method: Method) -> None:
     assert torch.equal(out.sequences, plain(arch).sequences)
     assert torch.allclose(out.scores_, plain(arch).scores_, atol=1e-5)
     assert mine.report().compressions == 0 and not mine.report().compressed
+
+
+def test_storage_stays_within_the_budget(arch: str, method: Method) -> None:
+    """3. Keys and values stored after a prompt: no more than the budget, measured on storage, in total over layers and
+    heads. (What lies beside them, and shares as budgets, is weighed on a model with real head dims in test_receipt.)"""
+    if not compresses(method):
+        pytest.skip("the full cache has no budget")
+    mine, inputs = cache(arch, method, BUDGET), batch()
+    with torch.no_grad():
+        zoo.model(arch)(**inputs, past_key_values=mine)
+        for layer in mine._ours:
+            layer.begin_step(2)  # where layers share slots, the next forward compresses
+    held = allowed = 0
+    for layer in mine._ours:
+        part = layer.part()
+        names = ("keys", "values")
+        held += sum(x.untyped_storage().nbytes() for n, x in layer.store.tensors().items() if n.endswith(names))
+        width = part.keys.shape[-1] + part.values.shape[-1]
+        allowed += len(LENGTHS) * part.keys.shape[1] * BUDGET * width * part.keys.element_size()
+    assert 0 < held <= allowed * 1.03
 
 
 @pytest.mark.parametrize("every", [None, 3])
@@ -95,6 +117,45 @@ def test_second_turn_feeds_only_new_tokens(arch: str, method: Method) -> None:
     assert fed[0][0] == 8 and fed[0][1] in ([], list(range(seen, seen + 8)))
     assert all(length == 1 for length, _ in fed[1:])
     assert mine.report().seen == [ids.shape[1] + 5] and torch.isfinite(out.scores_).all()
+
+
+def test_state_follows_the_rows(arch: str, method: Method, tmp_path: Path) -> None:
+    """8. After compressions, a reordered, a copied, and a saved and loaded cache go on as the original does, and a
+    reset one starts afresh."""
+    model, order = zoo.model(arch), torch.tensor([2, 0, 1])
+    mine = cache(arch, method, BUDGET, **({"when": keepkv.When(every=3)} if compresses(method) else {}))
+    first = generate(model, batch(), mine, new=3)
+    mine.save(tmp_path / "cache")
+    loaded, swapped, untouched = keepkv.Cache.load(tmp_path / "cache", model), mine.copy(), mine.copy()
+    swapped.reorder_cache(order)
+    mask = torch.cat((batch()["attention_mask"], torch.ones(3, 2, dtype=torch.long)), dim=1)
+    feed = first.sequences[:, -1:]
+    with torch.no_grad():
+        for _ in range(4):  # long enough for another compression
+            mask = torch.cat((mask, torch.ones(3, 1, dtype=torch.long)), dim=1)
+            out = model(input_ids=feed, attention_mask=mask, past_key_values=mine).logits
+            again = model(input_ids=feed, attention_mask=mask, past_key_values=loaded).logits
+            moved = model(input_ids=feed[order], attention_mask=mask[order], past_key_values=swapped).logits
+            assert torch.equal(out, again) and torch.allclose(out[order], moved, atol=1e-5)
+            feed = out.argmax(-1)
+    assert untouched.get_seq_length() == mine.get_seq_length() - 4
+    mine.reset()
+    assert torch.equal(generate(model, batch(), mine, new=3).scores_, first.scores_)
+
+
+def test_extreme_logits_stay_finite(arch: str, method: Method) -> None:
+    """9. Attention logits beyond ±200 in bfloat16: nothing overflows, and two runs are identical."""
+    model = hot(arch)
+    options = {"when": keepkv.When(every=3)} if compresses(method) else {}
+    try:
+        caches = [keepkv.Cache(model, method[0], BUDGET, **{**method[1], **options}) for _ in range(2)]
+    except UnsupportedModel:
+        pytest.skip("refused as it should be")
+    outs = [generate(model, batch(), c).scores_ for c in caches]
+    assert torch.isfinite(outs[0]).all() and torch.equal(*outs)
+    for layer in caches[0]._ours:
+        slots = layer.store.view()
+        assert all(torch.isfinite(x[slots.valid]).all() for x in (slots.keys, slots.values, slots.log_votes))
 
 
 def test_caches_do_not_meet(arch: str, method: Method) -> None:

@@ -80,12 +80,15 @@ class Cache(stock.Cache):
     @property
     def compressing(self) -> bool:
         """Whether compressions run when they fall due. Set to False to ask questions about a compressed context
-        without compressing the questions and answers."""
+        without compressing the questions and answers; what was remembered for the next compression is then freed."""
         return self.plan.compressing
 
     @compressing.setter
     def compressing(self, value: bool) -> None:
         self.plan.compressing = value
+        if not value:
+            for layer in self._ours:
+                layer.state.clear()
 
     def compress(self) -> None:
         """Run now, in every layer, the compression that is due or pending; to be used when the prefill schedule is
