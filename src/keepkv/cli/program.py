@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from keepkv.cli.demo import demo
+from keepkv.cli.fidelity import fidelity
 from keepkv.cli.generate import generate
 from keepkv.cli.methods import methods
 
@@ -15,5 +16,5 @@ program = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, generate, methods):
+for verb in (demo, generate, methods, fidelity):
     program.command()(verb)

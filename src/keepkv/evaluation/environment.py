@@ -1,0 +1,48 @@
+"""What a measurement was made with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+PACKAGE = Path(__file__).parent.parent
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that decide a result."""
+    try:
+        own = metadata.version("keepkv")
+    except metadata.PackageNotFoundError:
+        own = "not installed"
+    return {"torch": torch.__version__, "transformers": transformers.__version__, "keepkv": own}
+
+
+def device_name(model: Any) -> str:
+    """``cpu``, or the GPU by its own name."""
+    device: torch.device = model.device
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def revision() -> str | None:
+    """The git commit that keepkv runs from, ``-dirty`` after it where its source has changed since; None where it
+    runs from no repository of its own."""
+    if _git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit = _git("rev-parse", "HEAD")
+    return commit and commit + ("-dirty" if _git("status", "--porcelain", "--", ".") else "")
+
+
+def _git(*words: str) -> str | None:
+    # Without optional locks, a measurement never stands in the way of a commit made meanwhile.
+    quiet = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(["git", *words], cwd=PACKAGE, env=quiet, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,13 @@
+"""What compression changes, as plain functions on tensors: no model, no cache, no labels."""
+
+from keepkv.metrics.agreement import top1_agreement
+from keepkv.metrics.divergence import kl
+from keepkv.metrics.interval import Estimate, bootstrap, share, wilson
+from keepkv.metrics.loyalty import Loyalty, casefolded, identity, overall_loyalty, same_answer
+from keepkv.metrics.output import relative_error
+from keepkv.metrics.prefix import common_prefix
+
+__all__ = [
+    "Estimate", "Loyalty", "bootstrap", "casefolded", "common_prefix", "identity", "kl", "overall_loyalty",
+    "relative_error", "same_answer", "share", "top1_agreement", "wilson",
+]  # fmt: skip

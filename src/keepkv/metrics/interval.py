@@ -1,0 +1,56 @@
+"""A mean and its 95 % interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+RESAMPLES = 2000
+Z = 1.959963984540054  # of a two-sided 95 % interval
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """values: one for each sample, in order, so that estimates over the same samples can be compared in pairs.
+
+    low and high are None where the samples are too few to say, which is one.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    values: tuple[float, ...]
+
+
+def bootstrap(values: Sequence[float], seed: int = 0) -> Estimate:
+    """Percentile bootstrap of the mean over ``values``. The same seed draws the same samples, whatever the values."""
+    n = len(values)
+    if n == 0:
+        raise ValueError("an estimate needs at least one value")
+    held = torch.tensor(values, dtype=torch.float64)
+    mean = float(held.mean())
+    if n == 1:
+        return Estimate(mean, None, None, tuple(values))
+    drawn = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(seed))
+    means = held[drawn].mean(-1).sort().values
+    low, high = (float(means[round(q * (RESAMPLES - 1))]) for q in (0.025, 0.975))
+    return Estimate(mean, low, high, tuple(values))
+
+
+def share(verdicts: Sequence[bool]) -> Estimate:
+    """Share of true verdicts, with its Wilson interval: a bootstrap of a share of 0 or 1 has no width."""
+    values = tuple(map(float, verdicts))
+    return Estimate(sum(values) / len(values), *wilson(sum(verdicts), len(values)), values)
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """95 % Wilson interval of a proportion."""
+    p = right / total
+    centre = p + Z * Z / (2 * total)
+    spread = Z * math.sqrt(p * (1 - p) / total + Z * Z / (4 * total * total))
+    low, high = ((centre + sign * spread) / (1 + Z * Z / total) for sign in (-1, 1))
+    # At none or all of them the end is exact, and rounding must not move it.
+    return (0.0 if right == 0 else low), (1.0 if right == total else high)
