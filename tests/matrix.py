@@ -12,7 +12,7 @@ from keepkv.errors import UnsupportedModel
 
 # Beyond a method's defaults: other choices that must hold the same invariants.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "keepkv": [{"key": "zip"}, {"key": "bias"}, {"key": "code"}, {"key": "fixed", "score": "h2o"}],
+    "keepkv": [{"key": "zip"}, {"key": "bias"}, {"key": "code"}, {"threshold": None, "score": "snapkv"}],
     "adakv": [{"score": "expected-attention"}, {"score": "keydiff"}],
     "random": [{"sinks": 0}],
 }

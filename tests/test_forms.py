@@ -57,7 +57,7 @@ def test_15_gqa_mean_mass_is_kept() -> None:
     view = make_view(6, heads=2, groups=4, slots=30, queries=5, votes=True)
     keep = keep_every(view, 3) & (view.slots.positions < 25)
     for key in ("fixed", "bias"):
-        slots = run(KeepKV(key, window=1), view, keep).slots
+        slots = run(KeepKV(key, window=1, threshold=None), view, keep).slots
         last, at = view.queries[:, :, -1:], view.query_positions[:, -1:]
         before = attention.weights(view, last, at).mean((2, 3))
         u = attention.logits(replace(view, slots=slots), last, at)

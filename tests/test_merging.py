@@ -238,9 +238,9 @@ def test_the_order_of_slots_does_not_matter(seed: int, which: int) -> None:
 def test_merging_twice_keeps_the_mass_of_all(seed: int, key: str) -> None:
     """Biases are honoured when a compressed cache is compressed again: still exact at the query of both merges."""
     view = make_view(seed, heads=2, slots=36)
-    once = run(KeepKV(key, window=1), view, keep_every(view, 2)).slots
+    once = run(KeepKV(key, window=1, threshold=None), view, keep_every(view, 2)).slots
     again = replace(view, slots=once)
-    twice = run(KeepKV(key, window=1), again, keep_every(again, 6)).slots
+    twice = run(KeepKV(key, window=1, threshold=None), again, keep_every(again, 6)).slots
     assert twice.shape[2] < once.shape[2] < 36
     torch.testing.assert_close(output(view, twice), output(view, view.slots), rtol=0, atol=1e-11)
 
@@ -306,17 +306,21 @@ def test_routing_in_tiles_equals_routing_at_once(monkeypatch: pytest.MonkeyPatch
 def test_queries_come_from_the_window_or_the_latest_forward_or_are_missed() -> None:
     view = make_view(19, slots=30, queries=8)
     keep = keep_every(view, 3)
-    want = run(KeepKV(), view, keep).slots
+    want = run(KeepKV(threshold=None), view, keep).slots
     remember(view, 8, "merge_window")
     blind = replace(view, queries=view.queries[:, :, :0], query_positions=view.query_positions[:, :0])
-    assert torch.equal(run(KeepKV(), blind, keep).slots.log_votes, want.log_votes)
+    assert torch.equal(run(KeepKV(threshold=None), blind, keep).slots.log_votes, want.log_votes)
     blind = replace(blind, state={})
-    for reduce in (KeepKV(), CaM()):
+    for reduce in (KeepKV(threshold=None), CaM()):
         with pytest.raises(CacheStateError, match="queries"):
             run(reduce, blind, keep)
-    assert run(KeepKV(), blind, view.slots.valid).merged.sum() == 0  # nothing leaves: nothing is needed
+    assert run(KeepKV(threshold=None), blind, view.slots.valid).merged.sum() == 0  # nothing leaves: nothing is needed
     with pytest.raises(CacheStateError, match="row"):
-        run(KeepKV(), replace(view, query_positions=torch.full_like(view.query_positions, -1), state={}), keep)
+        run(
+            KeepKV(threshold=None),
+            replace(view, query_positions=torch.full_like(view.query_positions, -1), state={}),
+            keep,
+        )
 
 
 @pytest.mark.parametrize("key", ["fixed", "bias", "zip", "code"])

@@ -19,7 +19,6 @@ from keepkv.score.masses import exact_dtype, log_masses, log_masses_of, recent
 from keepkv.slots import LayerView, Slots
 
 FORMS = ("fixed", "bias", "zip", "code")
-_THRESHOLDS = {"fixed": None, "bias": None, "zip": 0.8, "code": 0.8}
 
 
 @register_reduce("keepkv")
@@ -32,9 +31,9 @@ class KeepKV(Reduce):
         ``"bias"`` moves the key to the weighted mean and matches the mass in the same way, from the key as it was
         rounded to the cache dtype. ``"zip"`` is the paper as written: scaled mean key, integer votes, raw scores.
         ``"code"`` is what its released code does: mean key, integer votes.
-    threshold: merge only where the cosine is greater; what stays below is dropped with its mass. ``None``: merge all.
-        ``"auto"``: 0.8 for ``zip`` (paper) and ``code`` (its code), none for ``fixed`` and ``bias``, where dropping
-        measured worse than merging.
+    threshold: merge only where the cosine is greater, 0.8 in the paper and its code; what stays below is dropped with
+        its mass. ``None``: merge all, which lowers the output error and loses what was worth keeping: at small
+        budgets each kept slot then speaks for dozens of others.
     alpha, window: the last ``window`` queries of the row, with weights ∝ alpha^age, predict the masses. Neither is
         given in the paper. ``window=1``: the last query alone; there every form but ``code`` is exact.
 
@@ -45,7 +44,7 @@ class KeepKV(Reduce):
     """
 
     key: str = "fixed"
-    threshold: float | str | None = "auto"
+    threshold: float | None = 0.8
     alpha: float = 0.9
     window: int = 32
 
@@ -54,8 +53,8 @@ class KeepKV(Reduce):
     def __post_init__(self) -> None:
         if self.key not in FORMS:
             raise KeepKVError(f"keepkv: key={self.key!r} is not one of {', '.join(FORMS)}")
-        if isinstance(self.threshold, str) and self.threshold != "auto":
-            raise KeepKVError(f"keepkv: threshold={self.threshold!r}: a cosine, None to merge all, or 'auto'")
+        if isinstance(self.threshold, str):
+            raise KeepKVError(f"keepkv: threshold={self.threshold!r}: a cosine, or None to merge all")
         if not 0 < self.alpha <= 1:
             raise KeepKVError(f"keepkv: alpha={self.alpha!r} must lie in (0, 1]")
         if self.window < 1:
@@ -66,8 +65,7 @@ class KeepKV(Reduce):
         keep = keep & slots.valid
         leaving = slots.valid & ~keep
         into, cosine = nearest(slots.keys, leaving, keep if view.protected is None else keep & ~view.protected)
-        threshold = _THRESHOLDS[self.key] if isinstance(self.threshold, str) else self.threshold
-        merged = into >= 0 if threshold is None else (into >= 0) & (cosine > threshold)
+        merged = into >= 0 if self.threshold is None else (into >= 0) & (cosine > self.threshold)
         if not bool(merged.any()):
             return Drop()(view, keep, scores, score)
         kept = slots.select(keep)
