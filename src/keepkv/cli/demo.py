@@ -16,7 +16,16 @@ from keepkv.cli.show import show
 from keepkv.cli.strip import cells
 from keepkv.errors import KeepKVError
 
-METHODS = ("random", "streaming-llm", "snapkv", "expected-attention", "adakv", "keepkv", "keepkv:key=zip")
+METHODS = (
+    "random",
+    "streaming-llm",
+    "snapkv",
+    "expected-attention",
+    "adakv",
+    "keydiff",
+    "keepkv",
+    "keepkv:key=zip",
+)
 
 
 @one_line_errors
