@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import keepkv
+from keepkv.models import embedded_model
 from keepkv.tasks import demo_document
 
 
@@ -31,4 +32,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else keepkv.embedded_model())
+    main(sys.argv[1] if len(sys.argv) > 1 else embedded_model())

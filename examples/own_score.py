@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import keepkv
+from keepkv.models import embedded_model
 from keepkv.score.base import FunctionScore
 from keepkv.tasks import get, score_item
 
@@ -21,7 +22,7 @@ def main(path: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(path)
     tokenizer = AutoTokenizer.from_pretrained(path)
     own = keepkv.Method(score=FunctionScore(large_values), window=16, name="large-values")
-    items = [get("niah-multikey").generate(tokenizer, 500, seed) for seed in range(5)]
+    items = [get("niah-multikey").generate(tokenizer, 500, seed) for seed in range(3)]
     for budget in (0.5, 0.25):
         for method in (own, "snapkv"):
             scores = []
@@ -33,4 +34,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else keepkv.embedded_model())
+    main(sys.argv[1] if len(sys.argv) > 1 else embedded_model())

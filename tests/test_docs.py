@@ -45,7 +45,7 @@ def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "__main__"}
     for number, block in enumerate(blocks(page, "python")):
-        exec(compile(block, f"{page.name}, snippet {number}", "exec"), names)
+        exec(compile(block, f"{page.name}, snippet {number}", "exec", dont_inherit=True), names)
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
@@ -56,7 +56,7 @@ def test_examples_run(example: Path) -> None:
 
 
 def commands(page: Path) -> list[list[str]]:
-    lines = "".join(blocks(page, "bash")).splitlines()
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
     lines += re.findall(r"`((?:make|keepkv) [^`…]*)", page.read_text("utf-8"))
     return [shlex.split(line, comments=True) for line in lines]
 
