@@ -94,23 +94,24 @@ def _show(rows: list[FidelityRow]) -> None:
     )
     for budget in dict.fromkeys(row.budget for row in rows if row.method != "full"):
         out.print(f"\nbudget {budget}")
-        made = table("method", "ratio", "KL", "top-1", "output error", "prefix", "loyalty")
+        made = table("method", "ratio", "KL", "top-1", "error", "prefix", "loyalty")
         for row in rows:
             if row.budget == budget or row.method == "full":
                 made.add_row(row.label, f"{row.ratio:.3f}", *_cells(row.metrics))
         out.print(made)
     out.print("\n± is half of a 95 % interval over the segments.")
     out.print("KL: full ‖ compressed, nats. top-1: the same most likely next token.")
-    out.print("output error: ‖o′−o‖/‖o‖ of each layer's attention alone, at the full cache's queries.")
+    out.print("error: ‖o′−o‖/‖o‖ of each layer's attention alone, at the full cache's queries.")
     out.print("prefix: tokens of a greedy reply before it differs. loyalty: replies that never do.")
 
 
 def _cells(found: dict[str, Estimate]) -> list[str]:
-    wide = [_with_spread(found[name]) for name in ("kl", "top1", "output_error")]
+    wide = [_spread(found["kl"]), _spread(found["top1"], 100, 1) + "%", _spread(found["output_error"])]
     return [*wide, f"{found['prefix'].mean:.1f}", f"{found['loyalty'].mean:.0%}"]
 
 
-def _with_spread(estimate: Estimate) -> str:
+def _spread(estimate: Estimate, times: int = 1, digits: int = 3) -> str:
+    mean = f"{times * estimate.mean:.{digits}f}"
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:.3f}"
-    return f"{estimate.mean:.3f}±{(estimate.high - estimate.low) / 2:.3f}"
+        return mean
+    return f"{mean}±{times * (estimate.high - estimate.low) / 2:.{digits}f}"
