@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import keepkv
 import pytest
 import torch
 import transformers as t
+from transformers import DynamicCache, PreTrainedModel
+
+import keepkv
 import zoo
 from running import LENGTHS, batch, generate, row
-from transformers import DynamicCache, PreTrainedModel
 
 pytestmark = pytest.mark.slow
 _HALF = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}
@@ -70,7 +71,8 @@ MORE: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3-next": lambda: t.Qwen3NextForCausalLM(
         t.Qwen3NextConfig(
             **{
-                **zoo._BASE, "num_hidden_layers": 4, "head_dim": 16, "layer_types": ["linear_attention", "full_attention"] * 2,
+                **zoo._BASE, "num_hidden_layers": 4, "head_dim": 16,
+                "layer_types": ["linear_attention", "full_attention"] * 2,
                 "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8,
                 "linear_value_head_dim": 8, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16,
                 "shared_expert_intermediate_size": 16,
@@ -102,7 +104,9 @@ def test_plain_compressed_and_padded(arch: str) -> None:
 def test_image_blocks_attend_in_both_directions() -> None:
     """Gemma 3 with images: a mask that is not plain causal holds on a compressed past too."""
     text = {**zoo._HYBRID_BASE, "vocab_size": 300}
-    vision = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    vision = dict(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
     config = t.Gemma3Config(
         text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=299, boi_token_index=298,
         eoi_token_index=297,

@@ -155,6 +155,17 @@ def test_demo_on_own_text_and_model(tiny: str, document: str) -> None:
     assert "same" in printed and "agree" in printed and "▼" not in printed
 
 
+def test_demo_as_it_comes() -> None:
+    args = ("demo", "--budget", "0.25", "-m", "random", "-m", "keepkv")
+    full, by_chance, keepkv_row = json.loads(run(*args, "--json").stdout)["rows"]
+    assert full["asked"] == 12 and full["right"] >= 11
+    assert keepkv_row["right"] > by_chance["right"] and keepkv_row["kl"] < by_chance["kl"]
+    assert all(0.2 < row["receipt"]["ratio"] < 0.27 for row in (by_chance, keepkv_row))
+    printed = run(*args).stdout
+    assert printed.count("▼") >= 8 and f"{full['right']}/12" in printed
+    assert max(len(line) for line in printed.splitlines()) <= 80
+
+
 def test_demo_says_when_the_document_is_too_long(tiny: str, tmp_path: Path) -> None:
     path = tmp_path / "long.txt"
     path.write_text(TEXT * 3, encoding="utf-8")

@@ -83,7 +83,6 @@ def _places(model: PreTrainedModel, config: Any, indices: list[int], method: Met
             "set_attn_implementation."
         )
     ropes = rope_of(model) if method.score.needs_rope else {}
-    sharing = getattr(config, "kv_sharing_modes", None) or [None] * (max(indices, default=-1) + 1)
     places = {}
     for rank, i in enumerate(indices):
         rope: Rope | UnknownRope | None = ropes.get(i)
@@ -98,7 +97,9 @@ def _places(model: PreTrainedModel, config: Any, indices: list[int], method: Met
                 f"method {method.name!r} merges keys and values apart, but {type(model).__name__} caches one latent "
                 "for both. Choose a method that evicts, such as 'snapkv' or 'expected-attention'."
             )
-        places[i] = Place(i, rank, len(indices), rope, is_latent, sharing[i] == "store")
+        # Gemma 3n and 4: later layers attend to the slots of this one.
+        is_shared = getattr(modules[i], "store_full_length_kv", False)
+        places[i] = Place(i, rank, len(indices), rope, is_latent, is_shared)
     return places
 
 

@@ -212,7 +212,8 @@ class Layer(CacheLayerMixin):
             self.pending = True
             if when.prefill == "immediate" and not self.place.is_shared and not self.record_past:
                 self.compress(query)
-        self.store.settle()
+        if not self.place.is_shared:  # or other layers still have to attend to what this forward appended
+            self.store.settle()
 
     def _observe(self, query: Tensor) -> None:
         view = look(self, query, live=True)
@@ -236,6 +237,8 @@ class Layer(CacheLayerMixin):
             if not self.prefilling and when.every is None:
                 self.state.clear()  # no compression can follow before the next prompt
         self.decoded += 0 if self.prefilling else length
+        if self.place.is_shared and self.is_initialized:
+            self.store.settle()
         if length == 1:
             self.store.begin_decode()
 

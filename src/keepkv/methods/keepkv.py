@@ -81,11 +81,11 @@ def keepkv(
 
     At one query and one query head, ``fixed``, ``bias`` and ``zip`` change neither numerator nor denominator of the
     attention. The defaults are what measured best where the context is compressed before the question is known
-    (``benchmarks/keepkv_choices.py``): keys chosen by ``keydiff`` and left in place. Moving a key that was worth keeping
-    costs more than its merge brings, and merging everything makes each kept slot speak for too many others.
+    (``benchmarks/keepkv_choices.py``): keys chosen by ``keydiff`` and left in place. Moving a key that was worth
+    keeping costs more than its merge brings, and merging everything makes each kept slot speak for too many others.
 
-    key: ``fixed``, ``bias``, ``zip`` or ``code``. score, allocate: names or instances; any score works, and ``snapkv`` is
-    the choice where the question stands at the end of the prompt. threshold: least key cosine of a merge, 0.8 as
+    key: ``fixed``, ``bias``, ``zip`` or ``code``. score, allocate: names or instances; any score works, and ``snapkv``
+    is the choice where the question stands at the end of the prompt. threshold: least key cosine of a merge, 0.8 as
     published; the rest is dropped; ``None`` merges all. window: recent tokens that are always kept, and queries that
     predict the masses. sinks: first tokens that are always kept; neither of them receives a merge.
     ``when=When(every=128)`` recompresses while decoding.
