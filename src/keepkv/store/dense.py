@@ -11,7 +11,7 @@ from keepkv.attention.reference import Part
 from keepkv.slots import EMPTY, Slots
 from keepkv.store.base import STORES, Store, filled
 
-SLACK = 32  # columns allocated beyond need when a single token does not fit, or 1/16 of the length if more
+SLACK = 8  # columns allocated beyond need when a single token does not fit, or 1/16 of the length if more
 
 
 @STORES.register("dense")
