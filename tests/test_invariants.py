@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 import keepkv
 import zoo
@@ -73,6 +75,8 @@ def test_chunked_prefill_is_bounded(arch: str, method: Method) -> None:
     """4. With chunked prefill no layer ever stores more than budget + chunk; deferred, it equals one-shot prefill."""
     if not compresses(method):
         pytest.skip("the full cache has no budget")
+    if arch == "qwen2-vl" and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("this version of transformers cannot prefill Qwen2-VL in chunks, with its own cache neither")
     model, chunk, inputs = zoo.model(arch), 8, row(batch(), 0)
     mine = cache(arch, method, BUDGET)
     ours, longest = list(mine._ours), 0

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import transformers as t
+from packaging.version import Version
 from torch import Tensor, nn
 
 import zoo
@@ -205,6 +207,9 @@ def test_bfloat16_models_and_frequencies_that_follow_the_input() -> None:
             "original_max_position_embeddings": 32}  # fmt: skip
     model = tiny("Phi3", rope_parameters=long, original_max_position_embeddings=32)
     rope = rope_of(model)[0]
+    if Version(transformers.__version__) < Version("5.23"):  # refused there, with the reason
+        assert isinstance(rope, UnknownRope) and "5.23" in rope.reason
+        return
     assert isinstance(rope, Rope)
     short = rope.inv_freq.clone()
     with torch.no_grad():

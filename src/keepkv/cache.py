@@ -131,6 +131,9 @@ class Cache(stock.Cache):
     # --- for transformers --------------------------------------------------------------------------------------
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        if not isinstance(self.layers[layer_idx], stock.CacheLayerMixin):
+            # As transformers does: a mask asked for at a recurrent layer is that of the first attention layer.
+            layer_idx = next((i for i, x in enumerate(self.layers) if isinstance(x, stock.CacheLayerMixin)), layer_idx)
         note_cache(self, layer_idx)
         sizes: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)
         return sizes

@@ -10,6 +10,8 @@ from itertools import product
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 
 
@@ -138,6 +140,11 @@ class UnknownRope:
     reason: str
 
 
+def _updates_in_place() -> bool:
+    """Whether transformers writes frequencies that depend on the input's length into the tensor that we refer to."""
+    return Version(transformers.__version__) >= Version("5.23")
+
+
 def rope_of(model: nn.Module) -> dict[int, Rope | UnknownRope | None]:
     """How each attention layer of a transformers decoder rotates its keys, by layer index; None: not at all.
 
@@ -220,8 +227,14 @@ def _probe_layer(
     if not isinstance(frequencies, Tensor):
         return UnknownRope(f"its rotary module has no frequencies for layers of type {kind!r}")
     rope_type = getattr(rotary, "rope_type", "default")
-    if "dynamic" in (rope_type.get(kind, "") if isinstance(rope_type, dict) else rope_type):
+    rope_type = rope_type.get(kind, "") if isinstance(rope_type, dict) else rope_type
+    if "dynamic" in rope_type:
         return UnknownRope("its rotary frequencies change with the length of the input (rope_type 'dynamic')")
+    if (
+        "longrope" in (rope_type.get(kind, "") if isinstance(rope_type, dict) else rope_type)
+        and not _updates_in_place()
+    ):
+        return UnknownRope("transformers before 5.23 swaps its frequencies for long input where slots cannot follow")
     sections = _has_sections(config)
     scaling = float(getattr(rotary, f"{prefix}attention_scaling", 1.0))
     before = frequencies.clone()
