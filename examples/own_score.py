@@ -22,7 +22,7 @@ def main(path: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(path)
     tokenizer = AutoTokenizer.from_pretrained(path)
     own = keepkv.Method(score=FunctionScore(large_values), window=16, name="large-values")
-    items = [get("niah-multikey").generate(tokenizer, 500, seed) for seed in range(3)]
+    items = [get("niah-multikey-1").generate(tokenizer, 500, seed) for seed in range(3)]
     for budget in (0.5, 0.25):
         for method in (own, "snapkv"):
             scores = []

@@ -30,15 +30,23 @@ def ids(tokenizer, text):
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def test_names_are_the_seven_tasks():
-    assert set(tasks.names()) == {
-        "niah-single", "niah-multikey", "niah-multivalue", "niah-multiquery", "variable-tracking", "common-words",
-        "secret",
-    }  # fmt: skip
+def test_all_thirteen_shapes_of_ruler_are_there():
+    shapes = {
+        "variable-tracking",
+        "common-words",
+        "frequent-words",
+        "qa-1",
+        "qa-2",
+        "niah-multivalue",
+        "niah-multiquery",
+    }
+    shapes |= {f"niah-{kind}-{i}" for kind in ("single", "multikey") for i in (1, 2, 3)}
+    assert {module.TASK.name for module in tasks.RULER} == shapes and len(shapes) == 13
+    assert shapes | {"needle", "shared-context", "long-decode", "secret"} <= set(tasks.names())
 
 
 def test_unknown_task_is_refused_with_the_known_ones():
-    with pytest.raises(TaskError, match="niah-single"):
+    with pytest.raises(TaskError, match="niah-single-2"):
         tasks.get("nonsense")
 
 
@@ -82,10 +90,11 @@ def test_questions_read_on_from_the_context(task, tokenizer):
     assert item.questions and not item.context.startswith((" ", "\n"))
     for question in item.questions:
         assert question.prompt.startswith("\n") and question.prompt.endswith("?")
-        assert question.answer.startswith(" ") and len(ids(tokenizer, question.answer)) <= 5
+        assert question.answer.startswith(" ") and (task.decodes or len(ids(tokenizer, question.answer)) <= 20)
+        assert all(value in question.answer for value in question.values)
 
 
-@pytest.mark.parametrize("name", ["niah-single", "niah-multikey"])
+@pytest.mark.parametrize("name", ["niah-single-2", "niah-multikey-1"])
 def test_the_fact_stands_once_in_the_context_as_stated(name, tokenizer):
     item = tasks.get(name).generate(tokenizer, 512, 3)
     for question in item.questions:
@@ -96,7 +105,7 @@ def test_the_fact_stands_once_in_the_context_as_stated(name, tokenizer):
 
 def test_depth_places_the_fact(tokenizer):
     for depth in (0.0, 0.5, 1.0):
-        item = tasks.get("niah-single").generate(tokenizer, 1000, 5, depth=depth)
+        item = tasks.get("niah-single-2").generate(tokenizer, 1000, 5, depth=depth)
         assert item.context.index("The code of") / len(item.context) == pytest.approx(depth, abs=0.15)
 
 
@@ -116,9 +125,11 @@ def test_variables_are_followed_over_their_hops(tokenizer):
     item = tasks.get("variable-tracking").generate(tokenizer, 400, 2, chains=3, hops=3)
     for question in item.questions:
         value = question.prompt.removeprefix("\nWhat is ").removesuffix("?")
-        for _ in range(3):
+        for step in question.answer.strip().split(", "):
+            assert step.split(" is ")[0] == value
             value = item.context.split(f"Let {value} be ")[1].split(".")[0]
-        assert value == question.answer.strip()
+            assert step.split(" is ")[1] == value
+        assert question.values == (value,)
 
 
 def test_the_common_word_is_the_most_common(tokenizer):
@@ -140,12 +151,12 @@ def test_the_secret_stands_in_the_context_and_is_forbidden(tokenizer):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("niah-multikey", {"facts": 0}),
+        ("niah-multikey-1", {"facts": 0}),
         ("niah-multiquery", {"facts": 1, "asked": 2}),
         ("variable-tracking", {"chains": 100}),
         ("common-words", {"distinct": 1}),
         ("secret", {"questions": 9}),
-        ("niah-multikey", {"facts": 100}),
+        ("niah-multikey-1", {"facts": 100}),
     ],
 )
 def test_impossible_options_are_refused(name, options, tokenizer):
@@ -194,3 +205,55 @@ def test_score_compares_the_tokens_of_greedy_decoding(tokenizer):
     wrong = tasks.score(Parrot(), tokenizer, None, Question("\nWhich?", " otter falcon"))
     assert (right.correct, right.leaked, right.reply) == (True, True, " falcon")
     assert (wrong.correct, wrong.leaked) == (False, False)
+
+
+def test_values_are_searched_and_graded_replies_count_to_the_first_error(tokenizer):
+    def graded(question, reply):
+        return tasks.grade(tokenizer, question, ids(tokenizer, question.answer), ids(tokenizer, reply))
+
+    two = Question("\nWhich?", " fox is 1234 and owl is 5678", values=("1234", "5678"))
+    assert graded(two, " owl is 5678, fox is 1234").correct
+    assert graded(two, " fox is 1234 and owl is 9999").value == 0.5 and not graded(two, "").value
+    row = Question("\nWhich?", " fox owl deer elk", graded=True)
+    assert [graded(row, r).value for r in (" fox owl deer elk", " fox owl elk elk", "", " fox")] == [1, 0.5, 0, 0.25]
+
+
+def test_plain_english_wraps_any_task(task, tokenizer):
+    item = task.generate(tokenizer, 400, 1, plain=True)
+    assert item.context.startswith("Read the following text") and len(ids(tokenizer, item.context)) <= 400
+    for question in item.questions:
+        assert question.prompt.startswith("\n\nQuestion: ") and question.prompt.endswith("\nAnswer:")
+        assert question.values or question.graded
+
+
+@pytest.mark.parametrize("kind", ["copy", "sort", "add"])
+def test_long_replies_are_as_long_as_their_context(kind, tokenizer):
+    item = tasks.get("long-decode").generate(tokenizer, 160, 3, kind=kind)
+    [question] = item.questions
+    assert len(ids(tokenizer, question.answer)) > 70
+    words = item.context.split(": ")[1].rstrip(".").split()
+    if kind == "copy":
+        assert question.answer.split() == words
+    elif kind == "sort":
+        assert [int(n) for n in question.answer.split()] == sorted(map(int, words))
+    else:
+        total = int(words[0])
+        for term, step in zip(words[2::2], question.answer.strip().split(", "), strict=True):
+            total += int(term) - (90 if total + int(term) > 99 else 0)
+            assert step.endswith(f"+ {term} is {total}")
+
+
+def test_two_step_questions_are_answered_by_two_sentences(tokenizer):
+    item = tasks.get("qa-2").generate(tokenizer, 500, 1)
+    for question in item.questions:
+        first, second = question.answer.strip().split(", ")
+        assert f"{first}." in item.context and f"{second}." in item.context
+        assert first.endswith(" ".join(second.split()[:2])) and first.split(" follows")[0] in question.prompt
+
+
+def test_the_most_frequent_words_are_the_most_frequent(tokenizer):
+    item = tasks.get("frequent-words").generate(tokenizer, 300, 0)
+    words = item.context.removeprefix("Words: ").removesuffix(".").split()
+    by_count = sorted(set(words), key=words.count, reverse=True)
+    assert item.questions[0].values == tuple(by_count[:3])
+    assert len({words.count(word) for word in by_count[:4]}) == 4

@@ -107,7 +107,7 @@ def trained_model(reference: Reference, directory: str, seeds: int) -> list[dict
     tokenizer = AutoTokenizer.from_pretrained(directory)
     rows = {p.name: Row(p.name, p.why) for p in MATCHED}
     prompts = []
-    for i, task in enumerate(("niah-multikey", "variable-tracking", "secret")[:seeds]):
+    for i, task in enumerate(("niah-multikey-1", "variable-tracking", "secret")[:seeds]):
         context = tasks.get(task).generate(tokenizer, 500, i).context
         ids = tokenizer(context, return_tensors="pt").input_ids
         after = tokenizer(context, return_tensors="pt").input_ids[:, :CONTINUATION]

@@ -7,20 +7,25 @@ from typing import Any
 
 from keepkv.tasks import (
     common_words,
-    niah_multikey,
+    frequent_words,
+    long_decode,
+    niah_multikey_1,
     niah_multiquery,
     niah_multivalue,
+    niah_single_1,
+    qa_1,
+    qa_2,
     secret,
     variable_tracking,
 )
 from keepkv.tasks.base import Count, Item, weave
-from keepkv.tasks.niah_single import fact, question
+from keepkv.tasks.facts import fact, long_codes, question
 from keepkv.tasks.text import prose
 from keepkv.tasks.words import codes, names
 
 Encode = Callable[[str], list[int]]
 Row = tuple[list[int], list[bool]]
-SHORTEST = 64  # tokens that any kind of item fits in
+SHORTEST = 112  # tokens that any kind of item fits in
 
 # Tokens of one fact and of one question with its answer, a little rounded up: they size the items.
 FACT, ASK = 9, 11
@@ -54,7 +59,7 @@ def dense(rng: random.Random, count: Count, size: int, alike: bool = False) -> I
 def in_text(rng: random.Random, count: Count, size: int, alike: bool = False) -> Item:
     """One to many facts in real text, all of them asked."""
     n = _log_uniform(rng, max(1, size // 128), size // (FACT + ASK + 2))
-    return niah_multikey.build(rng, count, size - n * ASK, facts=n, questions=n, alike=alike)
+    return niah_multikey_1.build(rng, count, size - n * ASK, facts=n, questions=n, alike=alike)
 
 
 def dense_alike(rng: random.Random, count: Count, size: int) -> Item:
@@ -75,21 +80,72 @@ def multivalue(rng: random.Random, count: Count, size: int) -> Item:
 
 def multiquery(rng: random.Random, count: Count, size: int) -> Item:
     """Two names in each question."""
-    n = _log_uniform(rng, max(2, size // 100), max(2, size // (FACT + ASK + 1)))
-    return niah_multiquery.build(rng, count, size - (n // 2) * 20, facts=n, questions=n // 2)
+    n = _log_uniform(rng, max(2, size // 100), max(2, size // (FACT + ASK + 4)))
+    return niah_multiquery.build(rng, count, size - (n // 2) * 24, facts=n, questions=n // 2)
+
+
+def long_values(rng: random.Random, count: Count, size: int) -> Item:
+    """Keys or values of several groups of digits, in text or alone."""
+    n = _log_uniform(rng, 1, max(1, size // 56))
+    values = long_codes(rng, n, rng.choice((2, 4)))
+    keys = names(rng, n) if rng.random() < 0.5 else long_codes(rng, n, 2)
+    pairs = list(zip(keys, values, strict=True))
+    room = size - 31 * n if rng.random() < 0.5 else 0
+    asked = tuple(question(*pair) for pair in rng.sample(pairs, n))
+    return Item(weave(rng, count, max(room, 25 * n), [fact(*pair) for pair in pairs]), asked)
+
+
+def noise(rng: random.Random, count: Count, size: int) -> Item:
+    """Facts between the same few sentences."""
+    n = _log_uniform(rng, 1, max(1, size // 64))
+    pairs = list(zip(names(rng, n), codes(rng, n), strict=True))
+    haystack = niah_single_1.NOISE * (1 + size // 20)
+    text = weave(rng, count, size - n * ASK, [fact(*pair) for pair in pairs], haystack=haystack)
+    return Item(text, tuple(question(*pair) for pair in pairs))
+
+
+def answering(rng: random.Random, count: Count, size: int) -> Item:
+    """Relations, and questions of one step or two."""
+    two = rng.random() < 0.5
+    n = _log_uniform(rng, 2, max(2, size // 60))
+    build, asked = (qa_2.build, n) if two else (qa_1.build, 2 * n)
+    return build(rng, count, size - asked * (26 if two else 16), names=n, questions=asked)
 
 
 def variables(rng: random.Random, count: Count, size: int) -> Item:
     """Chains of one to three assignments, every variable asked."""
-    hops = rng.randint(1, 3)
-    chains = _log_uniform(rng, max(1, min(70, size // 32) // (2 * hops)), min(70 // hops, size // (16 * hops)))
-    return variable_tracking.build(rng, count, size - chains * hops * 8, chains=chains, hops=hops, every=True)
+    hops = rng.randint(1, 2 if size < 100 else 3)
+    chains = _log_uniform(rng, max(1, min(70, size // 32) // (2 * hops)), max(1, min(70 // hops, size // (22 * hops))))
+    return variable_tracking.build(
+        rng, count, size - chains * hops * (7 + 2 * hops), chains=chains, hops=hops, every=True
+    )
 
 
 def counting(rng: random.Random, count: Count, size: int) -> Item:
     """A list of words; short ones mostly, as each has one question only."""
     length = _log_uniform(rng, 40, size - 12)
     return common_words.build(rng, count, length, distinct=rng.randint(3, min(12, length // 6)))
+
+
+def frequencies(rng: random.Random, count: Count, size: int) -> Item:
+    """A list of words, the three most frequent asked."""
+    length = _log_uniform(rng, 48, size - 16)
+    return frequent_words.build(rng, count, length, distinct=rng.randint(4, min(12, length // 8)))
+
+
+def copying(rng: random.Random, count: Count, size: int) -> Item:
+    """A list of words, said again."""
+    return long_decode.copy(rng, count, size, steps=_log_uniform(rng, 8, (size - 10) // 2))
+
+
+def sorting(rng: random.Random, count: Count, size: int) -> Item:
+    """Numbers, put in order; most often few, and then several times over."""
+    return long_decode.sort(rng, count, size, steps=_log_uniform(rng, 4, min(80, (size - 10) // 2)))
+
+
+def adding(rng: random.Random, count: Count, size: int) -> Item:
+    """A sum, with scratch work."""
+    return long_decode.add(rng, count, size, steps=_log_uniform(rng, 2, (size - 10) // 8))
 
 
 def rules(rng: random.Random, count: Count, size: int) -> Item:
@@ -105,7 +161,8 @@ def plain(rng: random.Random, count: Count, size: int) -> Item:
 
 MIX: dict[Callable[[random.Random, Count, int], Item], float] = {
     dense: 0.05, dense_alike: 0.25, in_text: 0.10, in_text_alike: 0.30, multivalue: 0.06, multiquery: 0.08,
-    variables: 0.05, counting: 0.04, rules: 0.06, plain: 0.01,
+    variables: 0.05, counting: 0.04, rules: 0.06, plain: 0.01, long_values: 0.0, noise: 0.0, answering: 0.0,
+    frequencies: 0.0, copying: 0.0, sorting: 0.0, adding: 0.0,
 }  # fmt: skip
 
 

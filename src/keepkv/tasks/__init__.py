@@ -2,20 +2,33 @@
 
 from keepkv.tasks import (
     common_words,
-    niah_multikey,
+    frequent_words,
+    long_decode,
+    needle,
+    niah_multikey_1,
+    niah_multikey_2,
+    niah_multikey_3,
     niah_multiquery,
     niah_multivalue,
-    niah_single,
+    niah_single_1,
+    niah_single_2,
+    niah_single_3,
+    qa_1,
+    qa_2,
     secret,
+    shared_context,
     variable_tracking,
 )
 from keepkv.tasks.base import Item, Question, Task, TaskError
 from keepkv.tasks.demo import demo_document
-from keepkv.tasks.scoring import Score, score, score_item
+from keepkv.tasks.scoring import Score, grade, score, score_item
 
-_MODULES = (
-    niah_single, niah_multikey, niah_multivalue, niah_multiquery, variable_tracking, common_words, secret,
+# The thirteen shapes of RULER (arXiv 2404.06654), in text of our own: never to be compared with published numbers.
+RULER = (
+    niah_single_1, niah_single_2, niah_single_3, niah_multikey_1, niah_multikey_2, niah_multikey_3, niah_multivalue,
+    niah_multiquery, variable_tracking, common_words, frequent_words, qa_1, qa_2,
 )  # fmt: skip
+_MODULES = (*RULER, needle, shared_context, long_decode, secret)
 _TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in _MODULES}
 
 
@@ -40,6 +53,6 @@ def register(task: Task) -> Task:
 
 
 __all__ = [
-    "Item", "Question", "Score", "Task", "TaskError", "demo_document", "get", "names", "register", "score",
+    "Item", "Question", "Score", "Task", "TaskError", "demo_document", "get", "grade", "names", "register", "score",
     "score_item",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from keepkv.tasks.text import prose
@@ -19,38 +19,77 @@ class Question:
     """A prompt that continues the context, and the answer that continues the prompt.
 
     ``prompt`` starts with a newline and ``answer`` with a space, so that context, prompt and answer tokenise separately
-    and their ids concatenate. ``forbidden`` is text that must not occur in the reply (empty: nothing is forbidden).
+    and their ids concatenate. ``values`` are what the reply is searched for: the score is the share that it has, as in
+    RULER; without any, the reply must be the answer, token by token; ``graded``: the score is the share of the answer's
+    tokens before the first wrong one; ``judged``: nothing is generated, the score is the geometric mean probability of
+    the answer's tokens (one over its perplexity). ``forbidden`` is text that must not occur in the reply (empty: nothing is).
     """
 
     prompt: str
     answer: str
     forbidden: str = ""
+    values: tuple[str, ...] = ()
+    graded: bool = False
+    judged: bool = False
 
 
 @dataclass(frozen=True)
 class Item:
-    """One context and its questions, each asked on its own against the same (compressed) context."""
+    """One context and its questions, each asked on its own against the same (compressed) context.
+
+    conversation: the questions are turns of one conversation instead, each asked with the earlier ones and their
+    replies in the cache. tags: what a report groups by, such as the depth of a needle. spans: names of stretches of
+    the context, as character ranges.
+    """
 
     context: str
     questions: tuple[Question, ...]
+    conversation: bool = False
+    tags: dict[str, float] = field(default_factory=dict)
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A named generator of items: ``build(rng, count, length, **options)``."""
+    """A named generator of items: ``build(rng, count, length, **options)``.
+
+    hint: how to word a reply, for models that can follow it (``phrase``). decodes: what is compressed is mostly what
+    the model itself writes, so compression has to run while it decodes.
+    """
 
     name: str
     summary: str
     build: Callable[..., Item] = field(repr=False)
+    hint: str = "Answer with the number only."
+    decodes: bool = False
 
-    def generate(self, tokenizer: Any, length: int, seed: int = 0, **options: Any) -> Item:
+    def generate(self, tokenizer: Any, length: int, seed: int = 0, *, plain: bool = False, **options: Any) -> Item:
         """One item whose context has at most ``length`` tokens, and only a sentence or so less.
 
         ``tokenizer`` is any Hugging Face tokenizer, or a function from a string to its number of tokens. The same
-        seed, tokenizer and Python version give the same item.
+        seed, tokenizer and Python version give the same item. ``plain``: worded in plain English, for models that were
+        not trained on these tasks.
         """
         count = tokenizer if not hasattr(tokenizer, "encode") else counter(tokenizer)
-        return self.build(random.Random(f"{self.name}/{seed}"), count, length, **options)
+        room = length - count(INTRODUCTION) if plain else length
+        item = self.build(random.Random(f"{self.name}/{seed}"), count, room, **options)
+        return in_plain_english(item, self.hint) if plain else item
+
+
+INTRODUCTION = "Read the following text with care: questions about what it says come after it.\n\n"
+
+
+def in_plain_english(item: Item, hint: str) -> Item:
+    """``item`` with an introduction before its context, and each question marked as one, with the ``hint`` how to
+    answer. Values are then searched in the reply where the answer itself had to be repeated."""
+    made = []
+    for asked in item.questions:
+        prompt = f"\n\nQuestion: {asked.prompt.lstrip()} {hint}".rstrip() + "\nAnswer:"
+        values = asked.values or (() if asked.graded or asked.judged else (asked.answer.strip(),))
+        made.append(replace(asked, prompt=prompt, values=values))
+    shift = len(INTRODUCTION)
+    spans = {name: (start + shift, end + shift) for name, (start, end) in item.spans.items()}
+    return replace(item, context=INTRODUCTION + item.context, questions=tuple(made), spans=spans)
 
 
 def counter(tokenizer: Any) -> Count:

@@ -22,4 +22,4 @@ def build(rng: random.Random, count: Count, length: int, *, distinct: int = 12, 
     return Item(f"Words: {' '.join(listed)}.", (Question("\nWhich word is the most common?", f" {words[0]}"),))
 
 
-TASK = Task("common-words", "name the most common word of a long list", build)
+TASK = Task("common-words", "name the most common word of a long list", build, hint="Answer with the word only.")

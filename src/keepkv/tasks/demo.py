@@ -3,7 +3,7 @@
 import random
 
 from keepkv.tasks.base import Question, TaskError
-from keepkv.tasks.niah_single import fact, question
+from keepkv.tasks.facts import fact, question
 from keepkv.tasks.text import document, sentences_of
 from keepkv.tasks.words import codes, names
 

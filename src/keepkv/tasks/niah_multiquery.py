@@ -1,9 +1,9 @@
-"""Several names in one question; the answer gives their codes in the order asked."""
+"""Several names in one question; the answer gives each with its code."""
 
 import random
 
 from keepkv.tasks.base import Count, Item, Question, Task, TaskError, weave
-from keepkv.tasks.niah_single import fact
+from keepkv.tasks.facts import fact
 from keepkv.tasks.words import codes, names
 
 
@@ -16,8 +16,11 @@ def build(rng: random.Random, count: Count, length: int, *, facts: int = 8, aske
     for _ in range(questions):
         chosen = rng.sample(pairs, asked)
         prompt = f"\nWhat are the codes of {' and '.join(name for name, _ in chosen)}?"
-        made.append(Question(prompt, f" {' and '.join(code for _, code in chosen)}"))
+        answer = " and ".join(f"{name} is {code}" for name, code in chosen)
+        made.append(Question(prompt, f" {answer}", values=tuple(code for _, code in chosen)))
     return Item(weave(rng, count, length, [fact(*pair) for pair in pairs]), tuple(made))
 
 
-TASK = Task("niah-multiquery", "several keys in one question", build)
+TASK = Task(
+    "niah-multiquery", "several keys in one question", build, hint="Answer as: NAME is NUMBER and NAME is NUMBER."
+)

@@ -3,7 +3,7 @@
 import random
 
 from keepkv.tasks.base import Count, Item, Question, Task, weave
-from keepkv.tasks.niah_single import fact
+from keepkv.tasks.facts import fact
 from keepkv.tasks.words import codes, names
 
 
@@ -15,9 +15,11 @@ def build(rng: random.Random, count: Count, length: int, *, keys: int = 4, value
     stated = [fact(name, code) for name, code in zip(order, numbers, strict=True)]
     asked = []
     for name in dict.fromkeys(order):
-        answer = ", ".join(code for other, code in zip(order, numbers, strict=True) if other == name)
-        asked.append(Question(f"\nWhat are all codes of {name}?", f" {answer}"))
+        mine = tuple(code for other, code in zip(order, numbers, strict=True) if other == name)
+        asked.append(Question(f"\nWhat are all codes of {name}?", f" {', '.join(mine)}", values=mine))
     return Item(weave(rng, count, length, stated, keep_order=True), tuple(asked))
 
 
-TASK = Task("niah-multivalue", "several values per key, all asked together", build)
+TASK = Task(
+    "niah-multivalue", "several values per key, all asked together", build, hint="Answer with the numbers only."
+)

@@ -1,4 +1,4 @@
-"""One score for every task: did greedy decoding give exactly the tokens of the answer?"""
+"""How a reply is scored: the same rule for every task, by what its question asks for."""
 
 import copy
 from dataclasses import dataclass
@@ -11,11 +11,29 @@ from keepkv.tasks.base import Item, Question
 
 @dataclass(frozen=True)
 class Score:
-    """``correct``: the reply equals the answer token by token; ``leaked``: it contains what it must not."""
+    """One reply. value in [0, 1]: see ``Question``; correct: the value is 1; leaked: the reply has what it must not."""
 
-    correct: bool
+    value: float
     leaked: bool
     reply: str
+
+    @property
+    def correct(self) -> bool:
+        """Whether everything asked for is there."""
+        return self.value == 1.0
+
+
+def grade(tokenizer: Any, question: Question, answer: list[int], reply: list[int]) -> Score:
+    """``answer`` and ``reply`` as token ids: what was to be said and what was said."""
+    text = tokenizer.decode(reply, skip_special_tokens=True)
+    if question.values:
+        value = sum(part in text for part in question.values) / len(question.values)
+    elif question.graded:
+        same = (mine == theirs for mine, theirs in zip(answer, reply, strict=False))
+        value = next((i for i, right in enumerate(same) if not right), min(len(answer), len(reply))) / len(answer)
+    else:
+        value = float(reply[: len(answer)] == answer)
+    return Score(value, bool(question.forbidden) and question.forbidden in text, text)
 
 
 @torch.inference_mode()
@@ -32,8 +50,7 @@ def score(model: Any, tokenizer: Any, cache: Any, question: Question) -> Score:
         logits = model(input_ids=fed, past_key_values=cache, use_cache=True).logits
         reply.append(int(logits[0, -1].argmax()))
         fed = torch.tensor([reply[-1:]], device=model.device)
-    text = tokenizer.decode(reply)
-    return Score(reply == answer, bool(question.forbidden) and question.forbidden in text, text)
+    return grade(tokenizer, question, answer, reply)
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ Compression tends to lose the rules one at a time: a reply that keeps the format
 import random
 
 from keepkv.tasks.base import Count, Item, Question, Task, TaskError, weave
-from keepkv.tasks.niah_single import fact
+from keepkv.tasks.facts import fact
 from keepkv.tasks.words import NOUNS, codes, names
 
 REFUSAL = "secret"
@@ -28,4 +28,4 @@ def build(rng: random.Random, count: Count, length: int, *, facts: int = 4, ques
     return Item((head + lead + text).lstrip(), tuple(asked))
 
 
-TASK = Task("secret", "keep a secret while following a format rule", build)
+TASK = Task("secret", "keep a secret while following a format rule", build, hint="")

@@ -11,7 +11,8 @@ def build(
 ) -> Item:
     """``chains`` chains of ``hops`` assignments each (1 hop = the value itself), stated in order.
 
-    One question per chain, about its last variable; with ``every``, one per variable.
+    One question per chain, about its last variable; with ``every``, one per variable. An answer walks the chain down
+    to the value, which is what counts.
     """
     if chains < 1 or hops < 1 or chains * hops > len(NOUNS):
         raise TaskError(f"chains × hops must be between 1 and {len(NOUNS)}, got {chains} × {hops}")
@@ -23,10 +24,21 @@ def build(
         value = numbers[i] if at[i] == 0 else left[i][at[i] - 1]
         stated.append(f" Let {left[i][at[i]]} be {value}.")
         at[i] += 1
-    asked = [(noun, code) for chain, code in zip(left, numbers, strict=True) for noun in chain[0 if every else -1 :]]
+    asked = [(i, hop) for i in range(chains) for hop in range(0 if every else hops - 1, hops)]
     rng.shuffle(asked)
-    questions = tuple(Question(f"\nWhat is {noun}?", f" {code}") for noun, code in asked)
+    questions = tuple(_question(left[i][hop::-1], numbers[i]) for i, hop in asked)
     return Item(weave(rng, count, length, stated, keep_order=True), questions)
 
 
-TASK = Task("variable-tracking", "follow a chain of assignments to its value", build)
+def _question(walk: list[str], code: str) -> Question:
+    """About the first variable of ``walk``, each of which was set to the next one, and the last to ``code``."""
+    steps = zip(walk, [*walk[1:], code], strict=True)
+    return Question(f"\nWhat is {walk[0]}?", f" {', '.join(f'{a} is {b}' for a, b in steps)}", values=(code,))
+
+
+TASK = Task(
+    "variable-tracking",
+    "follow a chain of assignments to its value",
+    build,
+    hint="Answer as: NAME is NAME, NAME is NUMBER.",
+)

@@ -2,18 +2,9 @@
 
 import random
 
-from keepkv.tasks.base import Count, Item, Question, Task, weave
+from keepkv.tasks.base import Count, Item, Task, weave
+from keepkv.tasks.facts import fact, question
 from keepkv.tasks.words import codes, names
-
-
-def fact(name: str, code: str) -> str:
-    """The sentence that states one fact."""
-    return f" The code of {name} is {code}."
-
-
-def question(name: str, code: str) -> Question:
-    """The question about one fact."""
-    return Question(f"\nWhat is the code of {name}?", f" {code}")
 
 
 def build(rng: random.Random, count: Count, length: int, *, depth: float | None = None) -> Item:
@@ -22,4 +13,4 @@ def build(rng: random.Random, count: Count, length: int, *, depth: float | None 
     return Item(weave(rng, count, length, [fact(name, code)], depth=depth), (question(name, code),))
 
 
-TASK = Task("niah-single", "one fact hidden in real text", build)
+TASK = Task("niah-single-2", "one fact hidden in real text", build)

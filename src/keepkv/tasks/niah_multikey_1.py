@@ -3,7 +3,7 @@
 import random
 
 from keepkv.tasks.base import Count, Item, Task, TaskError, weave
-from keepkv.tasks.niah_single import fact, question
+from keepkv.tasks.facts import fact, question
 from keepkv.tasks.words import codes, names
 
 
@@ -22,4 +22,4 @@ def build(
     return Item(weave(rng, count, length, [fact(*pair) for pair in pairs]), tuple(question(*pair) for pair in asked))
 
 
-TASK = Task("niah-multikey", "many facts in real text, one asked at a time", build)
+TASK = Task("niah-multikey-1", "many facts in real text, one asked at a time", build)
