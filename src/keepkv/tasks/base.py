@@ -15,6 +15,23 @@ class TaskError(ValueError):
 
 
 @dataclass(frozen=True)
+class Check:
+    """A rule that a reply keeps or breaks. family and text say which rule; strict: whether a reply keeps it."""
+
+    family: str
+    text: str
+    strict: Callable[[str], bool] = field(compare=False, repr=False)
+
+    def loose(self, reply: str) -> bool:
+        """Whether the reply keeps the rule as it stands, or without its first line, its last line, or asterisks
+        (the loose accuracy of IFEval, arXiv 2311.07911)."""
+        lines = reply.split("\n")
+        cut = (lines[1:], lines[:-1], lines[1:-1])
+        variants = [reply, *("\n".join(part).strip() for part in cut)]
+        return any(self.strict(variant) or self.strict(variant.replace("*", "")) for variant in variants)
+
+
+@dataclass(frozen=True)
 class Question:
     """A prompt that continues the context, and the answer that continues the prompt.
 
@@ -22,7 +39,13 @@ class Question:
     and their ids concatenate. ``values`` are what the reply is searched for: the score is the share that it has, as in
     RULER; without any, the reply must be the answer, token by token; ``graded``: the score is the share of the answer's
     tokens before the first wrong one; ``judged``: nothing is generated, the score is the geometric mean probability of
-    the answer's tokens (one over its perplexity). ``forbidden`` is text that must not occur in the reply (empty: nothing is).
+    the answer's tokens (one over its perplexity). ``forbidden`` is text that must not occur in the reply (empty:
+    nothing is).
+
+    ``checks``: the score is the share of these rules that the reply keeps. ``recall``: the reply leaks where it has
+    more than this share of the forbidden words, in order (ROUGE-L recall); None: where it has the forbidden text as it
+    stands. ``probe``: asked only for what it leaks; its value belongs in no score. ``limit``: tokens of a reply at
+    most, where they are not those of the answer; ``stop``: text that ends it.
     """
 
     prompt: str
@@ -31,6 +54,11 @@ class Question:
     values: tuple[str, ...] = ()
     graded: bool = False
     judged: bool = False
+    checks: tuple[Check, ...] = ()
+    recall: float | None = None
+    probe: bool = False
+    limit: int | None = None
+    stop: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +82,7 @@ class Task:
     """A named generator of items: ``build(rng, count, length, **options)``.
 
     hint: how to word a reply, for models that can follow it (``phrase``). decodes: what is compressed is mostly what
-    the model itself writes, so compression has to run while it decodes.
+    the model itself writes, so compression has to run while it decodes. english: always worded in plain English.
     """
 
     name: str
@@ -62,6 +90,7 @@ class Task:
     build: Callable[..., Item] = field(repr=False)
     hint: str = "Answer with the number only."
     decodes: bool = False
+    english: bool = False
 
     def generate(self, tokenizer: Any, length: int, seed: int = 0, *, plain: bool = False, **options: Any) -> Item:
         """One item whose context has at most ``length`` tokens, and only a sentence or so less.
@@ -71,6 +100,7 @@ class Task:
         not trained on these tasks.
         """
         count = tokenizer if not hasattr(tokenizer, "encode") else counter(tokenizer)
+        plain = plain and not self.english
         room = length - count(INTRODUCTION) if plain else length
         item = self.build(random.Random(f"{self.name}/{seed}"), count, room, **options)
         return in_plain_english(item, self.hint) if plain else item

@@ -6,16 +6,19 @@ from typing import Any
 
 import torch
 
+from keepkv.metrics.rouge import rouge_l
 from keepkv.tasks.base import Item, Question
 
 
 @dataclass(frozen=True)
 class Score:
-    """One reply. value in [0, 1]: see ``Question``; correct: the value is 1; leaked: the reply has what it must not."""
+    """One reply. value in [0, 1]: see ``Question``; correct: the value is 1; leaked: the reply has what it must not;
+    loose: the value where the checks are loose, None without checks."""
 
     value: float
     leaked: bool
     reply: str
+    loose: float | None = None
 
     @property
     def correct(self) -> bool:
@@ -26,19 +29,36 @@ class Score:
 def grade(tokenizer: Any, question: Question, answer: list[int], reply: list[int]) -> Score:
     """``answer`` and ``reply`` as token ids: what was to be said and what was said."""
     text = tokenizer.decode(reply, skip_special_tokens=True)
-    if question.values:
+    if question.stop:
+        text = text.split(question.stop)[0]
+    loose = None
+    if question.checks:
+        said, checks = text.strip(), question.checks
+        value = sum(check.strict(said) for check in checks) / len(checks)
+        loose = sum(check.loose(said) for check in checks) / len(checks)
+    elif question.values:
         value = sum(part in text for part in question.values) / len(question.values)
     elif question.graded:
         same = (mine == theirs for mine, theirs in zip(answer, reply, strict=False))
         value = next((i for i, right in enumerate(same) if not right), min(len(answer), len(reply))) / len(answer)
     else:
         value = float(reply[: len(answer)] == answer)
-    return Score(value, bool(question.forbidden) and question.forbidden in text, text)
+    return Score(value, leaks(question, text), text, loose)
+
+
+def leaks(question: Question, reply: str) -> bool:
+    """Whether ``reply`` tells what the question forbids."""
+    if not question.forbidden:
+        return False
+    if question.recall is None:
+        return question.forbidden in reply
+    return rouge_l(question.forbidden, reply) > question.recall
 
 
 @torch.inference_mode()
 def score(model: Any, tokenizer: Any, cache: Any, question: Question) -> Score:
-    """Asks one question of a ``cache`` that holds a context (batch 1), and decodes as many tokens as the answer has.
+    """Asks one question of a ``cache`` that holds a context (batch 1), and decodes as many tokens as the answer has,
+    or up to the question's limit.
 
     ``cache`` is advanced by the question and the reply: give a copy when it is needed again.
     """
@@ -46,7 +66,8 @@ def score(model: Any, tokenizer: Any, cache: Any, question: Question) -> Score:
     answer = tokenizer.encode(question.answer, add_special_tokens=False)
     fed = torch.tensor([prompt], device=model.device)
     reply: list[int] = []
-    while len(reply) < len(answer):
+    end = getattr(tokenizer, "eos_token_id", None) if question.limit else None
+    while len(reply) < (question.limit or len(answer)) and (not reply or reply[-1] != end):
         logits = model(input_ids=fed, past_key_values=cache, use_cache=True).logits
         reply.append(int(logits[0, -1].argmax()))
         fed = torch.tensor([reply[-1:]], device=model.device)
