@@ -19,7 +19,7 @@ FLOORS = [
     line.split()
     for line in """\
 errors slots rope registry budget clock
-score allocate reduce store when attention
+score allocate reduce store when attention spans
 methods
 cache layer compress plan attach receipt report persistence context attention.interface
 models tasks metrics evaluation

@@ -18,6 +18,7 @@ from keepkv.receipt import Receipt
 from keepkv.reduce import Reduce, Reduced, register_reduce
 from keepkv.score import Score, register_score
 from keepkv.slots import LayerView, Slots
+from keepkv.spans import Span, SpanPolicy
 from keepkv.when import When
 
 _register()
@@ -35,6 +36,8 @@ __all__ = [
     "Reduced",
     "Score",
     "Slots",
+    "Span",
+    "SpanPolicy",
     "When",
     "compressed",
     "method_info",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy as copying
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from keepkv.methods import METHODS, Method, method_info
 from keepkv.plan import Plan
 from keepkv.receipt import Receipt
 from keepkv.report import make_receipt
+from keepkv.spans import RowSpans, Span, SpanPolicy
 from keepkv.store import STORES
 
 
@@ -34,6 +36,8 @@ class Cache(stock.Cache):
     budget: share of the tokens (float), slots per KV head (int), or bytes for the whole cache ("256MiB").
     store: layout of the slots: "auto", "dense", "flat", "static" (compiled decode), "int8".
     seed: of methods that draw at random.
+    spans: parts of the prompt that share the budget fairly or are protected: a list of ``keepkv.Span`` for every row, a
+        list of such lists, or a ``keepkv.SpanPolicy``.
 
     A cache belongs to one conversation (or one batch of them): reuse needs ``reset``, ``copy`` or a new cache. It is
     for inference: gradients do not flow through it.
@@ -48,6 +52,7 @@ class Cache(stock.Cache):
         store: str | None = None,
         store_options: dict[str, Any] | None = None,
         seed: int = 0,
+        spans: SpanPolicy | Sequence[Span] | Sequence[Sequence[Span]] | None = None,
         **options: Any,
     ) -> None:
         chosen = _method(method, options)
@@ -56,6 +61,8 @@ class Cache(stock.Cache):
                 f"method {chosen.name!r} needs a budget, e.g. budget=0.1 or budget=1024 or budget='256MiB'"
             )
         self.plan = Plan(chosen, Budget.of(1.0 if budget is None else budget), seed)
+        if spans is not None:
+            self.plan.spans = RowSpans(SpanPolicy.of(spans))
         layout = store or chosen.store
         layout = ("flat" if chosen.allocate.ragged else "dense") if layout == "auto" else layout
         make_store = STORES.factory(layout)
@@ -109,6 +116,7 @@ class Cache(stock.Cache):
         twin = copying.copy(self)
         twin.plan = copying.copy(self.plan)
         twin.plan.clock = self.plan.clock.copy()
+        twin.plan.spans = None if self.plan.spans is None else self.plan.spans.copy()
         twin.layers = [x.copy(twin.plan) if isinstance(x, Layer) else copying.deepcopy(x) for x in self.layers]
         twin._ours = [x for x in twin.layers if isinstance(x, Layer)]
         return twin
@@ -151,24 +159,31 @@ class Cache(stock.Cache):
         unfinished = clock.columns - progress.pop()
         if unfinished:  # announced before, but no layer has seen it
             clock.crop(unfinished)
+        spans, device = self.plan.spans, torch.device(rule.arguments["device"])
+        if spans is not None:
+            spans.check(batch)
+            if length == 1 and clock.seen is not None:
+                spans.end_prompt(clock.seen)
         if unfinished != length:
             for layer in self._ours:
                 layer.begin_step(length)
-        clock.begin(batch, length, rule.padding, torch.device(rule.arguments["device"]))
+        clock.begin(batch, length, rule.padding, device)
+        if spans is not None:
+            spans.begin(batch, device)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[arg-type]
-        self.plan.clock.index(beam_idx)
+        self.plan.index(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         rows = torch.arange(max(0, self.batch_size)).repeat_interleave(repeats)
         super().batch_repeat_interleave(repeats)
-        self.plan.clock.index(rows)
+        self.plan.index(rows)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         rows = torch.arange(max(0, self.batch_size))[indices.cpu()]
         super().batch_select_indices(indices)
-        self.plan.clock.index(rows)
+        self.plan.index(rows)
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove > 0:
@@ -183,6 +198,8 @@ class Cache(stock.Cache):
         super().reset()
         fresh = type(self.plan.clock)()
         self.plan.clock.__dict__.update(fresh.__dict__)
+        if self.plan.spans is not None:
+            self.plan.spans.reset()
 
 
 def _method(method: str | Method, options: dict[str, Any]) -> Method:

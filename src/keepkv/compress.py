@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from keepkv.allocate.select import keep_mask
 from keepkv.attention import latent
+from keepkv.errors import BudgetError
 from keepkv.reduce.base import Reduced
 from keepkv.score.attention import weights
 from keepkv.slots import LayerView, Slots
+from keepkv.spans.keep import keep_by_span, needed, trim
 
 if TYPE_CHECKING:
     from keepkv.layer import Layer
@@ -23,6 +27,7 @@ class Tally:
     """What happened to a layer's slots so far, for the receipt. Tensors (B,H), or None before a compression."""
 
     compressions: int = 0
+    overflows: int = 0  # compressions whose budget did not hold what spans demand
     seconds: float = 0.0
     merged: Tensor | None = None
     dropped: Tensor | None = None
@@ -43,8 +48,9 @@ def look(layer: Layer, query: Tensor | None = None, live: bool = False) -> Layer
     assert clock.seen is not None and clock.positions is not None and layer.attention is not None
     if query is None:
         query = slots.keys.new_zeros(slots.keys.shape[0], layer.query_heads, 0, slots.keys.shape[-1])
-    recent = (clock.seen - plan.method.window)[:, None, None]
-    protected = slots.valid & ((slots.positions < plan.method.sinks) | (slots.positions >= recent))
+    protected = _pins(layer, slots)
+    if plan.spans is not None:
+        protected |= slots.valid & plan.spans.protects(slots.positions)
     return LayerView(
         slots=slots,
         queries=query,
@@ -64,14 +70,22 @@ def compress(layer: Layer, query: Tensor | None = None) -> bool:
     """Bring ``layer`` within its budget; returns False, and changes nothing, where every row fits it already."""
     started = time.perf_counter()
     view, method = look(layer, query), layer.plan.method
-    budget = layer.plan.layer_budget(layer)
+    budget, spans = layer.plan.layer_budget(layer), layer.plan.spans
+    over = _overflow(layer, view, budget) if spans is not None and spans.demanding else None
+    if over is not None and spans is not None and spans.policy.on_overflow == "grow":
+        budget = budget.maximum(over)
     if not bool((view.slots.lengths > budget[:, None]).any()):
         return False
     if bool((view.slots.valid[..., :-1] & ~view.slots.valid[..., 1:]).any()):
         # Padding between turns: close the gaps first, so that neighbours in memory are neighbours in the text.
         view.slots, view.protected = _close_gaps(view.slots, view.protected)
     scores = method.score(view)
-    keep = keep_mask(scores, method.allocate(scores, view, budget), view)
+    if spans is None:
+        keep = keep_mask(scores, method.allocate(scores, view, budget), view)
+    else:
+        if over is not None and spans.policy.on_overflow == "trim":
+            view.protected = trim(scores, budget, view, _pins(layer, view.slots))
+        keep = keep_by_span(scores, method.allocate(scores, view, budget), view, spans, scores)
     reduced = method.reduce(view, keep, scores, method.score)
     _count(layer.tally, view, reduced)
     del view, keep, scores  # what was held before is freed by load
@@ -79,6 +93,41 @@ def compress(layer: Layer, query: Tensor | None = None) -> bool:
     layer.tally.compressions += 1
     layer.tally.seconds += time.perf_counter() - started
     return True
+
+
+def _pins(layer: Layer, slots: Slots) -> Tensor:
+    """(B,H,S) bool: sinks and recent window of the method."""
+    method, seen = layer.plan.method, layer.plan.clock.seen
+    assert seen is not None
+    recent = (seen - method.window)[:, None, None]
+    return slots.valid & ((slots.positions < method.sinks) | (slots.positions >= recent))
+
+
+def _overflow(layer: Layer, view: LayerView, budget: Tensor) -> Tensor | None:
+    """(B,) int64: slots per head that the spans of each row need, or None where the budget (B,) holds them.
+
+    Raises where the spans say so. Sinks and window alone may exceed a budget, as they may without spans.
+    """
+    spans = layer.plan.spans
+    assert spans is not None
+    need, lengths = needed(view, spans), view.slots.lengths.amax(-1)
+    over = (need > budget) & (need > _pins(layer, view.slots).sum(-1).amax(-1)) & (lengths > budget)
+    if not bool(over.any()):
+        return None
+    row = int(over.int().argmax())
+    said = (
+        f"layer {layer.place.index}, row {row}: protected spans, min_keep, sinks and window need {int(need[row])} "
+        f"slots per head, the budget ({layer.plan.budget}) holds {int(budget[row])}"
+    )
+    if spans.policy.on_overflow == "error":
+        raise BudgetError(
+            f"{said}. Give a larger budget, protect less, or choose SpanPolicy(on_overflow='grow') or 'trim'. Call "
+            "cache.reset() before using the cache again."
+        )
+    layer.tally.overflows += 1
+    if spans.policy.on_overflow == "trim":
+        warnings.warn(f"{said}; protected tokens were given up", stacklevel=2)
+    return torch.where(over, need, 0)
 
 
 def _count(tally: Tally, view: LayerView, reduced: Reduced) -> None:

@@ -38,3 +38,7 @@ class CacheStateError(KeepKVError):
 
 class CacheFileError(KeepKVError):
     """A saved cache that is truncated, altered, foreign, or for another model."""
+
+
+class SpanError(KeepKVError, ValueError):
+    """Spans that cannot be read, contradict each other, or do not lie in the text they were given for."""

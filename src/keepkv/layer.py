@@ -244,8 +244,8 @@ class Layer(CacheLayerMixin):
 
     def compress(self, query: Tensor | None = None) -> None:
         """Compress now, if any row holds more than its budget."""
-        self.pending, self.decoded = False, 0
         self.compressed = compress(self, query) or self.compressed
+        self.pending, self.decoded = False, 0  # unless it raised: then it is still due
 
     def copy(self, plan: Plan) -> Layer:
         """An independent copy that belongs to ``plan``."""

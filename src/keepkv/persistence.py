@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from keepkv.errors import CacheFileError, CacheStateError
 from keepkv.layer import Layer
 from keepkv.methods import METHODS, Method
+from keepkv.spans import SpanPolicy
 from keepkv.store import STORES
 from keepkv.when import When
 
@@ -53,6 +54,8 @@ def save(cache: Cache, path: Path) -> None:
     clock = cache.plan.clock
     if clock.seen is not None and clock.positions is not None:
         tensors |= {"clock.seen": clock.seen, "clock.positions": clock.positions}
+    spans = cache.plan.spans
+    tensors |= {} if spans is None else {f"spans.{name}": x for name, x in spans.tensors().items()}
     tensors = {name: x.detach().contiguous().clone() for name, x in tensors.items()}
     method = cache.plan.method
     header = {
@@ -62,6 +65,7 @@ def save(cache: Cache, path: Path) -> None:
         "budget": cache.plan.budget.value,
         "seed": cache.plan.seed,
         "compressing": cache.plan.compressing,
+        "spans": None if spans is None else spans.policy.to_dict(),
         "columns": clock.columns,
         "layers": layers,
     }
@@ -87,12 +91,16 @@ def load(kind: type[Cache], path: Path, model: PreTrainedModel, method: Method |
     store = next((x["store"] for x in header["layers"] if x["kind"] == "keepkv"), None)
     options = {k: When(**v) if k == "when" else v for k, v in header["options"].items()}
     chosen: dict[str, Any] = {"method": header["method"], **options} if method is None else {"method": method}
-    cache = kind(model, budget=header["budget"], store=store, seed=header["seed"], **chosen)
+    spans = SpanPolicy.from_dict(header["spans"]) if header.get("spans") else None
+    cache = kind(model, budget=header["budget"], store=store, seed=header["seed"], spans=spans, **chosen)
     cache.plan.compressing = header["compressing"]
     clock = cache.plan.clock
     clock.columns, device = header["columns"], model.device
     if "clock.seen" in tensors:
         clock.seen, clock.positions = tensors["clock.seen"].to(device), tensors["clock.positions"].to(device)
+    if cache.plan.spans is not None:
+        mine = {n.split(".", 1)[1]: x.to(device) for n, x in tensors.items() if n.startswith("spans.")}
+        cache.plan.spans.restore(mine)
     for i, (layer, entry) in enumerate(zip(cache.layers, header["layers"], strict=True)):
         mine = {n.split(".", 1)[1]: x.to(device) for n, x in tensors.items() if n.split(".", 1)[0] == str(i)}
         _restore(layer, entry, mine)
@@ -146,7 +154,7 @@ def _layer_header(layer: Any) -> dict[str, Any]:
         return {"kind": type(layer).__name__, "cumulative_length": getattr(layer, "cumulative_length", 0)}
     attention = {k: v for k, v in (layer.attention or {}).items() if k != "sinks"}
     host = {name: getattr(layer, name) for name in _HOST}
-    tally = {"compressions": layer.tally.compressions, "seconds": layer.tally.seconds}
+    tally = {name: getattr(layer.tally, name) for name in ("compressions", "overflows", "seconds")}
     store = next(name for name in STORES if type(layer.store) is STORES.factory(name))
     return {"kind": "keepkv", "store": store, "host": host, "tally": tally, "attention": attention}
 

@@ -11,6 +11,7 @@ from keepkv.budget import Budget
 from keepkv.clock import Clock
 from keepkv.errors import BudgetError
 from keepkv.methods.base import Method
+from keepkv.spans.rows import RowSpans
 
 if TYPE_CHECKING:
     from keepkv.layer import Layer
@@ -26,6 +27,7 @@ class Plan:
     clock: Clock = field(default_factory=Clock)
     compressing: bool = True
     window_tokens: int = 0  # what sliding layers, which transformers keeps, may hold per row, summed over layers
+    spans: RowSpans | None = None
 
     def __post_init__(self) -> None:
         pinned = self.method.sinks + self.method.window
@@ -36,16 +38,24 @@ class Plan:
                 "sinks= and window= options."
             )
 
+    def index(self, rows: Tensor) -> None:
+        """Row i becomes the present row ``rows[i]``."""
+        self.clock.index(rows)
+        if self.spans is not None:
+            self.spans.index(rows)
+
     def layer_budget(self, layer: Layer) -> Tensor:
         """(B,) int64: slots per KV head that ``layer`` may hold on average now, at least 1."""
-        assert self.clock.seen is not None
-        place = layer.place
+        place, seen, allocate = layer.place, self.clock.seen, self.method.allocate
+        assert seen is not None
         content, extra = slot_bytes(layer)
-        reserved = content * self.window_tokens * len(self.clock.seen)
-        mean = self.budget.per_head(self.clock.seen, (content + extra) * place.ranks, reserved)
-        mine = self.method.allocate.layer_budget(mean, place.rank, place.ranks, self.clock.seen).floor().long()
+        reserved = content * self.window_tokens * len(seen)
+        mean = self.budget.per_head(seen, (content + extra) * place.ranks, reserved)
+        # Every layer holds the protected spans: what layers divide among themselves is the rest.
+        held = 0 if self.spans is None else self.spans.protected_tokens(seen)
+        mine = allocate.layer_budget(mean - held, place.rank, place.ranks, seen - held).floor().long() + held
         # Where every token fits, no layer gives any up, however the allocation slopes.
-        return mine.clamp_min(1).where(mean < self.clock.seen, self.clock.seen)
+        return mine.clamp_min(1).where(mean < seen, seen)
 
 
 def slot_bytes(layer: Layer) -> tuple[int, int]:
