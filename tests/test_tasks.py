@@ -89,8 +89,11 @@ def test_questions_read_on_from_the_context(task, tokenizer):
     item = task.generate(tokenizer, 300, 0)
     assert item.questions and not item.context.startswith((" ", "\n"))
     for question in item.questions:
-        assert question.prompt.startswith("\n") and question.prompt.endswith("?")
-        assert question.answer.startswith(" ") and (task.decodes or len(ids(tokenizer, question.answer)) <= 20)
+        if task.asks:
+            assert question.prompt.startswith("\n") and question.prompt.endswith("?")
+        assert question.answer.startswith(" ") and (
+            task.decodes or question.judged or len(ids(tokenizer, question.answer)) <= 20
+        )
         assert all(value in question.answer for value in question.values)
 
 
@@ -220,6 +223,9 @@ def test_values_are_searched_and_graded_replies_count_to_the_first_error(tokeniz
 
 def test_plain_english_wraps_any_task(task, tokenizer):
     item = task.generate(tokenizer, 400, 1, plain=True)
+    if not task.asks:
+        assert item == task.generate(tokenizer, 400, 1)
+        return
     assert item.context.startswith("Read the following text") and len(ids(tokenizer, item.context)) <= 400
     for question in item.questions:
         assert question.prompt.startswith("\n\nQuestion: ") and question.prompt.endswith("\nAnswer:")
@@ -257,3 +263,26 @@ def test_the_most_frequent_words_are_the_most_frequent(tokenizer):
     by_count = sorted(set(words), key=words.count, reverse=True)
     assert item.questions[0].values == tuple(by_count[:3])
     assert len({words.count(word) for word in by_count[:4]}) == 4
+
+
+def test_a_text_goes_on_where_its_context_ends(tokenizer, tmp_path):
+    perplexity = tasks.get("perplexity")
+    for seed in range(5):
+        item = perplexity.generate(tokenizer, 500, seed)
+        [question] = item.questions
+        assert item.context + question.answer in document() and question.judged and not question.prompt
+        assert 56 <= len(ids(tokenizer, question.answer)) <= 64
+    own = tmp_path / "own.txt"
+    own.write_text("One two three four five six seven eight nine ten. " * 40, encoding="utf-8")
+    item = perplexity.generate(tokenizer, 100, 1, path=own, continuation=8)
+    assert item.context + item.questions[0].answer in own.read_text(encoding="utf-8")
+    for options in ({"path": tmp_path / "none.txt"}, {"continuation": 1}, {"path": own, "continuation": 5000}):
+        with pytest.raises(TaskError, match=r"none\.txt|at least 2|longer text"):
+            perplexity.generate(tokenizer, 100, 1, **options)
+
+
+def test_a_reply_is_graded_by_the_metric_up_to_its_end(tokenizer):
+    question = Question("\nWhich?", " fox", limit=9, metric=lambda reply: float(reply == " fox"))
+    said = [*ids(tokenizer, " fox"), tokenizer.eos_token_id, *ids(tokenizer, " owl")]
+    assert tasks.grade(tokenizer, question, [], said).correct
+    assert not tasks.grade(tokenizer, question, [], ids(tokenizer, " fox owl")).correct

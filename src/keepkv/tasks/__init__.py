@@ -13,6 +13,7 @@ from keepkv.tasks import (
     niah_single_1,
     niah_single_2,
     niah_single_3,
+    perplexity,
     qa_1,
     qa_2,
     secret,
@@ -28,7 +29,7 @@ RULER = (
     niah_single_1, niah_single_2, niah_single_3, niah_multikey_1, niah_multikey_2, niah_multikey_3, niah_multivalue,
     niah_multiquery, variable_tracking, common_words, frequent_words, qa_1, qa_2,
 )  # fmt: skip
-_MODULES = (*RULER, needle, shared_context, long_decode, secret)
+_MODULES = (*RULER, needle, shared_context, long_decode, secret, perplexity)
 _TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in _MODULES}
 
 

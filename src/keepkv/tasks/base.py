@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from keepkv.errors import KeepKVError
 from keepkv.tasks.text import prose
 
 Count = Callable[[str], int]
 
 
-class TaskError(ValueError):
+class TaskError(KeepKVError, ValueError):
     """A task cannot be built as asked."""
 
 
@@ -45,7 +46,8 @@ class Question:
     ``checks``: the score is the share of these rules that the reply keeps. ``recall``: the reply leaks where it has
     more than this share of the forbidden words, in order (ROUGE-L recall); None: where it has the forbidden text as it
     stands. ``probe``: asked only for what it leaks; its value belongs in no score. ``limit``: tokens of a reply at
-    most, where they are not those of the answer; ``stop``: text that ends it.
+    most, where they are not those of the answer; ``stop``: text that ends it. ``metric``: the score is what this
+    function says of the reply, in [0, 1].
     """
 
     prompt: str
@@ -59,6 +61,7 @@ class Question:
     probe: bool = False
     limit: int | None = None
     stop: str = ""
+    metric: Callable[[str], float] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Task:
     build: Callable[..., Item] = field(repr=False)
     hint: str = "Answer with the number only."
     decodes: bool = False
+    asks: bool = True
     english: bool = False
 
     def generate(self, tokenizer: Any, length: int, seed: int = 0, *, plain: bool = False, **options: Any) -> Item:
@@ -100,7 +104,7 @@ class Task:
         not trained on these tasks.
         """
         count = tokenizer if not hasattr(tokenizer, "encode") else counter(tokenizer)
-        plain = plain and not self.english
+        plain = plain and self.asks and not self.english
         room = length - count(INTRODUCTION) if plain else length
         item = self.build(random.Random(f"{self.name}/{seed}"), count, room, **options)
         return in_plain_english(item, self.hint) if plain else item

@@ -28,6 +28,9 @@ class Score:
 
 def grade(tokenizer: Any, question: Question, answer: list[int], reply: list[int]) -> Score:
     """``answer`` and ``reply`` as token ids: what was to be said and what was said."""
+    end = getattr(tokenizer, "eos_token_id", None)
+    if question.limit and end in reply:  # in a batch the others go on
+        reply = reply[: reply.index(end)]
     text = tokenizer.decode(reply, skip_special_tokens=True)
     if question.stop:
         text = text.split(question.stop)[0]
@@ -36,6 +39,8 @@ def grade(tokenizer: Any, question: Question, answer: list[int], reply: list[int
         said, checks = text.strip(), question.checks
         value = sum(check.strict(said) for check in checks) / len(checks)
         loose = sum(check.loose(said) for check in checks) / len(checks)
+    elif question.metric is not None:
+        value = question.metric(text)
     elif question.values:
         value = sum(part in text for part in question.values) / len(question.values)
     elif question.graded:
