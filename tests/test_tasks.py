@@ -90,9 +90,9 @@ def test_questions_read_on_from_the_context(task, tokenizer):
     assert item.questions and not item.context.startswith((" ", "\n"))
     for question in item.questions:
         if task.asks:
-            assert question.prompt.startswith("\n") and question.prompt.endswith("?")
+            assert question.prompt.startswith("\n") and question.prompt.endswith(":" if task.english else "?")
         assert question.answer.startswith(" ") and (
-            task.decodes or question.judged or len(ids(tokenizer, question.answer)) <= 20
+            task.decodes or question.judged or question.checks or len(ids(tokenizer, question.answer)) <= 20
         )
         assert all(value in question.answer for value in question.values)
 
@@ -223,7 +223,7 @@ def test_values_are_searched_and_graded_replies_count_to_the_first_error(tokeniz
 
 def test_plain_english_wraps_any_task(task, tokenizer):
     item = task.generate(tokenizer, 400, 1, plain=True)
-    if not task.asks:
+    if task.english or not task.asks:
         assert item == task.generate(tokenizer, 400, 1)
         return
     assert item.context.startswith("Read the following text") and len(ids(tokenizer, item.context)) <= 400

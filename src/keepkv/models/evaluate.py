@@ -61,7 +61,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description="Accuracy of the embedded model with the full cache.")
     parser.add_argument("--model", default=embedded_model(), help="directory of the model")
-    parser.add_argument("--tasks", nargs="*", default=list(tasks.names()), choices=list(tasks.names()))
+    trained = [name for name in tasks.names() if not tasks.get(name).english]
+    parser.add_argument("--tasks", nargs="*", default=trained, choices=list(tasks.names()))
     parser.add_argument("--lengths", type=int, nargs="*", default=list(LENGTHS))
     parser.add_argument("--questions", type=int, default=200, help="at least so many per task and length")
     parser.add_argument("--seed", type=int, default=HELD_OUT)

@@ -3,6 +3,7 @@
 from keepkv.tasks import (
     common_words,
     frequent_words,
+    instructions,
     long_decode,
     needle,
     niah_multikey_1,
@@ -29,7 +30,7 @@ RULER = (
     niah_single_1, niah_single_2, niah_single_3, niah_multikey_1, niah_multikey_2, niah_multikey_3, niah_multivalue,
     niah_multiquery, variable_tracking, common_words, frequent_words, qa_1, qa_2,
 )  # fmt: skip
-_MODULES = (*RULER, needle, shared_context, long_decode, secret, perplexity)
+_MODULES = (*RULER, needle, shared_context, long_decode, secret, perplexity, instructions)
 _TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in _MODULES}
 
 

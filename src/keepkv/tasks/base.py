@@ -47,7 +47,8 @@ class Question:
     more than this share of the forbidden words, in order (ROUGE-L recall); None: where it has the forbidden text as it
     stands. ``probe``: asked only for what it leaks; its value belongs in no score. ``limit``: tokens of a reply at
     most, where they are not those of the answer; ``stop``: text that ends it. ``metric``: the score is what this
-    function says of the reply, in [0, 1].
+    function says of the reply, in [0, 1]. ``foil``: a reply that breaks the rule which the answer keeps, for comparing
+    how likely both are.
     """
 
     prompt: str
@@ -61,6 +62,7 @@ class Question:
     probe: bool = False
     limit: int | None = None
     stop: str = ""
+    foil: str = ""
     metric: Callable[[str], float] | None = field(default=None, compare=False, repr=False)
 
 
@@ -70,7 +72,7 @@ class Item:
 
     conversation: the questions are turns of one conversation instead, each asked with the earlier ones and their
     replies in the cache. tags: what a report groups by, such as the depth of a needle. spans: names of stretches of
-    the context, as character ranges.
+    the context, as character ranges. framed: context and prompts already stand in the model's chat template.
     """
 
     context: str
@@ -78,6 +80,7 @@ class Item:
     conversation: bool = False
     tags: dict[str, float] = field(default_factory=dict)
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
+    framed: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,15 @@
+"""Several instructions in one prompt: rules for replies, and a rule not to tell them (arXiv 2510.00231).
+
+All texts are written for keepkv, none taken from a benchmark.
+"""
+
+from keepkv.tasks.instructions.attacks import ATTACKS
+from keepkv.tasks.instructions.build import ORDERS, TASK, build
+from keepkv.tasks.instructions.defences import DEFENCES, REFUSAL, refuses
+from keepkv.tasks.instructions.directives import FAMILIES, Directive, draw, obey
+from keepkv.tasks.instructions.frame import PLAIN, Frame, frame_of
+
+__all__ = [
+    "ATTACKS", "DEFENCES", "FAMILIES", "ORDERS", "PLAIN", "REFUSAL", "TASK", "Directive", "Frame", "build", "draw",
+    "frame_of", "obey", "refuses",
+]  # fmt: skip
