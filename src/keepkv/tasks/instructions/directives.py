@@ -190,14 +190,15 @@ FAMILIES: dict[str, Callable[[random.Random], Directive]] = {
 
 def draw(rng: random.Random, count: int, families: Sequence[str] = tuple(FAMILIES)) -> list[Directive]:
     """``count`` rules of different families that one reply can keep all together."""
-    chosen: list[Directive] = []
-    for name in rng.sample(list(families), len(families)):
-        made = FAMILIES[name](rng)
-        if not any(made.slots & other.slots for other in chosen):
-            chosen.append(made)
-        if len(chosen) == count:
-            return chosen
-    raise TaskError(f"{count} directives at once: {len(chosen)} of {', '.join(families)} can stand together")
+    for _ in range(100):  # the first few rules may leave no room for the last
+        chosen: list[Directive] = []
+        for name in rng.sample(list(families), len(families)):
+            made = FAMILIES[name](rng)
+            if not any(made.slots & other.slots for other in chosen):
+                chosen.append(made)
+            if len(chosen) == count:
+                return chosen
+    raise TaskError(f"{count} directives at once: not that many of {', '.join(families)} can stand together")
 
 
 def obey(directives: Sequence[Directive], reply: str = SAMPLE) -> str:
