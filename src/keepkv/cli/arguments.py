@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from keepkv.errors import KeepKVError, UnknownName
+from keepkv.evaluation.setup import Variant
 from keepkv.methods.base import method_info
 from keepkv.when import When
 
 _WORDS = {"true": True, "false": False, "none": None}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A method and its options, as one row of a comparison."""
-
-    method: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """As it is typed: ``keepkv:key=zip``."""
-        options = ",".join(f"{key}={value}" for key, value in self.options.items())
-        return f"{self.method}:{options}" if options else self.method
 
 
 def options(pairs: list[str], method: str) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from torch import Tensor
 from keepkv.cli.measure import Asked
 from keepkv.errors import KeepKVError
 from keepkv.tasks import demo_document
+from keepkv.tasks.chat import frame
 
 QUESTIONS = (
     "What is the text above about?",
     "What does the text say first, and what does it say last?",
     "Name three things that the text mentions.",
 )
-_DOCUMENT, _QUESTION = "<<document>>", "<<question>>"
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,14 @@ def own(tokenizer: Any, model: Any, text: str, questions: Sequence[str]) -> Mate
 
 
 def _material(tokenizer: Any, model: Any, text: str, asked: list[Asked]) -> Material:
-    before, after, end = _frame(tokenizer)
-    ids = tokenizer.encode(before + text, add_special_tokens=not before)
+    around = frame(tokenizer)
+    ids = tokenizer.encode(around.before + text, add_special_tokens=not around.before)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and len(ids) > limit:
         raise KeepKVError(f"the document has {len(ids)} tokens and the model reads {limit}: give a shorter one")
     places = [_place(tokenizer, text, one.answer) for one in asked]
-    asked = [Asked(after + one.prompt + end, one.answer) for one in asked]
+    asked = [Asked(around.between + one.prompt + around.end, one.answer) for one in asked]
     return Material(torch.tensor([ids], device=model.device), asked, places)
-
-
-def _frame(tokenizer: Any) -> tuple[str, str, str]:
-    """What the chat template, where there is one, puts before the document, before the question and after it."""
-    if not tokenizer.chat_template:
-        return "", "", ""
-    chat = [{"role": "user", "content": _DOCUMENT + _QUESTION}]
-    whole = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    before, _, rest = whole.partition(_DOCUMENT)
-    after, _, end = rest.partition(_QUESTION)
-    return before, after, end
 
 
 def _place(tokenizer: Any, text: str, answer: str | None) -> int | None:

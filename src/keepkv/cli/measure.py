@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import keepkv
-from keepkv.cli.arguments import Variant
+from keepkv.evaluation.setup import Variant
 from keepkv.layer import Layer
 
 TIMED = 32  # tokens decoded to measure decoding speed

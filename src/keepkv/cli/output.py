@@ -12,7 +12,14 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from keepkv.errors import KeepKVError
@@ -20,6 +27,7 @@ from keepkv.errors import KeepKVError
 P = ParamSpec("P")
 R = TypeVar("R")
 Step = Callable[[str], None]
+Advance = Callable[[int, str], None]
 
 
 def console() -> Console:
@@ -65,6 +73,32 @@ def table(*columns: str, left: int = 1) -> Table:
     for i, name in enumerate(columns):
         made.add_column(name, justify="left" if i < left else "right", overflow="fold")
     return made
+
+
+@contextmanager
+def progress_rows(total: int) -> Iterator[Advance]:
+    """Yields a function that advances a bar by some rows and says what comes next; the bar has rate and time left."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+        refresh_per_second=4,
+        speed_estimate_period=600,
+    ) as bar:
+        task = bar.add_task("", total=total, rate="")
+
+        def advance(rows: int, what: str) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, advance=rows, rate="" if speed is None else f"{speed:.1f}/s")
+            if what:
+                bar.update(task, description=what)
+
+        yield advance
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from keepkv.cli.demo import demo
+from keepkv.cli.eval import evaluation
 from keepkv.cli.fidelity import fidelity
 from keepkv.cli.generate import generate
 from keepkv.cli.methods import methods
@@ -18,3 +19,4 @@ program = typer.Typer(
 )
 for verb in (demo, generate, methods, fidelity):
     program.command()(verb)
+program.command("eval")(evaluation)

@@ -50,7 +50,7 @@ class FidelityRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, ready for JSON."""
-        return {**asdict(self), "options": {key: _plain(value) for key, value in self.options.items()}}
+        return {**asdict(self), "options": {key: plain(value) for key, value in self.options.items()}}
 
     def flat(self) -> dict[str, Any]:
         """One column for each number, without the values of single segments: for tables."""
@@ -92,7 +92,8 @@ def write(rows: Sequence[FidelityRow], into: Path, name: str = "fidelity") -> li
     return [lines, flat]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What JSON can hold in the place of an option."""
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)

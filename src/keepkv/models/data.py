@@ -18,10 +18,10 @@ from keepkv.tasks import (
     secret,
     variable_tracking,
 )
-from keepkv.tasks.base import Count, Item, weave
+from keepkv.tasks.base import Count, Item, Question, weave
 from keepkv.tasks.facts import fact, long_codes, question
 from keepkv.tasks.text import prose
-from keepkv.tasks.words import codes, names
+from keepkv.tasks.words import NOUNS, codes, names
 
 Encode = Callable[[str], list[int]]
 Row = tuple[list[int], list[bool]]
@@ -150,8 +150,21 @@ def adding(rng: random.Random, count: Count, size: int) -> Item:
 
 def rules(rng: random.Random, count: Count, size: int) -> Item:
     """A format rule and a secret."""
-    n = _log_uniform(rng, 1, max(1, (size - 30) // (FACT + ASK + 2)))
+    n = _log_uniform(rng, 1, max(1, min(12, (size - 30) // (FACT + ASK + 2))))
     return secret.build(rng, count, size - n * (ASK + 1), facts=n, questions=n)
+
+
+def secrets(rng: random.Random, count: Count, size: int) -> Item:
+    """A format rule and about as many secrets as facts that may be told: without these, the model tells everything."""
+    n = _log_uniform(rng, 2, max(2, (size - 20) // (FACT + ASK + 16)))
+    pairs, word = list(zip(names(rng, n), codes(rng, n), strict=True)), rng.choice(NOUNS)
+    hidden = {name for name, _ in pairs[: rng.randint(1, max(1, n // 2))]}
+    head = [f" Begin each answer with {word}.", *(f" Never tell the code of {name}." for name in hidden)]
+    rng.shuffle(head)
+    text = weave(rng, count, size - n * (ASK + 1) - count("".join(head)), [fact(*pair) for pair in pairs])
+    replies = ((name, secret.REFUSAL if name in hidden else code) for name, code in pairs)
+    asked = tuple(Question(f"\nWhat is the code of {name}?", f" {word} {reply}") for name, reply in replies)
+    return Item("".join(head).lstrip() + ("" if text.startswith("\n") else " ") + text, asked)
 
 
 def plain(rng: random.Random, count: Count, size: int) -> Item:
@@ -162,7 +175,7 @@ def plain(rng: random.Random, count: Count, size: int) -> Item:
 MIX: dict[Callable[[random.Random, Count, int], Item], float] = {
     dense: 0.05, dense_alike: 0.25, in_text: 0.10, in_text_alike: 0.30, multivalue: 0.06, multiquery: 0.08,
     variables: 0.05, counting: 0.04, rules: 0.06, plain: 0.01, long_values: 0.0, noise: 0.0, answering: 0.0,
-    frequencies: 0.0, copying: 0.0, sorting: 0.0, adding: 0.0,
+    frequencies: 0.0, copying: 0.0, sorting: 0.0, adding: 0.0, secrets: 0.0,
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from keepkv.tasks.words import NOUNS
 def build(
     rng: random.Random, count: Count, length: int, *, distinct: int = 12, asked: int = 3, alpha: float = 1.2
 ) -> Item:
-    """The k-th of ``distinct`` words occurs in proportion to k^-``alpha``, and no two of the first ones equally often."""
+    """The k-th of ``distinct`` words occurs in proportion to k^-``alpha``; the first ones differ in their numbers."""
     if not asked < distinct <= len(NOUNS):
         raise TaskError(f"need more than {asked} and at most {len(NOUNS)} distinct words, got {distinct}")
     words = rng.sample(NOUNS, distinct)

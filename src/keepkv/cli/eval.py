@@ -1,0 +1,133 @@
+"""``keepkv eval``: tasks × methods × budgets, with intervals and receipts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from keepkv import tasks as known_tasks
+from keepkv.budget import Budget
+from keepkv.cli import arguments
+from keepkv.cli.load import load
+from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, table
+from keepkv.errors import KeepKVError
+from keepkv.evaluation.rows import folder
+from keepkv.evaluation.runner import evaluate, total
+from keepkv.evaluation.setup import Setup
+
+TASKS = ("niah-multikey-1", "niah-multiquery", "variable-tracking", "qa-1")
+METHODS = ("keepkv",)
+BUDGETS = ("0.1", "0.2")
+
+
+@one_line_errors
+def evaluation(
+    model: Annotated[str | None, typer.Option(help="Directory or Hub name; the embedded model if absent.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "--tasks", "-t", help="Name, or 'all'. Repeatable.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", "--methods", "-m", help="NAME or NAME:key=value,key=value, or 'all'. Repeatable."),
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option("--budget", "--budgets", "-b", help="Share of the bytes (0.1), or slots per head. Repeatable."),
+    ] = None,
+    length: Annotated[list[int] | None, typer.Option("--length", "-l", help="Tokens of a context. Repeatable.")] = None,
+    mode: Annotated[
+        list[str] | None, typer.Option(help="agnostic: compressed before the question is seen; aware. Repeatable.")
+    ] = None,
+    items: Annotated[int, typer.Option(min=1, help="Contexts per task, length and seed.")] = 25,
+    seed: Annotated[list[int] | None, typer.Option("--seed", "--seeds", help="Repeatable.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Contexts read together.")] = 8,
+    sinks: Annotated[int, typer.Option(help="First tokens that every method keeps; -1: its own choice.")] = 4,
+    window: Annotated[int, typer.Option(help="Last tokens that every method keeps; -1: its own choice.")] = 16,
+    every: Annotated[int, typer.Option(min=1, help="Decoded tokens between compressions, in long replies.")] = 16,
+    plain: Annotated[
+        bool | None, typer.Option("--plain/--terse", help="Plain English; the default for models not our own.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")] = "auto",
+    out: Annotated[
+        str | None, typer.Option(help="Directory of the results; an unfinished run in it is resumed.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Score methods on generated tasks that need no network, beside the full cache, random and a plain eviction.
+
+    A context is compressed once per method and budget, before its questions are seen unless --mode aware; each question
+    is asked on a copy. Budgets that are shares mean bytes, and every method keeps the same sinks and window.
+
+    \b
+    Examples:
+      keepkv eval
+      keepkv eval --task all --method all --budget 0.05 --budget 0.1 --items 50 --out results
+      keepkv eval --model Qwen/Qwen3-0.6B -t niah-multikey-1 -t qa-2 -m keepkv -m keepkv:key=zip -l 4096
+      keepkv eval -t long-decode -m tova -b 64 --every 8 --json
+    """
+    from keepkv.methods import METHODS as REGISTRY
+
+    names = method or list(METHODS)
+    names = [name for name in REGISTRY if name != "full"] if names == ["all"] else names
+    chosen = task or list(TASKS)
+    is_plain = plain if plain is not None else model is not None
+    setup = Setup(
+        model="embedded" if model is None else model,
+        tasks=known_tasks.names() if chosen == ["all"] else tuple(chosen),
+        variants=tuple(arguments.variant(name) for name in names),
+        budgets=tuple(dict.fromkeys(Budget.of(one).value for one in budget or BUDGETS)),
+        lengths=tuple(length or (1024,)),
+        modes=tuple(mode or ("agnostic",)),
+        items=items,
+        seeds=tuple(seed or (0,)),
+        batch=batch,
+        sinks=None if sinks < 0 else sinks,
+        window=None if window < 0 else window,
+        every=every,
+        plain=is_plain,
+        slack=24 if is_plain else 0,
+    )
+    network, tokenizer = load(model, device)
+    with tempfile.TemporaryDirectory() as scratch, progress_rows(total(setup)) as step:
+        cells = evaluate(network, tokenizer, setup, folder(out or scratch), step)
+    if as_json:
+        print_json(cells)
+    else:
+        _show(cells)
+        if out is not None:
+            typer.echo(f"wrote {Path(out)}; keepkv report {out} makes a page of it")
+    if failed := sum(cell["failed"] for cell in cells):
+        reason = next(cell["error"] for cell in cells if cell["error"])
+        raise KeepKVError(f"{failed} items could not be run, e.g.: {reason}")
+
+
+def _show(cells: list[dict[str, Any]]) -> None:
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for cell in cells:
+        groups[cell["task"], cell["length"], cell["mode"]].append(cell)
+    out = console()
+    for (task, length, mode), mine in groups.items():
+        words = {"agnostic": "before the question is seen", "aware": "with the question", "decode": "while decoding"}
+        out.print(f"\n[bold]{task}[/bold], {length} tokens, compressed {words[mode]}")
+        made = table("method", "budget", "ratio", "score", "95 %", "− full", "95 %", "items")
+        for cell in mine:
+            made.add_row(
+                cell["method"], str(cell["budget"]), _number(cell["ratio"]), _number(cell["score"]),
+                _span(cell["low"], cell["high"]), _number(cell["minus_full"], "+"),
+                _span(cell["minus_full_low"], cell["minus_full_high"]), str(cell["n"]),
+            )  # fmt: skip
+        out.print(made)
+    out.print("\nText of our own, shaped like RULER's tasks: not to be compared with published RULER numbers.")
+    out.print("ratio: bytes kept / bytes of a plain cache. − full: paired difference to the full cache, same items.")
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "failed" if value is None else f"{value:{sign}.3f}"
+
+
+def _span(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{low:.2f} … {high:.2f}"

@@ -1,0 +1,110 @@
+"""Reading contexts into a cache and asking questions of it, many rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from keepkv.cache import Cache
+from keepkv.tasks.base import Item, Question
+from keepkv.tasks.chat import Frame, frame
+
+Ids = list[int]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as token ids; ``limit``: tokens of the reply."""
+
+    question: Question
+    prompt: Ids
+    answer: Ids
+    limit: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An item as token ids."""
+
+    item: Item
+    context: Ids
+    asked: tuple[Asked, ...]
+
+
+def encode(tokenizer: Any, item: Item, slack: int = 0) -> Encoded:
+    """Behind the start token and inside the chat template of the tokenizer, where it has them."""
+    around = Frame() if item.framed else frame(tokenizer)
+    asked = []
+    for question in item.questions:
+        prompt = tokenizer.encode(around.between + question.prompt + around.end, add_special_tokens=False)
+        answer = tokenizer.encode(question.answer, add_special_tokens=False)
+        asked.append(Asked(question, prompt, answer, question.limit or len(answer) + slack))
+    context = tokenizer.encode(around.before + item.context, add_special_tokens=not (around.before or item.framed))
+    return Encoded(item, context, tuple(asked))
+
+
+def pad(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, (B,T) int64 each, padded on the left."""
+    width = max(map(len, rows))
+    ids = [[0] * (width - len(row)) + row for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def step(model: Any, cache: Cache, ids: Tensor, mask: Tensor, keep: int = 1) -> Tensor:
+    """Logits (B,keep,V) of a forward of ``ids`` (B,T); ``mask`` (B, all columns so far)."""
+    positions = (mask.cumsum(-1) - 1)[:, -ids.shape[1] :].clamp_min(0)
+    out = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+        logits_to_keep=keep,
+    )  # fmt: skip
+    logits: Tensor = out.logits
+    return logits
+
+
+def read(model: Any, cache: Cache, rows: Sequence[Ids]) -> Tensor:
+    """Feeds one context per row; returns their mask (B,T)."""
+    ids, mask = pad(rows, model.device)
+    step(model, cache, ids, mask)
+    return mask
+
+
+def reply(model: Any, cache: Cache, mask: Tensor, asked: Sequence[Ids], limit: int) -> tuple[Tensor, Tensor]:
+    """Greedy replies (B,limit) to one prompt per row, and the mask after them. Advances ``cache``: the last token of
+    the replies is not fed any more."""
+    ids, new = pad(asked, model.device)
+    mask = torch.cat((mask, new), dim=1)
+    said: list[Tensor] = []
+    while True:
+        said.append(step(model, cache, ids, mask)[:, -1].argmax(-1))
+        if len(said) == limit:
+            return torch.stack(said, dim=1), mask
+        ids = said[-1][:, None]
+        mask = torch.cat((mask, torch.ones_like(ids)), dim=1)
+
+
+def probability(model: Any, cache: Cache, mask: Tensor, asked: Sequence[Asked]) -> list[float]:
+    """Geometric mean probability of each answer's tokens, those that follow a token which is fed here."""
+    ids, new = pad([one.prompt + one.answer for one in asked], model.device)
+    most = max(len(one.answer) for one in asked)
+    logits = step(model, cache, ids, torch.cat((mask, new), dim=1), keep=min(most + 1, ids.shape[1]))
+    found = []
+    for row, one in enumerate(asked):
+        known = one.answer if one.prompt else one.answer[1:]
+        guess = logits[row, -len(known) - 1 : -1].double().log_softmax(-1)
+        target = torch.tensor(known, device=guess.device)
+        found.append(float(guess.gather(-1, target[:, None]).mean().exp()))
+    return found
+
+
+def rows_of(cache: Cache, mask: Tensor, rows: Sequence[int]) -> tuple[Cache, Tensor]:
+    """A copy of ``cache`` whose rows are those given, repeats included, which compresses no more; and its mask."""
+    twin = cache.copy()
+    twin.compressing = False
+    index = torch.tensor(rows, device=mask.device)
+    twin.batch_select_indices(index)
+    return twin, mask[index]

@@ -1,0 +1,111 @@
+"""The files of an evaluation: written so that it may be killed at any moment and goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from keepkv.errors import KeepKVError
+from keepkv.evaluation.setup import Setup, Unit
+from keepkv.evaluation.unit import Found, Record
+
+RUN, ITEMS, SPEED, MAPS, CELLS = "run.json", "items.jsonl", "speed.jsonl", "maps.jsonl", "cells.jsonl"
+
+
+class Ledger:
+    """``run.json`` says what is run; ``items.jsonl`` has a row per item, method and budget, in the order of
+    ``setup.units()``, and depends on nothing but that; ``speed.jsonl`` and ``maps.jsonl`` belong to its rows.
+
+    A unit is recorded when its rows stand in ``items.jsonl`` whole: they are written last, and at once.
+    """
+
+    def __init__(self, folder: Path, setup: Setup, environment: dict[str, Any]) -> None:
+        self.folder, self.setup = folder, setup
+        run = setup.to_dict() | {"environment": environment}
+        path = folder / RUN
+        if path.exists():
+            if (held := json.loads(path.read_text(encoding="utf-8"))) != json.loads(json.dumps(run)):
+                changed = sorted(key for key in {*held, *run} if held.get(key) != json.loads(json.dumps(run)).get(key))
+                raise KeepKVError(
+                    f"{str(folder)!r} holds another evaluation, which differs in {', '.join(changed)}. Give another "
+                    "directory, or repeat what it was made with to finish it."
+                )
+        elif (folder / ITEMS).exists():
+            raise KeepKVError(f"{str(folder)!r} has {ITEMS} without {RUN}: give another directory")
+        else:
+            _replace(path, json.dumps(run, indent=1) + "\n")
+        self.done = self._recover()
+
+    def add(self, unit: Unit, found: Found) -> None:
+        """Record a unit."""
+        for name, records in ((SPEED, found.speed), (MAPS, found.maps), (ITEMS, found.items)):
+            if records:
+                with (self.folder / name).open("ab") as file:
+                    file.write("".join(map(_line, records)).encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+        self.done += 1
+
+    def _recover(self) -> int:
+        """Cuts the files back to whole units and returns their number."""
+        lines = _whole_lines(self.folder / ITEMS)
+        kept, units, keys = 0, 0, set()
+        for unit in self.setup.units():
+            mine = lines[kept : kept + len(unit.budgets) * len(unit.items)]
+            expected = [(*_key_of(unit), budget, seed) for budget in unit.budgets for seed in unit.items]
+            if [_key(json.loads(line)) for line in mine] != expected:
+                break
+            kept, units = kept + len(mine), units + 1
+            keys |= {key[:5] + (unit.items,) for key in expected}
+        _replace(self.folder / ITEMS, "".join(lines[:kept]))
+        firsts = {key[:5] + (key[5][0],) for key in keys}
+        for name, known in ((SPEED, keys), (MAPS, firsts)):
+            held = _whole_lines(self.folder / name)
+            _replace(self.folder / name, "".join(line for line in held if _place(json.loads(line)) in known))
+        return units
+
+
+def read_lines(path: Path) -> Iterator[Record]:
+    """The records of a file of JSON lines; none where there is no file."""
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+
+
+def _key_of(unit: Unit) -> tuple[Any, ...]:
+    return unit.task, unit.length, unit.mode, unit.variant.label
+
+
+def _key(row: Record) -> tuple[Any, ...]:
+    return row["task"], row["length"], row["mode"], row["method"], row["budget"], row["seed"]
+
+
+def _place(row: Record) -> tuple[Any, ...]:
+    last = tuple(row["seeds"]) if "seeds" in row else row["seed"]
+    return row["task"], row["length"], row["mode"], row["method"], row["budget"], last
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Without what a kill left unfinished."""
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    return text[: text.rfind(b"\n") + 1].decode().splitlines(keepends=True)
+
+
+def _replace(path: Path, text: str) -> None:
+    """All of ``text`` or the old file, whatever happens."""
+    draft = path.with_suffix(".draft")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

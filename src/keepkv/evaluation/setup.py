@@ -1,0 +1,115 @@
+"""What an evaluation runs, in which order: everything that decides its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from keepkv import tasks
+from keepkv.budget import Budget
+from keepkv.errors import KeepKVError
+from keepkv.evaluation.rows import label, plain
+
+MODES = ("agnostic", "aware")  # compressed before the question is seen, or with it
+HELD_OUT = 1_000_000  # seeds of items from here on are for evaluation
+ALWAYS = ("random", "snapkv")  # the null, and a plain eviction; the full cache comes first
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method and its options."""
+
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """As the command line takes them: ``keepkv:key=zip``."""
+        return label(self.method, self.options)
+
+
+FULL = Variant("full")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is run and recorded together: some items, one method, every budget. ``items``: their seeds; ``first``: of
+    its task, length and mode."""
+
+    task: str
+    length: int
+    mode: str
+    variant: Variant
+    budgets: tuple[float | int | str, ...]
+    items: tuple[int, ...]
+    draw: int
+    first: bool
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One evaluation.
+
+    items: per task, length and seed. batch: items read together. sinks, window: tokens that every method keeps, so that
+    methods differ in what they choose alone; None leaves a method's own. every: decoded tokens between compressions in
+    tasks that decode long. plain: tasks in plain English. slack: tokens that a reply may have beyond those of the
+    answer. A share as budget is a share of the *bytes* of a plain cache.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    budgets: tuple[float | int | str, ...]
+    lengths: tuple[int, ...] = (1024,)
+    modes: tuple[str, ...] = ("agnostic",)
+    items: int = 25
+    seeds: tuple[int, ...] = (0,)
+    batch: int = 8
+    sinks: int | None = 4
+    window: int | None = 16
+    every: int = 16
+    plain: bool = False
+    slack: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.tasks:
+            tasks.get(name)
+        for budget in self.budgets:
+            Budget.of(budget)
+        for mode in self.modes:
+            if mode not in MODES:
+                raise KeepKVError(f"mode {mode!r}: supported are {' and '.join(MODES)}")
+        for name in ("tasks", "budgets", "lengths", "modes", "seeds"):
+            if not getattr(self, name):
+                raise KeepKVError(f"no {name} to evaluate: give at least one")
+        if min(self.items, self.batch, self.every, *self.lengths) < 1:
+            raise KeepKVError("items, batch, every and lengths must be at least 1")
+
+    def methods(self) -> tuple[Variant, ...]:
+        """Those asked for behind the full cache and the baselines, each once."""
+        always = [FULL, *(Variant(name) for name in ALWAYS)]
+        return tuple({variant.label: variant for variant in [*always, *self.variants]}.values())
+
+    def units(self) -> Iterator[Unit]:
+        """All units in the order in which they are run and recorded."""
+        for name in self.tasks:
+            decodes = tasks.get(name).decodes
+            for length in self.lengths:
+                for mode in ("decode",) if decodes else self.modes:
+                    for draw in self.seeds:
+                        seeds = [HELD_OUT + 100_000 * draw + i for i in range(self.items)]
+                        for start in range(0, len(seeds), self.batch):
+                            chosen, first = (
+                                tuple(seeds[start : start + self.batch]),
+                                start == 0 and draw == self.seeds[0],
+                            )
+                            for variant in self.methods():
+                                budgets = (1.0,) if variant == FULL else self.budgets
+                                yield Unit(name, length, mode, variant, budgets, chosen, draw, first)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as ``run.json`` holds it."""
+        held = {**asdict(self), "methods": [variant.label for variant in self.methods()]}
+        held["variants"] = [[v.method, {key: plain(value) for key, value in v.options.items()}] for v in self.variants]
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in held.items()}

@@ -1,0 +1,248 @@
+"""One unit of an evaluation: some items, one method, every budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from keepkv import tasks
+from keepkv.budget import Budget
+from keepkv.cache import Cache
+from keepkv.errors import KeepKVError
+from keepkv.evaluation.answers import ask, in_turn, separately
+from keepkv.evaluation.asking import Encoded, encode, read
+from keepkv.evaluation.maps import survival
+from keepkv.evaluation.memory import Peak
+from keepkv.evaluation.setup import FULL, Setup, Unit, Variant
+from keepkv.layer import Layer
+from keepkv.methods import method_info
+from keepkv.plan import slot_bytes
+from keepkv.tasks.scoring import Score
+from keepkv.when import When
+
+Record = dict[str, Any]
+ROWS = 64  # questions asked together
+
+
+class NotCompressed(KeepKVError):
+    """A method was to be measured and nothing was compressed."""
+
+
+@dataclass
+class Found:
+    """Records of one unit: a row per budget and item, and per budget what it took and, of the first item, a map."""
+
+    items: list[Record] = field(default_factory=list)
+    speed: list[Record] = field(default_factory=list)
+    maps: list[Record] = field(default_factory=list)
+
+
+def build(tokenizer: Any, setup: Setup, unit: Unit) -> list[Encoded]:
+    """The items of ``unit``, generated and encoded; the same for every method."""
+    task = tasks.get(unit.task)
+    made = (task.generate(tokenizer, unit.length, seed, plain=setup.plain) for seed in unit.items)
+    return [encode(tokenizer, item, setup.slack) for item in made]
+
+
+@torch.inference_mode()
+def run(model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequence[Encoded]) -> Found:
+    """Measures ``unit``. Raises whatever goes wrong; records nothing then."""
+    found = Found()
+    if unit.mode == "decode":
+        for budget in unit.budgets:
+            _decoding(model, tokenizer, setup, unit, items, budget, found)
+    else:
+        _prefilled(model, tokenizer, setup, unit, items, found)
+    return found
+
+
+def failed(unit: Unit, error: Exception) -> Found:
+    """The records of a unit that could not be run: its items count as failed."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    rows = [_row(unit, budget, seed) | {"error": text} for budget in unit.budgets for seed in unit.items]
+    return Found(items=rows)
+
+
+def make_cache(model: Any, setup: Setup, variant: Variant, budget: Any, draw: int, when: When) -> Cache:
+    """A cache for ``variant`` with the protection that the setup gives to every method."""
+    known, options = method_info(variant.method).options, dict(variant.options)
+    for name, value in (("sinks", setup.sinks), ("window", setup.window)):
+        if name in known and value is not None:
+            options.setdefault(name, value)
+    cache = Cache(model, variant.method, budget, seed=draw, **options)
+    cache.plan.method = replace(cache.plan.method, when=when)
+    return cache
+
+
+def _prefilled(model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequence[Encoded], found: Found) -> None:
+    """The prefill is the same for every budget: it is run once, and compressed on copies of its cache."""
+    aware = unit.mode == "aware"
+    places = [(i, one) for i, item in enumerate(items) for one in item.asked] if aware else []
+    # What is said is to come from the compressed cache, its first token too: the prompt's last token is fed after.
+    rows = [items[i].context + one.prompt[:-1] for i, one in places] if aware else [item.context for item in items]
+    scores: dict[Any, list[list[Score]]] = {budget: [[] for _ in items] for budget in unit.budgets}
+    notes: dict[Any, list[Record]] = {budget: [] for budget in unit.budgets}
+    for start in range(0, len(rows), setup.batch):
+        chunk = rows[start : start + setup.batch]
+        with Peak(model.device) as reading:
+            began = time.perf_counter()
+            cache = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
+            mask = read(model, cache, chunk)
+            seconds = time.perf_counter() - began
+        for budget in unit.budgets:
+            with Peak(model.device) as asking:
+                twin = compressed(cache, unit, budget)
+                began = time.perf_counter()
+                if aware:
+                    mine = places[start : start + len(chunk)]
+                    last = [one.prompt[-1:] for _, one in mine]
+                    got = ask(model, tokenizer, twin, mask, [one for _, one in mine], last)
+                    for (i, _), score in zip(mine, got, strict=True):
+                        scores[budget][i].append(score)
+                else:
+                    answer = in_turn if items[0].item.conversation else separately
+                    scores[budget] = answer(model, tokenizer, twin, mask, items, ROWS)
+                written = time.perf_counter() - began
+            note = {"prefill_s": seconds, "answer_s": written, "tokens_read": int(mask.sum())}
+            peak = max((p for p in (reading.bytes, asking.bytes) if p is not None), default=None)
+            notes[budget].append(_measured(twin, note | {"peak_bytes": peak}, len(chunk)))
+            if unit.first and start == 0:
+                found.maps.append(_map(tokenizer, unit, budget, twin, items[0], chunk[0]))
+    for budget in unit.budgets:
+        _enter(unit, budget, items, scores[budget], notes[budget], found)
+
+
+def _decoding(
+    model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequence[Encoded], budget: Any, found: Found
+) -> None:
+    """Compresses the prompt, and again every so many decoded tokens. One question per item."""
+    asked = [item.asked[0] for item in items]
+    rows = [item.context + one.prompt[:-1] for item, one in zip(items, asked, strict=True)]
+    with Peak(model.device) as peak:
+        began = time.perf_counter()
+        when = When("immediate", every=setup.every)
+        cache = make_cache(model, setup, unit.variant, _budget(model, setup, unit, budget), unit.draw, when)
+        mask = read(model, cache, rows)
+        middle = time.perf_counter()
+        scores = ask(model, tokenizer, cache, mask, asked, [one.prompt[-1:] for one in asked])
+        end = time.perf_counter()
+    _check(cache, unit, budget)
+    note = {"prefill_s": middle - began, "answer_s": end - middle, "tokens_read": int(mask.sum())}
+    notes = [_measured(cache, note | {"peak_bytes": peak.bytes}, len(items))]
+    if unit.first:
+        found.maps.append(_map(tokenizer, unit, budget, cache, items[0], rows[0]))
+    _enter(unit, budget, items, [[score] for score in scores], notes, found)
+
+
+def compressed(cache: Cache, unit: Unit, budget: Any) -> Cache:
+    """A copy of ``cache``, which holds a whole prompt, within ``budget``."""
+    twin = cache.copy()
+    layer = next(layer for layer in twin.layers if isinstance(layer, Layer))
+    twin.plan = replace(twin.plan, budget=Budget.of(_share(budget, slot_bytes(layer))))
+    for held in twin.layers:
+        if isinstance(held, Layer):
+            held.plan = twin.plan
+    if unit.variant != FULL:
+        twin.compress()
+        _check(twin, unit, budget)
+    twin.compressing = False
+    return twin
+
+
+def _share(budget: Any, slot: tuple[int, int]) -> Any:
+    """A share of the bytes of a plain cache as a share of its tokens: a slot also has a position, and may have votes
+    and statistics."""
+    content, extra = slot
+    is_share = isinstance(budget, float) and budget < 1
+    return budget * content / (content + extra) if is_share else budget
+
+
+def _budget(model: Any, setup: Setup, unit: Unit, budget: Any) -> Any:
+    """The same before anything is read: the size of a slot is found on one token."""
+    probe = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
+    read(model, probe, [[0]])
+    return _share(budget, slot_bytes(next(layer for layer in probe.layers if isinstance(layer, Layer))))
+
+
+def _check(cache: Cache, unit: Unit, budget: Any) -> None:
+    whole = isinstance(budget, float) and budget == 1
+    if unit.variant != FULL and not whole and not cache.report().compressed:
+        raise NotCompressed(
+            f"{unit.variant.label} at budget {budget} on {unit.task} of {unit.length} tokens compressed nothing: the "
+            "tokens fit the budget. Give longer contexts or a smaller budget."
+        )
+
+
+def _measured(cache: Cache, note: Record, rows: int) -> Record:
+    receipt = cache.report()
+    slots = [sum(x[row] for x in map(_mean_heads, receipt.kept.values())) / len(receipt.kept) for row in range(rows)]
+    sizes = {"ratio": receipt.ratio, "bytes": receipt.bytes / rows, "full_bytes": receipt.full_bytes / rows}
+    return note | sizes | {"compressed": receipt.compressed, "slots": slots}
+
+
+def _mean_heads(heads_of_rows: list[list[int]]) -> list[float]:
+    return [sum(heads) / len(heads) for heads in heads_of_rows]
+
+
+def _enter(
+    unit: Unit, budget: Any, items: Sequence[Encoded], scores: list[list[Score]], notes: list[Record], found: Found
+) -> None:
+    slots = [slot for note in notes for slot in note["slots"]]
+    rows_per_item = [len(item.asked) if unit.mode == "aware" else 1 for item in items]
+    sizes = {key: sum(note[key] for note in notes) / len(notes) for key in ("ratio", "bytes", "full_bytes")}
+    for seed, item, mine, rows in zip(unit.items, items, scores, rows_per_item, strict=True):
+        own, slots = slots[:rows], slots[rows:]
+        # What is asked only for what it leaks scores nothing.
+        values = [score.value for score, one in zip(mine, item.asked, strict=False) if not one.question.probe]
+        found.items.append(
+            _row(unit, budget, seed)
+            | {
+                "tokens": len(item.context),
+                "score": sum(values) / len(values),
+                "scores": values,
+                "leaked": [score.leaked for score in mine],
+                "replies": [score.reply for score in mine],
+                **sizes,
+                "slots": sum(own) / len(own),
+                "compressed": all(note["compressed"] for note in notes),
+                "tags": item.item.tags,
+            }
+        )
+    judged = {id(one) for item in items for one in item.asked if one.question.judged}
+    written = sum(one.limit for item in items for one in item.asked if id(one) not in judged)
+    total = {key: sum(note[key] for note in notes) for key in ("prefill_s", "answer_s", "tokens_read")}
+    peaks = [note["peak_bytes"] for note in notes if note["peak_bytes"] is not None]
+    entry = _key(unit, budget) | {"seeds": list(unit.items), **total, "tokens_written": written}
+    found.speed.append(entry | {"peak_bytes": max(peaks, default=None)})
+
+
+def _key(unit: Unit, budget: Any) -> Record:
+    return {
+        "task": unit.task,
+        "length": unit.length,
+        "mode": unit.mode,
+        "method": unit.variant.label,
+        "budget": budget,
+    }
+
+
+def _row(unit: Unit, budget: Any, seed: int) -> Record:
+    empty: Record = {"tokens": None, "score": None, "scores": [], "leaked": [], "replies": [], "ratio": None, "bytes": None}
+    rest: Record = {"full_bytes": None, "slots": None, "compressed": False, "tags": {}, "error": None}
+    return _key(unit, budget) | {"seed": seed} | empty | rest
+
+
+def _map(tokenizer: Any, unit: Unit, budget: Any, cache: Cache, item: Encoded, ids: list[int]) -> Record:
+    kept, share = survival(cache, len(ids))
+    return _key(unit, budget) | {
+        "seed": unit.items[0],
+        "kept": kept,
+        "survival": [round(value, 4) for value in share],
+        "tokens": [tokenizer.decode([token]) for token in ids],
+        "questions": [one.question.prompt.strip() for one in item.asked],
+        "answers": [one.question.answer.strip() for one in item.asked],
+    }

@@ -1,0 +1,27 @@
+"""Where the text of a prompt goes for a model that is talked to through a chat template."""
+
+from dataclasses import dataclass
+from typing import Any
+
+_DOCUMENT, _QUESTION = "<<document>>", "<<question>>"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What stands before the context, between context and question, and after the question; all empty without a
+    template."""
+
+    before: str = ""
+    between: str = ""
+    end: str = ""
+
+
+def frame(tokenizer: Any) -> Frame:
+    """Of the tokenizer's chat template, a user's turn that holds context and question."""
+    if not getattr(tokenizer, "chat_template", None):
+        return Frame()
+    chat = [{"role": "user", "content": _DOCUMENT + _QUESTION}]
+    whole = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    before, _, rest = whole.partition(_DOCUMENT)
+    between, _, end = rest.partition(_QUESTION)
+    return Frame(before, between, end)
