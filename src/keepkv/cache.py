@@ -66,7 +66,7 @@ class Cache(stock.Cache):
         layout = store or chosen.store
         layout = ("flat" if chosen.allocate.ragged else "dense") if layout == "auto" else layout
         make_store = STORES.factory(layout)
-        stats = dict(chosen.score.stats)
+        stats = self.plan.stats
         first = make_store(stats, **(store_options or {}))
         model_length = int(getattr(first, "capacity", 0)) if first.compileable else None
         attached = attach(model, chosen, model_length)

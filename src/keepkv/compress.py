@@ -62,6 +62,7 @@ def look(layer: Layer, query: Tensor | None = None, live: bool = False) -> Layer
         layers=layer.place.ranks,
         seed=plan.seed,
         protected=protected,
+        spans=plan.spans.groups.fair if plan.spans is not None and plan.scopes else None,
         **layer.attention,
     )
 
@@ -85,7 +86,9 @@ def compress(layer: Layer, query: Tensor | None = None) -> bool:
     else:
         if over is not None and spans.policy.on_overflow == "trim":
             view.protected = trim(scores, budget, view, _pins(layer, view.slots))
-        keep = keep_by_span(scores, method.allocate(scores, view, budget), view, spans, scores)
+        counts, own = method.allocate(scores, view, budget), scores
+        scores = own if view.spans is None else method.score.span_scores(view, own)
+        keep = keep_by_span(scores, counts, view, spans, own)
     reduced = method.reduce(view, keep, scores, method.score)
     _count(layer.tally, view, reduced)
     del view, keep, scores  # what was held before is freed by load

@@ -218,6 +218,8 @@ class Layer(CacheLayerMixin):
     def _observe(self, query: Tensor) -> None:
         view = look(self, query, live=True)
         self.plan.method.score.observe(view)
+        if view.spans is not None:
+            self.plan.method.score.observe_spans(view)
         if not self.store.views_share_memory:
             self.store.put(view.slots.stats)
 
@@ -235,7 +237,8 @@ class Layer(CacheLayerMixin):
             if (self.pending and late) or (when.every is not None and self.decoded >= when.every):
                 self.compress()
             if not self.prefilling and when.every is None:
-                self.state.clear()  # no compression can follow before the next prompt
+                # No compression can follow before the next prompt, and that needs no more than what spans remember.
+                self.state = {name: x for name, x in self.state.items() if name.startswith("span_")}
         self.decoded += 0 if self.prefilling else length
         if self.place.is_shared and self.is_initialized:
             self.store.settle()

@@ -38,6 +38,16 @@ class Plan:
                 "sinks= and window= options."
             )
 
+    @property
+    def scopes(self) -> bool:
+        """Whether fair spans are scored by their own queries."""
+        return self.spans is not None and self.spans.policy.scopes and self.method.score.scopes
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """What is kept per slot, and the value a new slot starts with."""
+        return self.method.score.stats | (self.method.score.span_stats if self.scopes else {})
+
     def index(self, rows: Tensor) -> None:
         """Row i becomes the present row ``rows[i]``."""
         self.clock.index(rows)
@@ -64,4 +74,4 @@ def slot_bytes(layer: Layer) -> tuple[int, int]:
     part, method = layer.part(), layer.plan.method
     heads = part.keys.shape[1]
     content = sum(x.shape[-1] * x.element_size() for x in (part.keys, part.values))
-    return heads * content, heads * (4 + 4 * method.reduce.merges + 4 * len(method.score.stats))
+    return heads * content, heads * (4 + 4 * method.reduce.merges + 4 * len(layer.plan.stats))

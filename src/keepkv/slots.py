@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from keepkv.rope import Rope
+
+if TYPE_CHECKING:
+    from keepkv.spans.intervals import Intervals
 
 EMPTY = -1  # position of a slot that holds nothing
 
@@ -114,7 +118,10 @@ class LayerView:
     layer: int = 0
     layers: int = 1
     seed: int = 0
-    protected: Tensor | None = None  # (B,H,S) bool: sinks and recent window, always kept, never merge targets
+    protected: Tensor | None = (
+        None  # (B,H,S) bool: sinks, recent window, protected spans: always kept, never merge targets
+    )
+    spans: Intervals | None = None  # where given, each slot inside is scored by the queries of its own span alone
 
     @property
     def groups(self) -> int:

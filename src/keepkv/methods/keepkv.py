@@ -31,6 +31,14 @@ class Remembering(Score):
         return self.score.stats
 
     @property
+    def scopes(self) -> bool:  # type: ignore[override]
+        return self.score.scopes
+
+    @property
+    def span_stats(self) -> dict[str, float]:  # type: ignore[override]
+        return self.score.span_stats
+
+    @property
     def needs_rope(self) -> bool:  # type: ignore[override]
         return self.score.needs_rope
 
@@ -41,8 +49,14 @@ class Remembering(Score):
         if held is None or held.shape[2] < self.size:
             remember(view, self.size, STATE)
 
+    def observe_spans(self, view: LayerView) -> None:
+        self.score.observe_spans(view)
+
     def __call__(self, view: LayerView) -> Tensor:
         return self.score(view)
+
+    def span_scores(self, view: LayerView, own: Tensor) -> Tensor:
+        return self.score.span_scores(view, own)
 
 
 def as_score(score: str | Score, window: int | None = None) -> Score:

@@ -49,16 +49,20 @@ def weights(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     return (u - z.masked_fill(z.isneginf(), 0.0)[..., None]).exp()
 
 
-def received(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
+def received(view: LayerView, queries: Tensor, positions: Tensor, until: Tensor | None = None) -> Tensor:
     """Attention that each slot receives from all given queries together, (B,H,G,S), dtype as ``logits``.
 
-    queries (B,H*G,T,D) after RoPE; positions (B,T). Tiled over queries, so that no T x S matrix is held.
+    queries (B,H*G,T,D) after RoPE; positions (B,T). until (B,H,S): where given, a slot receives nothing from queries at
+    or after that position. Tiled over queries, so that no T x S matrix is held.
     """
     b, h, s = view.slots.shape
     dtype = torch.promote_types(view.slots.keys.dtype, torch.float32)
     total = torch.zeros(b, h, queries.shape[1] // h, s, dtype=dtype, device=queries.device)
     tile = max(1, TILE // max(1, b * queries.shape[1] * s))
     for start in range(0, queries.shape[2], tile):
-        stop = start + tile
-        total += weights(view, queries[:, :, start:stop], positions[:, start:stop]).sum(3)
+        part = slice(start, start + tile)
+        given = weights(view, queries[:, :, part], positions[:, part])
+        if until is not None:
+            given *= (positions[:, None, part, None] < until[:, :, None])[:, :, None]
+        total += given.sum(3)
     return total

@@ -24,6 +24,8 @@ class Score:
     stats: ClassVar[dict[str, float]] = {}  # per-slot statistics and the value a new slot starts with
     needs_rope: ClassVar[bool] = False  # must undo RoPE: refused where the model's rotary layout is unknown
     observes: ClassVar[bool] = False  # whether ``observe`` must be called after each forward
+    scopes: ClassVar[bool] = False  # whether later parts of the text have no say in ``span_scores``
+    span_stats: ClassVar[dict[str, float]] = {}  # further ``stats`` that ``span_scores`` needs
 
     def observe(self, view: LayerView) -> None:
         """Called after each forward that may be followed by a compression; modifies ``view.slots.stats`` in place
@@ -32,6 +34,15 @@ class Score:
     def __call__(self, view: LayerView) -> Tensor:
         """(B,H,S) float32, larger = keep. Values at empty slots are ignored. Must not modify the view."""
         raise TypeError(f"{type(self).__name__} must implement __call__(view) -> scores")
+
+    def observe_spans(self, view: LayerView) -> None:
+        """Called after ``observe`` where ``view.spans`` is given: remember what ``span_scores`` needs. Entries of
+        ``view.state`` whose names start with ``span_`` are kept for later turns."""
+
+    def span_scores(self, view: LayerView, own: Tensor) -> Tensor:
+        """(B,H,S) float32: scores that are compared within each interval of ``view.spans``, and outside of all. ``own``
+        (B,H,S) is what ``__call__`` returned; as it is where the queries of other spans have no influence."""
+        return own
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ class H2O(Score):
     normalize: str = "sum"
     stats: ClassVar[dict[str, float]] = {"mass": 0.0}
     observes: ClassVar[bool] = True
+    scopes: ClassVar[bool] = True
+    span_stats: ClassVar[dict[str, float]] = {"span_mass": 0.0}  # as ``mass``, from queries of the slot's span alone
 
     def __post_init__(self) -> None:
         if self.normalize not in ("sum", "mean"):
@@ -35,7 +37,17 @@ class H2O(Score):
         view.slots.stats["mass"].add_(received(view, view.queries, view.query_positions).mean(2))
 
     def __call__(self, view: LayerView) -> Tensor:
-        mass = view.slots.stats["mass"]
-        if self.normalize == "sum":
-            return mass
-        return mass / (view.seen.view(-1, 1, 1) - view.slots.positions).clamp(min=1)
+        return self._normalized(view, view.slots.stats["mass"], view.seen.view(-1, 1, 1))
+
+    def observe_spans(self, view: LayerView) -> None:
+        assert view.spans is not None
+        until = view.spans.until(view.slots.positions)
+        view.slots.stats["span_mass"].add_(received(view, view.queries, view.query_positions, until).mean(2))
+
+    def span_scores(self, view: LayerView, own: Tensor) -> Tensor:
+        assert view.spans is not None
+        end = view.spans.until(view.slots.positions).minimum(view.seen.view(-1, 1, 1))
+        return self._normalized(view, view.slots.stats["span_mass"], end)
+
+    def _normalized(self, view: LayerView, mass: Tensor, end: Tensor) -> Tensor:
+        return mass if self.normalize == "sum" else mass / (end - view.slots.positions).clamp(min=1)

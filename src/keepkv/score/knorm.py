@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from torch.linalg import vector_norm
@@ -15,6 +16,8 @@ from keepkv.slots import LayerView
 @dataclass(frozen=True)
 class KNorm(Score):
     """``−‖k‖₂`` (arXiv 2406.11430), in float32."""
+
+    scopes: ClassVar[bool] = True
 
     def __call__(self, view: LayerView) -> Tensor:
         norm: Tensor = vector_norm(view.slots.keys.float(), dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from keepkv.slots import LayerView
 @dataclass(frozen=True)
 class Random(Score):
     """A hash of (seed, layer, head, position): the same for a row alone and in a batch, and at every compression."""
+
+    scopes: ClassVar[bool] = True
 
     def __call__(self, view: LayerView) -> Tensor:
         positions = view.slots.positions.long()

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d
 
 from keepkv.errors import KeepKVError
 from keepkv.score.attention import received
 from keepkv.score.base import Score, register_score
-from keepkv.score.window import remember, window
+from keepkv.score.window import remember, remember_in_spans, span_window, window
 from keepkv.slots import LayerView
+from keepkv.spans.intervals import FAR, at
 
 
 @register_score("snapkv")
@@ -23,12 +25,16 @@ class SnapKV(Score):
     Mean over the last ``window`` queries of the row, then ``pooling`` ("avg" or "max", ``kernel`` slots, odd) over
     neighbouring slots, then the mean over the query heads of the KV head. The softmax runs over all slots. Slots
     inside the window take no part in pooling and keep their own mean attention: ``Method.window`` keeps them.
+
+    Within spans the window is divided: the last queries of each span vote on the slots before them in the span, which
+    are pooled among themselves, and slots of these queries get the largest score of the span (arXiv 2510.00231).
     """
 
     window: int = 32
     kernel: int = 5
     pooling: str = "avg"
     observes: ClassVar[bool] = True
+    scopes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
@@ -38,6 +44,9 @@ class SnapKV(Score):
 
     def observe(self, view: LayerView) -> None:
         remember(view, self.window)
+
+    def observe_spans(self, view: LayerView) -> None:
+        remember_in_spans(view, self.window)
 
     def __call__(self, view: LayerView) -> Tensor:
         queries, positions = window(view, self.window)
@@ -53,3 +62,27 @@ class SnapKV(Score):
         pool = avg_pool1d if self.pooling == "avg" else max_pool1d
         pooled = pool(outside, self.kernel, stride=1, padding=pad).view_as(mean)
         return pooled.where(before, mean).mean(2)
+
+    def span_scores(self, view: LayerView, own: Tensor) -> Tensor:
+        spans, positions = view.spans, view.slots.positions
+        assert spans is not None
+        queries, asked = span_window(view, self.window)
+        home, voters = spans.find(positions), spans.find(asked)  # (B,H,S), (B,V)
+        nothing = torch.zeros_like(spans.starts)
+        votes = nothing.scatter_add(1, voters.clamp(min=0), (voters >= 0).long())  # (B,K) queries of each span
+        first = spans.ends.scatter_reduce(1, voters.clamp(min=0), torch.where(voters >= 0, asked, FAR), "amin")
+        heard = (home >= 0) & (at(votes, home) > 0)
+        before = heard & (positions < at(first, home))
+        mean = received(view, queries, asked, spans.until(positions)) / at(votes, home).clamp(min=1)[:, :, None]
+        pooled = self._pool(mean * before[:, :, None], home).mean(2).masked_fill(~before, 0.0)
+        peak = pooled.new_zeros(*pooled.shape[:2], spans.size).scatter_reduce(2, home.clamp(min=0), pooled, "amax")
+        return torch.where(heard, torch.where(before, pooled, at(peak, home)), own)
+
+    def _pool(self, x: Tensor, home: Tensor) -> Tensor:
+        """Pool x (B,H,G,S) over neighbours in the same span ``home`` (B,H,S); all others are zeros, as a border is."""
+        out = x.clone()
+        for shift in range(1, self.kernel // 2 + 1):
+            same = (home[..., shift:] == home[..., :-shift])[:, :, None]
+            for into, of in ((out[..., shift:], x[..., :-shift]), (out[..., :-shift], x[..., shift:])):
+                into.copy_(into + of * same if self.pooling == "avg" else into.maximum(of * same))
+        return out / self.kernel if self.pooling == "avg" else out

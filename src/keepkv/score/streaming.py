@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from keepkv.slots import LayerView
 @dataclass(frozen=True)
 class Streaming(Score):
     """Original position of the token (StreamingLLM, arXiv 2309.17453); the sinks are kept by ``Method.sinks``."""
+
+    scopes: ClassVar[bool] = True
 
     def __call__(self, view: LayerView) -> Tensor:
         return view.slots.positions.float()

@@ -76,7 +76,10 @@ class SpanPolicy:
             raise SpanError(f"SpanPolicy(on_overflow={self.on_overflow!r}): supported are {', '.join(OVERFLOWS)}")
         if self.scoring not in SCORINGS:
             raise SpanError(f"SpanPolicy(scoring={self.scoring!r}): supported are {', '.join(SCORINGS)}")
-        for row in self.lists:
+        # Tuples of its own: a list that the caller changes later changes nothing here.
+        rows = [tuple(row) for row in self.lists]
+        object.__setattr__(self, "spans", rows[0] if self.every_row else tuple(rows))
+        for row in rows:
             for entry in row:
                 if not isinstance(entry, Span):
                     raise SpanError(f"spans={self.spans!r}: expected a list of keepkv.Span, or one such list per row")
@@ -104,6 +107,12 @@ class SpanPolicy:
         """What ``to_dict`` made."""
         spans = [Span(**x) if isinstance(x, dict) else [Span(**y) for y in x] for x in data["spans"]]
         return cls(**{**data, "spans": spans})
+
+    @property
+    def scopes(self) -> bool:
+        """Whether fair spans are to be scored by their own queries."""
+        fair = any(x.mode == "fair" for row in self.lists for x in row)
+        return fair and self.scoring == "span" and self.fair_lambda > 0
 
     @property
     def every_row(self) -> bool:

@@ -44,7 +44,18 @@ class Intervals:
         inside = (index >= 0) & (flat < self.ends.gather(1, index.clamp(min=0)))
         return index.masked_fill(~inside, -1).view(positions.shape)
 
+    def until(self, positions: Tensor) -> Tensor:
+        """End (B,…) int64 of the interval that each position (B,…) lies in, ``FAR`` outside of all."""
+        found = self.find(positions)
+        return torch.where(found >= 0, at(self.ends, found), FAR)
+
     def before(self, time: Tensor) -> Tensor:
         """Positions below ``time`` in each interval: (B,K), or (B,K,K') for a time (B,K') per column."""
         starts, ends = (x if time.dim() == 1 else x[..., None] for x in (self.starts, self.ends))
         return (time[:, None] - starts).clamp(min=0).minimum(ends - starts)
+
+
+def at(table: Tensor, found: Tensor) -> Tensor:
+    """Entries of ``table`` (B,K) or (B,H,K) for the intervals ``found`` (B,…) or (B,H,…); anything where it is −1."""
+    index = found.clamp(min=0).flatten(table.dim() - 1)
+    return table.gather(-1, index).view(found.shape)
