@@ -1,4 +1,7 @@
-"""Generated long-context tasks that need no network: a context to compress, and questions asked afterwards."""
+"""Long-context tasks: a context to compress, and questions asked afterwards. Generated ones need no network; benchmarks
+of others are read from files or a hub."""
+
+from pathlib import Path
 
 from keepkv.tasks import (
     common_words,
@@ -23,6 +26,7 @@ from keepkv.tasks import (
 )
 from keepkv.tasks.base import Item, Question, Task, TaskError
 from keepkv.tasks.demo import demo_document
+from keepkv.tasks.files import BENCHMARKS, FileTask, is_file_task, open_task
 from keepkv.tasks.scoring import Score, grade, score, score_item
 
 # The thirteen shapes of RULER (arXiv 2404.06654), in text of our own: never to be compared with published numbers.
@@ -35,15 +39,25 @@ _TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in _MODULES}
 
 
 def names() -> tuple[str, ...]:
-    """Names of all tasks."""
+    """Names of all generated tasks."""
     return tuple(_TASKS)
 
 
 def get(name: str) -> Task:
-    """The task of that name."""
-    if name not in _TASKS:
-        raise TaskError(f"no task {name!r}; known: {', '.join(_TASKS)}")
-    return _TASKS[name]
+    """The task of that name: of a generated one, or of a benchmark and its file, as ``open`` takes them."""
+    if name in _TASKS:
+        return _TASKS[name]
+    if is_file_task(name):
+        return open(name)
+    raise TaskError(f"no task {name!r}; known: {', '.join(_TASKS)}; from files: {', '.join(BENCHMARKS)}")
+
+
+def open(name: str, path: str | Path | None = None) -> FileTask:
+    """A benchmark of others: ``open("longbench:qasper", "qasper.jsonl")`` or ``open("longbench:qasper=qasper.jsonl")``.
+
+    Without a path it comes from the hub, which takes the package ``datasets``. See ``keepkv.tasks.files``.
+    """
+    return open_task(name, path)
 
 
 def register(task: Task) -> Task:
@@ -55,6 +69,6 @@ def register(task: Task) -> Task:
 
 
 __all__ = [
-    "Item", "Question", "Score", "Task", "TaskError", "demo_document", "get", "grade", "names", "register", "score",
-    "score_item",
+    "BENCHMARKS", "FileTask", "Item", "Question", "Score", "Task", "TaskError", "demo_document", "get", "grade",
+    "names", "open", "register", "score", "score_item",
 ]  # fmt: skip

@@ -1,0 +1,80 @@
+"""Records of JSON, JSON lines and parquet files, or from a hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from keepkv.tasks.base import TaskError
+
+Record = dict[str, Any]
+Records = Sequence[Record]
+ENDINGS = (".jsonl", ".json", ".parquet")
+
+
+def read(path: str | Path, part: str = "") -> list[Record]:
+    """The records of a file, or of the file named after ``part`` in a directory."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        held = [place / f"{part}{ending}" for ending in ENDINGS if part and (place / f"{part}{ending}").is_file()]
+        if not held:
+            wanted = " or ".join(f"{part or 'NAME'}{ending}" for ending in ENDINGS)
+            raise TaskError(f"{str(path)!r} is a directory without {wanted}: give the path of the file")
+        place = held[0]
+    if place.suffix not in ENDINGS:
+        raise TaskError(f"cannot read {str(path)!r}: supported are {', '.join(ENDINGS)}")
+    try:
+        found = _parquet(place) if place.suffix == ".parquet" else _json(place)
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+    if not found or not all(isinstance(record, dict) for record in found):
+        raise TaskError(f"{str(path)!r} holds no list of records: JSON objects, one per line or in one list, are read")
+    return found
+
+
+def download(name: str, configuration: str | None, split: str) -> list[Record]:
+    """The records of a data set of the Hugging Face hub, or of its local cache."""
+    try:
+        from datasets import load_dataset
+    except ModuleNotFoundError as missing:
+        raise TaskError(
+            f"{name!r} comes from the hub through datasets, which is not installed: pip install 'keepkv[eval]', or "
+            "give the path of a local file"
+        ) from missing
+    try:
+        found = load_dataset(name, configuration, split=split)
+    except Exception as error:  # the library raises what its many back ends raise
+        raise TaskError(f"cannot load {name!r} from the hub ({error}): give the path of a local file") from error
+    return [dict(record) for record in found]
+
+
+def _json(place: Path) -> list[Any]:
+    text = place.read_text(encoding="utf-8")
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        return [_line(place, i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return whole if isinstance(whole, list) else [whole]
+
+
+def _line(place: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise TaskError(f"{str(place)!r}, line {number}, is not JSON: {error}") from error
+
+
+def _parquet(place: Path) -> list[Any]:
+    try:
+        from pyarrow import ArrowInvalid
+        from pyarrow.parquet import read_table
+    except ModuleNotFoundError as missing:
+        raise TaskError(
+            f"{str(place)!r} needs pyarrow, which is not installed: pip install 'keepkv[eval]'"
+        ) from missing
+    try:
+        return list(read_table(place).to_pylist())
+    except ArrowInvalid as error:
+        raise TaskError(f"{str(place)!r} is not a parquet file: {error}") from error
