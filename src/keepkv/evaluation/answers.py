@@ -28,17 +28,14 @@ def separately(
     return [[found[id(one)] for one in item.asked] for item in items]
 
 
-def ask(
-    model: Any, tokenizer: Any, cache: Cache, mask: Tensor, asked: Sequence[Asked], fed: Sequence[Ids] | None = None
-) -> list[Score]:
-    """One question per row of ``cache``, which is advanced; ``fed``: what of each prompt is still to be fed."""
+def ask(model: Any, tokenizer: Any, cache: Cache, mask: Tensor, asked: Sequence[Asked]) -> list[Score]:
+    """One question per row of ``cache``, which is advanced."""
     judged = [one.question.judged for one in asked]
     if all(judged):
         return [Score(value, False, "") for value in probability(model, cache, mask, asked)]
     if any(judged):
         raise TypeError("judged questions and others cannot be asked together")
-    prompts = fed or [one.prompt for one in asked]
-    said, _ = reply(model, cache, mask, prompts, max(one.limit for one in asked))
+    said, _ = reply(model, cache, mask, [one.prompt for one in asked], max(one.limit for one in asked))
     return [
         grade(tokenizer, one.question, one.answer, tokens[: one.limit])
         for one, tokens in zip(asked, said.tolist(), strict=True)

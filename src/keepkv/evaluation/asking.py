@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from keepkv.cache import Cache
-from keepkv.tasks.base import Item, Question
+from keepkv.tasks.base import Item, Question, TaskError
 from keepkv.tasks.chat import Frame, frame
 
 Ids = list[int]
@@ -76,6 +76,8 @@ def read(model: Any, cache: Cache, rows: Sequence[Ids]) -> Tensor:
 def reply(model: Any, cache: Cache, mask: Tensor, asked: Sequence[Ids], limit: int) -> tuple[Tensor, Tensor]:
     """Greedy replies (B,limit) to one prompt per row, and the mask after them. Advances ``cache``: the last token of
     the replies is not fed any more."""
+    if not all(asked):
+        raise TaskError("a question without a prompt has nothing to be answered after; a continuation is judged=True")
     ids, new = pad(asked, model.device)
     mask = torch.cat((mask, new), dim=1)
     said: list[Tensor] = []

@@ -91,12 +91,18 @@ class Setup:
         always = [FULL, *(Variant(name) for name in ALWAYS)]
         return tuple({variant.label: variant for variant in [*always, *self.variants]}.values())
 
+    def modes_of(self, name: str) -> tuple[str, ...]:
+        """Where nothing is asked, or one thing after another, there is no question to be aware of."""
+        task = tasks.get(name)
+        if task.decodes:
+            return ("decode",)
+        return self.modes if task.asks and not task.turns else ("agnostic",)
+
     def units(self) -> Iterator[Unit]:
         """All units in the order in which they are run and recorded."""
         for name in self.tasks:
-            decodes = tasks.get(name).decodes
             for length in self.lengths:
-                for mode in ("decode",) if decodes else self.modes:
+                for mode in self.modes_of(name):
                     for draw in self.seeds:
                         seeds = [HELD_OUT + 100_000 * draw + i for i in range(self.items)]
                         for start in range(0, len(seeds), self.batch):

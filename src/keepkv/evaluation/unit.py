@@ -14,7 +14,7 @@ from keepkv.budget import Budget
 from keepkv.cache import Cache
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.answers import ask, in_turn, separately
-from keepkv.evaluation.asking import Encoded, encode, read
+from keepkv.evaluation.asking import Asked, Encoded, encode, read
 from keepkv.evaluation.maps import survival
 from keepkv.evaluation.memory import Peak
 from keepkv.evaluation.setup import FULL, Setup, Unit, Variant
@@ -86,8 +86,9 @@ def _prefilled(model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequ
     rows = [items[i].context + one.prompt[:-1] for i, one in places] if aware else [item.context for item in items]
     scores: dict[Any, list[list[Score]]] = {budget: [[] for _ in items] for budget in unit.budgets}
     notes: dict[Any, list[Record]] = {budget: [] for budget in unit.budgets}
-    for start in range(0, len(rows), setup.batch):
-        chunk = rows[start : start + setup.batch]
+    width = setup.batch if aware else len(rows)
+    for start in range(0, len(rows), width):
+        chunk = rows[start : start + width]
         with Peak(model.device) as reading:
             began = time.perf_counter()
             cache = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
@@ -99,8 +100,7 @@ def _prefilled(model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequ
                 began = time.perf_counter()
                 if aware:
                     mine = places[start : start + len(chunk)]
-                    last = [one.prompt[-1:] for _, one in mine]
-                    got = ask(model, tokenizer, twin, mask, [one for _, one in mine], last)
+                    got = ask(model, tokenizer, twin, mask, [_last(one) for _, one in mine])
                     for (i, _), score in zip(mine, got, strict=True):
                         scores[budget][i].append(score)
                 else:
@@ -128,7 +128,7 @@ def _decoding(
         cache = make_cache(model, setup, unit.variant, _budget(model, setup, unit, budget), unit.draw, when)
         mask = read(model, cache, rows)
         middle = time.perf_counter()
-        scores = ask(model, tokenizer, cache, mask, asked, [one.prompt[-1:] for one in asked])
+        scores = ask(model, tokenizer, cache, mask, [_last(one) for one in asked])
         end = time.perf_counter()
     _check(cache, unit, budget)
     note = {"prefill_s": middle - began, "answer_s": end - middle, "tokens_read": int(mask.sum())}
@@ -136,6 +136,11 @@ def _decoding(
     if unit.first:
         found.maps.append(_map(tokenizer, unit, budget, cache, items[0], rows[0]))
     _enter(unit, budget, items, [[score] for score in scores], notes, found)
+
+
+def _last(one: Asked) -> Asked:
+    """What is left of a question whose prompt was read but for its last token."""
+    return replace(one, prompt=one.prompt[-1:])
 
 
 def compressed(cache: Cache, unit: Unit, budget: Any) -> Cache:
@@ -231,7 +236,15 @@ def _key(unit: Unit, budget: Any) -> Record:
 
 
 def _row(unit: Unit, budget: Any, seed: int) -> Record:
-    empty: Record = {"tokens": None, "score": None, "scores": [], "leaked": [], "replies": [], "ratio": None, "bytes": None}
+    empty: Record = {
+        "tokens": None,
+        "score": None,
+        "scores": [],
+        "leaked": [],
+        "replies": [],
+        "ratio": None,
+        "bytes": None,
+    }
     rest: Record = {"full_bytes": None, "slots": None, "compressed": False, "tags": {}, "error": None}
     return _key(unit, budget) | {"seed": seed} | empty | rest
 

@@ -87,8 +87,9 @@ class Item:
 class Task:
     """A named generator of items: ``build(rng, count, length, **options)``.
 
-    hint: how to word a reply, for models that can follow it (``phrase``). decodes: what is compressed is mostly what
-    the model itself writes, so compression has to run while it decodes. english: always worded in plain English.
+    hint: how to word a reply, for models that can follow it (``in_plain_english``). decodes: what is compressed is mostly
+    what the model itself writes, so compression has to run while it decodes. asks: there is a question; a continuation
+    has none. turns: the questions are one conversation. english: always worded in plain English.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Task:
     hint: str = "Answer with the number only."
     decodes: bool = False
     asks: bool = True
+    turns: bool = False
     english: bool = False
 
     def generate(self, tokenizer: Any, length: int, seed: int = 0, *, plain: bool = False, **options: Any) -> Item:

@@ -12,4 +12,4 @@ def build(rng: random.Random, count: Count, length: int, *, turns: int = 4) -> I
     return Item(made.context, made.questions, conversation=True)
 
 
-TASK = Task("shared-context", "several turns of questions about one context", build)
+TASK = Task("shared-context", "several turns of questions about one context", build, turns=True)
