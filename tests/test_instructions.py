@@ -191,9 +191,7 @@ def test_a_template_frames_the_system_text(tokenizer):
 def test_without_a_system_role_the_rules_open_the_user_turn(tokenizer):
     tokenizer.chat_template = NO_SYSTEM
     item = tasks.get("multi-instruction").generate(tokenizer, 400, 1)
-    # The tokenizer adds <bos> itself: the template's own must not come twice.
-    assert item.context.startswith("[INST] You ") and item.questions[0].prompt.startswith("\n\n")
+    assert item.framed and item.context.startswith("<bos>[INST] You ")
+    assert item.questions[0].prompt.startswith("\n\n") and item.questions[0].prompt.endswith(" [/INST]")
     start, end = item.spans["directive-1"]
     assert item.context[start:end] == item.questions[0].checks[0].text
-    once = tokenizer.encode(item.context)
-    assert once.count(tokenizer.bos_token_id) == 1

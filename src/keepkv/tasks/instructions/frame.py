@@ -25,8 +25,7 @@ PLAIN = Frame("", "\n\nUser: ", "\nAssistant:", " ", "\n\nUser:")
 def frame_of(tokenizer: Any) -> Frame:
     """The frame of a tokenizer's chat template, or plain headers where it has none.
 
-    Where a template has no system role, the system text opens the user's turn. A beginning-of-text token that the
-    tokenizer itself adds is left out.
+    Where a template has no system role, the system text opens the user's turn.
     """
     if not getattr(tokenizer, "chat_template", None):
         return PLAIN
@@ -39,9 +38,6 @@ def frame_of(tokenizer: Any) -> Frame:
         return PLAIN
     head, rest = text.split(_SYSTEM)
     between, tail = rest.split(_USER)
-    start = tokenizer.bos_token
-    if start and tokenizer.encode("x")[:1] == [tokenizer.bos_token_id]:
-        head = head.removeprefix(start)
     return Frame(head, between, tail)
 
 
