@@ -7,6 +7,30 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class SpanReceipt:
+    """What became of the spans of a cache.
+
+    keep_rate: share of the tokens of each span still held, mean over layers and heads, by name; "rest" is what lies in
+    no fair or protected span, "generated" what came after the prompt. scoring: "span" where fair spans were scored by
+    their own queries, else "global". requested, realised: slots per token that the budget asks for and that are held.
+    overflows: compressions of a layer whose budget did not hold what the spans demand.
+    """
+
+    keep_rate: dict[str, float]
+    fair_lambda: float
+    scoring: str
+    requested: float
+    realised: float
+    overflows: int
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value of each line of the printed table."""
+        overflows = f", {self.overflows} overflows" if self.overflows else ""
+        how = f"λ = {self.fair_lambda:g}, {self.scoring} scoring; asked {self.requested:.3f}, kept {self.realised:.3f}"
+        return [("spans", how + overflows), *((f"kept of {x}", f"{rate:.1%}") for x, rate in self.keep_rate.items())]
+
+
+@dataclass(frozen=True)
 class Receipt:
     """Report of one cache, from ``Cache.report()``; prints as a table.
 
@@ -15,7 +39,8 @@ class Receipt:
     really allocated, all layers, votes, positions and statistics included. full_bytes: a plain cache of the same
     tokens. merged, dropped: slots, summed over layers, rows and heads. mass_dropped: share of the last query's
     attention that the dropped slots held when they were dropped, mean over layers; None where it could not be
-    measured. largest_vote: most votes of a slot, 1.0 where none were merged. seconds: spent compressing.
+    measured. largest_vote: most votes of a slot, 1.0 where none were merged. seconds: spent compressing. spans: None
+    where none were given.
     """
 
     method: str
@@ -32,6 +57,12 @@ class Receipt:
     largest_vote: float
     compressions: int
     seconds: float
+    spans: SpanReceipt | None = None
+
+    @property
+    def keep_rate(self) -> dict[str, float]:
+        """Share of the tokens of each span still held, by name; empty where no spans were given."""
+        return {} if self.spans is None else self.spans.keep_rate
 
     @property
     def ratio(self) -> float:
@@ -40,7 +71,8 @@ class Receipt:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data."""
-        return {**asdict(self), "ratio": self.ratio}
+        plain = {**asdict(self), "ratio": self.ratio}
+        return plain if self.spans is not None else {name: x for name, x in plain.items() if name != "spans"}
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of each line of the printed table."""
@@ -59,6 +91,8 @@ class Receipt:
             ("largest vote", f"{self.largest_vote:.1f}"),
             ("compressions", f"{self.compressions} in {self.seconds:.3f} s"),
         ]
+        if self.spans is not None:
+            lines += self.spans.rows()
         if not self.compressed and self.method != "full":
             lines.insert(1, ("NOTE", "nothing was compressed: the tokens fit the budget, or no compression was due"))
         return lines

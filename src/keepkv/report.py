@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from keepkv.layer import Layer
-from keepkv.receipt import Receipt
+from keepkv.receipt import Receipt, SpanReceipt
+from keepkv.spans.rates import keep_rates
 
 if TYPE_CHECKING:
     from keepkv.cache import Cache
+    from keepkv.plan import Plan
 
 
 def make_receipt(cache: Cache) -> Receipt:
@@ -36,7 +38,23 @@ def make_receipt(cache: Cache) -> Receipt:
         largest_vote=max([1.0, *(_largest_vote(x) for x in used)]),
         compressions=sum(t.compressions for t in tallies),
         seconds=sum(t.seconds for t in tallies),
+        spans=_span_receipt(plan, used),
     )
+
+
+def _span_receipt(plan: Plan, used: list[Layer]) -> SpanReceipt | None:
+    spans, seen = plan.spans, plan.clock.seen
+    if spans is None:
+        return None
+    rates, requested, realised = {}, 1.0, 1.0
+    if seen is not None and used:
+        positions = [x.store.view().positions for x in used]
+        rates = keep_rates(spans, positions, seen)
+        tokens = max(1, len(used) * int(seen.sum()))
+        requested = sum(int(plan.layer_budget(x).minimum(seen).sum()) for x in used) / tokens
+        realised = sum(float((x >= 0).sum()) / x.shape[1] for x in positions) / tokens
+    scoring, overflows = "span" if plan.scopes else "global", sum(x.tally.overflows for x in used)
+    return SpanReceipt(rates, spans.policy.fair_lambda, scoring, requested, realised, overflows)
 
 
 def _largest_vote(layer: Layer) -> float:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool1d, max_pool1d
+from torch.nn.functional import avg_pool1d, max_pool1d, pad
 
 from keepkv.errors import KeepKVError
 from keepkv.score.attention import received
@@ -80,9 +80,11 @@ class SnapKV(Score):
 
     def _pool(self, x: Tensor, home: Tensor) -> Tensor:
         """Pool x (B,H,G,S) over neighbours in the same span ``home`` (B,H,S); all others are zeros, as a border is."""
-        out = x.clone()
-        for shift in range(1, self.kernel // 2 + 1):
-            same = (home[..., shift:] == home[..., :-shift])[:, :, None]
-            for into, of in ((out[..., shift:], x[..., :-shift]), (out[..., :-shift], x[..., shift:])):
-                into.copy_(into + of * same if self.pooling == "avg" else into.maximum(of * same))
+        reach, size = self.kernel // 2, x.shape[-1]
+        wide, homes = pad(x, (reach, reach)), pad(home, (reach, reach), value=-1)
+        out = torch.zeros_like(x)
+        # From left to right for every slot: neighbourhoods that hold the same slots tie to the last bit.
+        for start in range(self.kernel):
+            near = wide[..., start : start + size] * (homes[..., start : start + size] == home)[:, :, None]
+            out = out + near if self.pooling == "avg" else out.maximum(near)
         return out / self.kernel if self.pooling == "avg" else out
