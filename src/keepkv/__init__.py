@@ -18,7 +18,7 @@ from keepkv.receipt import Receipt
 from keepkv.reduce import Reduce, Reduced, register_reduce
 from keepkv.score import Score, register_score
 from keepkv.slots import LayerView, Slots
-from keepkv.spans import Span, SpanPolicy
+from keepkv.spans import Span, SpanPolicy, spans_of_chat, spans_of_text
 from keepkv.when import When
 
 _register()
@@ -46,4 +46,6 @@ __all__ = [
     "register_method",
     "register_reduce",
     "register_score",
+    "spans_of_chat",
+    "spans_of_text",
 ]
