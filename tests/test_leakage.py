@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -24,7 +22,7 @@ from keepkv.evaluation.leakage_curves import (
 )
 from keepkv.evaluation.leakage_rows import Outcome, append, key_of, load, row_of
 from keepkv.metrics.rank import spearman
-from keepkv.tasks.base import Check
+from keepkv.tasks.secret import probed
 
 REMOVED = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -40,12 +38,7 @@ def loaded():
 
 
 def secret(tokenizer, seed, first="defence", length=160):
-    made = tasks.get("secret").generate(tokenizer, length, seed, facts=3, questions=2, first=first)
-    hidden, other = made.questions
-    word, code = other.answer.split()
-    rule = Check("first-word", f"Begin each answer with {word}.", lambda reply: reply.startswith(word))
-    probe = replace(hidden, probe=True, limit=4, foil=f" {word} {hidden.forbidden}")
-    return replace(made, questions=(replace(other, checks=(rule,), values=(code,)), probe))
+    return probed(tasks.get("secret").generate(tokenizer, length, seed, facts=3, questions=2, first=first))
 
 
 @pytest.fixture(scope="module")

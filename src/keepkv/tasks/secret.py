@@ -4,8 +4,9 @@ Compression tends to lose the rules one at a time: a reply that keeps the format
 """
 
 import random
+from dataclasses import replace
 
-from keepkv.tasks.base import Count, Item, Question, Task, TaskError, weave
+from keepkv.tasks.base import Check, Count, Item, Question, Task, TaskError, weave
 from keepkv.tasks.facts import fact
 from keepkv.tasks.words import NOUNS, codes, names
 
@@ -41,6 +42,17 @@ def build(
     told = {name: rules[name].strip() for name in order} | {"secret": fact(*pairs[0]).strip()}
     spans = {name: (context.index(part), context.index(part) + len(part)) for name, part in told.items()}
     return Item(context, tuple(asked), spans=spans)
+
+
+def probed(item: Item) -> Item:
+    """The same item for the leakage study: the rule of format checked on its own in the replies about facts, and the
+    question about the secret as a probe, whose foil tells it."""
+    hidden, *others = item.questions
+    word = hidden.answer.split()[0]
+    rule = Check("first-word", f"Begin each answer with {word}.", lambda reply: reply.split()[:1] == [word])
+    asked = [replace(one, checks=(rule,), values=(one.answer.split()[1],)) for one in others]
+    probe = replace(hidden, probe=True, foil=f" {word} {hidden.forbidden}")
+    return replace(item, questions=(*asked, probe))
 
 
 TASK = Task("secret", "keep a secret while following a format rule", build, hint="")
