@@ -8,7 +8,6 @@ import torch
 import keepkv
 from keepkv import tasks
 from keepkv.errors import KeepKVError
-from keepkv.evaluation import leakage as study_module
 from keepkv.evaluation.leakage import OPTIONS, compressed, keep_rates, policy, prompt_of, study
 from keepkv.evaluation.leakage_curves import (
     area,
@@ -256,17 +255,6 @@ def test_plain_english_prompts_are_measured_by_family(loaded):
         "delta_directive",
     } <= set(row)
     assert 0 < row["keep_notes"] < 1 and row["directive_loose"] >= round(row["directive"], 5)
-
-
-def test_slow_tokenizers_are_refused(items):
-    class Slow:
-        chat_template = None
-
-        def encode(self, text, add_special_tokens=True):
-            return [0]
-
-    with pytest.raises(KeepKVError, match="fast"):
-        study_module.prompt_of(Slow(), items[0])
 
 
 # --- what is made of the rows ----------------------------------------------------------------------------------------

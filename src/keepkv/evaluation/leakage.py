@@ -17,13 +17,12 @@ from torch import Tensor
 
 from keepkv.budget import Budget
 from keepkv.cache import Cache
-from keepkv.errors import KeepKVError
 from keepkv.evaluation import environment
 from keepkv.evaluation.asking import Asked, encode, probability, read, reply, rows_of
 from keepkv.evaluation.leakage_rows import Key, Outcome, Row, row_of
 from keepkv.layer import Layer
 from keepkv.metrics.rouge import rouge_1, rouge_l, verbatim
-from keepkv.spans import Span, SpanPolicy
+from keepkv.spans import Span, SpanPolicy, spans_of_text
 from keepkv.tasks.base import Item
 from keepkv.tasks.chat import frame
 from keepkv.tasks.instructions import refuses
@@ -74,22 +73,12 @@ def kind_of(name: str) -> str:
 
 
 def prompt_of(tokenizer: Any, item: Item) -> Prompt:
-    """Inside the tokenizer's chat template where it has one. A token belongs to a span if it overlaps it.
-
-    Raises ``KeepKVError`` where the tokenizer does not tell the places of its tokens.
-    """
+    """Inside the tokenizer's chat template where it has one. Raises as ``spans_of_text`` does."""
     made, before = encode(tokenizer, item), "" if item.framed else frame(tokenizer).before
-    if not getattr(tokenizer, "is_fast", False):
-        raise KeepKVError(f"{type(tokenizer).__name__} does not tell the places of its tokens; load a fast tokenizer")
+    ranges = {name: (start + len(before), end + len(before)) for name, (start, end) in item.spans.items()}
     special = not (before or item.framed)
-    found = tokenizer(before + item.context, return_offsets_mapping=True, add_special_tokens=special)
-    assert list(found["input_ids"]) == made.context
-    spans = {}
-    for name, (start, end) in item.spans.items():
-        start, end = start + len(before), end + len(before)
-        inside = [i for i, (a, b) in enumerate(found["offset_mapping"]) if a < b and a < end and b > start]
-        spans[name] = (inside[0], inside[-1] + 1)
-    return Prompt(item, made.context, made.asked, spans)
+    spans = spans_of_text(tokenizer, before + item.context, ranges, add_special_tokens=special)
+    return Prompt(item, made.context, made.asked, {str(span.name): (span.start, span.end) for span in spans})
 
 
 def policy(prompts: Sequence[Prompt], spans: str) -> SpanPolicy | None:
