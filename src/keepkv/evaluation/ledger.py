@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from keepkv.errors import KeepKVError
+from keepkv.evaluation.records import Found, Record
 from keepkv.evaluation.setup import Setup, Unit
-from keepkv.evaluation.unit import Found, Record
 
 RUN, ITEMS, SPEED, MAPS, CELLS = "run.json", "items.jsonl", "speed.jsonl", "maps.jsonl", "cells.jsonl"
 

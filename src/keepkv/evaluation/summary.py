@@ -11,7 +11,7 @@ from typing import Any
 
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.ledger import CELLS, ITEMS, RUN, SPEED, read_lines
-from keepkv.evaluation.unit import Record
+from keepkv.evaluation.records import Record
 from keepkv.metrics import bootstrap
 
 KEY = ("task", "length", "mode", "method", "budget")

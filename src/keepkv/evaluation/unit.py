@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from keepkv.cache import Cache
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.answers import ask, in_turn, separately
 from keepkv.evaluation.asking import Asked, Encoded, encode, read
-from keepkv.evaluation.maps import survival
 from keepkv.evaluation.memory import Peak
+from keepkv.evaluation.records import Found, Record, enter, map_of, sizes_of
 from keepkv.evaluation.setup import FULL, Setup, Unit, Variant
 from keepkv.layer import Layer
 from keepkv.methods import method_info
@@ -24,21 +24,11 @@ from keepkv.plan import slot_bytes
 from keepkv.tasks.scoring import Score
 from keepkv.when import When
 
-Record = dict[str, Any]
 ROWS = 64  # questions asked together
 
 
 class NotCompressed(KeepKVError):
     """A method was to be measured and nothing was compressed."""
-
-
-@dataclass
-class Found:
-    """Records of one unit: a row per budget and item, and per budget what it took and, of the first item, a map."""
-
-    items: list[Record] = field(default_factory=list)
-    speed: list[Record] = field(default_factory=list)
-    maps: list[Record] = field(default_factory=list)
 
 
 def build(tokenizer: Any, setup: Setup, unit: Unit) -> list[Encoded]:
@@ -58,13 +48,6 @@ def run(model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequence[En
     else:
         _prefilled(model, tokenizer, setup, unit, items, found)
     return found
-
-
-def failed(unit: Unit, error: Exception) -> Found:
-    """The records of a unit that could not be run: its items count as failed."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    rows = [_row(unit, budget, seed) | {"error": text} for budget in unit.budgets for seed in unit.items]
-    return Found(items=rows)
 
 
 def make_cache(model: Any, setup: Setup, variant: Variant, budget: Any, draw: int, when: When) -> Cache:
@@ -97,6 +80,8 @@ def _prefilled(model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequ
         for budget in unit.budgets:
             with Peak(model.device) as asking:
                 twin = compressed(cache, unit, budget)
+                sizes = sizes_of(twin, len(chunk))  # before questions are fed
+                held = map_of(tokenizer, unit, budget, twin, items[0], chunk[0]) if unit.first and start == 0 else None
                 began = time.perf_counter()
                 if aware:
                     mine = places[start : start + len(chunk)]
@@ -109,11 +94,10 @@ def _prefilled(model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequ
                 written = time.perf_counter() - began
             note = {"prefill_s": seconds, "answer_s": written, "tokens_read": int(mask.sum())}
             peak = max((p for p in (reading.bytes, asking.bytes) if p is not None), default=None)
-            notes[budget].append(_measured(twin, note | {"peak_bytes": peak}, len(chunk)))
-            if unit.first and start == 0:
-                found.maps.append(_map(tokenizer, unit, budget, twin, items[0], chunk[0]))
+            notes[budget].append(sizes | note | {"peak_bytes": peak})
+            found.maps += [held] if held else []
     for budget in unit.budgets:
-        _enter(unit, budget, items, scores[budget], notes[budget], found)
+        enter(unit, budget, items, scores[budget], notes[budget], found)
 
 
 def _decoding(
@@ -132,10 +116,10 @@ def _decoding(
         end = time.perf_counter()
     _check(cache, unit, budget)
     note = {"prefill_s": middle - began, "answer_s": end - middle, "tokens_read": int(mask.sum())}
-    notes = [_measured(cache, note | {"peak_bytes": peak.bytes}, len(items))]
+    notes = [sizes_of(cache, len(items)) | note | {"peak_bytes": peak.bytes}]
     if unit.first:
-        found.maps.append(_map(tokenizer, unit, budget, cache, items[0], rows[0]))
-    _enter(unit, budget, items, [[score] for score in scores], notes, found)
+        found.maps.append(map_of(tokenizer, unit, budget, cache, items[0], rows[0]))
+    enter(unit, budget, items, [[score] for score in scores], notes, found)
 
 
 def _last(one: Asked) -> Asked:
@@ -180,82 +164,3 @@ def _check(cache: Cache, unit: Unit, budget: Any) -> None:
             f"{unit.variant.label} at budget {budget} on {unit.task} of {unit.length} tokens compressed nothing: the "
             "tokens fit the budget. Give longer contexts or a smaller budget."
         )
-
-
-def _measured(cache: Cache, note: Record, rows: int) -> Record:
-    receipt = cache.report()
-    slots = [sum(x[row] for x in map(_mean_heads, receipt.kept.values())) / len(receipt.kept) for row in range(rows)]
-    sizes = {"ratio": receipt.ratio, "bytes": receipt.bytes / rows, "full_bytes": receipt.full_bytes / rows}
-    return note | sizes | {"compressed": receipt.compressed, "slots": slots}
-
-
-def _mean_heads(heads_of_rows: list[list[int]]) -> list[float]:
-    return [sum(heads) / len(heads) for heads in heads_of_rows]
-
-
-def _enter(
-    unit: Unit, budget: Any, items: Sequence[Encoded], scores: list[list[Score]], notes: list[Record], found: Found
-) -> None:
-    slots = [slot for note in notes for slot in note["slots"]]
-    rows_per_item = [len(item.asked) if unit.mode == "aware" else 1 for item in items]
-    sizes = {key: sum(note[key] for note in notes) / len(notes) for key in ("ratio", "bytes", "full_bytes")}
-    for seed, item, mine, rows in zip(unit.items, items, scores, rows_per_item, strict=True):
-        own, slots = slots[:rows], slots[rows:]
-        # What is asked only for what it leaks scores nothing.
-        values = [score.value for score, one in zip(mine, item.asked, strict=False) if not one.question.probe]
-        found.items.append(
-            _row(unit, budget, seed)
-            | {
-                "tokens": len(item.context),
-                "score": sum(values) / len(values),
-                "scores": values,
-                "leaked": [score.leaked for score in mine],
-                "replies": [score.reply for score in mine],
-                **sizes,
-                "slots": sum(own) / len(own),
-                "compressed": all(note["compressed"] for note in notes),
-                "tags": item.item.tags,
-            }
-        )
-    judged = {id(one) for item in items for one in item.asked if one.question.judged}
-    written = sum(one.limit for item in items for one in item.asked if id(one) not in judged)
-    total = {key: sum(note[key] for note in notes) for key in ("prefill_s", "answer_s", "tokens_read")}
-    peaks = [note["peak_bytes"] for note in notes if note["peak_bytes"] is not None]
-    entry = _key(unit, budget) | {"seeds": list(unit.items), **total, "tokens_written": written}
-    found.speed.append(entry | {"peak_bytes": max(peaks, default=None)})
-
-
-def _key(unit: Unit, budget: Any) -> Record:
-    return {
-        "task": unit.task,
-        "length": unit.length,
-        "mode": unit.mode,
-        "method": unit.variant.label,
-        "budget": budget,
-    }
-
-
-def _row(unit: Unit, budget: Any, seed: int) -> Record:
-    empty: Record = {
-        "tokens": None,
-        "score": None,
-        "scores": [],
-        "leaked": [],
-        "replies": [],
-        "ratio": None,
-        "bytes": None,
-    }
-    rest: Record = {"full_bytes": None, "slots": None, "compressed": False, "tags": {}, "error": None}
-    return _key(unit, budget) | {"seed": seed} | empty | rest
-
-
-def _map(tokenizer: Any, unit: Unit, budget: Any, cache: Cache, item: Encoded, ids: list[int]) -> Record:
-    kept, share = survival(cache, len(ids))
-    return _key(unit, budget) | {
-        "seed": unit.items[0],
-        "kept": kept,
-        "survival": [round(value, 4) for value in share],
-        "tokens": [tokenizer.decode([token]) for token in ids],
-        "questions": [one.question.prompt.strip() for one in item.asked],
-        "answers": [one.question.answer.strip() for one in item.asked],
-    }
