@@ -194,6 +194,8 @@ def test_overflow() -> None:
     report = grown.report()
     assert report.kept[0] == [[36, 36], [36, 36]] and report.keep_rate["law"] == 1 and report.spans is not None
     assert report.spans.overflows == 3 and report.spans.realised > report.spans.requested and "overflows" in str(report)
+    with pytest.raises(BudgetError, match=r"20 slots.*32 tokens"):  # 30 and the sinks: known from the start
+        keepkv.Cache(model, "snapkv", 20, spans=[law], window=4, sinks=2)
     trimmed = cache("trim")
     with pytest.warns(UserWarning, match="given up"):
         generate(model, inputs, trimmed, new=1)

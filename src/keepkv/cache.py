@@ -60,9 +60,8 @@ class Cache(stock.Cache):
             raise BudgetError(
                 f"method {chosen.name!r} needs a budget, e.g. budget=0.1 or budget=1024 or budget='256MiB'"
             )
-        self.plan = Plan(chosen, Budget.of(1.0 if budget is None else budget), seed)
-        if spans is not None:
-            self.plan.spans = RowSpans(SpanPolicy.of(spans))
+        parts = None if spans is None else RowSpans(SpanPolicy.of(spans))
+        self.plan = Plan(chosen, Budget.of(1.0 if budget is None else budget), seed, spans=parts)
         layout = store or chosen.store
         layout = ("flat" if chosen.allocate.ragged else "dense") if layout == "auto" else layout
         make_store = STORES.factory(layout)

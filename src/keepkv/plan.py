@@ -37,6 +37,20 @@ class Plan:
                 f"keeps ({self.method.sinks} sinks + {self.method.window} recent). Give at least {pinned}, or smaller "
                 "sinks= and window= options."
             )
+        self._check_spans()
+
+    def _check_spans(self) -> None:
+        """Raise what is certain before any text is known; the rest is found out when a layer is compressed."""
+        when, slots = self.method.when, self.budget.slots
+        if self.spans is None or self.spans.policy.on_overflow != "error" or slots is None:
+            return
+        least = self.spans.least(self.method.sinks)
+        if slots < least and (when.prefill is not None or when.every is not None):
+            raise BudgetError(
+                f"budget of {slots} slots per head is below the {least} tokens of the protected spans and the "
+                f"{self.method.sinks} sinks. Give at least {least}, protect less, or choose "
+                "SpanPolicy(on_overflow='grow') or 'trim'."
+            )
 
     @property
     def scopes(self) -> bool:

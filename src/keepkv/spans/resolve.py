@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from keepkv.errors import SpanError
 from keepkv.spans.base import Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Range = tuple[int, int] | str | Span
 

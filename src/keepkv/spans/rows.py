@@ -48,6 +48,11 @@ class RowSpans:
         """Whether something must be kept whatever the budget."""
         return any(x.mode == "protect" or x.min_keep for row in self.policy.lists for x in row)
 
+    def least(self, sinks: int) -> int:
+        """Tokens of the protected spans and the first ``sinks`` of a row, in the row that has most."""
+        rows = [[*row, *([Span(0, sinks, "protect")] if sinks else [])] for row in self.policy.lists]
+        return max((sum(end - start for start, end in _union(row)) for row in rows), default=0)
+
     # --- rows --------------------------------------------------------------------------------------------------
 
     def check(self, batch: int) -> None:
