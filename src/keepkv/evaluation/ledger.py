@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Iterator
@@ -69,11 +70,13 @@ class Ledger:
 
 
 def read_lines(path: Path) -> Iterator[Record]:
-    """The records of a file of JSON lines; none where there is no file."""
-    if path.exists():
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)
+    """The records of a file of JSON lines, or of the same file compressed (``.gz``); none where there is neither."""
+    packed = path.with_name(f"{path.name}.gz")
+    if not (path.exists() or packed.exists()):
+        return
+    with path.open(encoding="utf-8") if path.exists() else gzip.open(packed, "rt", encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
 
 
 def _key_of(unit: Unit) -> tuple[Any, ...]:
