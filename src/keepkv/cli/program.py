@@ -9,6 +9,7 @@ from keepkv.cli.eval import evaluation
 from keepkv.cli.fidelity import fidelity
 from keepkv.cli.generate import generate
 from keepkv.cli.methods import methods
+from keepkv.cli.report import report
 
 program = typer.Typer(
     name="keepkv",
@@ -17,6 +18,6 @@ program = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, generate, methods, fidelity):
+for verb in (demo, generate, methods, fidelity, report):
     program.command()(verb)
 program.command("eval")(evaluation)

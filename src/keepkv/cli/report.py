@@ -1,0 +1,46 @@
+"""``keepkv report``: one page, figures and a table from the directory of an evaluation."""
+
+from __future__ import annotations
+
+import webbrowser
+from typing import Annotated
+
+import typer
+
+from keepkv.cli.output import one_line_errors, print_json, progress
+from keepkv.evaluation.report import arrange, read, write
+
+
+@one_line_errors
+def report(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="What an evaluation wrote.")],
+    out: Annotated[str | None, typer.Option(help="Where to write; DIR itself if absent.")] = None,
+    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Write the report of an evaluation: report.html, report.md and figures/*.png.
+
+    The page is one file that fetches nothing. The figures need matplotlib: pip install 'keepkv[plots]'.
+
+    \b
+    Examples:
+      keepkv report results
+      keepkv report results --out report --open
+      keepkv report results --json
+    """
+    with progress(100) as step:
+        step("reading")
+        found = arrange(read(directory), step)
+        written = write(found, out or directory, step)
+    if as_json:
+        figures = [str(path) for path in written.figures]
+        print_json({"page": str(written.page), "table": str(written.table), "figures": figures, "notes": found.notes})
+    else:
+        for note in found.notes:
+            typer.echo(f"note: {note}", err=True)
+        if not written.figures:
+            typer.echo("note: no PNGs without matplotlib: pip install 'keepkv[plots]'", err=True)
+        size = written.page.stat().st_size / 1e6
+        typer.echo(f"wrote {written.page} ({size:.1f} MB), {written.table} and {len(written.figures)} figures")
+    if show:
+        webbrowser.open(written.page.resolve().as_uri())

@@ -1,0 +1,7 @@
+"""A report of an evaluation: one page that needs no network, figures and a table, all of the same numbers."""
+
+from keepkv.evaluation.report.numbers import Report, arrange
+from keepkv.evaluation.report.read import Evaluation, ReportError, read
+from keepkv.evaluation.report.write import Written, write
+
+__all__ = ["Evaluation", "Report", "ReportError", "Written", "arrange", "read", "write"]
