@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import CompileConfig
 
 import keepkv
 import zoo
@@ -214,17 +215,28 @@ def test_spans_beyond_the_prompt_are_refused() -> None:
     generate(model, row(inputs, 1), ends, prefill_chunk_size=16)  # whose last chunk is one token
 
 
-def test_spans_go_through_the_context_manager_and_compiled_decode() -> None:
+def test_spans_go_through_the_context_manager() -> None:
     model, inputs = zoo.model("llama"), row(batch(LENGTHS), 0)
     with keepkv.compressed(model, "snapkv", 20, spans=[X, LAW], window=4, sinks=2) as caches:
         model.generate(**inputs, max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert caches[-1].report().keep_rate["law"] == 1
-    static = keepkv.Cache(
-        model, "h2o", 24, spans=[X, LAW], window=4, sinks=2, store="static", store_options={"capacity": 128}
-    )
-    dense = keepkv.Cache(model, "h2o", 24, spans=[X, LAW], window=4, sinks=2)
-    outs = [generate(model, inputs, cache, new=6, disable_compile=True).scores_ for cache in (static, dense)]
-    assert torch.allclose(*outs, atol=1e-5) and static.report().keep_rate["law"] == 1
+
+
+def test_compiled_decode_is_one_graph_with_spans_too() -> None:
+    """It goes on remembering, and compresses, as eager decode in another store does."""
+    model, inputs = zoo.model("llama"), row(batch((40,)), 0)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    config = CompileConfig(backend="eager", fullgraph=True, dynamic=None)
+    config._compile_all_devices = True
+    outs = []
+    for store, extra in (("static", {"compile_config": config}), ("dense", {})):
+        options: dict[str, Any] = {"store_options": {"capacity": 48}} if store == "static" else {}
+        when = keepkv.When(every=12)
+        cache = keepkv.Cache(model, "h2o", 20, spans=[X, LAW], window=4, sinks=2, when=when, store=store, **options)
+        outs.append(generate(model, inputs, cache, new=20, **extra).scores_)
+        assert cache.report().keep_rate["law"] == 1
+    assert torch.allclose(*outs, atol=1e-4) and torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_lambda_moves_counts_from_the_method_to_fair() -> None:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Plan:
-    """Settings and clock of one cache. ``compressing``: whether compressions that fall due are run."""
+    """Settings and clock of one cache. ``compressing``: whether compressions that fall due are run. ``scopes``: whether
+    fair spans are scored by their own queries."""
 
     method: Method
     budget: Budget
@@ -28,6 +29,7 @@ class Plan:
     compressing: bool = True
     window_tokens: int = 0  # what sliding layers, which transformers keeps, may hold per row, summed over layers
     spans: RowSpans | None = None
+    scopes: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         pinned = self.method.sinks + self.method.window
@@ -37,6 +39,7 @@ class Plan:
                 f"keeps ({self.method.sinks} sinks + {self.method.window} recent). Give at least {pinned}, or smaller "
                 "sinks= and window= options."
             )
+        self.scopes = self.spans is not None and self.spans.policy.scopes and self.method.score.scopes
         self._check_spans()
 
     def _check_spans(self) -> None:
@@ -51,11 +54,6 @@ class Plan:
                 f"{self.method.sinks} sinks. Give at least {least}, protect less, or choose "
                 "SpanPolicy(on_overflow='grow') or 'trim'."
             )
-
-    @property
-    def scopes(self) -> bool:
-        """Whether fair spans are scored by their own queries."""
-        return self.spans is not None and self.spans.policy.scopes and self.method.score.scopes
 
     @property
     def stats(self) -> dict[str, float]:

@@ -41,7 +41,7 @@ class RowSpans:
         self.policy = policy
         self.which: Tensor | None = None
         self.prompt: Tensor | None = None
-        self._groups: Groups | None = None
+        self._groups: Groups | None = None  # of the present rows
 
     @property
     def demanding(self) -> bool:
@@ -68,9 +68,8 @@ class RowSpans:
         """The first forward of ``batch`` rows."""
         if self.which is None:
             self.check(batch)
-            same = self.policy.every_row
-            self.which = torch.zeros(batch, dtype=torch.int64) if same else torch.arange(batch)
-            self.which = self.which.to(device)
+            which = torch.arange(batch, device=device)
+            self._set(torch.zeros_like(which) if self.policy.every_row else which)
 
     def end_prompt(self, seen: Tensor) -> None:
         """The first one-token forward begins after ``seen`` (B,) tokens. Raises where a span lies beyond them."""
@@ -90,7 +89,7 @@ class RowSpans:
         """Row i becomes the present row ``rows[i]``."""
         if self.which is not None:
             rows = rows.to(self.which.device)
-            self.which, self._groups = self.which[rows], None
+            self.which, self._groups = self.which[rows], self.groups.rows(rows)
             self.prompt = None if self.prompt is None else self.prompt[rows]
 
     def reset(self) -> None:
@@ -109,16 +108,20 @@ class RowSpans:
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take over what ``tensors`` returned."""
-        self.which, self.prompt, self._groups = tensors.get("which"), tensors.get("prompt"), None
+        self.prompt = tensors.get("prompt")
+        if "which" in tensors:
+            self._set(tensors["which"])
+
+    def _set(self, which: Tensor) -> None:
+        # Not when they are first asked for: that may be in compiled code, which sees tensors only.
+        self.which, self._groups = which, _groups(self.policy.lists, which.device).rows(which)
 
     # --- groups ------------------------------------------------------------------------------------------------
 
     @property
     def groups(self) -> Groups:
         """Of the present rows."""
-        assert self.which is not None
-        if self._groups is None:
-            self._groups = _groups(self.policy.lists, self.which.device).rows(self.which)
+        assert self._groups is not None
         return self._groups
 
     def protects(self, positions: Tensor) -> Tensor:
