@@ -2,23 +2,16 @@
 
 import argparse
 import json
-import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from keepkv import tasks
+from keepkv.metrics import wilson
 from keepkv.models import embedded_model
 
 LENGTHS = (512, 1024, 2048)
 HELD_OUT = 1_000_000  # seeds from here on are for evaluation
-
-
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """95 % Wilson interval of a proportion."""
-    z, p = 1.959964, right / total
-    centre, spread = p + z * z / (2 * total), z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    return (centre - spread) / (1 + z * z / total), (centre + spread) / (1 + z * z / total)
 
 
 def evaluate(

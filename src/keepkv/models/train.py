@@ -100,6 +100,7 @@ def train(
     tokens: int = 3_800_000,
     out: Path | None = None,
     start: Path | None = None,
+    mixed: bool = False,
     rate: float = 4e-3,
     rest: float = 0.1,
     muon: bool = True,
@@ -114,9 +115,10 @@ def train(
 ) -> list[float]:
     """Trains and returns the loss of every step. The result depends on the arguments and the library versions only.
 
-    ``start`` continues from the weights and tokenizer of a directory; ``stop`` ends after that step of the schedule;
-    ``mix`` changes shares of ``MIX``, by the names of its functions; ``report(step, steps, line)`` is called now and
-    then. Every sequence is new, so the accuracy on the answers that it reports is a held-out one.
+    ``start`` continues from the weights and tokenizer of a directory; ``mixed`` takes the lengths of the curriculum in
+    random order: a model that knows short ones forgets less than when long ones come at once; ``stop`` ends after that
+    step of the schedule; ``mix`` changes shares of ``MIX``, by names of its functions; ``report(step, steps, line)``
+    is called now and then. Every sequence is new, so the accuracy on the answers that it reports is a held-out one.
     """
     if unknown := set(mix or {}) - {kind.__name__ for kind in MIX}:
         raise ValueError(f"no kinds of items {sorted(unknown)}; known: {[kind.__name__ for kind in MIX]}")
@@ -136,6 +138,8 @@ def train(
     rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     rng = random.Random(f"train/{seed}/{rank}")
     encode, steps = encoder(tokenizer), plan(tokens, curriculum)
+    if mixed:
+        random.Random(seed).shuffle(steps)  # the same order for every worker
     shares = {kind: (mix or {}).get(kind.__name__, share) for kind, share in MIX.items()}
     optimizer = Optimizer(w, rate, len(steps), muon)
     forward = torch.compile(loss_and_hits, dynamic=False) if compiled else loss_and_hits
@@ -175,6 +179,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=3_800_000)
     parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
     parser.add_argument("--mix", default="", help="shares of kinds of items that differ, kind:share, comma separated")
+    parser.add_argument("--mixed", action="store_true", help="lengths in random order, not one after the other")
     parser.add_argument("--stop", type=int, help="stop after this step of the schedule")
     parser.add_argument("--adamw", action="store_true", help="AdamW for all parameters instead of Muon for matrices")
     parser.add_argument("--eager", action="store_true", help="do not compile (slower, needs no C++ compiler)")
@@ -211,8 +216,8 @@ def _work(rank: int, a: argparse.Namespace, meet: str) -> None:
                 print(f"step {step}/{steps}  {line}", flush=True)
 
         train(
-            seed=a.seed, tokens=a.tokens, out=a.out, start=a.start, rate=a.rate, stop=a.stop, mix=mix, muon=not a.adamw,
-            compiled=not a.eager, curriculum=curriculum, report=report if rank == 0 else None,
+            seed=a.seed, tokens=a.tokens, out=a.out, start=a.start, rate=a.rate, stop=a.stop, mix=mix, mixed=a.mixed,
+            muon=not a.adamw, compiled=not a.eager, curriculum=curriculum, report=report if rank == 0 else None,
         )  # fmt: skip
     if meet:
         dist.destroy_process_group()
