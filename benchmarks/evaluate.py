@@ -69,6 +69,7 @@ PARTS = (
     Part("agnostic-1", ONE, 104),
     Part("needle", ("needle",), 56, lengths=(256, 512, 1024, 2048)),
     Part("prose", ("perplexity",), 56),
+    Part("rules", ("multi-instruction",), 16),
 )
 
 
