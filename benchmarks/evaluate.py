@@ -102,7 +102,7 @@ def join(parts: list[Path], out: Path) -> None:
         key: list(dict.fromkeys(value for run in runs for value in run[key]))
         for key in ("tasks", "lengths", "modes", "methods", "budgets")
     }
-    whole["items"] = {task: run["items"] for run in runs for task in run["tasks"] if "agnostic" in run["modes"]}
+    whole["items"] = max(run["items"] for run in runs)
     whole["parts"] = [{key: run[key] for key in ("tasks", "modes", "lengths", "budgets", "items")} for run in runs]
     (out / RUN).write_text(json.dumps(whole, indent=1) + "\n")
     for name in (ITEMS, SPEED, MAPS):
