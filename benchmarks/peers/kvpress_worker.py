@@ -9,12 +9,14 @@ JOB.json: ``model`` (a directory written by ``save_pretrained``), ``prompts`` (a
     task          "prefill": read the prompt, then feed the continuation one token at a time (batch 1)
                   "decode": the same with the press active while decoding
                   "generate": ``model.generate``, left padding, chunks and turns included
+                  "ask": read the prompt, then ask ``questions`` ({"prompt", "answer": names, "limit"}), in turn if
+                  ``conversation``
     prompt, continuation, turns      names in the prompts file
     press         {"press": class name, "options": {...}}, options may hold presses; null = the plain cache
     attention     "sdpa" or "eager"
     new, chunk    of "generate": new tokens, prefill_chunk_size or null
     scores        also record the scores that ranked the slots
-    kept          of "decode": false where kept slots need not be identified (masked keys are overwritten)
+    kept          of "decode" and "ask": false where kept slots need not be identified (masked keys are overwritten)
     reorder       put slots back into the order of the text after each compression (kvpress leaves them in the order
                   of their scores): shows what that order changes
 
@@ -36,6 +38,7 @@ from typing import Any
 import kvpress
 import torch
 import transformers
+from kvpress_ask import ask
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
@@ -183,7 +186,8 @@ class Worker:
         if run.get("reorder"):
             keep_order(press)
         log = ScoreLog(press) if press and run.get("scores") else None
-        task = {"prefill": self.prefill, "decode": self.decode, "generate": self.generate}[run["task"]]
+        tasks = {"prefill": self.prefill, "decode": self.decode, "generate": self.generate, "ask": self.ask}
+        task = tasks[run["task"]]
         try:
             with torch.no_grad():
                 facts = task(run, press, log)
@@ -227,6 +231,19 @@ class Worker:
             out = self.model(token[:, None], past_key_values=cache, position_ids=position)
             logits.append(out.logits[:, -1])
         return logits
+
+    def ask(self, run: dict[str, Any], press: Any, log: ScoreLog | None) -> dict[str, Any]:
+        if not any(prompt == run["prompt"] for prompt, _ in self.full):
+            self.full.clear()  # runs come prompt by prompt
+        ids, full = self.get(run["prompt"]), self.full_cache(run["prompt"])
+        asked = [{**q, "prompt": self.get(q["prompt"]), "answer": self.get(q["answer"])} for q in run["questions"]]
+        cache, facts = ask(self.model, press, ids, asked, run["conversation"])
+        for i, module in enumerate(attention_modules(self.model)):
+            masked = getattr(module, "masked_key_indices", None) if press else None
+            if run.get("kept", True):
+                kept = kept_of(cache.layers[i].keys, full.layers[i].keys, masked)
+                self.tensors[f"{run['id']}/kept/{i}"] = kept
+        return {**facts, "bytes": cache_bytes(cache), "full_bytes": cache_bytes(full)}
 
     def decode(self, run: dict[str, Any], press: Any, log: ScoreLog | None) -> dict[str, Any]:
         ids, start = self.get(run["prompt"]), self.get(run["prompt"]).shape[1]
