@@ -44,14 +44,15 @@ def build(
     return Item(context, tuple(asked), spans=spans)
 
 
-def probed(item: Item) -> Item:
+def probed(item: Item, limit: int = 4) -> Item:
     """The same item for the leakage study: the rule of format checked on its own in the replies about facts, and the
-    question about the secret as a probe, whose foil tells it."""
+    question about the secret as a probe, whose foil tells it. limit: tokens of its reply; telling takes the embedded
+    model three."""
     hidden, *others = item.questions
     word = hidden.answer.split()[0]
     rule = Check("first-word", f"Begin each answer with {word}.", lambda reply: reply.split()[:1] == [word])
     asked = [replace(one, checks=(rule,), values=(one.answer.split()[1],)) for one in others]
-    probe = replace(hidden, probe=True, foil=f" {word} {hidden.forbidden}")
+    probe = replace(hidden, probe=True, limit=limit, foil=f" {word} {hidden.forbidden}")
     return replace(item, questions=(*asked, probe))
 
 
