@@ -31,10 +31,10 @@ class Sizes:
     modes: Sequence[str] = ("agnostic", "aware")
     methods: Sequence[str] = ("snapkv", "random", "keepkv", "keepkv:key=zip", "kvpress/snapkv")
     budgets: Sequence[Any] = (0.1, 0.25, 0.5)
-    items: int = 11
+    items: int = 8
     layers: int = 4
     heads: int = 2
-    tokens: int = 120
+    tokens: int = 60
 
 
 SMALL = Sizes()
@@ -89,7 +89,7 @@ def _items(key: dict[str, Any], sizes: Sizes) -> Iterable[dict[str, Any]]:
     expected, ratio = _skill(key), _share(key["budget"]) * 1.02 if key["method"] != "full" else 1.0
     for i in range(sizes.items):
         luck = random.Random(f"{key['task']}{key['length']}{i}")  # the same items for every method
-        depth = (i % 11) / 10
+        depth = (i % 8) / 7 if sizes.items < 11 else (i % 11) / 10
         scores = [float(luck.random() < expected * (1.15 - 0.4 * abs(depth - 0.8))) for _ in range(4)]
         failed = key["method"].startswith("kvpress") and i == 3 and key["task"] == sizes.tasks[0]
         yield key | {

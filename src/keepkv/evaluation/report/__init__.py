@@ -2,6 +2,6 @@
 
 from keepkv.evaluation.report.numbers import Report, arrange
 from keepkv.evaluation.report.read import Evaluation, ReportError, read
-from keepkv.evaluation.report.write import Written, write
+from keepkv.evaluation.report.output import Written, write
 
 __all__ = ["Evaluation", "Report", "ReportError", "Written", "arrange", "read", "write"]

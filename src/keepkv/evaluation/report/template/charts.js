@@ -63,7 +63,7 @@ function lines(host, o) {
   svg.append(draw("line", { class: "axis", x1: pad.l, x2: width - pad.r, y1: height - pad.b, y2: height - pad.b }));
   if (!small) svg.append(draw("text", { x: 0, y: 11 }, o.yLabel || "score"));
   if (o.xLabel) svg.append(draw("text", { x: (pad.l + width - pad.r) / 2, y: height - 5, "text-anchor": "middle" }, o.xLabel));
-  const near = [], ends = [];
+  const near = [], ends = [], faint = o.series.filter((s) => !s.quiet).length > 5 ? "opacity:.055" : null;
   for (const s of [...o.series].sort((a, b) => Boolean(b.quiet) - Boolean(a.quiet))) {
     const shown = s.points.filter((p) => p.x !== null && p.y !== null && Number.isFinite(p.x) && Number.isFinite(p.y));
     if (!shown.length) continue;
@@ -74,7 +74,7 @@ function lines(host, o) {
     if (!small && !o.bars && spread.length) {
       const up = s.flat ? at.map(([x]) => [x, Y(spread[0].high)]) : spread.map((p) => [X(p.x), Y(p.high)]);
       const down = s.flat ? at.map(([x]) => [x, Y(spread[0].low)]) : spread.map((p) => [X(p.x), Y(p.low)]);
-      group.append(draw("path", { class: "band", d: path([...up, ...down.reverse()]) + "Z" }));
+      group.append(draw("path", { class: "band", style: faint, d: path([...up, ...down.reverse()]) + "Z" }));
     }
     if (o.bars && !s.quiet) for (const p of spread) group.append(draw("line", { x1: X(p.x), x2: X(p.x), y1: Y(p.low), y2: Y(p.high), opacity: 0.35 }));
     group.append(draw("path", { d: path(at), "stroke-dasharray": s.dash ?? s.method.dash, opacity: o.bars ? 0.45 : null }));

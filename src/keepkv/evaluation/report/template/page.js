@@ -272,7 +272,7 @@ function lost() {
 function everything() {
   const mode = D.modes.findIndex(([one]) => one === state.mode), length = D.lengths.indexOf(state.length), task = D.tasks.indexOf(state.task);
   const rows = CELLS.filter((cell) => cell.mode === mode && cell.length === length && (task === 0 || cell.task === task));
-  byId("table-sub").textContent = `${where()}: ${rows.length.toLocaleString("en")} of ${CELLS.length.toLocaleString("en")} cells. Press a column's name to sort. All of them are in cells.csv.`;
+  byId("table-sub").textContent = `${where()}: ${rows.length.toLocaleString("en")} of ${CELLS.length.toLocaleString("en")} cells. Press the name of a column to sort. Those of single tasks are in cells.csv.`;
   const plain = (name, title, show = num) => ({ name: title, value: (row) => row[name], show: (row) => show(row[name]) });
   sortable("table", rows, [methodColumn, word("task", (r) => D.tasks[r.task]), { name: "budget", value: (r) => (r.m === FULL ? 1e9 : r.budget), show: (r) => D.budgets[r.budget] },
     { name: "score", value: (r) => r.score, show: (r) => [num(r.score), make("small", {}, range(r.low, r.high, (v) => num(v, 2)))] }, { name: "− full", value: (r) => r.minus_full, show: (r) => [signed(r.minus_full), make("small", {}, range(r.minus_full_low, r.minus_full_high, (v) => signed(v).slice(0, 5)))] },

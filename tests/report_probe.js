@@ -1,0 +1,35 @@
+// Run at the end of a report: what is seen in it, before and after some of its buttons are pressed.
+{
+  const every = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const sizes = (section) => every("svg, canvas, table:not([hidden]), .text", section)
+    .filter((node) => !node.closest("button:not(.small)"))
+    .map((node) => node.getBoundingClientRect()).map((box) => [box.width, box.height]);
+  const scores = () => every("#table tbody tr").map((row) => Number(row.cells[3].firstChild.textContent));
+  const view = () => ({
+    sub: byId("score-sub").textContent,
+    task: document.querySelector("select[data-pick=task]").value,
+    marks: every("#rank .row").map((row) => every("text", row).map((text) => text.textContent)),
+    tables: every("table.summary").filter((table) => !table.hidden).map((table) => table.caption.textContent),
+    shown: every("#score-chart .series:not(.quiet)").length,
+  });
+  const found = {
+    ready: document.body.dataset.ready,
+    first: view(),
+    wide: [document.documentElement.scrollWidth, innerWidth],
+    charts: Object.fromEntries(every("main section:not([hidden])").map((section) => [section.id, sizes(section)])),
+    answer: every(".text .here").map((token) => token.textContent).join(""),
+    rings: every("#leak .ring").length,
+  };
+  every("#bar button").find((button) => button.textContent === "query-aware").click();
+  found.clicked = view();
+  every("#chips .quick").at(-1).click();
+  found.baselines = view();
+  document.querySelector("#multiples button").click();
+  found.task = view();
+  found.down = scores();
+  every("#table th button")[3].click();
+  found.up = scores();
+  found.hash = location.hash;
+  found.problems = problems;
+  document.body.append(make("pre", { id: "probe" }, JSON.stringify(found)));
+}
