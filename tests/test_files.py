@@ -106,7 +106,7 @@ def test_longbench_item_and_score(tmp_path: Path) -> None:
     task = tasks.open("longbench:hotpotqa", lines(tmp_path / "hotpotqa.jsonl", LONGBENCH, LONGBENCH))
     item = task.generate(lambda text: len(text), 10_000, 1_000_000)
     before, after = PROMPTS["hotpotqa"]
-    assert item.context == before + LONGBENCH["context"] and len(task) == 2
+    assert item.context == before + LONGBENCH["context"] and task.size == 2
     [asked] = item.questions
     assert asked.prompt == after.replace("{input}", LONGBENCH["input"]) and asked.limit == 32
     assert value(item, "The Lady Lovelace!") == 1 and value(item, "Ada") == pytest.approx(2 / 3)
@@ -125,10 +125,10 @@ def test_every_part_of_longbench_has_prompt_limit_and_metric() -> None:
 
 def test_a_directory_and_a_list_are_read_too(tmp_path: Path) -> None:
     lines(tmp_path / "qasper.jsonl", LONGBENCH)
-    assert len(tasks.get(f"longbench:qasper={tmp_path}")) == 1
+    assert tasks.get(f"longbench:qasper={tmp_path}").size == 1
     (tmp_path / "data.json").write_text(json.dumps([V2, V2, V2]), encoding="utf-8")
     task = tasks.open("longbench-v2", tmp_path / "data.json")
-    assert len(task) == 3
+    assert task.size == 3
 
 
 def test_parquet_is_read(tmp_path: Path) -> None:
@@ -316,9 +316,49 @@ def test_without_a_path_records_come_from_the_hub(monkeypatch: pytest.MonkeyPatc
     asked: list[Any] = []
     monkeypatch.setattr("keepkv.tasks.files.download", lambda *place: asked.append(place) or [LONGBENCH])
     for name in ("longbench:lcc", "longbench-v2", "infinitebench:passkey", "aime:2025", "math-500", "ifeval"):
-        assert len(tasks.open(name)) == 1
+        assert tasks.open(name).size == 1
     assert asked[0] == ("THUDM/LongBench", "lcc", "test") and len({place[0] for place in asked}) == 6
     assert set(BENCHMARKS) == {"longbench", "longbench-v2", "infinitebench", "aime", "math-500", "ifeval"}
     from keepkv.tasks.files import _opened
 
     _opened.cache_clear()
+
+
+def test_the_runner_evaluates_files(tmp_path: Path) -> None:
+    """What the embedded model can find in the context it says, and the metric of the benchmark scores it."""
+    from keepkv.cli.load import load
+    from keepkv.evaluation.runner import evaluate
+    from keepkv.evaluation.setup import Setup, Variant
+
+    model, tokenizer = load(None, "cpu")
+    made = [tasks.get("niah-single-2").generate(tokenizer, 300, seed) for seed in range(3)]
+    records = [
+        {**LONGBENCH, "context": item.context, "input": asked.prompt.strip(), "answers": [asked.answer.strip()]}
+        for item in made
+        for asked in item.questions
+    ]
+    name = f"longbench:triviaqa={lines(tmp_path / 'a.jsonl', *records)}"
+    setup = Setup("embedded", (name,), (Variant("keydiff"),), (0.3,), lengths=(4096,), items=3)
+    (tmp_path / "run").mkdir()
+    cells = {cell["method"]: cell for cell in evaluate(model, tokenizer, setup, tmp_path / "run")}
+    assert cells["full"]["score"] == pytest.approx(1) and cells["keydiff"]["ratio"] < 0.31
+    assert cells["keydiff"]["failed"] == 0 and cells["keydiff"]["n"] == 3
+    with pytest.raises(KeepKVError, match="has 3 items, and 4 were asked"):
+        Setup("embedded", (name,), (), (0.3,), items=4)
+
+
+def test_a_batch_ends_when_every_reply_has(tmp_path: Path) -> None:
+    import keepkv
+    from keepkv.cli.load import load
+    from keepkv.evaluation.asking import encode, read, reply
+
+    model, tokenizer = load(None, "cpu")
+    items = [encode(tokenizer, tasks.get("niah-single-2").generate(tokenizer, 200 + 40 * i, i)) for i in range(2)]
+    prompts, newline = [item.asked[0].prompt for item in items], tokenizer.encode("\n", add_special_tokens=False)[0]
+    said = []
+    for end in (None, newline):
+        cache = keepkv.Cache(model, "full")
+        said.append(reply(model, cache, read(model, cache, [item.context for item in items]), prompts, 12, end)[0])
+    whole, ended = (x.tolist() for x in said)
+    length = max(row.index(newline) for row in whole) + 1
+    assert ended == [row[:length] for row in whole] and length < 12

@@ -35,7 +35,9 @@ def ask(model: Any, tokenizer: Any, cache: Cache, mask: Tensor, asked: Sequence[
         return [Score(value, False, "") for value in probability(model, cache, mask, asked)]
     if any(judged):
         raise TypeError("judged questions and others cannot be asked together")
-    said, _ = reply(model, cache, mask, [one.prompt for one in asked], max(one.limit for one in asked))
+    # Where a reply may be as long as it needs, its end is its own.
+    end = tokenizer.eos_token_id if all(one.question.limit for one in asked) else None
+    said, _ = reply(model, cache, mask, [one.prompt for one in asked], max(one.limit for one in asked), end)
     return [
         grade(tokenizer, one.question, one.answer, tokens[: one.limit])
         for one, tokens in zip(asked, said.tolist(), strict=True)

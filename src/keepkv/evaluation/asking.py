@@ -73,17 +73,22 @@ def read(model: Any, cache: Cache, rows: Sequence[Ids]) -> Tensor:
     return mask
 
 
-def reply(model: Any, cache: Cache, mask: Tensor, asked: Sequence[Ids], limit: int) -> tuple[Tensor, Tensor]:
-    """Greedy replies (B,limit) to one prompt per row, and the mask after them. Advances ``cache``: the last token of
-    the replies is not fed any more."""
+def reply(
+    model: Any, cache: Cache, mask: Tensor, asked: Sequence[Ids], limit: int, end: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Greedy replies (B,limit) to one prompt per row, and the mask after them; shorter where every row has said the
+    token ``end``. Advances ``cache``: the last token of the replies is not fed any more."""
     if not all(asked):
         raise TaskError("a question without a prompt has nothing to be answered after; a continuation is judged=True")
     ids, new = pad(asked, model.device)
     mask = torch.cat((mask, new), dim=1)
     said: list[Tensor] = []
+    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     while True:
         said.append(step(model, cache, ids, mask)[:, -1].argmax(-1))
-        if len(said) == limit:
+        if end is not None:
+            ended |= said[-1] == end
+        if len(said) == limit or bool(ended.all()):
             return torch.stack(said, dim=1), mask
         ids = said[-1][:, None]
         mask = torch.cat((mask, torch.ones_like(ids)), dim=1)

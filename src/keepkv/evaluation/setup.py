@@ -74,7 +74,11 @@ class Setup:
 
     def __post_init__(self) -> None:
         for name in self.tasks:
-            tasks.get(name)
+            held = tasks.get(name).size
+            if held is not None and held < self.items:
+                raise KeepKVError(
+                    f"{name} has {held} items, and {self.items} were asked for: give --items {held} or less"
+                )
         for budget in self.budgets:
             Budget.of(budget)
         for mode in self.modes:

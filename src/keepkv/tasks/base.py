@@ -87,9 +87,9 @@ class Item:
 class Task:
     """A named generator of items: ``build(rng, count, length, **options)``.
 
-    hint: how to word a reply, for models that can follow it (``in_plain_english``). decodes: what is compressed is mostly
-    what the model itself writes, so compression has to run while it decodes. asks: there is a question; a continuation
-    has none. turns: the questions are one conversation. english: always worded in plain English.
+    hint: how to word a reply, for models that can follow it (``in_plain_english``). decodes: what is compressed is
+    mostly what the model itself writes, so compression has to run while it decodes. asks: there is a question; a
+    continuation has none. turns: the questions are one conversation. english: always worded in plain English.
     """
 
     name: str
@@ -100,6 +100,11 @@ class Task:
     asks: bool = True
     turns: bool = False
     english: bool = False
+
+    @property
+    def size(self) -> int | None:
+        """How many different items there are; None: as many as are asked for."""
+        return None
 
     def generate(self, tokenizer: Any, length: int, seed: int = 0, *, plain: bool = False, **options: Any) -> Item:
         """One item whose context has at most ``length`` tokens, and only a sentence or so less.

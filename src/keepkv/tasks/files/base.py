@@ -40,7 +40,8 @@ class FileTask(Task):
     records: Records = field(default=(), repr=False)
     make: Callable[[Record], Item] = field(default=lambda record: Item("", ()), repr=False)
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
         return len(self.records)
 
     def generate(self, tokenizer: Any, length: int, seed: int = 0, *, plain: bool = False, **options: Any) -> Item:
