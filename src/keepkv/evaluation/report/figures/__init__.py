@@ -51,13 +51,13 @@ def png(figure: Figure) -> bytes:
     """The picture: the same bytes for the same numbers."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", bbox_inches="tight", facecolor="white", metadata={"Software": None})
+    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def svg(figure: Figure) -> str:
     """An element to put into a page: text stays text, and nothing refers to anything outside of it."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", facecolor="white")
+    figure.savefig(buffer, format="svg", facecolor="white")
     text = buffer.getvalue()
     return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

@@ -30,6 +30,8 @@ LOOK = {
     "text.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 8,
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.1,
     "svg.fonttype": "none",
     "svg.hashsalt": "keepkv",
     "savefig.dpi": 160,
