@@ -51,6 +51,7 @@ NAMES = {
     "streaming-llm": "streaming-llm",
 }
 PAIRS = {NAMES[pair.name]: pair for pair in MATCHED if pair.name in NAMES}
+TIMES = {"prefill_s": "prefill_seconds", "answer_s": "answer_seconds"}
 Record = dict[str, Any]
 
 
@@ -170,14 +171,10 @@ def rows_of(tokenizer: Any, made: list[Case], found: dict[str, Outcome]) -> tupl
         row |= {"ratio": total["bytes"] / total["full_bytes"], "compressed": peer != "full"}
         row["slots"] = sum(sum(out.counts) / sum(map(len, out.kept)) for out in outcomes) / len(mine)
         times = {name: sum(out.facts[of] for out in outcomes) for name, of in TIMES.items()}
-        written = sum(one.limit for one in asked if not one.question.judged)
-        read_ = sum(len(case.ids) for case in mine)
-        speed.append({**key, "seeds": [seed], **times, "tokens_read": read_, "tokens_written": written})
-        speed[-1]["peak_bytes"] = None
+        times["tokens_read"] = sum(len(case.ids) for case in mine)
+        times["tokens_written"] = sum(one.limit for one in asked if not one.question.judged)
+        speed.append({**key, "seeds": [seed], **times, "peak_bytes": None})
     return items, speed
-
-
-TIMES = {"prefill_s": "prefill_seconds", "answer_s": "answer_seconds"}
 
 
 @torch.inference_mode()
@@ -196,7 +193,7 @@ def compare(model: Any, tokenizer: Any, setup: Setup, case: Case, theirs: Outcom
     other = scores_of(tokenizer, case, theirs)
     pairs = list(zip(said, other, strict=True))
     same_scores = all(abs(a.value - b.value) < 1e-4 for a, b in pairs)  # probabilities: to rounding
-    return same, all(a.reply == b.reply for a, b in pairs), same_scores
+    return same, same_scores and all(a.reply == b.reply for a, b in pairs), same_scores
 
 
 def matched(pair: Pair, window: int) -> tuple[str, Record]:
