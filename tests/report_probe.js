@@ -24,7 +24,7 @@
   found.clicked = view();
   every("#chips .quick").at(-1).click();
   found.baselines = view();
-  document.querySelector("#multiples button").click();
+  document.querySelector("#multiples button")?.click();
   found.task = view();
   found.down = scores();
   every("#table th button")[3].click();

@@ -341,7 +341,6 @@ def test_figures_show_the_same_numbers(report: Report) -> None:
     from keepkv.evaluation.report.figures.scores import score
 
     figure = score(report, "aware", 512)
-    assert figure is not None
     drawn = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
     for method in report.chosen:
         own = [c for c in report.cells if (c.task, c.mode, c.length, c.method) == (ALL, "aware", 512, method)]
@@ -461,6 +460,23 @@ def test_browser_hides_what_was_not_measured(copy: Path, tmp_path: Path) -> None
     assert not {"s-map", "s-text", "s-leak", "s-fidelity"} & set(found["charts"])
 
 
+def test_browser_goes_where_there_is_something(copy: Path, tmp_path: Path) -> None:
+    """One task in each mode: choosing the other mode changes the task, and there is no score over all tasks."""
+    for name in ("items", "cells", "speed", "maps"):
+        held = [
+            row for row in rows(copy, name) if (row["task"], row["mode"]) in (("qa-1", "agnostic"), ("secret", "aware"))
+        ]
+        evaluation_rows.lines(copy / f"{name}.jsonl", held)
+    report = arrange(read(copy))
+    assert report.start[:2] == ("qa-1", "agnostic")
+    assert not [cell for cell in report.cells if cell.task == ALL]
+    found = look(page(report), tmp_path, "#task=needle")
+    assert found["problems"] == []
+    assert (found["first"]["task"], found["clicked"]["task"]) == ("qa-1", "secret")
+    assert found["clicked"]["sub"].startswith("secret, query-aware")
+    assert found["clicked"]["tables"] == ["Query-aware, 1,024 tokens, secret"]
+
+
 def test_browser_errors_would_be_seen(text: str, tmp_path: Path) -> None:
-    found = look(text.replace("readHash();\nrender();", "readHash();\nrender();\nnothing.at.all();", 1), tmp_path)
+    found = look(text.replace("settle(true);\nrender();", "settle(true);\nrender();\nnothing.at.all();", 1), tmp_path)
     assert any("nothing is not defined" in problem for problem in found["problems"])

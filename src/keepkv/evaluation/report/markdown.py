@@ -26,13 +26,19 @@ def markdown(report: Report) -> str:
     for note in report.notes:
         lines += ["", f"> {_plain(note)}"]
     for mode, length in report.panels():
-        lines += ["", f"## {MODES[mode].split(':')[0]}, {length:,} tokens, {report.start[0]}", "", MODES[mode], ""]
+        lines += [
+            "",
+            f"## {MODES[mode].split(':')[0]}, {length:,} tokens, {report.main(mode, length)}",
+            "",
+            MODES[mode],
+            "",
+        ]
         lines += _table(report, mode, length)
     return "\n".join(lines) + "\n"
 
 
 def _table(report: Report, mode: str, length: int) -> list[str]:
-    task, _, _, budget = report.start
+    task, budget = report.main(mode, length), report.start[3]
     cells = {(cell.method, label(cell.budget)): cell for cell in report.at(task, mode, length)}
     ranked = list(dict.fromkeys(cell.method for cell in [*report.at(task, mode, length, budget), *cells.values()]))
     rows = [f"| method | {' | '.join(report.budgets)} |", "|---" + "|---:" * len(report.budgets) + "|"]

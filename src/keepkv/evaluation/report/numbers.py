@@ -66,6 +66,11 @@ class Report:
         held = {(cell.mode, cell.length) for cell in self.cells}
         return [(mode, length) for mode in self.modes for length in self.lengths if (mode, length) in held]
 
+    def main(self, mode: str, length: int) -> str:
+        """The task that stands for a mode and length: all of them where they are pooled, else the first."""
+        held = {cell.task for cell in self.cells if (cell.mode, cell.length) == (mode, length)}
+        return next(task for task in (ALL, *self.tasks) if task in held)
+
     @property
     def lost(self) -> list[Cell]:
         """Cells whose whole interval lies below the full cache, worst first."""
@@ -91,10 +96,11 @@ def arrange(evaluation: Evaluation, step: Callable[[str], None] = lambda what: N
     asked.sort(key=lambda one: (isinstance(one, str), isinstance(one, int), one if not isinstance(one, str) else 0))
     shares = [one for one in asked if isinstance(one, float)]
     budget = label(min(shares, key=lambda one: abs(math.log(one / USUAL)))) if shares else label(asked[0])
-    task = ALL if any(cell.task == ALL for cell in pooled) else tasks[0]
     found = [*pooled, *cells]
-    first = next((c.mode, c.length) for m in modes for c in reversed(found) if c.mode == m and c.task in (task, *tasks))
-    start = (task, first[0], max(c.length for c in found if c.mode == first[0]), budget)
+    mode = modes[0]
+    length = max(cell.length for cell in cells if cell.mode == mode)
+    measured = {cell.task for cell in found if (cell.mode, cell.length) == (mode, length)}
+    start = (next(task for task in (ALL, *tasks) if task in measured), mode, length, budget)
     names = _order(["full", *run.methods], (cell.method for cell in cells))
     report = Report(
         evaluation,

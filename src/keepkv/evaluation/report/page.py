@@ -131,7 +131,7 @@ def _commit(revision: str | None) -> str:
 
 def _summary(report: Report, mode: str, length: int) -> str:
     """The scores of a mode and length as a table: what a reader without scripts has."""
-    task = report.start[0]
+    task = report.main(mode, length)
     cells = {(cell.method, label(cell.budget)): cell for cell in report.at(task, mode, length)}
     full = next((cell for (method, _), cell in cells.items() if method == "full"), None)
     ranked = dict.fromkeys(cell.method for cell in report.at(task, mode, length, report.start[3]))

@@ -13,11 +13,9 @@ from keepkv.evaluation.report.style import FAINT, INK, styles
 OTHERS = "other methods"
 
 
-def score(report: Report, mode: str, length: int) -> Figure | None:
+def score(report: Report, mode: str, length: int) -> Figure:
     """Score against budget with intervals, one line for each method."""
-    task = report.start[0]
-    if not report.at(task, mode, length):
-        return None
+    task = report.main(mode, length)
     figure = Figure(figsize=(8.5, 4.6), layout="constrained")
     axes = figure.subplots()
     _scores(report, axes, task, mode, length, bands=True)
@@ -41,7 +39,7 @@ def tasks(report: Report, mode: str, length: int) -> Figure | None:
 
 def pareto(report: Report, mode: str, length: int) -> Figure | None:
     """Score against real bytes, and against speed; the points that no other beats in both are joined."""
-    task = report.start[0]
+    task = report.main(mode, length)
     cells = [cell for cell in report.at(task, mode, length) if cell.score is not None]
     ratios = [cell.ratio for cell in cells if cell.ratio]
     if not ratios:

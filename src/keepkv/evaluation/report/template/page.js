@@ -31,7 +31,13 @@ function writeHash() {
   if (state.token !== null) given.tokens = D.methods[state.token].name;
   history.replaceState(null, "", "#" + new URLSearchParams(given));
 }
-function set(change) { Object.assign(state, change); writeHash(); render(); }
+function set(change) { Object.assign(state, change); settle("task" in change); writeHash(); render(); }
+// Not every task is measured in every mode and length: what was chosen last stays, the rest goes where there is something.
+function settle(taskStays) {
+  if (panel()) return;
+  const row = CELLS.find((cell) => (taskStays ? D.tasks[cell.task] === state.task : D.modes[cell.mode][0] === state.mode && D.lengths[cell.length] === state.length));
+  if (row) Object.assign(state, taskStays ? { mode: D.modes[row.mode][0], length: D.lengths[row.length] } : { task: D.tasks[row.task] });
+}
 
 // Every cell of a task, mode and length, by method and budget; the full cache has the same at every budget.
 const index = new Map();
@@ -279,11 +285,11 @@ function everything() {
     plain("ratio", "ratio"), plain("bytes", "bytes", (v) => (v === null ? "–" : size(v))), plain("peak_bytes", "peak", (v) => (v === null ? "–" : size(v))), plain("read_per_s", "read/s", big), plain("written_per_s", "written/s", big), plain("leaked", "leaked"), plain("n", "n", String), plain("failed", "failed", String)], 3, 60);
 }
 function lead() {
-  const found = panel(D.start.task), full = at(found, FULL);
+  const task = panel(D.start.task) ? D.start.task : state.task, found = panel(task), full = at(found, FULL);
   const best = ranked(found).filter((m) => m !== FULL)[0];
   if (!full || best === undefined) return;
   const cell = at(found, best), b = (text) => make("b", {}, text);
-  put("lead", `On ${D.start.task}, ${MODE[state.mode]}, with ${state.length.toLocaleString("en")} tokens of context, the full cache scores `, b(num(full.score)), `. At a budget of ${state.budget} the best of ${D.measured.length - 1} methods, `, b(D.methods[best].name), ", scores ", b(num(cell.score)),
+  put("lead", `On ${task}, ${MODE[state.mode]}, with ${state.length.toLocaleString("en")} tokens of context, the full cache scores `, b(num(full.score)), `. At a budget of ${state.budget} the best of ${D.measured.length - 1} methods, `, b(D.methods[best].name), ", scores ", b(num(cell.score)),
     cell.ratio === null ? "." : ` with ${num(100 * cell.ratio, 1)} % of the bytes.`);
 }
 function render() {
@@ -296,8 +302,9 @@ function render() {
   document.body.dataset.ready = "yes";
 }
 readHash();
+settle(true);
 render();
-addEventListener("hashchange", () => { readHash(); render(); });
+addEventListener("hashchange", () => { readHash(); settle(true); render(); });
 let wait = 0, last = innerWidth;
 addEventListener("resize", () => { clearTimeout(wait); wait = setTimeout(() => { if (innerWidth !== last) { last = innerWidth; render(); } }, 120); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", render);
