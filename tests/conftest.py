@@ -10,6 +10,9 @@ import pytest
 import torch
 import transformers
 
+if not torch.cuda.is_available():  # kernels run in Triton's interpreter, which must know before Triton is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 

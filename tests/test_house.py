@@ -19,10 +19,11 @@ FLOORS = [
     line.split()
     for line in """\
 errors slots rope registry budget clock
-score allocate reduce store when attention spans
+score allocate reduce store when attention spans kernels
 methods
 cache layer compress plan attach receipt report persistence context attention.interface
 models tasks metrics evaluation
+bench
 cli serve integrations""".splitlines()
 ]
 

@@ -1,0 +1,13 @@
+"""Fused kernels, each beside the plain torch that it must agree with: functions on tensors, for any engine.
+
+Nothing here is required: without Triton or a GPU the same functions compute the same by their references.
+"""
+
+from keepkv.kernels.assign import assign
+from keepkv.kernels.compact import compact
+from keepkv.kernels.decode import Decoded, decode
+from keepkv.kernels.dispatch import choose
+from keepkv.kernels.merge import Merged, merge_segments
+from keepkv.kernels.window import window_scores
+
+__all__ = ["Decoded", "Merged", "assign", "choose", "compact", "decode", "merge_segments", "window_scores"]

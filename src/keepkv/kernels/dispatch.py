@@ -1,0 +1,91 @@
+"""The one rule that decides what computes: the Triton kernel on a GPU that can run it, otherwise plain torch."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from keepkv.errors import KeepKVError, UnknownName, UnsupportedInput
+
+VARIABLE = "KEEPKV_KERNELS"  # environment: "auto", "triton" or "reference", where a call does not say
+BACKENDS = ("auto", "triton", "reference")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_HEAD_DIM = 256  # a tile of keys and one of values must fit into shared memory
+CAPABILITY = (8, 0)  # bfloat16 and asynchronous copies
+
+
+def choose(backend: str | None, *tensors: Tensor | None, computes: bool = True) -> str:
+    """``"triton"`` or ``"reference"`` for a computation on ``tensors``, whose last dimension is that of a head.
+
+    backend: "auto" takes Triton on CUDA tensors where nothing stands against it; "triton" insists, and raises
+    ``KeepKVError`` with what stands against it; None: what the environment variable ``KEEPKV_KERNELS`` says, else
+    "auto". Not ``computes``: slots are only moved, of any dtype and dimension. Tensors on the CPU are served by Triton
+    when that is asked for and its interpreter is switched on.
+    """
+    asked = backend or os.environ.get(VARIABLE) or "auto"
+    if asked not in BACKENDS:
+        raise UnknownName("kernel backend", asked, BACKENDS)
+    if asked == "reference":
+        return asked
+    given = [x for x in tensors if x is not None]
+    obstacle = _place(given, interpreted=asked == "triton" and interpreting()) or (_kind(given) if computes else None)
+    if asked == "triton" and obstacle:
+        raise KeepKVError(f"the Triton kernels were asked for, but {obstacle}. Use backend='auto' or 'reference'.")
+    return "reference" if obstacle else "triton"
+
+
+def interpreting() -> bool:
+    """Whether Triton was told to run kernels on the CPU, in Python; it must be before Triton is imported."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")
+
+
+def _place(tensors: list[Tensor], interpreted: bool) -> str | None:
+    """What in the place of ``tensors`` or the way of calling stands against Triton; None: nothing."""
+    device = tensors[0].device
+    if not (device.type == "cuda" or interpreted):
+        return f"the tensors are on {device}, not on a CUDA device (TRITON_INTERPRET=1 is not set either)"
+    if not _installed():
+        return "triton is not installed: pip install 'keepkv[triton]'"
+    if any(x.device != device for x in tensors):
+        return f"the tensors are on several devices: {', '.join(sorted({str(x.device) for x in tensors}))}"
+    if torch.compiler.is_compiling():
+        return "they have not been tried inside a compiled graph"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return "they have no backward: wrap the call in torch.no_grad()"
+    return _device(device) if device.type == "cuda" else None
+
+
+def _kind(tensors: list[Tensor]) -> str | None:
+    """What in the dtypes and shapes of ``tensors`` stands against Triton."""
+    dtypes = {x.dtype for x in tensors}
+    if not dtypes <= set(DTYPES):
+        return f"they take {', '.join(map(str, DTYPES))}, not {', '.join(map(str, dtypes - set(DTYPES)))}"
+    if len(dtypes) > 1:
+        return f"the tensors differ in dtype: {', '.join(sorted(map(str, dtypes)))}"
+    if (widest := max(x.shape[-1] for x in tensors)) > MAX_HEAD_DIM:
+        return f"they take head dimensions up to {MAX_HEAD_DIM}, not {widest}"
+    return None
+
+
+@lru_cache
+def _installed() -> bool:
+    return find_spec("triton") is not None
+
+
+@lru_cache
+def _device(device: torch.device) -> str | None:
+    if torch.version.hip is not None:
+        return "they have not been tried on ROCm"
+    if (capability := torch.cuda.get_device_capability(device)) < CAPABILITY:
+        return f"the device has compute capability {capability}, below {CAPABILITY}"
+    return None
+
+
+def check(condition: bool, message: str) -> None:
+    """``UnsupportedInput`` with ``message`` unless ``condition``."""
+    if not condition:
+        raise UnsupportedInput(message)
