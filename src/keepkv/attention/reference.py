@@ -48,6 +48,10 @@ def attend(
     """
     b, heads, t, _ = query.shape
     parts = list(parts)
+    if t == 1 and len(parts) == 1 and block is None:
+        done = _by_kernel(query, parts[0], scaling, softcap, sinks)
+        if done is not None:
+            return done
     wide_enough = query.dtype in (torch.float32, torch.float64) or parts[0].log_votes is None
     if t == 1 and len(parts) == 1 and softcap is None and sinks is None and wide_enough:
         return _fused(query, parts[0], scaling)
@@ -58,6 +62,17 @@ def attend(
         pieces = [_attend(q, parts, scaling, m, softcap, sinks) for q, m in zip(queries, blocks, strict=True)]
         return torch.cat(pieces, dim=2)
     return _attend(query, parts, scaling, block, softcap, sinks)
+
+
+def _by_kernel(query: Tensor, part: Part, scaling: float, softcap: float | None, sinks: Tensor | None) -> Tensor | None:
+    """One query per head by the fused kernel; None where it does not serve, as on the CPU."""
+    if torch.compiler.is_compiling():
+        return None
+    from keepkv import kernels  # here, since kernels build on the pieces, which build on this file
+
+    if kernels.choose(None, query, part.keys, part.values) == "reference":
+        return None
+    return kernels.decode(query[:, :, 0], *part, scaling=scaling, softcap=softcap, sinks=sinks).output[:, :, None]
 
 
 def _fused(query: Tensor, part: Part, scaling: float) -> Tensor:
