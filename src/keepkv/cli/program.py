@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from keepkv.cli.bench import bench
 from keepkv.cli.demo import demo
 from keepkv.cli.eval import evaluation
 from keepkv.cli.fidelity import fidelity
@@ -18,6 +19,6 @@ program = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, generate, methods, fidelity, report):
+for verb in (demo, generate, methods, fidelity, report, bench):
     program.command()(verb)
 program.command("eval")(evaluation)

@@ -1,0 +1,112 @@
+"""The three pictures of a sweep: latency and memory against context, throughput against batch; needs ``plots``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from keepkv.bench.rows import Row
+from keepkv.errors import KeepKVError
+
+Number = Callable[[Row], float | None]
+Band = Callable[[Row], tuple[float, float] | None]
+MIB = 1 << 20
+
+
+def need_matplotlib() -> None:
+    """Raises, before anything is measured, where pictures could not be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as missing:
+        raise KeepKVError("plots need matplotlib: pip install 'keepkv[plots]', or give --no-plots") from missing
+
+
+def draw(rows: Sequence[Row], into: Path, name: str = "bench") -> list[Path]:
+    """Writes ``name-latency.svg``, ``name-throughput.svg`` and ``name-memory.svg``; returns those with something in
+    them. A panel for each model and device; rows of overhead and failed ones are left out."""
+    from matplotlib import rc_context
+
+    from keepkv.evaluation.report.figures.look import LOOK
+
+    shown = [row for row in rows if row.kind == "sweep" and row.error is None]
+    pictures: dict[str, tuple[str, str, Number, Number, Band | None, Number | None]] = {
+        "latency": ("tokens of the context", "ms per decoded token, dotted: floor", _context, _decode, _spread, _floor),
+        "throughput": ("rows of the batch", "tokens per second", _batch, _throughput, None, None),
+        "memory": ("tokens of the context", "MiB of cache, dotted: peak while running", _context, _bytes, None, _peak),
+    }
+    written = []
+    with rc_context(LOOK):
+        for kind, picture in pictures.items():
+            if shown:
+                path = into / f"{name}-{kind}.svg"
+                path.write_text(_picture(shown, *picture), encoding="utf-8")
+                written.append(path)
+    return written
+
+
+def _picture(
+    rows: Sequence[Row], xlabel: str, ylabel: str, x: Number, y: Number, band: Band | None, dotted: Number | None
+) -> str:
+    from keepkv.evaluation.report.figures import svg
+    from keepkv.evaluation.report.figures.look import headed, legend, panels
+    from keepkv.evaluation.report.style import PALETTE
+
+    places = list(dict.fromkeys((row.model, row.device) for row in rows))
+    names = list(dict.fromkeys(map(name_of, rows)))
+    figure, axes = panels(len(places), 2, 5.2, 3.4)
+    for axis, place in zip(axes, places, strict=True):
+        for i, name in enumerate(names):
+            own = sorted(
+                (row for row in rows if (row.model, row.device) == place and name_of(row) == name),
+                key=lambda row: (x(row) or 0, row.batch or 0),
+            )
+            colour = PALETTE[i % len(PALETTE)]
+            axis.plot([x(row) for row in own], [y(row) for row in own], "o-", ms=3.5, color=colour, label=name)
+            if band is not None and all(map(band, own)):
+                low, high = zip(*(band(row) or (0, 0) for row in own), strict=True) if own else ((), ())
+                axis.fill_between([x(row) for row in own], low, high, color=colour, alpha=0.15, lw=0)
+            if dotted is not None:
+                axis.plot([x(row) for row in own], [dotted(row) for row in own], ":", lw=1, color=colour)
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel=xlabel, ylim=(0, None))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.set_title(", ".join(place), fontsize=7)
+    legend(figure, names)
+    return svg(headed(figure, ylabel))
+
+
+def name_of(row: Row) -> str:
+    """Contender with store and budget: a line of its own in a picture, a name in a table."""
+    return " ".join(str(part) for part in (row.label, row.store, row.budget) if part is not None)
+
+
+def _context(row: Row) -> float:
+    return row.context
+
+
+def _batch(row: Row) -> float | None:
+    return row.batch
+
+
+def _decode(row: Row) -> float | None:
+    return None if row.decode is None else row.decode.median * 1e3
+
+
+def _spread(row: Row) -> tuple[float, float] | None:
+    return None if row.decode is None else (row.decode.p20 * 1e3, row.decode.p80 * 1e3)
+
+
+def _floor(row: Row) -> float | None:
+    return row.floor and row.floor * 1e3
+
+
+def _throughput(row: Row) -> float | None:
+    return None if row.throughput is None else row.throughput.median
+
+
+def _bytes(row: Row) -> float | None:
+    return row.cache_bytes and row.cache_bytes / MIB
+
+
+def _peak(row: Row) -> float | None:
+    return None if row.peak_bytes is None or row.base_bytes is None else (row.peak_bytes - row.base_bytes) / MIB

@@ -1,0 +1,34 @@
+"""Runs a sweep: a row for everything asked for."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from keepkv.bench.block import Block
+from keepkv.bench.plan import Sweep, at, blocks, points
+from keepkv.bench.rows import Row
+from keepkv.bench.sources import Sources
+from keepkv.evaluation.environment import revision
+
+Step = Callable[[int, str], None]
+
+
+def run(sweep: Sweep, step: Step = lambda rows, what: None) -> Iterator[Row]:
+    """Measures ``sweep`` and yields its rows in order; what cannot be measured has a row that says why.
+
+    step: called with the number of rows finished and what comes next.
+    """
+    threads, commit = sweep.threads or torch.get_num_threads(), revision()
+    with tempfile.TemporaryDirectory() as scratch:
+        sources = Sources(Path(scratch), sweep)
+        for point in points(sweep):
+            for number, block in enumerate(blocks(at(point, sweep.contenders), sweep.together)):
+                step(0, "overhead" if point.overhead else f"{point.context} tokens")
+                rows = Block(sweep, point, sources, threads).measure(block)
+                yield from (replace(row, block=number, revision=commit) for row in rows)
+                step(len(block), "")

@@ -1,0 +1,119 @@
+"""Bytes of caches before they exist: which batch fits a cap, and whether a row fits the memory at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from keepkv.bench.contenders import QUANTISED, Contender, slots_asked
+from keepkv.budget import Budget
+from keepkv.errors import KeepKVError
+from keepkv.methods.base import METHODS, Method
+from keepkv.store.dense import SLACK
+from keepkv.store.packed import RESIDUAL
+
+GROUP, RECENT = 64, 128  # of transformers' quantised caches: values that share a scale, tokens in full precision
+POSITION, VOTE, STATISTIC = 4, 4, 4  # bytes per slot
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a cache of a model consists of. heads: KV heads; width: numbers in a key and a value together."""
+
+    layers: int
+    heads: int
+    width: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, config: Any, dtype: torch.dtype) -> Geometry:
+        """Raises for models whose layers do not all attend to every token, one key and value per head."""
+        text = config.get_text_config(decoder=True)
+        kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"} or getattr(text, "kv_lora_rank", None) or getattr(text, "sliding_window", None):
+            raise KeepKVError(
+                f"{type(text).__name__} has layers other than full attention: the bytes of its cache are not computed "
+                "beforehand. Give --batch instead of --cap."
+            )
+        query = text.num_attention_heads
+        head = getattr(text, "head_dim", None) or text.hidden_size // query
+        return cls(text.num_hidden_layers, getattr(text, "num_key_value_heads", query), 2 * head, dtype)
+
+    @property
+    def token(self) -> int:
+        """Bytes of one token in a plain cache."""
+        return self.layers * self.heads * self.width * self.dtype.itemsize
+
+
+def row_bytes(geometry: Geometry, contender: Contender, context: int, new: int) -> int:
+    """Bytes that one row holds after ``context`` tokens were read and ``new`` decoded, positions, votes, statistics and
+    slack included; of what adapts its budget to heads or layers, on average."""
+    if contender.library == "keepkv":
+        return _ours(geometry, contender, context, new)
+    if contender.library == "kvpress":
+        masked = contender.method == "adakv"  # what it removes is masked and stays
+        slots = context if masked else slots_asked(contender.budget, context)
+        return geometry.token * (slots + new)
+    if contender.method == "plain":
+        return geometry.token * (context + new)
+    bits = QUANTISED[contender.method][1]
+    if bits is None:
+        return geometry.layers * geometry.heads * geometry.width * (context + new)
+    numbers, scales = geometry.width * bits / 8, 2 * geometry.width / GROUP * geometry.dtype.itemsize
+    packed = geometry.layers * geometry.heads * (numbers + scales) * (context + new)
+    return round(packed) + geometry.token * min(RECENT, new)
+
+
+def _ours(geometry: Geometry, contender: Contender, context: int, new: int) -> int:
+    method: Method = METHODS.build(contender.method, **contender.options)
+    full = method.when.prefill is None and method.when.every is None
+    pinned = min(context, method.sinks + method.window)
+    slots = context if full else max(pinned, slots_asked(contender.budget, context))
+    new = new if method.when.every is None else min(new, method.when.every)
+    item, width = geometry.dtype.itemsize, geometry.width
+    beside = POSITION + VOTE * method.reduce.merges + STATISTIC * len(method.score.stats)
+    store = contender.store or method.store
+    store = ("flat" if method.allocate.ragged else "dense") if store == "auto" else store
+    if store == "dense":
+        mine = grown(slots, new) * (width * item + beside)
+    elif store == "flat":
+        mine = (slots + grown(0, new)) * (width * item + beside) + 8  # and its length
+    elif store == "int8":
+        recent = min(slots + new, 2 * RESIDUAL)
+        mine = (slots + new) * (width + 2 * item + beside) + grown(recent, 1) * (width * item + beside)
+    elif store == "static":
+        mine = contender.store_options.get("capacity", 4096) * (width * item + POSITION + VOTE + STATISTIC)
+    else:
+        raise KeepKVError(f"store {store!r}: what it takes is not computed beforehand. Give --batch instead of --cap.")
+    return geometry.layers * geometry.heads * mine
+
+
+def grown(slots: int, new: int) -> int:
+    """Columns that a dense store of ``slots`` has allocated after ``new`` tokens."""
+    capacity = slots
+    for length in range(slots, slots + new):
+        if length + 1 > capacity:
+            capacity = length + 1 + (max(SLACK, length // 16) if length else 0)
+    return capacity
+
+
+def read_cap(text: str, geometry: Geometry, context: int, new: int) -> int:
+    """Bytes of a cap: ``256MiB``, or ``plain@2``, what the plain cache takes at batch 2."""
+    kind, at, batch = text.partition("@")
+    if kind == "plain" and at and batch.isdecimal() and int(batch) > 0:
+        return geometry.token * (context + new) * int(batch)
+    cap = None if at else Budget.of(text).bytes
+    if cap is None:
+        raise KeepKVError(f"cap {text!r}: expected bytes such as '256MiB', or 'plain@N', the plain cache at batch N")
+    return cap
+
+
+def largest_batch(cap: int, row: int) -> int:
+    """Rows of ``row`` bytes that fit ``cap`` bytes; raises where not even one does."""
+    if row > cap:
+        raise KeepKVError(
+            f"one row takes {row:,} bytes, more than the cap of {cap:,}: give a larger cap or a smaller budget"
+        )
+    return cap // row

@@ -1,0 +1,205 @@
+"""``keepkv bench``: speed and memory, beside other libraries and beside what the memory's bandwidth allows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from transformers.utils import logging
+
+from keepkv.bench.contenders import Contender, peers
+from keepkv.bench.plan import Sweep, total
+from keepkv.bench.plots import draw, name_of, need_matplotlib
+from keepkv.bench.rows import Row, Spread, write
+from keepkv.bench.run import run
+from keepkv.bench.shapes import Shape
+from keepkv.budget import Budget
+from keepkv.cli import arguments
+from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, table
+from keepkv.errors import KeepKVError
+from keepkv.evaluation.rows import folder
+from keepkv.models import embedded_model
+from keepkv.store import STORES
+
+MIB = 1 << 20
+
+
+@one_line_errors
+def bench(
+    model: Annotated[
+        list[str] | None, typer.Option(help="Directory or Hub name. Repeatable; the embedded model if none.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Random weights: layers=4,hidden=1024,heads=16,kv_heads=4,head_dim=64,… Repeatable."),
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help="NAME or NAME:key=value,key=value. Repeatable.")
+    ] = None,
+    store: Annotated[
+        list[str] | None, typer.Option(help="auto, dense, flat, int8, static:capacity=N. Repeatable.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option("--budget", "-b", help="Share of the tokens (0.1), or slots per head. Repeatable."),
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option("--peer", "-p", help="plain, quanto-4, hqq-4, fp8, kvpress:METHOD …, or none. Repeatable."),
+    ] = None,
+    kvpress_python: Annotated[str | None, typer.Option(help="Python of the environment of kvpress 0.5.5.")] = None,
+    context: Annotated[list[int] | None, typer.Option("--context", "-c", help="Tokens read. Repeatable.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Rows at once. Repeatable.")] = None,
+    cap: Annotated[
+        str | None,
+        typer.Option(help="Memory for the cache: 2GiB, or plain@2, the plain cache at batch 2. The batch follows."),
+    ] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="cpu, cuda, cuda:1 …; a GPU where there is one. Repeatable.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto (the model's), float32, bfloat16, float16.")] = "auto",
+    new: Annotated[int, typer.Option(help="Tokens decoded in a turn.")] = 32,
+    repeats: Annotated[int, typer.Option(help="Turns of each row.")] = 5,
+    prefills: Annotated[int, typer.Option(help="Turns that read the prompt anew.")] = 3,
+    chunk: Annotated[int | None, typer.Option(help="Tokens of the prompt read at once; all if absent.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of torch, in every process.")] = None,
+    together: Annotated[int, typer.Option(help="Processes alive at once, which take turns.")] = 4,
+    overhead: Annotated[bool, typer.Option(help="Also rows of what Python costs per layer.")] = True,
+    plots: Annotated[bool, typer.Option(help="Pictures beside the files of --out.")] = False,
+    seed: Annotated[int, typer.Option(help="Of weights, tokens and methods that draw.")] = 0,
+    out: Annotated[str | None, typer.Option(help="Directory for bench.jsonl, bench.csv and pictures.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Measure reading, compressing and decoding, memory, and how far from the memory's bandwidth a token is.
+
+    Each row is a process of its own; rows at the same place take turns, so that what disturbs one disturbs all. The
+    floor is the time that a copy of the weights, slots and votes of a token takes: nothing can be faster.
+
+    \b
+    Examples:
+      keepkv bench
+      keepkv bench --shape layers=4,hidden=1024,heads=16,kv_heads=4 -m keepkv -m snapkv -b 0.1 -c 4096 -c 16384
+      keepkv bench --shape layers=8,hidden=1024,heads=16 --cap plain@2 -b 0.2 -c 4096 --store auto --store int8
+      keepkv bench --model Qwen/Qwen3-0.6B --device cuda --dtype bfloat16 --batch 1 --batch 8 --plots --out speed
+      keepkv bench -m adakv -p plain -p kvpress:adakv --kvpress-python kvpress-environment/bin/python
+    """
+    if plots:
+        need_matplotlib()
+        if out is None:
+            raise KeepKVError("--plots draws beside the files of --out: give --out DIRECTORY")
+    if cap is not None and batch:
+        raise KeepKVError("--cap decides the batch: give either --cap or --batch")
+    into = None if out is None else folder(out)
+    budgets: list[float | int | str] = [_budget(text) for text in budget or ("0.1",)]
+    ours = _ours(method or ["keepkv"], store or ["auto"], budgets)
+    asked = [name for name in peer or ["plain"] if name != "none"]
+    models: list[str | Shape] = [*(model or []), *map(Shape.read, shape or [])]
+    sweep = Sweep(
+        models=tuple(models or [embedded_model()]),
+        contenders=(*peers([name for name in asked if name == "plain"], budgets), *ours,
+                    *peers([name for name in asked if name != "plain"], budgets)),
+        contexts=tuple(context or (1024,)),
+        batches=tuple(batch or (1,)),
+        cap=cap,
+        devices=tuple(device or ("cuda" if torch.cuda.is_available() else "cpu",)),
+        dtype=dtype, new=new, repeats=repeats, prefills=prefills, chunk=chunk, threads=threads, together=together,
+        overhead=overhead, kvpress_python=kvpress_python, seed=seed,
+    )  # fmt: skip
+    logging.disable_progress_bar()
+    rows = []
+    with progress_rows(total(sweep)) as step:
+        for row in run(sweep, step):
+            rows.append(row)
+            if into is not None:
+                write(rows, into)  # what is measured is kept, whatever comes
+    if as_json:
+        print_json([row.to_dict() for row in rows])
+    else:
+        _show(rows)
+    if into is not None and plots:
+        draw(rows, into)
+    if into is not None and not as_json:
+        typer.echo(f"wrote {Path(into)}")
+    if failed := [row for row in rows if row.error]:
+        raise KeepKVError(f"{len(failed)} of {len(rows)} rows failed, e.g. {name_of(failed[0])}: {failed[0].error}")
+
+
+def _budget(text: str) -> float | int | str:
+    """As ``Budget`` reads it; what it cannot read is said in the row."""
+    try:
+        return Budget.of(text).value
+    except KeepKVError:
+        return text
+
+
+def _ours(methods: list[str], stores: list[str], budgets: list[float | int | str]) -> list[Contender]:
+    made = []
+    for text in methods:
+        try:
+            variant = arguments.variant(text)
+            one = Contender("keepkv", variant.method, options=variant.options)
+        except KeepKVError as error:
+            one = Contender("keepkv", text, error=str(error))
+        for layout in stores:
+            placed = _placed(one, layout)
+            made += [replace(placed, budget=None if one.method == "full" else budget) for budget in budgets]
+    return list({(one.label, one.store, str(one.store_options), str(one.budget)): one for one in made}.values())
+
+
+def _placed(one: Contender, layout: str) -> Contender:
+    name, _, rest = layout.partition(":")
+    if name == "auto":
+        return one
+    try:
+        STORES.factory(name)
+        values = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
+        return replace(one, store=name, store_options={key: int(value) for key, value in values.items()})
+    except (KeepKVError, ValueError) as error:
+        return replace(one, store=layout, error=one.error or f"store {layout!r}: {error}")
+
+
+def _show(rows: Sequence[Row]) -> None:
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.kind, row.model, row.device, row.context].append(row)
+    out = console()
+    for (kind, model, device, context), mine in groups.items():
+        title = "overhead of Python" if kind == "overhead" else f"{context:,} tokens"
+        out.print(f"\n[bold]{title}[/bold], {model}, {device} {mine[0].hardware}, {mine[0].dtype}")
+        last = "µs/layer" if kind == "overhead" else "peak"
+        made = table(
+            "", "rows", "read s", "comp. s", "ms/tok", "tok/s", "×plain", "×floor", "MiB", last,
+        )  # fmt: skip
+        for column in made.columns[1:]:
+            column.no_wrap = True
+        for row in mine:
+            peak = _number(row.per_layer, 1e6) if kind == "overhead" else _mib(row.peak_bytes)
+            numbers = (
+                str(row.batch or ""), _number(row.prefill), _number(row.compression), _number(row.decode, 1e3),
+                _number(row.throughput), _number(row.speedup), _number(row.over_floor),
+                _mib(row.cache_bytes), peak,
+            )  # fmt: skip
+            made.add_row(name_of(row), *(("failed",) if row.error else numbers))
+        out.print(made)
+        for row in mine:
+            if row.error:
+                out.print(f"{name_of(row)}: {row.error}", markup=False)
+    out.print(
+        "\nMedians. read: the prompt, compression included. ms/tok: a forward of all rows. ×plain: of the plain cache's"
+    )
+    out.print(
+        "tok/s. ×floor: 1 is as fast as memory copies what must be read. MiB: of the cache; peak: of the process."
+    )
+
+
+def _number(spread: Spread | None, scale: float = 1.0) -> str:
+    return "" if spread is None else f"{spread.median * scale:.4g}"
+
+
+def _mib(count: int | None) -> str:
+    return "" if count is None else f"{count / MIB:,.1f}"
