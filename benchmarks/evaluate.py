@@ -106,7 +106,7 @@ def join(parts: list[Path], out: Path) -> None:
     whole["parts"] = [{key: run[key] for key in ("tasks", "modes", "lengths", "budgets", "items")} for run in runs]
     (out / RUN).write_text(json.dumps(whole, indent=1) + "\n")
     for name in (ITEMS, SPEED, MAPS):
-        rows = [row for part in parts for row in read_lines(part / name)]
+        rows = [row for part in parts for row in read_lines(part, name)]
         if name == ITEMS:
             rows = [row | {"replies": []} for row in rows]
         if name == MAPS:  # a picture of each method is enough
@@ -115,8 +115,8 @@ def join(parts: list[Path], out: Path) -> None:
         with gzip.GzipFile(out / f"{name}.gz", "wb", mtime=0) as file:
             file.write("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows).encode())
     summarise(out)
-    cells = list(read_lines(out / CELLS))
-    items = list(read_lines(out / ITEMS))
+    cells = list(read_lines(out, CELLS))
+    items = list(read_lines(out, ITEMS))
     (out / "scores.md").write_text(tables(cells, whole))
     (out / "keepkv-modes.md").write_text(key_modes(items))
 

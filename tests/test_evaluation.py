@@ -168,7 +168,7 @@ def test_failed_items_are_counted_and_do_not_take_others_with_them(tmp_path: Any
         tasks._TASKS.pop(task.name)
     for cell in found:
         assert cell["n"] + cell["failed"] == 6 and 0 < cell["failed"] < 6, cell
-    assert len(list(read_lines(tmp_path / ITEMS))) == total(setup(items=6, budgets=(0.5,)))
+    assert len(list(read_lines(tmp_path, ITEMS))) == total(setup(items=6, budgets=(0.5,)))
 
 
 def test_a_task_that_does_not_fit_fails_for_every_method(tmp_path: Any, loaded: Any) -> None:
@@ -193,9 +193,7 @@ def test_wherever_a_run_is_cut_it_ends_the_same(tmp_path: Any, loaded: Any) -> N
         assert sorted((folder / "maps.jsonl").read_text().splitlines()) == sorted(
             whole["maps.jsonl"].decode().splitlines()
         )
-        assert len(list(read_lines(folder / "speed.jsonl"))) == len(
-            list(read_lines(tmp_path / "whole" / "speed.jsonl"))
-        )
+        assert len(list(read_lines(folder, "speed.jsonl"))) == len(list(read_lines(tmp_path / "whole", "speed.jsonl")))
 
 
 def test_a_killed_run_is_resumed(tmp_path: Any) -> None:

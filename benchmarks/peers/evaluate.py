@@ -233,7 +233,7 @@ def main() -> None:
     dtype = str(model.dtype).removeprefix("torch.")
     reference = Reference(arguments.kvpress_python, {"threads": arguments.threads, "dtype": dtype}, timeout=24 * 3600)
     key = ("task", "length", "mode", "budget", "seed", "method")
-    held = {tuple(row[k] for k in key): row for row in read_lines(arguments.run / ITEMS)}
+    held = {tuple(row[k] for k in key): row for row in read_lines(arguments.run, ITEMS)}
     rows: list[Record] = []
     speed: list[Record] = []
     verdicts: dict[str, list[tuple[bool, bool, bool]]] = {peer: [] for peer in ["full", *peers]}
@@ -243,7 +243,7 @@ def main() -> None:
         made = cases(setup, unit, build(tokenizer, setup, unit), held, peers)
         found, versions = run_peer(reference, model.name_or_path, setup.window or 16, made)
         new_items, new_speed = rows_of(tokenizer, made, found)
-        rows, speed = rows + new_items, speed + new_speed
+        rows, speed = rows + [row | {"versions": versions} for row in new_items], speed + new_speed
         for case in made:
             if not found[case.name].error:
                 outcome = found[case.name]

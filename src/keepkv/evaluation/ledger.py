@@ -69,13 +69,26 @@ class Ledger:
         return units
 
 
-def read_lines(path: Path) -> Iterator[Record]:
-    """The records of a file of JSON lines, or of the same file compressed (``.gz``); none where there is neither."""
-    packed = path.with_name(f"{path.name}.gz")
-    if not (path.exists() or packed.exists()):
-        return
-    with path.open(encoding="utf-8") if path.exists() else gzip.open(packed, "rt", encoding="utf-8") as file:
-        for line in file:
+def files(folder: Path, name: str) -> list[Path]:
+    """``items.jsonl`` and what peers add beside it (``items-kvpress.jsonl``), each as it is or compressed (``.gz``)."""
+    stem, _, suffix = name.rpartition(".")
+    plain = [folder / name, *sorted(folder.glob(f"{stem}-*.{suffix}"))]
+    packed = [folder / f"{name}.gz", *sorted(folder.glob(f"{stem}-*.{suffix}.gz"))]
+    return [path for path in plain if path.is_file()] + [
+        path for path in packed if path.is_file() and path.with_suffix("") not in plain
+    ]
+
+
+def text_of(path: Path) -> str:
+    """The text of a file that may be compressed."""
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+
+
+def read_lines(folder: Path, name: str) -> Iterator[Record]:
+    """The records of all ``files`` of that name."""
+    for path in files(folder, name):
+        for line in text_of(path).splitlines():
             yield json.loads(line)
 
 

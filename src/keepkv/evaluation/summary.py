@@ -23,15 +23,16 @@ def summarise(folder: Path) -> list[Record]:
         run = json.loads((folder / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise KeepKVError(f"{str(folder)!r} holds no evaluation: {error}") from error
-    items = [row for path in _files(folder, ITEMS) for row in read_lines(path)]
-    speed = [row for path in _files(folder, SPEED) for row in read_lines(path)]
+    items = list(read_lines(folder, ITEMS))
+    speed = list(read_lines(folder, SPEED))
     made_with = {"seed": run["seeds"], **run["environment"]}
-    found = [cell | made_with for cell in cells(items, speed)]
+    found = [made_with | cell for cell in cells(items, speed)]
     (folder / CELLS).write_text("".join(json.dumps(cell) + "\n" for cell in found), encoding="utf-8")
     if found:
         with (folder / CELLS).with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
             flat = [{**cell, **cell["versions"], "seed": " ".join(map(str, cell["seed"]))} for cell in found]
-            writer = csv.DictWriter(file, [key for key in flat[0] if key != "versions"], extrasaction="ignore")
+            columns = dict.fromkeys(key for row in flat for key in row if key != "versions")
+            writer = csv.DictWriter(file, list(columns), extrasaction="ignore")
             writer.writeheader()
             writer.writerows(flat)
     return found
@@ -76,7 +77,8 @@ def _cell(key: tuple[Any, ...], rows: list[Record], full: dict[tuple[Any, ...], 
         spent = sum(row[seconds] for row in times)
         cell[name] = sum(row[tokens] for row in times) / spent if spent else None
     errors = [row["error"] for row in rows if row["error"] is not None]
-    return cell | {"error": errors[0] if errors else None}
+    own = {"versions": rows[0]["versions"]} if "versions" in rows[0] else {}  # of a peer, in an environment of its own
+    return cell | {"error": errors[0] if errors else None} | own
 
 
 def _interval(name: str, values: list[float]) -> Record:
@@ -85,8 +87,3 @@ def _interval(name: str, values: list[float]) -> Record:
         return dict.fromkeys(names)
     found = bootstrap(values)
     return dict(zip(names, (found.mean, found.low, found.high), strict=True))
-
-
-def _files(folder: Path, name: str) -> list[Path]:
-    stem, suffix = name.rsplit(".", 1)
-    return [folder / name, *sorted(folder.glob(f"{stem}-*.{suffix}"))]

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from keepkv import tasks
-from keepkv.metrics import wilson
+from keepkv.evaluation.setup import FULL, HELD_OUT, Setup, Unit
+from keepkv.evaluation.unit import build, run
+from keepkv.metrics import bootstrap
 from keepkv.models import embedded_model
 
 LENGTHS = (512, 1024, 2048)
-HELD_OUT = 1_000_000  # seeds from here on are for evaluation
+LONGEST_REPLY = 96  # tokens of the context of a task whose replies are several times as long
 
 
 def evaluate(
@@ -20,25 +22,27 @@ def evaluate(
     names: Iterable[str],
     lengths: Iterable[int] = LENGTHS,
     questions: int = 200,
-    seed: int = HELD_OUT,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """One row per task and length: exact answers among at least ``questions`` questions, and the 95 % interval."""
+    """One row per task and length: the mean score over at least ``questions`` questions, the share that is right in
+    every part, and the 95 % bootstrap interval of the score over contexts."""
     rows = []
     for name in names:
         for length in lengths:
-            right = total = leaks = item = 0
-            while total < questions:
-                made = tasks.get(name).generate(tokenizer, length, seed + item)
-                scores = tasks.score_item(model, tokenizer, made)
-                right += sum(score.correct for score in scores)
-                leaks += sum(score.leaked for score in scores)
-                total += len(scores)
-                item += 1
-            low, high = wilson(right, total)
-            row = {"task": name, "length": length, "contexts": item, "questions": total, "right": right}
-            row |= {"accuracy": round(right / total, 4), "low": round(low, 4), "high": round(high, 4)}
-            rows.append(row | {"leaked": leaks})
+            decodes = tasks.get(name).decodes
+            setup = Setup("embedded", (name,), (), (1.0,), (min(length, LONGEST_REPLY) if decodes else length,))
+            found: list[dict[str, Any]] = []
+            while sum(len(item["scores"]) for item in found) < questions:
+                seeds = tuple(HELD_OUT + len(found) + i for i in range(setup.batch))
+                mode = "decode" if decodes else "agnostic"
+                unit = Unit(name, setup.lengths[0], mode, FULL, (1.0,), seeds, 0, False)
+                found += run(model, tokenizer, setup, unit, build(tokenizer, setup, unit)).items
+            scores = [score for item in found for score in item["scores"]]
+            mean = bootstrap([item["score"] for item in found])
+            row = {"task": name, "length": length, "contexts": len(found), "questions": len(scores)}
+            row |= {"score": round(mean.mean, 4), "low": round(mean.low or 0.0, 4), "high": round(mean.high or 1.0, 4)}
+            row |= {"right": round(sum(score == 1 for score in scores) / len(scores), 4)}
+            rows.append(row | {"leaked": sum(leaked for item in found for leaked in item["leaked"])})
             if report:
                 report(rows[-1])
     return rows
@@ -58,7 +62,6 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=trained, choices=list(tasks.names()))
     parser.add_argument("--lengths", type=int, nargs="*", default=list(LENGTHS))
     parser.add_argument("--questions", type=int, default=200, help="at least so many per task and length")
-    parser.add_argument("--seed", type=int, default=HELD_OUT)
     parser.add_argument("--out", type=Path, help="write the rows here as JSON")
     parser.add_argument("--threads", type=int, default=2)
     a = parser.parse_args()
@@ -68,17 +71,17 @@ def main() -> None:
     console = Console()
     with console.status("evaluating"):
         rows = evaluate(
-            model, tokenizer, a.tasks, a.lengths, a.questions, a.seed,
-            report=lambda row: console.log(f"{row['task']} {row['length']}: {row['accuracy']:.3f}"),
+            model, tokenizer, a.tasks, a.lengths, a.questions,
+            report=lambda row: console.log(f"{row['task']} {row['length']}: {row['score']:.3f}"),
         )  # fmt: skip
     table = Table("task", *(f"{length} tokens" for length in a.lengths))
     for name in a.tasks:
-        cells = [f"{r['accuracy']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for r in rows if r["task"] == name]
+        cells = [f"{r['score']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for r in rows if r["task"] == name]
         table.add_row(name, *cells)
     console.print(table)
     if a.out:
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        found = {"seed": a.seed, "cache": "full", "versions": versions, "rows": rows}
+        found = {"seed": HELD_OUT, "cache": "full", "versions": versions, "rows": rows}
         a.out.write_text(json.dumps(found, indent=1) + "\n")
 
 

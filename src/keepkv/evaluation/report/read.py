@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from keepkv.errors import KeepKVError
+from keepkv.evaluation.ledger import files, text_of
 
 T = TypeVar("T")
 Mode = Literal["agnostic", "aware", "decode"]
@@ -181,7 +182,7 @@ def read(directory: str | Path) -> Evaluation:
         raise ReportError(
             f"{str(where)!r} is not a directory; give the one that an evaluation wrote (keepkv eval --out)"
         )
-    missing = [name for name in ("run.json", "cells.jsonl", "items.jsonl") if not _files(where, name)]
+    missing = [name for name in ("run.json", "cells.jsonl", "items.jsonl") if not files(where, name)]
     if missing:
         raise ReportError(
             f"{str(where)!r} has no {' and no '.join(missing)}: it is not an evaluation's, or the evaluation has not "
@@ -221,8 +222,8 @@ def _check(found: Evaluation) -> None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return text_of(path)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ReportError(f"cannot read {str(path)!r} as UTF-8 text: {error}") from error
 
 
@@ -236,17 +237,10 @@ def _parse(text: str, where: str) -> Any:
         ) from error
 
 
-def _files(where: Path, name: str) -> list[Path]:
-    """``items.jsonl`` and, beside it, what peers add: ``items-kvpress.jsonl``."""
-    stem, _, suffix = name.rpartition(".")
-    found = [where / name, *(sorted(where.glob(f"{stem}-*.{suffix}")) if stem in ("items", "speed", "maps") else ())]
-    return [path for path in found if path.is_file()]
-
-
 def _rows(kind: type[T], where: Path, name: str) -> list[T]:
     """One for each line that is not empty; none where there is no such file."""
     found: list[T] = []
-    for path in _files(where, name):
+    for path in files(where, name):
         for number, line in enumerate(_text(path).split("\n"), 1):
             if line.strip():
                 here = f"{path.name}, line {number}"
