@@ -121,7 +121,8 @@ def _show(cells: list[dict[str, Any]]) -> None:
                 _span(cell["minus_full_low"], cell["minus_full_high"]), str(cell["n"]),
             )  # fmt: skip
         out.print(made)
-    out.print("\nText of our own, shaped like RULER's tasks: not to be compared with published RULER numbers.")
+    if any(task in known_tasks.names() for task, _, _ in groups):
+        out.print("\nText of our own, shaped like RULER's tasks: not to be compared with published RULER numbers.")
     out.print("ratio: bytes kept / bytes of a plain cache. − full: paired difference to the full cache, same items.")
 
 
