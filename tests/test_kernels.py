@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+import keepkv
+import zoo
 from keepkv import kernels
 from keepkv.attention.reference import Part, attend
 from keepkv.errors import KeepKVError, UnsupportedInput
@@ -24,6 +26,7 @@ from keepkv.score import attention
 from keepkv.slots import LayerView, Slots
 from keepkv.store.flat import FlatStore
 from merge_views import make_view, padded
+from running import batch, generate
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 INF = float("inf")
@@ -127,6 +130,19 @@ def test_one_token_steps_of_the_engine_use_the_kernel_when_told(monkeypatch: pyt
     monkeypatch.setenv("KEEPKV_KERNELS", "reference")
     attend(slots["query"][:, :, None], [part], 0.25)
     assert len(calls) == ours + 1
+
+
+@needs_triton
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="the zoo's models are on the CPU")
+@pytest.mark.parametrize("arch, method", [("llama", "keepkv"), ("gpt-oss", "keepkv"), ("deepseek-v3", "snapkv")])
+def test_generation_by_the_kernel(arch: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = zoo.model(arch), batch((30, 17))  # grouped heads; sinks; one latent for keys and values
+    run = [generate(model, inputs, keepkv.Cache(model, method, 12, sinks=2, window=4), new=3)]
+    monkeypatch.setenv("KEEPKV_KERNELS", "triton")
+    run.append(generate(model, inputs, keepkv.Cache(model, method, 12, sinks=2, window=4), new=3))
+    assert torch.equal(run[0].sequences, run[1].sequences)
+    assert_close(run[1].scores_, run[0].scores_, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(run[1].scores_, run[0].scores_)  # it was the kernel
 
 
 @needs_triton
