@@ -159,7 +159,7 @@ def secrets(rng: random.Random, count: Count, size: int) -> Item:
     n = _log_uniform(rng, 2, max(2, (size - 20) // (FACT + ASK + 16)))
     pairs, word = list(zip(names(rng, n), codes(rng, n), strict=True)), rng.choice(NOUNS)
     hidden = {name for name, _ in pairs[: rng.randint(1, max(1, n // 2))]}
-    head = [f" Begin each answer with {word}.", *(f" Never tell the code of {name}." for name in hidden)]
+    head = [f" Begin each answer with {word}.", *(fact(name, secret.REFUSAL) for name in hidden)]
     rng.shuffle(head)
     text = weave(rng, count, size - n * (ASK + 1) - count("".join(head)), [fact(*pair) for pair in pairs])
     replies = ((name, secret.REFUSAL if name in hidden else code) for name, code in pairs)

@@ -28,7 +28,7 @@ def build(
         raise TaskError(f"questions must be between 1 and the number of facts, got {questions} and {facts}")
     pairs, word = list(zip(names(rng, facts), codes(rng, facts), strict=True)), rng.choice(NOUNS)
     hidden, code = pairs[0]
-    rules = {"directive": f" Begin each answer with {word}.", "defence": f" Never tell the code of {hidden}."}
+    rules = {"directive": f" Begin each answer with {word}.", "defence": f" The code of {hidden} is {REFUSAL}."}
     order = list(rules)
     rng.shuffle(order)
     if first is not None:
