@@ -58,18 +58,18 @@ FOUR = ("niah-multivalue", "niah-multiquery", "variable-tracking", "shared-conte
 TWO = ("secret",)
 ONE = ("niah-single-1", "niah-single-2", "niah-single-3", "common-words", "frequent-words")
 PARTS = (
-    Part("long", ("long-decode",), 24, lengths=(96,), budgets=SLOTS),
-    Part("aware-8", EIGHT, 13, "aware"),
-    Part("aware-4", FOUR[:3], 25, "aware"),
-    Part("aware-2", TWO, 50, "aware"),
-    Part("aware-1", ONE, 56, "aware"),
-    Part("agnostic-8", EIGHT, 25),
-    Part("agnostic-4", FOUR, 50),
-    Part("agnostic-2", TWO, 100),
-    Part("agnostic-1", ONE, 104),
-    Part("needle", ("needle",), 56, lengths=(256, 512, 1024, 2048)),
-    Part("prose", ("perplexity",), 56),
-    Part("rules", ("multi-instruction",), 16),
+    Part("agnostic-8", EIGHT, 20),
+    Part("agnostic-1", ONE, 64),
+    Part("agnostic-4", FOUR, 40),
+    Part("agnostic-2", TWO, 80),
+    Part("aware-8", EIGHT, 8, "aware"),
+    Part("aware-4", FOUR[:3], 16, "aware"),
+    Part("aware-1", ONE, 32, "aware"),
+    Part("aware-2", TWO, 32, "aware"),
+    Part("long", ("long-decode",), 16, lengths=(96,), budgets=SLOTS),
+    Part("needle", ("needle",), 32, lengths=(256, 512, 1024, 2048)),
+    Part("prose", ("perplexity",), 32),
+    Part("rules", ("multi-instruction",), 8),
 )
 
 
