@@ -23,7 +23,7 @@ from keepkv.evaluation.leakage_rows import Outcome, append, key_of, load, row_of
 from keepkv.metrics.rank import spearman
 from keepkv.tasks.secret import probed
 
-REMOVED = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
+REMOVED = (0.0, 0.1, 0.3, 0.45, 0.7, 0.9)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_rows_say_all_that_a_report_reads(scripted):
 # --- how it is measured ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["none", "fair", "protect", "lambda=0.5"])
+@pytest.mark.parametrize("how", ["none", "fair", "fair-global", "protect", "lambda=0.5"])
 @pytest.mark.parametrize("method", ["snapkv", "keydiff"])
 def test_a_batch_is_its_prompts_one_by_one_compressed_as_they_are_read(loaded, items, method, how):
     model, tokenizer = loaded
@@ -224,6 +224,9 @@ def test_a_broken_file_is_refused(tmp_path):
 def test_a_wrong_method_fails_before_anything_is_measured(loaded, items):
     with pytest.raises(KeepKVError, match="snapkv"):
         next(study(*loaded, {"x": items[:1]}, ["snapvk"]))
+    for how in ("unfair", "lambda=x"):
+        with pytest.raises(KeepKVError, match="supported"):
+            next(study(*loaded, {"x": items[:1]}, ["snapkv"], spans=[how]))
 
 
 def test_nothing_removed_is_the_full_cache(loaded, items):

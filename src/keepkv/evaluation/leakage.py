@@ -17,6 +17,7 @@ from torch import Tensor
 
 from keepkv.budget import Budget
 from keepkv.cache import Cache
+from keepkv.errors import KeepKVError
 from keepkv.evaluation import environment
 from keepkv.evaluation.asking import Asked, encode, probability, read, reply, rows_of
 from keepkv.evaluation.leakage_rows import Key, Outcome, Row, row_of
@@ -82,17 +83,22 @@ def prompt_of(tokenizer: Any, item: Item) -> Prompt:
 
 
 def policy(prompts: Sequence[Prompt], spans: str) -> SpanPolicy | None:
-    """How ``spans`` treats the rules of each prompt: "none", "protect" the defence, "fair" shares for every rule, or
-    "lambda=…" of the way to fair ones. Where the budget cannot hold a defence, it is cut to the budget."""
+    """How ``spans`` treats the rules of each prompt: "none", "protect" the defence, "fair" shares for every rule,
+    "lambda=…" of the way to fair ones, or "fair-global": fair shares by the method's scores as they are, not by the
+    rule's own queries. Where the budget cannot hold a defence, it is cut to the budget. Raises ``KeepKVError``."""
     if spans == "none":
         return None
+    part = spans.removeprefix("lambda=")
+    if spans not in ("fair", "fair-global", "protect") and (part == spans or not part.replace(".", "", 1).isdigit()):
+        raise KeepKVError(f"spans {spans!r}: supported are none, fair, fair-global, protect and lambda=… from 0 to 1")
     modes = {"defence": "protect"} if spans == "protect" else dict.fromkeys(RULES, "fair")
     rows = [
         [Span(start, end, mode=mode) for kind, mode in modes.items() for start, end in prompt.of_kind(kind)]
         for prompt in prompts
     ]
-    share = float(spans.removeprefix("lambda=")) if spans.startswith("lambda=") else 1.0
-    return SpanPolicy(rows, fair_lambda=share, on_overflow="trim")
+    share = float(part) if part != spans else 1.0
+    scoring = "global" if spans == "fair-global" else "span"
+    return SpanPolicy(rows, fair_lambda=share, on_overflow="trim", scoring=scoring)
 
 
 def generated(
@@ -138,6 +144,8 @@ def study(
     run = _Run(model, tokenizer, seed, likelihood, speak, batch, OPTIONS if options is None else options)
     for method in methods:
         Cache(model, method, 0.5, **run.options.get(method, {}))  # a wrong name or option fails before anything is run
+    for how in spans:
+        policy([], how)
     shares = [share for share in removed if share > 0]
     for order, chosen in items.items():
         prompts = [prompt_of(tokenizer, item) for item in chosen]
