@@ -28,11 +28,14 @@ def fidelity(
     text: Annotated[str | None, typer.Option(help="Text file; - for stdin; the shipped document if absent.")] = None,
     model: Annotated[str | None, typer.Option(help="Directory or Hub name; the embedded model if absent.")] = None,
     method: Annotated[
-        list[str] | None, typer.Option("--method", "-m", help="NAME or NAME:key=value,key=value. Repeatable.")
+        list[str] | None,
+        typer.Option("--method", "--methods", "-m", help="NAME or NAME:key=value,key=value. Repeatable."),
     ] = None,
     budget: Annotated[
         list[str] | None,
-        typer.Option("--budget", "-b", help="Share of the tokens (0.1), slots per head (512) or bytes. Repeatable."),
+        typer.Option(
+            "--budget", "--budgets", "-b", help="Share of the tokens (0.1), slots per head (512) or bytes. Repeatable."
+        ),
     ] = None,
     segments: Annotated[int, typer.Option(min=1, help="Stretches of the text, each a sample.")] = 8,
     context: Annotated[int, typer.Option(min=1, help="Tokens of a segment that are compressed.")] = 384,
