@@ -33,7 +33,6 @@ class _Entry:
     contender: Contender
     row: Row
     session: Session | None = None
-    need: int = 0
     turns: list[dict[str, Any]] = field(default_factory=list)
 
     def fail(self, error: KeepKVError) -> None:
@@ -49,17 +48,17 @@ class _Entry:
 class Block:
     """The contenders of one block at one point."""
 
-    def __init__(self, sweep: Sweep, point: Point, models: Sources, threads: int) -> None:
+    def __init__(self, sweep: Sweep, point: Point, sources: Sources, threads: int) -> None:
         self.sweep, self.point, self.threads = sweep, point, threads
-        self.models = models
-        self.bandwidths: list[float] = []
+        self.sources = sources
+        self.bandwidths: list[tuple[float, float]] = []  # of a copy, and of reading
 
     def measure(self, block: tuple[Contender, ...]) -> list[Row]:
         """A row for each contender, in order."""
         entries = [_Entry(one, self._empty(one)) for one in block]
         try:
             device = probe.open_device(self.point.device)
-            model = self.models.get(self.point)
+            model = self.sources.get(self.point)
         except KeepKVError as error:
             for entry in entries:
                 entry.fail(error)
@@ -72,7 +71,9 @@ class Block:
             for entry in entries:
                 self._try(entry, self._loaded)
             for turn in range(self.sweep.repeats):
-                self.bandwidths.append(probe.bandwidth(device, self.threads, self.sweep.probe))
+                if all(entry.session is None for entry in entries):
+                    break
+                self.bandwidths.append(probe.bandwidths(device, self.threads, self.sweep.probe))
                 for entry in entries:
                     self._try(entry, self._turn, turn < self.sweep.prefills)
         return [entry.row if entry.row.error else self._row(entry, entries) for entry in entries]
@@ -168,7 +169,7 @@ class Block:
     def _row(self, entry: _Entry, entries: list[_Entry]) -> Row:
         turns, row = entry.turns, entry.row
         assert row.batch is not None and row.weight_bytes is not None
-        weights, bandwidth = row.weight_bytes, median(self.bandwidths)
+        weights, (bandwidth, reading) = row.weight_bytes, map(median, zip(*self.bandwidths, strict=True))
         floors = [floor.seconds(weights, x["slot_bytes"], x["vote_bytes"], bandwidth) for x in turns]
         decode = [x["decode"] for x in turns]
         throughput = [row.batch / x for x in decode]
@@ -187,6 +188,7 @@ class Block:
             over_floor=Spread.of([x / least for x, least in zip(decode, floors, strict=True)]),
             floor=median(floors),
             bandwidth=bandwidth,
+            read_bandwidth=reading,
             slot_bytes=round(median(x["slot_bytes"] for x in turns)),
             vote_bytes=round(median(x["vote_bytes"] for x in turns)),
             cache_bytes=first["bytes"],
@@ -202,7 +204,7 @@ class Block:
 
     def _plain_bytes(self, row: Row) -> int | None:
         try:
-            model = self.models.get(self.point)
+            model = self.sources.get(self.point)
             geometry = sizes.Geometry.of(model.config, model.dtype)
         except KeepKVError:
             return None

@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, QuantizedCache
 from transformers.utils import logging
 
-import keepkv
 from keepkv.bench import floor
 from keepkv.bench.contenders import QUANTISED
 from keepkv.bench.turns import Runner, Turns, now, serve
+from keepkv.cache import Cache
 from keepkv.evaluation.environment import versions
 from keepkv.evaluation.memory import Peak
 from keepkv.layer import Layer
@@ -29,9 +29,9 @@ class Ours(Runner):
         self.spec = spec
         self.seconds = 0.0
 
-    def start(self) -> keepkv.Cache:
+    def start(self) -> Cache:
         spec = self.spec
-        cache = keepkv.Cache(
+        cache = Cache(
             self.model, spec["method"], spec["budget"], store=spec["store"], store_options=spec["store_options"],
             seed=spec["seed"], **self.options,
         )  # fmt: skip

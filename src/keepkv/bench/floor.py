@@ -1,4 +1,4 @@
-"""The floor: bytes that every implementation must move for a decoded token, and how long memory takes for them."""
+"""The floor: bytes that every implementation must read for a decoded token, and how long memory takes for them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from keepkv.errors import UnsupportedModel
 from keepkv.layer import Layer
 
 CONTENT, VOTES = ("keys", "values"), "log_votes"
@@ -17,10 +18,15 @@ def weight_bytes(config: Any, dtype: torch.dtype, batch: int) -> int:
     """Bytes of weights that one forward of ``batch`` tokens reads at least.
 
     Every parameter once, but of an input embedding that is not also the output's only one row per token, and of a
-    mixture of experts as many experts as one token uses. Built from ``config`` without allocating weights.
+    mixture of experts as many as one token uses. Built from ``config`` without allocating weights.
     """
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            model: nn.Module = AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise UnsupportedModel(
+            f"{type(config).__name__} is not the configuration of a causal language model"
+        ) from error
     text = config.get_text_config(decoder=True)
     experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None)
     share = getattr(text, "num_experts_per_tok", experts) / experts if experts else 1.0

@@ -98,6 +98,13 @@ def blocks(contenders: Sequence[Contender], together: int) -> list[tuple[Contend
     return [(*reference, *part) for part in parts]
 
 
+def by_budget(contenders: Sequence[Contender]) -> tuple[Contender, ...]:
+    """In order of their first budgets, those without one first: equal budgets fall into one block where they can."""
+    order = list(dict.fromkeys(str(one.budget) for one in contenders if one.budget is not None))
+    place = {"None": -1} | {budget: i for i, budget in enumerate(order)}
+    return tuple(sorted(contenders, key=lambda one: place[str(one.budget)]))
+
+
 def at(point: Point, contenders: Sequence[Contender]) -> tuple[Contender, ...]:
     """Those to compare at ``point``: where only overhead counts, every budget is the same small number of slots."""
     if not point.overhead:

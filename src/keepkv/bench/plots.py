@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 from keepkv.bench.rows import Row
 from keepkv.errors import KeepKVError
@@ -29,11 +30,13 @@ def draw(rows: Sequence[Row], into: Path, name: str = "bench") -> list[Path]:
     from keepkv.evaluation.report.figures.look import LOOK
 
     shown = [row for row in rows if row.kind == "sweep" and row.error is None]
-    pictures: dict[str, tuple[str, str, Number, Number, Band | None, Number | None]] = {
-        "latency": ("tokens of the context", "ms per decoded token, dotted: floor", _context, _decode, _spread, _floor),
-        "throughput": ("rows of the batch", "tokens per second", _batch, _throughput, None, None),
-        "memory": ("tokens of the context", "MiB of cache, dotted: peak while running", _context, _bytes, None, _peak),
-    }
+    pictures: dict[str, tuple[str, str, Number, Number, Number, Band | None, Number | None]] = {
+        "latency": ("tokens of the context", "ms per decoded token, dotted: floor", _context, _decode, _batch, _spread,
+                    _floor),
+        "throughput": ("rows of the batch", "tokens per second", _batch, _throughput, _context, None, None),
+        "memory": ("tokens of the context", "MiB of cache, dotted: peak while running", _context, _bytes, _batch, None,
+                   _peak),
+    }  # fmt: skip
     written = []
     with rc_context(LOOK):
         for kind, picture in pictures.items():
@@ -45,32 +48,44 @@ def draw(rows: Sequence[Row], into: Path, name: str = "bench") -> list[Path]:
 
 
 def _picture(
-    rows: Sequence[Row], xlabel: str, ylabel: str, x: Number, y: Number, band: Band | None, dotted: Number | None
+    rows: Sequence[Row],
+    xlabel: str,
+    ylabel: str,
+    x: Number,
+    y: Number,
+    other: Number,
+    band: Band | None,
+    dotted: Number | None,
 ) -> str:
+    """other: what else varies; each of its values has a line of its own, except batches that a cap decided."""
     from keepkv.evaluation.report.figures import svg
     from keepkv.evaluation.report.figures.look import headed, legend, panels
     from keepkv.evaluation.report.style import PALETTE
 
+    several = len({other(row) for row in rows if row.cap is None}) > 1
+    word = "rows" if other is _batch else "tokens"
+
+    def line(row: Row) -> str:
+        return name_of(row) + (f", {other(row):,.0f} {word}" if several and row.cap is None else "")
+
     places = list(dict.fromkeys((row.model, row.device) for row in rows))
-    names = list(dict.fromkeys(map(name_of, rows)))
+    names = list(dict.fromkeys(map(line, rows)))
     figure, axes = panels(len(places), 2, 5.2, 3.4)
     for axis, place in zip(axes, places, strict=True):
         for i, name in enumerate(names):
-            own = sorted(
-                (row for row in rows if (row.model, row.device) == place and name_of(row) == name),
-                key=lambda row: (x(row) or 0, row.batch or 0),
-            )
-            colour = PALETTE[i % len(PALETTE)]
-            axis.plot([x(row) for row in own], [y(row) for row in own], "o-", ms=3.5, color=colour, label=name)
-            if band is not None and all(map(band, own)):
-                low, high = zip(*(band(row) or (0, 0) for row in own), strict=True) if own else ((), ())
-                axis.fill_between([x(row) for row in own], low, high, color=colour, alpha=0.15, lw=0)
+            mine = [row for row in rows if (row.model, row.device) == place and line(row) == name]
+            # The plain cache is in every block: its first measurement is drawn.
+            own = sorted({x(row): row for row in reversed(mine)}.values(), key=lambda row: x(row) or 0)
+            at, colour = [x(row) for row in own], PALETTE[i % len(PALETTE)]
+            axis.plot(at, [y(row) for row in own], "o-", ms=3.5, color=colour, label=name)
+            if band is not None and (spreads := [found for row in own if (found := band(row))]):
+                axis.fill_between(at, *zip(*spreads, strict=True), color=colour, alpha=0.15, lw=0)
             if dotted is not None:
-                axis.plot([x(row) for row in own], [dotted(row) for row in own], ":", lw=1, color=colour)
+                axis.plot(at, [dotted(row) for row in own], ":", lw=1, color=colour)
         axis.set_xscale("log", base=2)
         axis.set(xlabel=xlabel, ylim=(0, None))
         axis.xaxis.set_major_formatter("{x:,.0f}")
-        axis.set_title(", ".join(place), fontsize=7)
+        axis.set_title("\n".join(wrap(",".join(place).replace(",", ", "), 50)), fontsize=7)
     legend(figure, names)
     return svg(headed(figure, ylabel))
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -13,25 +15,32 @@ from keepkv.bench.turns import now
 from keepkv.errors import KeepKVError
 
 BUFFER = 256 << 20  # bytes copied at once: far more than any cache of a processor holds
-COPIES = 5
+TIMES = 5
 
 
-def bandwidth(device: torch.device, threads: int, buffer: int = BUFFER) -> float:
-    """Bytes per second moved by a copy within the memory of ``device``: each byte counts twice, read and written."""
+def bandwidths(device: torch.device, threads: int, buffer: int = BUFFER) -> tuple[float, float]:
+    """Bytes per second of a copy within the memory of ``device``, each byte counted twice, read and written; and of a
+    sum, which only reads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         source = torch.ones(buffer // 4, dtype=torch.float32, device=device)
         target = torch.empty_like(source)
-        target.copy_(source)  # touches every page
-        taken = []
-        for _ in range(COPIES):
-            started = now(device)
-            target.copy_(source)
-            taken.append(now(device) - started)
-        return 2 * source.numel() * source.element_size() / median(taken)
+        copy = _seconds(device, lambda: target.copy_(source))
+        read = _seconds(device, source.sum)
     finally:
         torch.set_num_threads(before)
+    return 2 * source.nbytes / copy, source.nbytes / read
+
+
+def _seconds(device: torch.device, act: Callable[[], Any]) -> float:
+    """Median of a few times, after a first one that touches every page."""
+    taken = []
+    for _ in range(TIMES + 1):
+        started = now(device)
+        act()
+        taken.append(now(device) - started)
+    return median(taken[1:])
 
 
 def open_device(name: str) -> torch.device:

@@ -48,7 +48,8 @@ class Row:
     cache_bytes, full_bytes, ratio: after decoding, of this cache, of a plain one, and their quotient. slots: mean per
     head. peak_bytes, base_bytes: most memory while reading and decoding, and memory before it, model included.
     weight_bytes, slot_bytes, vote_bytes: what a forward must read at least; bandwidth: of a copy, median over the turns
-    of the block; floor: the quotient. over_floor: decode / floor. per_layer: decode / layers, in rows of overhead.
+    of the block; floor: the quotient. read_bandwidth: of reading alone. over_floor: decode / floor. per_layer: decode /
+    layers, in rows of overhead.
     error: why there are no numbers.
     """
 
@@ -82,6 +83,7 @@ class Row:
     over_floor: Spread | None = None
     floor: float | None = None
     bandwidth: float | None = None
+    read_bandwidth: float | None = None
     weight_bytes: int | None = None
     slot_bytes: int | None = None
     vote_bytes: int | None = None

@@ -67,7 +67,10 @@ def row_bytes(geometry: Geometry, contender: Contender, context: int, new: int) 
 
 
 def _ours(geometry: Geometry, contender: Contender, context: int, new: int) -> int:
-    method: Method = METHODS.build(contender.method, **contender.options)
+    try:
+        method: Method = METHODS.build(contender.method, **contender.options)
+    except TypeError as error:
+        raise KeepKVError(f"method {contender.method!r}: {error}") from error
     full = method.when.prefill is None and method.when.every is None
     pinned = min(context, method.sinks + method.window)
     slots = context if full else max(pinned, slots_asked(contender.budget, context))
@@ -81,8 +84,10 @@ def _ours(geometry: Geometry, contender: Contender, context: int, new: int) -> i
     elif store == "flat":
         mine = (slots + grown(0, new)) * (width * item + beside) + 8  # and its length
     elif store == "int8":
-        recent = min(slots + new, 2 * RESIDUAL)
-        mine = (slots + new) * (width + 2 * item + beside) + grown(recent, 1) * (width * item + beside)
+        exact = min(slots, RESIDUAL)
+        recent = min(exact + new, 2 * RESIDUAL)
+        mine = (slots + new - recent) * (width + 2 * item + beside)
+        mine += grown(exact, recent - exact) * (width * item + beside)
     elif store == "static":
         mine = contender.store_options.get("capacity", 4096) * (width * item + POSITION + VOTE + STATISTIC)
     else:
@@ -104,7 +109,10 @@ def read_cap(text: str, geometry: Geometry, context: int, new: int) -> int:
     kind, at, batch = text.partition("@")
     if kind == "plain" and at and batch.isdecimal() and int(batch) > 0:
         return geometry.token * (context + new) * int(batch)
-    cap = None if at else Budget.of(text).bytes
+    try:
+        cap = Budget.of(text).bytes
+    except KeepKVError:
+        cap = None
     if cap is None:
         raise KeepKVError(f"cap {text!r}: expected bytes such as '256MiB', or 'plain@N', the plain cache at batch N")
     return cap

@@ -13,7 +13,7 @@ import typer
 from transformers.utils import logging
 
 from keepkv.bench.contenders import Contender, peers
-from keepkv.bench.plan import Sweep, total
+from keepkv.bench.plan import Sweep, by_budget, total
 from keepkv.bench.plots import draw, name_of, need_matplotlib
 from keepkv.bench.rows import Row, Spread, write
 from keepkv.bench.run import run
@@ -78,7 +78,7 @@ def bench(
     """Measure reading, compressing and decoding, memory, and how far from the memory's bandwidth a token is.
 
     Each row is a process of its own; rows at the same place take turns, so that what disturbs one disturbs all. The
-    floor is the time that a copy of the weights, slots and votes of a token takes: nothing can be faster.
+    floor is the time that memory takes for the weights, slots and votes of a token, at the speed at which it copies.
 
     \b
     Examples:
@@ -101,8 +101,7 @@ def bench(
     models: list[str | Shape] = [*(model or []), *map(Shape.read, shape or [])]
     sweep = Sweep(
         models=tuple(models or [embedded_model()]),
-        contenders=(*peers([name for name in asked if name == "plain"], budgets), *ours,
-                    *peers([name for name in asked if name != "plain"], budgets)),
+        contenders=by_budget([*ours, *peers(asked, budgets)]),
         contexts=tuple(context or (1024,)),
         batches=tuple(batch or (1,)),
         cap=cap,

@@ -1,0 +1,186 @@
+"""What a decoded token, a prompt and a cache cost: every sweep behind docs/speed.md, in one command.
+
+    python benchmarks/speed.py                                            # all parts, hours on two cores
+    python benchmarks/speed.py --kvpress-python ../kvpress-environment/bin/python
+    python benchmarks/speed.py --parts flat cap --threads 2
+    python benchmarks/speed.py --quick --out /tmp/speed                   # the same on a toy, to see that it runs
+
+Run it on a machine that does nothing else. Each part writes PART.jsonl, PART.csv and pictures to ``--out``; speed.md is
+made of all parts that lie there. A row that cannot be measured says why, and the command then exits with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from keepkv.bench.contenders import Contender, peers
+from keepkv.bench.plan import Sweep, by_budget, total
+from keepkv.bench.plots import draw, name_of, need_matplotlib
+from keepkv.bench.rows import Row, Spread, read, write
+from keepkv.bench.run import run
+from keepkv.bench.shapes import Shape
+from keepkv.cli.arguments import variant
+from keepkv.cli.output import progress_rows
+
+# 542 MB of float32 weights: at the 10 to 25 GB/s of two cores a token takes more than 20 ms, whatever the cache.
+# The first has a KV head per query head, as Llama-2 in the papers; the second a quarter of them, as models of today.
+MANY = Shape.read("layers=8,hidden=1024,heads=16,kv_heads=16,head_dim=64,intermediate=2816,vocab=32000")
+FEW = replace(MANY, kv_heads=4)
+TOY = Shape.read("layers=2,hidden=64,heads=4,kv_heads=4,head_dim=16,vocab=256")
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """One sweep. about: what it shows. ours, peers, stores: as the command line takes them; the rest as ``Sweep``."""
+
+    name: str
+    about: str
+    ours: tuple[str, ...]
+    peers: tuple[str, ...]
+    budgets: tuple[float | int, ...]
+    contexts: tuple[int, ...]
+    stores: tuple[str | None, ...] = (None,)
+    shapes: tuple[Shape, ...] = (MANY,)
+    cap: str | None = None
+    chunk: int | None = None
+    new: int = 32
+    repeats: int = 7
+    prefills: int = 1
+    overhead: bool = False
+    together: int = 16  # all of a part take turns
+
+    def sweep(self, a: argparse.Namespace) -> Sweep:
+        """With what the command line says; a toy where it says ``--quick``."""
+        budgets: list[float | int | str] = list(self.budgets)
+        named = [Contender("keepkv", one.method, budget, one.options, store)
+                 for one in map(variant, self.ours) for store in self.stores for budget in budgets]  # fmt: skip
+        peer = [one for one in peers(list(self.peers), budgets) if one.library != "kvpress" or a.kvpress_python]
+        sweep = Sweep(
+            self.shapes, by_budget([*named, *peer]), self.contexts, cap=self.cap, devices=(a.device,),
+            dtype=a.dtype, new=self.new, repeats=self.repeats, prefills=self.prefills, chunk=self.chunk,
+            threads=a.threads, overhead=self.overhead, together=self.together, kvpress_python=a.kvpress_python,
+        )  # fmt: skip
+        if not a.quick:
+            return sweep
+        slim = tuple(one if not isinstance(one.budget, int) else replace(one, budget=64) for one in sweep.contenders)
+        small = {"contexts": (256,), "chunk": self.chunk and 64, "new": 2, "repeats": 2, "probe": MIB}
+        return replace(sweep, models=(TOY,), contenders=slim, **small)
+
+
+MERGING = ("keepkv:score=snapkv,threshold=none", "snapkv", "keepkv:threshold=none", "keydiff", "d2o", "cam")
+PARTS = (
+    Part("decode", "A decoded token after 8k and 16k tokens, uniform 10 % of the slots; and what Python costs.",
+         ("snapkv", "keepkv:threshold=none"), ("plain", "fp8", "quanto-4", "hqq-4", "kvpress:snapkv"), (0.1,),
+         (8192, 16384), (None, "int8"), (MANY, FEW), overhead=True),
+    Part("flat", "A decoded token at 1024 slots, from 4k to 64k tokens seen, read in chunks of 1024.",
+         ("streaming-llm", "snapkv", "keepkv:threshold=none"), (), (1024,), (4096, 8192, 16384, 32768, 65536),
+         chunk=1024, new=64),
+    Part("prefill", "Reading 8k tokens, and what compressing them adds.",
+         ("streaming-llm", "keydiff", "tova", "snapkv", "h2o", "expected-attention", "adakv", "keepkv",
+          "keepkv:threshold=none"),
+         ("plain", "kvpress:keydiff", "kvpress:tova", "kvpress:snapkv", "kvpress:expected-attention", "kvpress:adakv"),
+         (0.1,), (8192,), new=4, repeats=5, prefills=5),
+    Part("adakv", "Budgets by head after 16k tokens: slots that are freed, and slots that are masked.",
+         ("adakv",), ("plain", "kvpress:adakv"), (0.1, 0.25, 0.5), (16384,), repeats=5),
+    Part("cap", "The largest batch in the memory that the plain cache takes at batch 2: 4k tokens, 20 % of the slots.",
+         ("snapkv", "h2o", "keepkv:score=snapkv,threshold=none", "d2o"), ("plain", "fp8", "quanto-4", "kvpress:snapkv"),
+         (0.2,), (4096,), (None, "int8"), (MANY, FEW), cap="plain@2"),
+    Part("merging", "Merging beside eviction by the same score: 8k tokens.", MERGING, ("plain",), (0.1, 0.2), (8192,),
+         prefills=3),
+)  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="*", choices=[part.name for part in PARTS], help="only these")
+    parser.add_argument("--kvpress-python", help="of the environment of kvpress; its rows are left out without it")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="a toy: shows that everything runs, and measures nothing")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "speed")
+    a = parser.parse_args()
+    if a.quick and a.out == parser.get_default("out"):
+        parser.error("--quick measures nothing that belongs among the results: give --out")
+    need_matplotlib()
+    logging.disable_progress_bar()
+    a.out.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for part in PARTS:
+        if not a.parts or part.name in a.parts:
+            rows = measure(part, a)
+            failed += sum(row.error is not None for row in rows)
+    (a.out / "speed.md").write_text(page(a.out), encoding="utf-8")
+    print(f"wrote {a.out / 'speed.md'}; {failed} rows failed")
+    return int(failed > 0)
+
+
+def measure(part: Part, a: argparse.Namespace) -> list[Row]:
+    """Runs one part; what is measured is on disk at once."""
+    sweep, rows = part.sweep(a), list[Row]()
+    with progress_rows(total(sweep)) as step:
+        for row in run(sweep, lambda rows, what: step(rows, what and f"{part.name}, {what}")):
+            rows.append(row)
+            write(rows, a.out, part.name)
+            print(f"{part.name}: {name_of(row)}, {row.context} tokens: {row.error or 'done'}", flush=True)
+    draw(rows, a.out, part.name)
+    return rows
+
+
+def page(out: Path) -> str:
+    """Tables of all parts in ``out``, under what they were measured with."""
+    found = [(part, read(out / f"{part.name}.jsonl")) for part in PARTS if (out / f"{part.name}.jsonl").exists()]
+    lines = []
+    for part, rows in found:
+        lines += [f"## {part.name}", "", part.about, "", made_with(rows), "", table(rows), ""]
+    return "\n".join(lines)
+
+
+def made_with(rows: Sequence[Row]) -> str:
+    """Hardware, versions, revision and date."""
+    row = next((row for row in rows if row.error is None), rows[0])
+    libraries: dict[str, str] = {}
+    for one in rows:
+        libraries |= {f"{name} for kvpress" if one.library == "kvpress" and name != "kvpress" else name: version
+                      for name, version in one.versions.items()}  # fmt: skip
+    versions = ", ".join(f"{name} {version}" for name, version in libraries.items())
+    revision = f", revision {row.revision[:12] + row.revision[40:]}" if row.revision else ""
+    return f"{row.device}, {row.hardware}, {row.threads} threads, {row.dtype}; {versions}{revision}; {row.time[:10]}."
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: medians, and from the 20th to the 80th percentile of the time of a token."""
+    head = ("model", "cache", "context", "rows", "read, s", "compress, s", "ms per token", "20–80 %", "tokens/s",
+            "× plain", "× floor", "cache, MiB", "peak, MiB")  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|---|---" + "|--:" * (len(head) - 2) + "|"]
+    for row in rows:
+        span = "" if row.decode is None else f"{row.decode.p20 * 1e3:.3g}–{row.decode.p80 * 1e3:.3g}"
+        heads = Shape.read(row.model).kv_heads
+        cells = ("overhead" if row.kind == "overhead" else f"{heads} KV heads", f"`{name_of(row)}`", f"{row.context:,}",
+                 str(row.batch or ""), _median(row.prefill), _median(row.compression), _median(row.decode, 1e3), span,
+                 _median(row.throughput), _median(row.speedup), _median(row.over_floor), _mib(row.cache_bytes),
+                 _mib(row.peak_bytes))  # fmt: skip
+        lines.append("| " + " | ".join(cells if row.error is None else (*cells[:4], row.error)) + " |")
+    layers = [f"`{name_of(row)}` {_median(row.per_layer, 1e6)}" for row in rows if row.per_layer]
+    return "\n".join(lines) + (f"\n\nOverhead, µs per layer and token: {', '.join(layers)}." if layers else "")
+
+
+def _median(spread: Spread | None, scale: float = 1.0) -> str:
+    value = 0.0 if spread is None else spread.median * scale
+    return "" if spread is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _mib(count: int | None) -> str:
+    return "" if count is None else f"{count / MIB:,.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
