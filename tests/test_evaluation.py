@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import signal
@@ -269,6 +270,19 @@ def test_cells_pair_each_item_with_the_full_cache() -> None:
     assert mine["n"] == 3 and mine["failed"] == 1 and mine["error"] == "TaskError: no"
     assert mine["minus_full"] == pytest.approx((-1 + 0 - 0.5) / 3)
     assert -1 <= mine["minus_full_low"] <= mine["minus_full"] <= mine["minus_full_high"] <= 0
+
+
+def test_compressed_files_are_read_as_they_are(tmp_path: Any) -> None:
+    for name in ("items.jsonl", "items-peer.jsonl"):
+        (tmp_path / name).write_text(f'{{"from": "{name}"}}\n')
+    plain = list(read_lines(tmp_path, ITEMS))
+    assert len(plain) == 2
+    for name in ("items.jsonl", "items-peer.jsonl"):
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data))
+        assert list(read_lines(tmp_path, ITEMS)) == plain  # not twice
+        (tmp_path / name).unlink()
+        assert sorted(map(str, read_lines(tmp_path, ITEMS))) == sorted(map(str, plain))
 
 
 def test_every_row_says_what_it_was_made_with(tmp_path: Any, loaded: Any) -> None:

@@ -72,11 +72,10 @@ class Ledger:
 def files(folder: Path, name: str) -> list[Path]:
     """``items.jsonl`` and what peers add beside it (``items-kvpress.jsonl``), each as it is or compressed (``.gz``)."""
     stem, _, suffix = name.rpartition(".")
-    plain = [folder / name, *sorted(folder.glob(f"{stem}-*.{suffix}"))]
-    packed = [folder / f"{name}.gz", *sorted(folder.glob(f"{stem}-*.{suffix}.gz"))]
-    return [path for path in plain if path.is_file()] + [
-        path for path in packed if path.is_file() and path.with_suffix("") not in plain
-    ]
+    names = [folder / name, *folder.glob(f"{stem}-*.{suffix}")]
+    packed = [folder / f"{name}.gz", *folder.glob(f"{stem}-*.{suffix}.gz")]
+    found = [path for path in names if path.is_file()]
+    return sorted(found + [path for path in packed if path.is_file() and path.with_suffix("") not in found])
 
 
 def text_of(path: Path) -> str:
