@@ -133,8 +133,9 @@ def study(
     """The rows (see ``row_of``) of each order, method and handling of spans, as they are measured; full cache first.
 
     items: of each order, the same prompts, so that orders can be compared in pairs. removed: shares of the prompt's
-    tokens that go; at 0 every method is the full cache, which is measured once. options: of methods,
-    by name. done: what not to measure again. A prompt that cannot be measured counts as failed, in its cells alone.
+    tokens that go; at 0 every method is the full cache, which is measured once. options: of methods, by name. done:
+    what not to measure again. A prompt that cannot be measured counts as failed, in its cells alone. Methods that
+    choose at random choose once for each batch of prompts, from ``seed`` on: give them small batches.
     """
     made_with = {
         "model": model.config._name_or_path or type(model).__name__, "seed": seed, "dtype": str(model.dtype)[6:],
@@ -175,37 +176,37 @@ class _Run:
         """The outcome of every prompt at every share removed."""
         found: dict[float, list[Outcome]] = {share: [] for share in removed}
         for start in range(0, len(prompts), self.batch):
-            chunk = self._batch(prompts[start : start + self.batch], method, spans, removed)
+            chunk = self._batch(prompts[start : start + self.batch], method, spans, removed, self.seed + start)
             for share in removed:
                 found[share] += chunk[share]
         return found
 
     def _batch(
-        self, prompts: Sequence[Prompt], method: str, spans: str, removed: Sequence[float]
+        self, prompts: Sequence[Prompt], method: str, spans: str, removed: Sequence[float], seed: int
     ) -> dict[float, list[Outcome]]:
         """The same of one batch, read once. What fails is tried again prompt by prompt, to find which fail."""
         try:
             options = self.options.get(method, {})
-            cache = Cache(self.model, method, 1.0, seed=self.seed, spans=policy(prompts, spans), **options)
+            cache = Cache(self.model, method, 1.0, seed=seed, spans=policy(prompts, spans), **options)
             if method != "full":
                 cache.plan.method = replace(cache.plan.method, when=When("deferred"))
             mask = read(self.model, cache, [prompt.ids for prompt in prompts])
         except Exception as error:
-            return self._again(prompts, method, spans, removed, error)
+            return self._again(prompts, method, spans, removed, seed, error)
         found = {}
         for share in removed:
             try:
                 found[share] = self._cell(compressed(cache, share), mask, prompts)
             except Exception as error:
-                found |= self._again(prompts, method, spans, [share], error)
+                found |= self._again(prompts, method, spans, [share], seed, error)
         return found
 
     def _again(
-        self, prompts: Sequence[Prompt], method: str, spans: str, removed: Sequence[float], error: Exception
+        self, prompts: Sequence[Prompt], method: str, spans: str, removed: Sequence[float], seed: int, error: Exception
     ) -> dict[float, list[Outcome]]:
         if len(prompts) == 1:
             return {share: [Outcome(error=f"{type(error).__name__}: {error}")] for share in removed}
-        alone = [self._batch([prompt], method, spans, removed) for prompt in prompts]
+        alone = [self._batch([prompt], method, spans, removed, seed) for prompt in prompts]
         return {share: [one for each in alone for one in each[share]] for share in removed}
 
     def _cell(self, cache: Cache, mask: Tensor, prompts: Sequence[Prompt]) -> list[Outcome]:
