@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modes import key_modes
-from scores import tables
+from scores import peers, tables
 
 from keepkv.evaluation.ledger import CELLS, ITEMS, MAPS, RUN, SPEED, read_lines
 from keepkv.evaluation.summary import summarise
@@ -32,6 +32,7 @@ METHODS = (
 )  # fmt: skip
 # Their statistics take every query of every prompt: with a prompt per question, hours.
 CHEAP = tuple(name for name in METHODS if name not in ("cam", "d2o"))
+AGREEMENT = "agreement-kvpress.json"
 BUDGETS = ("0.05", "0.1", "0.2", "0.5", "1.0")
 SLOTS = ("32", "64", "128")  # of replies that grow: a fixed memory, whatever has been seen
 
@@ -117,10 +118,15 @@ def join(parts: list[Path], out: Path) -> None:
             rows = [row for row in rows if row["mode"] == "agnostic"]
         with gzip.GzipFile(out / f"{name}.gz", "wb", mtime=0) as file:
             file.write("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows).encode())
+    agreement = {part.name: json.loads(path.read_text()) for part in parts if (path := part / AGREEMENT).exists()}
+    (out / AGREEMENT).write_text(json.dumps(agreement, indent=1) + "\n")
     summarise(out)
     cells = list(read_lines(out, CELLS))
     items = list(read_lines(out, ITEMS))
+    (out / f"{CELLS}.gz").write_bytes(gzip.compress((out / CELLS).read_bytes(), mtime=0))
+    (out / CELLS).unlink()
     (out / "scores.md").write_text(tables(cells, whole))
+    (out / "kvpress.md").write_text(peers(items))
     (out / "keepkv-modes.md").write_text(key_modes(items))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from typing import Any
 
 Record = dict[str, Any]
 # In the table, not in the mean: on another scale, and in plain English, which the embedded model does not follow.
 UNLIKE = ("perplexity", "multi-instruction")
+PEER = "kvpress/"
 MODES = {
     "agnostic": "Compressed before the question is seen",
     "aware": "Compressed with the question in sight",
@@ -25,7 +27,8 @@ def tables(cells: list[Record], run: Record) -> str:
         "Text of our own: not to be compared with published RULER numbers.",
     ]
     for mode, words in MODES.items():
-        mine = [cell for cell in cells if cell["mode"] == mode and cell["task"] not in ("needle",)]
+        mine = [cell for cell in cells if cell["mode"] == mode and cell["task"] != "needle"]
+        mine = [cell for cell in mine if not cell["method"].startswith(PEER)]
         for budget in dict.fromkeys(cell["budget"] for cell in mine if cell["method"] != "full"):
             lines += ["", f"## {words}, budget {budget}", "", *_table(mine, budget)]
     return "\n".join(lines) + "\n"
@@ -46,7 +49,8 @@ def _table(cells: list[Record], budget: Any) -> list[str]:
         mine = [found.get((method, task)) for task in tasks]
         ratios = [cell["ratio"] for cell in mine if cell and cell["ratio"] is not None]
         row = " | ".join(_cell(cell) for cell in mine)
-        lines.append(f"| {method} | {sum(ratios) / len(ratios):.3f} | **{means[method]:.3f}** | {row} |")
+        ratio = sum(ratios) / len(ratios) if ratios else float("nan")
+        lines.append(f"| {method} | {ratio:.3f} | **{means[method]:.3f}** | {row} |")
     lines += ["", "In brackets: contexts / questions of a cell. The mean leaves out perplexity and multi-instruction."]
     return lines
 
@@ -56,3 +60,35 @@ def _cell(cell: Record | None) -> str:
         return "failed"
     half = "" if cell["low"] is None else f" ±{(cell['high'] - cell['low']) / 2:.2f}"
     return f"{cell['score']:.3f}{half}" + (f" ({cell['failed']} failed)" if cell["failed"] else "")
+
+
+def peers(items: list[Record]) -> str:
+    """kvpress' scores beside ours on the same items, as many slots per head: mean over items, by mode and budget."""
+    held = {_item(row): row for row in items if row["error"] is None}
+    failed = Counter(row["method"] for row in items if row["error"] is not None and row["method"].startswith(PEER))
+    groups: dict[tuple[Any, ...], list[tuple[Record, Record]]] = defaultdict(list)
+    for row in items:
+        if row["error"] is None and row["method"].startswith(PEER):
+            ours = row["method"].removeprefix(PEER)
+            if (mine := held.get(_item(row | {"method": ours}))) is not None:
+                groups[row["mode"], ours, row["budget"]].append((row, mine))
+    lines = [
+        "kvpress 0.5.5 in its own environment, on the first items of each task: the same prompts, weights and slots per "
+        "head. Options differ where the two have different defaults (docs/peers.md), so scores need not be equal here; "
+        "with options that mean the same, replies are compared in agreement-kvpress.json. bytes: measured, as a share "
+        "of a plain cache.",
+        "",
+        "| mode | method | budget | items | kvpress | keepkv | kvpress' bytes | our bytes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (mode, method, budget), pairs in sorted(groups.items(), key=str):
+        theirs, ours = ([pair[k] for pair in pairs] for k in (0, 1))
+        scores = " | ".join(f"{sum(row['score'] for row in rows) / len(rows):.3f}" for rows in (theirs, ours))
+        sizes = " | ".join(f"{sum(row['ratio'] for row in rows) / len(rows):.3f}" for rows in (theirs, ours))
+        lines.append(f"| {mode} | {method} | {budget} | {len(pairs)} | {scores} | {sizes} |")
+    lines += ["", *(f"{count} items failed in {method}." for method, count in sorted(failed.items()))]
+    return "\n".join(lines) + "\n"
+
+
+def _item(row: Record) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("task", "length", "mode", "method", "budget", "seed"))
