@@ -84,10 +84,14 @@ def main() -> None:
     append(rows, file)
     items = {order: prompts(tokenizer, order, args) for order in orders}
     done = [key_of(row) for row in rows]
-    for part in study(model, tokenizer, items, args.methods, removed, args.spans, batch=args.batch, done=done):
-        append(part, file)
-        rows += part
-        print(*key_of(part[0]), " ".join(f"{row['leak']:.2f}" if row["n"] else "–" for row in part), flush=True)
+    drawn = [name for name in args.methods if name == "random"]
+    chosen = [name for name in args.methods if name != "random"]
+    for methods, batch in ((chosen, args.batch), (drawn, min(4, args.batch))):  # a draw for every few prompts
+        for part in study(model, tokenizer, items, methods, removed, args.spans, batch=batch, done=done):
+            append(part, file)
+            rows += part
+            done.append(key_of(part[0]))
+            print(*key_of(part[0]), " ".join(f"{row['leak']:.2f}" if row["n"] else "–" for row in part), flush=True)
     (args.out / "leakage.md").write_text(summary(rows), encoding="utf-8")
 
 
