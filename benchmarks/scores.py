@@ -73,10 +73,10 @@ def peers(items: list[Record]) -> str:
             if (mine := held.get(_item(row | {"method": ours}))) is not None:
                 groups[row["mode"], ours, row["budget"]].append((row, mine))
     lines = [
-        "kvpress 0.5.5 in its own environment, on the first items of each task: the same prompts, weights and slots per "
-        "head. Options differ where the two have different defaults (docs/peers.md), so scores need not be equal here; "
-        "with options that mean the same, replies are compared in agreement-kvpress.json. bytes: measured, as a share "
-        "of a plain cache.",
+        "kvpress 0.5.5 in its own environment, on the first items of each task: the same prompts, weights and slots.",
+        "Ours keep the sinks and recent tokens that every method keeps here; kvpress keeps what a press defines, for",
+        "most of them neither, which decides where the question stands at the end. With options that mean the same,",
+        "replies are compared in agreement-kvpress.json. bytes: measured, as a share of a plain cache.",
         "",
         "| mode | method | budget | items | kvpress | keepkv | kvpress' bytes | our bytes |",
         "|---|---|---|---|---|---|---|---|",

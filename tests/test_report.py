@@ -178,7 +178,7 @@ def test_a_method_that_missed_items_is_not_pooled(copy: Path) -> None:
     found = arrange(read(copy))
     assert not [cell for cell in found.cells if cell.task == ALL and cell.method == "keepkv"]
     assert any(
-        note.startswith("keepkv at 10 % (agnostic, 512 tokens) was given 16 of 24 items") for note in found.notes
+        note.startswith("keepkv (agnostic, 512 tokens): given 16 of 24 items") for note in found.notes
     )
     assert any("cells count other items than items.jsonl holds" in note for note in found.notes)
     assert "keepkv" in found.methods

@@ -98,7 +98,8 @@ def arrange(evaluation: Evaluation, step: Callable[[str], None] = lambda what: N
     budget = label(min(shares, key=lambda one: abs(math.log(one / USUAL)))) if shares else label(asked[0])
     found = [*pooled, *cells]
     mode = modes[0]
-    length = max(cell.length for cell in cells if cell.mode == mode)
+    held = {(cell.length, cell.task) for cell in cells if cell.mode == mode}
+    length = max((n for n, _ in held), key=lambda n: (sum(one == n for one, _ in held), n))  # where most was asked
     measured = {cell.task for cell in found if (cell.mode, cell.length) == (mode, length)}
     start = (next(task for task in (ALL, *tasks) if task in measured), mode, length, budget)
     names = _order(["full", *run.methods], (cell.method for cell in cells))
@@ -173,6 +174,7 @@ def _pool(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[Cel
     for cell in evaluation.cells:
         parts[cell.mode, cell.length, cell.method, label(cell.budget)].append(cell)
     made, notes = [], []
+    short: dict[tuple[str, int, int, int], list[str]] = defaultdict(list)  # methods that were not given every item
     for (mode, length), groups in panels.items():
         wanted = sorted(set().union(*groups.values()))
         if len({task for task, _ in wanted}) < 2:
@@ -181,10 +183,7 @@ def _pool(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[Cel
         for (method, budget), items in groups.items():
             step(f"{mode}, {length} tokens: {method} at {budget}")
             if len(items) < len(wanted):
-                notes.append(
-                    f"{method} at {budget} ({mode}, {length} tokens) was given {len(items)} of {len(wanted)} items: it "
-                    "has no score over all tasks."
-                )
+                short[mode, length, len(items), len(wanted)].append(method)
                 continue
             scores = [items[key].score or 0.0 for key in wanted]
             score = bootstrap(scores)
@@ -205,6 +204,11 @@ def _pool(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[Cel
                     read_per_s=read, written_per_s=written, leaked=None,
                 )
             )  # fmt: skip
+    for (mode, length, given, wanted_items), methods in short.items():
+        names = ", ".join(dict.fromkeys(methods))
+        notes.append(
+            f"{names} ({mode}, {length} tokens): given {given} of {wanted_items} items, hence no score over all tasks."
+        )
     return made, notes
 
 
