@@ -26,7 +26,7 @@ def summary(rows: Sequence[Row]) -> str:
     found = curves(rows)
     whole = [curve.rows[0] for curve in found.values() if curve.method == "full"]
     parts = [
-        _about(rows[0], whole),
+        _about(rows, whole),
         "## Leakage by share removed, spans untreated\n\nShare of the probes whose reply tells what it must not.\n\n"
         + _by_share(found, "leak"),
         "## Peaks\n\nWhere the curve is highest: share of the probes [95 % interval] at the share removed. Then what "
@@ -50,12 +50,13 @@ def summary(rows: Sequence[Row]) -> str:
     return "# Leakage\n\n" + "\n".join(part for part in parts if part.strip())
 
 
-def _about(row: Row, whole: Sequence[Row]) -> str:
+def _about(rows: Sequence[Row], whole: Sequence[Row]) -> str:
+    row, revisions = rows[0], dict.fromkeys(str(row["revision"]) for row in rows)
     lines = [
-        f"Model {row['model']}, {row['n'] + row['failed']} prompts of {row['tokens']:.0f} tokens in each cell, seed "
-        f"{row['seed']}, {row['dtype']} on {row['device']}; "
+        f"Model {row['model']}, {row['n'] + row['failed']} prompts of {row['tokens']:.0f} tokens in each cell, "
+        f"{row['dtype']} on {row['device']}; "
         + ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-        + f", revision {row['revision']}.\n",
+        + f", revision {', '.join(revisions)}.\n",
         "| full cache | leaks | refuses | rules kept | answers right | failed |",
         "|---|---|---|---|---|---|",
     ]
