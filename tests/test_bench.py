@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, MixtralConfig
+from transformers import LlamaConfig, MixtralConfig, QuantizedCache
 from typer.testing import CliRunner
 
 from keepkv.bench import child, floor, probe
@@ -33,6 +33,17 @@ SHAPE = Shape.read(TEXT)
 GEOMETRY = Geometry.of(SHAPE.config(), torch.float32)
 TOKEN = 2 * 2 * (8 + 8) * 4  # layers, KV heads, key and value, float32
 CONTEXT, NEW = 60, 3
+
+
+def knows_fp8() -> bool:
+    """The oldest transformers that is supported does not."""
+    try:
+        return bool(QuantizedCache("fp8", SHAPE.config()))
+    except ValueError:
+        return False
+
+
+needs_fp8 = pytest.mark.skipif(not knows_fp8(), reason="this transformers has no fp8 cache")
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +165,16 @@ def test_chunks_end_with_the_same_tokens(tiny: str) -> None:
     assert whole["bytes"] == parts["bytes"]
 
 
+@needs_fp8
 def test_quantised_caches_weigh_less(tiny: str) -> None:
     packed, plain = turns(tiny, Contender("transformers", "fp8"))[0], turns(tiny, PLAIN)[0]
     assert packed["bytes"] < 0.3 * plain["bytes"]
+
+
+def test_a_quantised_cache_that_transformers_lacks_is_named(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(child.QUANTISED, "fp8", ("fp1", None))
+    with pytest.raises(KeepKVError, match="no quantised cache 'fp1'"):
+        turns(tiny, Contender("transformers", "fp8"))
 
 
 # --- sizes and caps --------------------------------------------------------------------------------------------------
@@ -178,7 +196,7 @@ def test_geometry() -> None:
         Contender("keepkv", "keepkv", 40, {"window": 8, "threshold": None}),
         Contender("keepkv", "snapkv", 50, {"window": 8}, store="int8"),
         Contender("keepkv", "snapkv", 40, {"window": 8}, store="static", store_options={"capacity": 64}),
-        Contender("transformers", "fp8"),
+        pytest.param(Contender("transformers", "fp8"), marks=needs_fp8),
     ],
     ids=lambda one: one.label + (f":{one.store}" if one.store else ""),
 )

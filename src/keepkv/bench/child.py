@@ -6,6 +6,7 @@ import platform
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, DynamicCache, QuantizedCache
 from transformers.utils import logging
 
@@ -13,6 +14,7 @@ from keepkv.bench import floor
 from keepkv.bench.contenders import QUANTISED
 from keepkv.bench.turns import Runner, Turns, now, serve
 from keepkv.cache import Cache
+from keepkv.errors import KeepKVError
 from keepkv.evaluation.environment import versions
 from keepkv.evaluation.memory import Peak
 from keepkv.layer import Layer
@@ -96,7 +98,13 @@ class Quantised(Plain):
 
     def start(self) -> Any:
         bits = {} if self.bits is None else {"nbits": self.bits}
-        return QuantizedCache(self.backend, self.model.config, **bits)
+        try:
+            return QuantizedCache(self.backend, self.model.config, **bits)
+        except ValueError as error:
+            raise KeepKVError(
+                f"transformers {transformers.__version__} has no quantised cache {self.backend!r} ({error}): take a "
+                "newer one, or leave this peer out"
+            ) from error
 
     def facts(self, cache: Any) -> dict[str, Any]:
         # What a plain cache would hold is arithmetic here, which the parent does.
