@@ -177,9 +177,7 @@ def test_a_method_that_missed_items_is_not_pooled(copy: Path) -> None:
     evaluation_rows.lines(copy / "items.jsonl", held)
     found = arrange(read(copy))
     assert not [cell for cell in found.cells if cell.task == ALL and cell.method == "keepkv"]
-    assert any(
-        note.startswith("keepkv (agnostic, 512 tokens): given 16 of 24 items") for note in found.notes
-    )
+    assert any(note.startswith("keepkv (agnostic, 512 tokens): given 16 of 24 items") for note in found.notes)
     assert any("cells count other items than items.jsonl holds" in note for note in found.notes)
     assert "keepkv" in found.methods
 
