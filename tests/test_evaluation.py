@@ -172,6 +172,26 @@ def test_failed_items_are_counted_and_do_not_take_others_with_them(tmp_path: Any
     assert len(list(read_lines(tmp_path, ITEMS))) == total(setup(items=6, budgets=(0.5,)))
 
 
+def test_what_was_run_item_by_item_is_found_again(tmp_path: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit with a failure is recorded in pieces: resuming keeps them all."""
+    monkeypatch.setattr(environment, "revision", lambda: None)
+
+    def build(rng: random.Random, count: Any, length: int) -> Item:
+        number = rng.randrange(1000, 9999)
+        return Item(f"The code is {number}. " * 8, (Question("\nWhat is it?" if number % 2 else "", f" {number}"),))
+
+    task = tasks.register(Task("half-broken", "for this test", build))
+    try:
+        for _ in range(2):
+            evaluate(*loaded, setup(tasks=(task.name,), items=6, batch=3, budgets=(0.5,)), tmp_path)
+            speed = list(read_lines(tmp_path, "speed.jsonl"))
+            assert any(len(row["seeds"]) == 1 for row in speed)
+            scored = [row for row in read_lines(tmp_path, ITEMS) if row["error"] is None]
+            assert sum(len(row["seeds"]) for row in speed) == len(scored)
+    finally:
+        tasks._TASKS.pop(task.name)
+
+
 def test_a_task_that_does_not_fit_fails_for_every_method(tmp_path: Any, loaded: Any) -> None:
     found = evaluate(*loaded, setup(lengths=(12,), items=1), tmp_path)
     assert all(cell["failed"] == 1 and "TaskError" in cell["error"] for cell in found)

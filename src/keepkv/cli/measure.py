@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 import keepkv
+from keepkv.evaluation.maps import survival
 from keepkv.evaluation.setup import Variant
-from keepkv.layer import Layer
 
 TIMED = 32  # tokens decoded to measure decoding speed
 
@@ -107,21 +107,6 @@ def measure(
         cache, seconds = _read(model, context, variant, budget)
         rows.append(_row(model, tokenizer, context, cache, seconds, variant, questions, reply_tokens))
     return rows
-
-
-def survival(cache: Any, tokens: int) -> Tensor:
-    """(tokens,) float: share of the layers' (row 0) KV heads that still hold each token.
-
-    Of a merged slot only its anchor counts; layers that the cache does not compress are left out.
-    """
-    counts, heads = torch.zeros(tokens), 0
-    for layer in range(len(cache.layers)):
-        if not isinstance(cache.layers[layer], Layer):
-            continue
-        positions = cache.kept_positions(layer)[0]
-        heads += positions.shape[0]
-        counts += torch.bincount(positions[positions >= 0].long().cpu(), minlength=tokens)[:tokens]
-    return counts / max(heads, 1)
 
 
 def _read(model: Any, context: Tensor, variant: Variant, budget: int | float | str) -> tuple[Any, float]:

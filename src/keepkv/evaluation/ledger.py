@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keepkv.errors import KeepKVError
-from keepkv.evaluation.records import Found, Record
+from keepkv.evaluation.records import Found, Record, cell_of, places
 from keepkv.evaluation.setup import Setup, Unit
 
 RUN, ITEMS, SPEED, MAPS, CELLS = "run.json", "items.jsonl", "speed.jsonl", "maps.jsonl", "cells.jsonl"
@@ -25,11 +25,11 @@ class Ledger:
 
     def __init__(self, folder: Path, setup: Setup, environment: dict[str, Any]) -> None:
         self.folder, self.setup = folder, setup
-        run = setup.to_dict() | {"environment": environment}
+        run = json.loads(json.dumps(setup.to_dict() | {"environment": environment}))  # as it is read again
         path = folder / RUN
         if path.exists():
-            if (held := json.loads(path.read_text(encoding="utf-8"))) != json.loads(json.dumps(run)):
-                changed = sorted(key for key in {*held, *run} if held.get(key) != json.loads(json.dumps(run)).get(key))
+            if (held := json.loads(path.read_text(encoding="utf-8"))) != run:
+                changed = sorted(key for key in {*held, *run} if held.get(key) != run.get(key))
                 raise KeepKVError(
                     f"{str(folder)!r} holds another evaluation, which differs in {', '.join(changed)}. Give another "
                     "directory, or repeat what it was made with to finish it."
@@ -53,19 +53,20 @@ class Ledger:
     def _recover(self) -> int:
         """Cuts the files back to whole units and returns their number."""
         lines = _whole_lines(self.folder / ITEMS)
-        kept, units, keys = 0, 0, set()
+        recorded: list[tuple[Any, ...]] = []
+        units = 0
         for unit in self.setup.units():
-            mine = lines[kept : kept + len(unit.budgets) * len(unit.items)]
-            expected = [(*_key_of(unit), budget, seed) for budget in unit.budgets for seed in unit.items]
-            if [_key(json.loads(line)) for line in mine] != expected:
+            expected = places(unit)
+            mine = lines[len(recorded) : len(recorded) + len(expected)]
+            if [_place(line) for line in mine] != expected:
                 break
-            kept, units = kept + len(mine), units + 1
-            keys |= {key[:5] + (unit.items,) for key in expected}
-        _replace(self.folder / ITEMS, "".join(lines[:kept]))
-        firsts = {key[:5] + (key[5][0],) for key in keys}
-        for name, known in ((SPEED, keys), (MAPS, firsts)):
+            recorded += expected
+            units += 1
+        _replace(self.folder / ITEMS, "".join(lines[: len(recorded)]))
+        known = set(recorded)
+        for name in (SPEED, MAPS):
             held = _whole_lines(self.folder / name)
-            _replace(self.folder / name, "".join(line for line in held if _place(json.loads(line)) in known))
+            _replace(self.folder / name, "".join(line for line in held if _place(line) in known))
         return units
 
 
@@ -91,17 +92,10 @@ def read_lines(folder: Path, name: str) -> Iterator[Record]:
             yield json.loads(line)
 
 
-def _key_of(unit: Unit) -> tuple[Any, ...]:
-    return unit.task, unit.length, unit.mode, unit.variant.label
-
-
-def _key(row: Record) -> tuple[Any, ...]:
-    return row["task"], row["length"], row["mode"], row["method"], row["budget"], row["seed"]
-
-
-def _place(row: Record) -> tuple[Any, ...]:
-    last = tuple(row["seeds"]) if "seeds" in row else row["seed"]
-    return row["task"], row["length"], row["mode"], row["method"], row["budget"], last
+def _place(line: str) -> tuple[Any, ...]:
+    """Cell and seed of a record; of one for several items, the first one's."""
+    record = json.loads(line)
+    return (*cell_of(record), record["seeds"][0] if "seeds" in record else record["seed"])
 
 
 def _line(record: Record) -> str:

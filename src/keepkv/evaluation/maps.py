@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from keepkv.cache import Cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from keepkv.layer import Layer
 
 
-def survival(cache: Cache, tokens: int) -> tuple[list[list[int]], list[float]]:
-    """Slots kept by layer and KV head, and for each of the row's first ``tokens`` tokens the share of (layer, head)
-    that still hold it (of a merged slot: its anchor)."""
-    kept: list[list[int]] = []
-    held = [0] * tokens
-    heads = 0
-    for layer in cache.layers:
-        if isinstance(layer, Layer):
-            positions = layer.store.view().positions[0]
-            kept.append((positions >= 0).sum(-1).tolist())
-            heads += positions.shape[0]
-            for position in positions[(positions >= 0) & (positions < tokens)].tolist():
-                held[position] += 1
-    return kept, [count / heads for count in held]
+def survival(cache: Any, tokens: int) -> Tensor:
+    """(tokens,) float: share of the layers' (row 0) KV heads that still hold each token.
+
+    Of a merged slot only its anchor counts; layers that the cache does not compress are left out.
+    """
+    counts, heads = torch.zeros(tokens), 0
+    for layer in range(len(cache.layers)):
+        if not isinstance(cache.layers[layer], Layer):
+            continue
+        positions = cache.kept_positions(layer)[0]
+        heads += positions.shape[0]
+        counts += torch.bincount(positions[positions >= 0].long().cpu(), minlength=tokens)[:tokens]
+    return counts / max(heads, 1)

@@ -13,6 +13,7 @@ from keepkv.evaluation.setup import Unit
 from keepkv.tasks.scoring import Score
 
 Record = dict[str, Any]
+KEY = ("task", "length", "mode", "method", "budget")  # which cell a record belongs to
 
 
 @dataclass
@@ -46,6 +47,7 @@ def _mean_heads(heads_of_rows: list[list[int]]) -> list[float]:
 def enter(
     unit: Unit, budget: Any, items: Sequence[Encoded], scores: list[list[Score]], notes: list[Record], found: Found
 ) -> None:
+    """Adds the rows of one budget to ``found``; ``notes``: sizes and times of each batch that was read."""
     slots = [slot for note in notes for slot in note["slots"]]
     rows_per_item = [len(item.asked) if unit.mode == "aware" else 1 for item in items]
     sizes = {key: sum(note[key] for note in notes) / len(notes) for key in ("ratio", "bytes", "full_bytes")}
@@ -71,40 +73,36 @@ def enter(
     written = sum(one.limit for item in items for one in item.asked if id(one) not in judged)
     total = {key: sum(note[key] for note in notes) for key in ("prefill_s", "answer_s", "tokens_read")}
     peaks = [note["peak_bytes"] for note in notes if note["peak_bytes"] is not None]
-    entry = _key(unit, budget) | {"seeds": list(unit.items), **total, "tokens_written": written}
+    entry = _cell(unit, budget) | {"seeds": list(unit.items), **total, "tokens_written": written}
     found.speed.append(entry | {"peak_bytes": max(peaks, default=None)})
 
 
-def _key(unit: Unit, budget: Any) -> Record:
-    return {
-        "task": unit.task,
-        "length": unit.length,
-        "mode": unit.mode,
-        "method": unit.variant.label,
-        "budget": budget,
-    }
+def _cell(unit: Unit, budget: Any) -> Record:
+    return dict(zip(KEY, (unit.task, unit.length, unit.mode, unit.variant.label, budget), strict=True))
+
+
+def cell_of(record: Record) -> tuple[Any, ...]:
+    """The values of ``KEY``."""
+    return tuple(record[name] for name in KEY)
+
+
+def places(unit: Unit) -> list[tuple[Any, ...]]:
+    """Cell and seed of each row that ``unit`` has, in order."""
+    return [(*cell_of(_cell(unit, budget)), seed) for budget in unit.budgets for seed in unit.items]
 
 
 def _row(unit: Unit, budget: Any, seed: int) -> Record:
-    empty: Record = {
-        "tokens": None,
-        "score": None,
-        "scores": [],
-        "leaked": [],
-        "replies": [],
-        "ratio": None,
-        "bytes": None,
-    }
-    rest: Record = {"full_bytes": None, "slots": None, "compressed": False, "tags": {}, "error": None}
-    return _key(unit, budget) | {"seed": seed} | empty | rest
+    unknown = dict.fromkeys(("tokens", "score", "ratio", "bytes", "full_bytes", "slots", "error"))
+    empty: Record = {"scores": [], "leaked": [], "replies": [], "compressed": False, "tags": {}}
+    return _cell(unit, budget) | {"seed": seed} | unknown | empty
 
 
 def map_of(tokenizer: Any, unit: Unit, budget: Any, cache: Cache, item: Encoded, ids: list[int]) -> Record:
-    kept, share = survival(cache, len(ids))
-    return _key(unit, budget) | {
+    """Where the tokens ``ids`` of the first item survived."""
+    return _cell(unit, budget) | {
         "seed": unit.items[0],
-        "kept": kept,
-        "survival": [round(value, 4) for value in share],
+        "kept": [rows[0] for rows in cache.report().kept.values()],  # slots by layer and KV head
+        "survival": [round(value, 4) for value in survival(cache, len(ids)).tolist()],
         "tokens": [tokenizer.decode([token]) for token in ids],
         "questions": [one.question.prompt.strip() for one in item.asked],
         "answers": [one.question.answer.strip() for one in item.asked],

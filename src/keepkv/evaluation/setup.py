@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from typing import Any
 
 from keepkv import tasks
 from keepkv.budget import Budget
 from keepkv.errors import KeepKVError
+from keepkv.evaluation.fidelity import ALWAYS
 from keepkv.evaluation.rows import label, plain
 
 MODES = ("agnostic", "aware")  # compressed before the question is seen, or with it
 HELD_OUT = 1_000_000  # seeds of items from here on are for evaluation
-ALWAYS = ("random", "snapkv")  # the null, and a plain eviction; the full cache comes first
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class Setup:
 
     def methods(self) -> tuple[Variant, ...]:
         """Those asked for behind the full cache and the baselines, each once."""
-        always = [FULL, *(Variant(name) for name in ALWAYS)]
-        return tuple({variant.label: variant for variant in [*always, *self.variants]}.values())
+        always = (Variant(name) for name in ALWAYS)
+        return tuple({variant.label: variant for variant in (*always, *self.variants)}.values())
 
     def modes_of(self, name: str) -> tuple[str, ...]:
         """Where nothing is asked, or one thing after another, there is no question to be aware of."""
@@ -105,18 +106,14 @@ class Setup:
     def units(self) -> Iterator[Unit]:
         """All units in the order in which they are run and recorded."""
         for name in self.tasks:
-            for length in self.lengths:
-                for mode in self.modes_of(name):
-                    for draw in self.seeds:
-                        seeds = [HELD_OUT + 100_000 * draw + i for i in range(self.items)]
-                        for start in range(0, len(seeds), self.batch):
-                            chosen, first = (
-                                tuple(seeds[start : start + self.batch]),
-                                start == 0 and draw == self.seeds[0],
-                            )
-                            for variant in self.methods():
-                                budgets = (1.0,) if variant == FULL else self.budgets
-                                yield Unit(name, length, mode, variant, budgets, chosen, draw, first)
+            for length, mode, draw in product(self.lengths, self.modes_of(name), self.seeds):
+                seeds = [HELD_OUT + 100_000 * draw + i for i in range(self.items)]
+                for start in range(0, len(seeds), self.batch):
+                    chosen = tuple(seeds[start : start + self.batch])
+                    first = start == 0 and draw == self.seeds[0]
+                    for variant in self.methods():
+                        budgets = (1.0,) if variant == FULL else self.budgets
+                        yield Unit(name, length, mode, variant, budgets, chosen, draw, first)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as ``run.json`` holds it."""

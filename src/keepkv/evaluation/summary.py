@@ -11,10 +11,8 @@ from typing import Any
 
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.ledger import CELLS, ITEMS, RUN, SPEED, read_lines
-from keepkv.evaluation.records import Record
+from keepkv.evaluation.records import KEY, Record, cell_of
 from keepkv.metrics import bootstrap
-
-KEY = ("task", "length", "mode", "method", "budget")
 
 
 def summarise(folder: Path) -> list[Record]:
@@ -46,10 +44,10 @@ def cells(items: Iterable[Record], speed: Iterable[Record]) -> list[Record]:
     """
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for row in items:
-        groups[tuple(row[key] for key in KEY)].append(row)
+        groups[cell_of(row)].append(row)
     times: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for row in speed:
-        times[tuple(row[key] for key in KEY)].append(row)
+        times[cell_of(row)].append(row)
     full = {(*key[:3], row["seed"]): row["score"] for key, rows in groups.items() if key[3] == "full" for row in rows}
     return [_cell(key, rows, full, times[key]) for key, rows in groups.items()]
 
