@@ -23,11 +23,12 @@ from transformers.utils import logging
 from keepkv.bench.contenders import Contender, peers
 from keepkv.bench.plan import Sweep, by_budget, total
 from keepkv.bench.plots import draw, name_of, need_matplotlib
-from keepkv.bench.rows import Row, Spread, read, write
+from keepkv.bench.rows import Row, Spread, read
 from keepkv.bench.run import run
 from keepkv.bench.shapes import Shape
 from keepkv.cli.arguments import variant
 from keepkv.cli.output import progress_rows
+from keepkv.evaluation.rows import write
 
 # 542 MB of float32 weights: at the 10 to 25 GB/s of two cores a token takes more than 20 ms, whatever the cache.
 # The first has a KV head per query head, as Llama-2 in the papers; the second a quarter of them, as models of today.

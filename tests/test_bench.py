@@ -19,13 +19,14 @@ from keepkv.bench import child, floor, probe
 from keepkv.bench.contenders import PLAIN, Contender, peers, slots_asked
 from keepkv.bench.plan import Sweep, at, blocks, by_budget, points, total
 from keepkv.bench.plots import draw
-from keepkv.bench.rows import Spread, read, write
+from keepkv.bench.rows import Spread, read
 from keepkv.bench.session import RowFailed, Session
 from keepkv.bench.shapes import Shape, hardly_anything
 from keepkv.bench.sizes import Geometry, grown, largest_batch, read_cap, row_bytes
 from keepkv.bench.turns import WARM, Turns
 from keepkv.cli.program import program
 from keepkv.errors import KeepKVError
+from keepkv.evaluation.rows import write
 from keepkv.when import When
 
 TEXT = "layers=2,hidden=32,heads=4,kv_heads=2,head_dim=8,intermediate=48,vocab=64"

@@ -202,7 +202,7 @@ def test_segments_are_spread_over_the_text() -> None:
 
 def test_rows_are_written_whole(tmp_path: Path) -> None:
     rows = list(measure("llama", ("random", {"when": When(every=4)})).values())
-    lines, table = write(rows, tmp_path)
+    lines, table = write(rows, tmp_path, "fidelity")
     read = [json.loads(line) for line in lines.read_text("utf-8").splitlines()]
     assert [one["metrics"]["kl"]["mean"] for one in read] == [row.metrics["kl"].mean for row in rows]
     assert read[-1]["options"] == {"when": {"prefill": "immediate", "every": 4}}

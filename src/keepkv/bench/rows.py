@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from keepkv.errors import KeepKVError
 
 
 @dataclass(frozen=True)
@@ -120,22 +117,8 @@ class Row:
 SPREADS = ("prefill", "compression", "first", "decode", "throughput", "speedup", "per_layer", "over_floor")
 
 
-def write(rows: Sequence[Row], into: Path, name: str = "bench") -> list[Path]:
-    """``into/name.jsonl`` with everything and ``into/name.csv`` with one column for each number."""
-    lines, flat = into / f"{name}.jsonl", into / f"{name}.csv"
-    try:
-        lines.write_text("".join(json.dumps(row.to_dict()) + "\n" for row in rows), encoding="utf-8")
-        with flat.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0].flat()))
-            writer.writeheader()
-            writer.writerows(row.flat() for row in rows)
-    except OSError as error:
-        raise KeepKVError(f"cannot write to {str(into)!r}: {error.strerror}") from error
-    return [lines, flat]
-
-
 def read(path: Path) -> list[Row]:
-    """The rows of a ``.jsonl`` file that ``write`` wrote."""
+    """The rows of a ``.jsonl`` file that ``keepkv.evaluation.rows.write`` wrote."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         held = json.loads(line)

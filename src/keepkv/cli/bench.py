@@ -15,14 +15,14 @@ from transformers.utils import logging
 from keepkv.bench.contenders import Contender, peers
 from keepkv.bench.plan import Sweep, by_budget, total
 from keepkv.bench.plots import draw, name_of, need_matplotlib
-from keepkv.bench.rows import Row, Spread, write
+from keepkv.bench.rows import Row, Spread
 from keepkv.bench.run import run
 from keepkv.bench.shapes import Shape
 from keepkv.budget import Budget
 from keepkv.cli import arguments
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, table
 from keepkv.errors import KeepKVError
-from keepkv.evaluation.rows import folder
+from keepkv.evaluation.rows import folder, write
 from keepkv.models import embedded_model
 from keepkv.store import STORES
 
@@ -115,7 +115,7 @@ def bench(
         for row in run(sweep, step):
             rows.append(row)
             if into is not None:
-                write(rows, into)  # what is measured is kept, whatever comes
+                write(rows, into, "bench")  # what is measured is kept, whatever comes
     if as_json:
         print_json([row.to_dict() for row in rows])
     else:

@@ -80,7 +80,7 @@ def fidelity(
             name="embedded" if model is None else model,
             step=step,
         )
-    written = [] if into is None else write(rows, into)
+    written = [] if into is None else write(rows, into, "fidelity")
     if as_json:
         print_json([row.to_dict() for row in rows])
         return

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from keepkv.errors import KeepKVError
 from keepkv.metrics import Estimate
@@ -78,7 +78,15 @@ def folder(path: str) -> Path:
     return made
 
 
-def write(rows: Sequence[FidelityRow], into: Path, name: str = "fidelity") -> list[Path]:
+class Measured(Protocol):
+    """A row of any table."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+    def flat(self) -> dict[str, Any]: ...
+
+
+def write(rows: Sequence[Measured], into: Path, name: str) -> list[Path]:
     """``into/name.jsonl`` with everything and ``into/name.csv`` with one column for each number."""
     lines, flat = into / f"{name}.jsonl", into / f"{name}.csv"
     try:
