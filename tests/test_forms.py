@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from keepkv.errors import KeepKVError
+from keepkv.kernels.segments import segment_logsumexp, spread
 from keepkv.reduce.base import Reduced
 from keepkv.reduce.cam import CaM
 from keepkv.reduce.d2o import D2O
 from keepkv.reduce.forms import integer_votes
 from keepkv.reduce.merge import KeepKV
-from keepkv.reduce.segments import segment_logsumexp, spread
 from keepkv.score import attention
 from keepkv.score.ema import Ema
 from keepkv.score.random import Random

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,13 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from keepkv.errors import CacheStateError
+from keepkv.kernels.assign import assign
 from keepkv.methods import METHODS
 from keepkv.reduce.base import Reduce, Reduced
 from keepkv.reduce.cam import _DRAW, CaM
 from keepkv.reduce.d2o import D2O
 from keepkv.reduce.d2o import STATE as D2O_STATE
 from keepkv.reduce.merge import KeepKV
-from keepkv.reduce.route import nearest
 from keepkv.score.ema import STAT
 from keepkv.score.h2o import H2O
 from keepkv.score.random import Random
@@ -283,7 +284,7 @@ def test_low_precision_caches(key: str, dtype: torch.dtype) -> None:
 def test_only_cosines_above_the_threshold_merge() -> None:
     view = make_view(22, heads=1, slots=30)
     keep = keep_every(view, 3)
-    cosines = nearest(view.slots.keys, ~keep, keep)[1]
+    cosines = assign(view.slots.keys, ~keep, keep)[1]
     for threshold in cosines[~keep].tolist():
         assert torch.equal(run(KeepKV(threshold=threshold), view, keep).lost, ~keep & (cosines <= threshold))
 
@@ -291,11 +292,11 @@ def test_only_cosines_above_the_threshold_merge() -> None:
 def test_routing_in_tiles_equals_routing_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     view = make_view(18, rows=2, heads=3, slots=50)
     keep = keep_every(view, 4)
-    whole = nearest(view.slots.keys, ~keep, keep)
-    monkeypatch.setattr("keepkv.reduce.route._TILE", 200)
-    monkeypatch.setattr("keepkv.reduce.segments._TILE", 500)
+    whole = assign(view.slots.keys, ~keep, keep)
+    monkeypatch.setattr(sys.modules["keepkv.kernels.assign"], "_TILE", 200)  # the name is that of a function too
+    monkeypatch.setattr("keepkv.kernels.segments._TILE", 500)
     monkeypatch.setattr("keepkv.score.masses._TILE", 2000)
-    tiled = nearest(view.slots.keys, ~keep, keep)
+    tiled = assign(view.slots.keys, ~keep, keep)
     assert torch.equal(whole[0], tiled[0])
     torch.testing.assert_close(whole[1], tiled[1], rtol=0, atol=1e-14)
     small = run(KeepKV("bias"), view, keep).slots

@@ -65,7 +65,7 @@ def test_load_append_view(name: str, votes: bool) -> None:
     assert (view.stats["log_seen"][:, :, -3:] == -1.0).all() and store.tail == 3
     query = torch.randn(B, H * G, 1, D)
     reference = naive(query, view)
-    assert torch.allclose(attend(query, store.parts(), D**-0.5), reference, atol=1e-5)
+    assert torch.allclose(attend(query, store.parts(), D**-0.5).output, reference, atol=1e-5)
 
 
 def naive(query: torch.Tensor, slots: Slots) -> torch.Tensor:

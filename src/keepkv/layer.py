@@ -181,6 +181,7 @@ class Layer(CacheLayerMixin):
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         is_own = getattr(module, "layer_idx", self.place.index) == self.place.index  # not a layer sharing our slots
         absorbed = latent.absorb_query(module, query) if self.place.is_latent else query
+        weights = None
         if self._is_plain():
             part = next(iter(self.store.parts()))
             keys, values = dense or (part.keys, part.values)
@@ -190,14 +191,23 @@ class Layer(CacheLayerMixin):
         else:
             parts = map(latent.absorbed_part, self.store.parts()) if self.place.is_latent else self.store.parts()
             block = None if query.shape[2] == 1 else rule.new_block()
-            out = attend(absorbed, parts, scaling, block=block, softcap=softcap, sinks=s_aux)
+            out, weights = attend(
+                absorbed, parts, scaling, block=block, softcap=softcap, sinks=s_aux, weights=is_own and self._counts()
+            )
             out = latent.expand_output(module, out) if self.place.is_latent else out
             out = out.transpose(1, 2).contiguous()
         if is_own:
-            self._after_attention(absorbed, scaling, softcap, s_aux)
+            self._after_attention(absorbed, weights, scaling, softcap, s_aux)
         return out
 
-    def _after_attention(self, query: Tensor, scaling: float, softcap: float | None, sinks: Tensor | None) -> None:
+    def _counts(self) -> bool:
+        """Whether the score follows the attention of every token decoded."""
+        method = self.plan.method
+        return self.plan.compressing and method.when.every is not None and method.score.counts
+
+    def _after_attention(
+        self, query: Tensor, weights: Tensor | None, scaling: float, softcap: float | None, sinks: Tensor | None
+    ) -> None:
         when, length = self.plan.method.when, query.shape[2]
         if self.attention is None:
             self.query_heads = query.shape[1]
@@ -205,7 +215,7 @@ class Layer(CacheLayerMixin):
         if not self.plan.compressing:
             return
         if self.plan.method.score.observes and (when.every is not None or (self.prefilling and when.prefill)):
-            self._observe(query)
+            self._observe(query, weights)
         if length == 1:
             return
         if self.prefilling and when.prefill is not None:
@@ -215,8 +225,10 @@ class Layer(CacheLayerMixin):
         if not self.place.is_shared:  # or other layers still have to attend to what this forward appended
             self.store.settle()
 
-    def _observe(self, query: Tensor) -> None:
+    def _observe(self, query: Tensor, weights: Tensor | None) -> None:
         view = look(self, query, live=True)
+        if weights is not None:
+            view.weights = weights * (view.query_positions >= 0)[:, None, None]
         self.plan.method.score.observe(view)
         if view.spans is not None:
             self.plan.method.score.observe_spans(view)
@@ -259,8 +271,8 @@ class Layer(CacheLayerMixin):
         return twin
 
     def part(self) -> Part:
-        """The first part of the store, for tests and tools."""
-        return next(iter(self.store.parts()))
+        """The first rectangle of slots, for what asks for sizes."""
+        return next(next(iter(self.store.parts())).rectangles())
 
     def check_input(self, kwargs: dict[str, Any]) -> None:
         """Refuse what attention over compressed slots would silently ignore."""

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from keepkv.kernels.assign import places
 from keepkv.kernels.layout import rowwise
 from keepkv.kernels.tiles import MIN_DOT, on, power, rows_per_tile, slots_per_tile, upcast
-from keepkv.reduce.route import compact
 
 EPS = tl.constexpr(1e-12)  # least norm, as in torch's ``normalize``
 
@@ -51,13 +51,13 @@ def _assign(
 
 
 def assign(keys: Tensor, leaving: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """As ``reduce.route.nearest``, in float32."""
+    """As ``kernels.assign.reference``, in float32."""
     keys = rowwise(keys)
     b, h, s, d = keys.shape
     into = torch.full((b, h, s), -1, dtype=torch.int64, device=keys.device)
     cosine = torch.full((b, h, s), float("-inf"), dtype=torch.float32, device=keys.device)
-    sources, real = compact(leaving)
-    columns, held = compact(targets)
+    sources, real = places(leaving)
+    columns, held = places(targets)
     if sources.shape[-1] == 0 or columns.shape[-1] == 0:
         return into, cosine
     block_m = rows_per_tile(keys, sources.shape[-1], d)

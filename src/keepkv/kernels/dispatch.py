@@ -26,6 +26,8 @@ def choose(backend: str | None, *tensors: Tensor | None, computes: bool = True) 
     "auto". Not ``computes``: slots are only moved, of any dtype and dimension. Tensors on the CPU are served by Triton
     when that is asked for and its interpreter is switched on.
     """
+    if backend is None and torch.compiler.is_compiling():
+        return "reference"
     asked = backend or os.environ.get(VARIABLE) or "auto"
     if asked not in BACKENDS:
         raise UnknownName("kernel backend", asked, BACKENDS)

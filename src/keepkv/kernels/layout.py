@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from keepkv.kernels.decode_tiles import Tiles, tiles
 from keepkv.kernels.dispatch import check
 
 
@@ -36,11 +38,17 @@ class Layout:
         """Elements of ``x`` from row to row, head to head, slot to slot."""
         return (0, 0, x.stride(0)) if self.ragged else (x.stride(0), x.stride(1), x.stride(2))
 
-    def index(self) -> tuple[Tensor | None, Tensor | None]:
-        """Columns (B,H,longest) of the slots of each (row, head), and which exist; None, None for a whole rectangle."""
+    @cached_property
+    def tiles(self) -> Tiles | None:
+        """How ``decode_tiles`` reads the segments; None where it cannot."""
+        return None if self.first is None or self.lengths is None else tiles(self.first, self.lengths, self.total)
+
+    def index(self, start: int = 0, stop: int | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """Columns (B,H,longest) of the slots of each (row, head), from the ``start``-th to before the ``stop``-th, and
+        which exist; None, None for a whole rectangle."""
         if self.first is None or self.lengths is None:
             return None, None
-        columns = torch.arange(self.longest, device=self.first.device)
+        columns = torch.arange(start, min(self.longest, stop or self.longest), device=self.first.device)
         inside = columns < self.lengths[..., None]
         return (self.first[..., None] + columns).masked_fill(~inside, 0), inside
 

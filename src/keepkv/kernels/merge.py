@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from keepkv.kernels.dispatch import check, choose
-from keepkv.reduce.segments import segment_logsumexp, segment_mean, spread
+from keepkv.kernels.segments import segment_logsumexp, segment_mean, spread
 
 
 class Merged(NamedTuple):

@@ -31,6 +31,10 @@ class Remembering(Score):
         return self.score.stats
 
     @property
+    def counts(self) -> bool:  # type: ignore[override]
+        return self.score.counts
+
+    @property
     def scopes(self) -> bool:  # type: ignore[override]
         return self.score.scopes
 

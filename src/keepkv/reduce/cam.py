@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from keepkv.errors import KeepKVError
+from keepkv.kernels.assign import places
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
-from keepkv.reduce.route import compact
 from keepkv.score.base import Score
 from keepkv.score.masses import exact_dtype, log_masses, recent
 from keepkv.score.random import Random
@@ -52,8 +52,8 @@ class CaM(Reduce):
         keep = keep & slots.valid
         leaving = slots.valid & ~keep
         targets = keep if view.protected is None else keep & ~view.protected
-        source, real = compact(self._candidates(leaving, scores))
-        to, real_to = compact(targets)
+        source, real = places(self._candidates(leaving, scores))
+        to, real_to = places(targets)
         if source.shape[-1] == 0 or to.shape[-1] == 0:
             return Drop()(view, keep, scores, score)
         # exp, so that windows are plain means; a mass that underflows has nothing to give.

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from keepkv.errors import KeepKVError
+from keepkv.kernels.assign import assign
+from keepkv.kernels.segments import segment_mean, segment_sum, spread
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
-from keepkv.reduce.route import nearest
-from keepkv.reduce.segments import segment_mean, segment_sum, spread
 from keepkv.score.base import Score
 from keepkv.slots import LayerView
 
@@ -49,7 +49,7 @@ class D2O(Reduce):
         slots = view.slots
         keep = keep & slots.valid
         leaving = slots.valid & ~keep
-        into, u = nearest(slots.keys, leaving, keep if view.protected is None else keep & ~view.protected)
+        into, u = assign(slots.keys, leaving, keep if view.protected is None else keep & ~view.protected)
         merged = (into >= 0) & (u >= self._threshold(view, into, u)[..., None])
         if not bool(merged.any()):
             return Drop()(view, keep, scores, score)

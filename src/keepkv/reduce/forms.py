@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from keepkv.reduce.segments import segment_logsumexp, segment_mean, segment_sum, spread
+from keepkv.kernels.segments import segment_logsumexp, segment_mean, segment_sum, spread
 
 ZIP_MIN_LOGIT = 1e-6  # below this |ℓ̄| the scale (L − ln P)/ℓ̄ means nothing
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from keepkv.errors import CacheStateError, KeepKVError
+from keepkv.kernels.assign import assign
+from keepkv.kernels.merge import merge_segments
+from keepkv.kernels.segments import segment_logsumexp, segment_sum, spread
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
 from keepkv.reduce.forms import Groups, groups, integer_votes, zip_scale
-from keepkv.reduce.route import nearest
-from keepkv.reduce.segments import segment_logsumexp, segment_sum, spread
 from keepkv.score.base import Score
 from keepkv.score.masses import exact_dtype, log_masses, log_masses_of, recent
 from keepkv.slots import LayerView, Slots
@@ -64,7 +65,7 @@ class KeepKV(Reduce):
         slots = view.slots
         keep = keep & slots.valid
         leaving = slots.valid & ~keep
-        into, cosine = nearest(slots.keys, leaving, keep if view.protected is None else keep & ~view.protected)
+        into, cosine = assign(slots.keys, leaving, keep if view.protected is None else keep & ~view.protected)
         merged = into >= 0 if self.threshold is None else (into >= 0) & (cosine > self.threshold)
         if not bool(merged.any()):
             return Drop()(view, keep, scores, score)
@@ -94,22 +95,25 @@ class KeepKV(Reduce):
             raise CacheStateError("keepkv: a row has slots to merge but none of its queries is known")
         size = kept.positions.shape[-1]
         u, log_z = log_masses(view, past, raw=self.key == "zip")
-        g = groups(u, view.slots.log_votes, group, size)
+        joined = merge_segments(u, None if self.key == "fixed" else view.slots.keys, view.slots.values, group, size)
         merges = segment_sum(merged.to(torch.int32), group, size) > 0
-        if self.key == "fixed":
-            keys, bias = kept.keys, kept.log_votes + (g.log_mass - segment_logsumexp(u, own, size))
+        if joined.keys is None:
+            keys, bias = kept.keys, kept.log_votes + (joined.log_mass - segment_logsumexp(u, own, size))
         else:
-            keys, bias, merges = self._moved(view, kept, g, merges)
+            g = groups(u, view.slots.log_votes, group, size)
+            keys, bias, merges = self._moved(view, kept, joined.keys, g, merges)
             if self.key == "bias":
-                bias = g.log_mass - log_masses_of(view, past, log_z, keys, kept.positions)
-        values = torch.where(merges[..., None], g.mean(view.slots.values).to(kept.values.dtype), kept.values)
+                bias = joined.log_mass - log_masses_of(view, past, log_z, keys, kept.positions)
+        values = torch.where(merges[..., None], joined.values.to(kept.values.dtype), kept.values)
         # The engine keeps biases in float32: a bf16 bias would cost as much as rounding the keys.
         log_votes = kept.log_votes.to(exact_dtype(kept.keys))
         return keys, values, torch.where(merges, bias.to(log_votes.dtype), log_votes), merges
 
-    def _moved(self, view: LayerView, kept: Slots, g: Groups, merges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Moved keys in the cache dtype, integer votes, and which slots merge once ``zip`` gave up the impossible."""
-        moved = g.mean(view.slots.keys)
+    def _moved(
+        self, view: LayerView, kept: Slots, mean: Tensor, g: Groups, merges: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys as moved, in the cache dtype, integer votes, and which slots merge at all: ``zip`` cannot always."""
+        moved = mean
         if self.key == "zip":
             scale, exists = zip_scale(g, view.softcap)
             moved = moved * scale[..., None]

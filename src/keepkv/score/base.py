@@ -24,6 +24,7 @@ class Score:
     stats: ClassVar[dict[str, float]] = {}  # per-slot statistics and the value a new slot starts with
     needs_rope: ClassVar[bool] = False  # must undo RoPE: refused where the model's rotary layout is unknown
     observes: ClassVar[bool] = False  # whether ``observe`` must be called after each forward
+    counts: ClassVar[bool] = False  # whether ``observe`` uses the attention of each decoded token
     scopes: ClassVar[bool] = False  # whether later parts of the text have no say in ``span_scores``
     span_stats: ClassVar[dict[str, float]] = {}  # further ``stats`` that ``span_scores`` needs
 

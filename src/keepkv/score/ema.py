@@ -39,6 +39,7 @@ class Ema(Score):
 
     stats: ClassVar[dict[str, float]] = {STAT: float("-inf")}
     observes: ClassVar[bool] = True
+    counts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1 or self.window < 0:
@@ -60,7 +61,7 @@ class Ema(Score):
 
     def _continue(self, view: LayerView, stat: Tensor, start: Tensor) -> Tensor:
         """The statistic (B,H,S) after one more query per row."""
-        now, _ = log_masses(view, latest(view))
+        now = log_masses(view, latest(view))[0] if view.weights is None else view.weights.mean(2).log()
         # Queries that saw a slot: from its own position or the first one averaged, whichever is later, up to now.
         count = view.query_positions[:, None] + 1 - view.slots.positions.maximum(start[:, None, None])
         before = stat.to(now.dtype) + self._log_counter(count - 1, now.dtype)

@@ -26,6 +26,7 @@ class H2O(Score):
     normalize: str = "sum"
     stats: ClassVar[dict[str, float]] = {"mass": 0.0}
     observes: ClassVar[bool] = True
+    counts: ClassVar[bool] = True
     scopes: ClassVar[bool] = True
     span_stats: ClassVar[dict[str, float]] = {"span_mass": 0.0}  # as ``mass``, from queries of the slot's span alone
 

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from keepkv.attention.reference import Part
+from keepkv.kernels.layout import Layout
 from keepkv.slots import EMPTY, Slots
 from keepkv.store.base import STORES, Store, filled
 from keepkv.store.dense import DenseStore
-
-TILE = 512  # columns gathered at once for attention
 
 
 @STORES.register("flat")
@@ -24,7 +23,11 @@ class FlatStore(Store):
         super().__init__(stats)
         self.body: dict[str, Tensor] = {}  # fields (N, …) over all slots, and "lengths" (B,H) int64
         self.recent = DenseStore(stats)
-        self._longest = 0
+        self._space: Layout | None = None  # of the body
+
+    @property
+    def _longest(self) -> int:
+        return 0 if self._space is None else self._space.longest
 
     @property
     def length(self) -> int:
@@ -41,43 +44,43 @@ class FlatStore(Store):
     def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         self.recent.append(keys, values, positions)
 
-    def _offsets(self) -> Tensor:
-        lengths = self.body["lengths"].flatten()
-        return (lengths.cumsum(0) - lengths).view_as(self.body["lengths"])
-
-    def _gather(self, columns: Tensor) -> dict[str, Tensor]:
-        """Fields (B,H,len(columns),…) at ``columns`` (c,) counted from each segment's start; empty outside of it."""
-        lengths = self.body["lengths"][..., None]
-        inside = (columns >= 0) & (columns < lengths) if columns.dim() > 1 else (columns[None, None] < lengths)
-        index = (self._offsets()[..., None] + columns).clamp_(0, max(0, self.body["positions"].shape[0] - 1))
-        out = {name: x[index] for name, x in self.body.items() if name != "lengths"}
-        out["positions"] = out["positions"].masked_fill(~inside, EMPTY)
-        return out
-
     def parts(self) -> Iterator[Part]:
-        for start in range(0, self._longest, TILE):
-            stop = min(start + TILE, self._longest)
-            got = self._gather(torch.arange(start, stop, device=self.body["lengths"].device))
-            yield Part(got["keys"], got["values"], got.get("log_votes"), got["positions"])
+        if self._longest:
+            body = self.body
+            yield Part(body["keys"], body["values"], body.get("log_votes"), body["positions"], self._space)
         if self.recent.length:
             yield from self.recent.parts()
+
+    def _set(self, fields: dict[str, Tensor], lengths: Tensor) -> None:
+        """New contents of the body: segments of ``lengths`` (B,H), one after the other."""
+        self.body = {**fields, "lengths": lengths}
+        b, h = lengths.shape
+        first = lengths.flatten().cumsum(0).view_as(lengths) - lengths
+        longest = int(lengths.max()) if lengths.numel() else 0
+        self._space = Layout(b, h, longest, len(fields["positions"]), True, first, lengths)
+
+    def _take(self, rows: Tensor | slice, columns: Tensor) -> dict[str, Tensor]:
+        """Fields of the body at ``columns`` (…,c) counted from the start of each segment of ``rows``; of another slot
+        where that lies outside."""
+        assert self._space is not None and self._space.first is not None
+        index = (self._space.first[rows][..., None] + columns).clamp_(0, max(0, self._space.total - 1))
+        return {name: x[index] for name, x in self.body.items() if name != "lengths"}
 
     def load(self, slots: Slots) -> None:
         valid = slots.valid
         fields = {"keys": slots.keys, "values": slots.values, "positions": slots.positions, **slots.stats}
         if bool(slots.log_votes.any()):
             fields["log_votes"] = slots.log_votes
-        self.body = {name: x[valid] for name, x in fields.items()}
-        self.body["lengths"] = slots.lengths
-        self._longest = int(slots.lengths.max())
+        self._set({name: x[valid] for name, x in fields.items()}, slots.lengths)
         self.recent = DenseStore(self.stats)
 
     def view(self) -> Slots:
         if not self.body:
             return self.recent.view()
         lengths = self.body["lengths"][..., None]
-        columns = torch.arange(self._longest, device=lengths.device) - self._longest + lengths
-        got = self._gather(columns)
+        columns = torch.arange(self._longest, device=lengths.device) - self._longest + lengths  # empty ones first
+        got = self._take(slice(None), columns)
+        got["positions"].masked_fill_(columns < 0, EMPTY)
         if "log_votes" not in got:
             got["log_votes"] = filled(got["keys"], tuple(got["positions"].shape), 0.0, torch.float32)
         stats = {name: got[name] for name in self.stats}
@@ -97,12 +100,9 @@ class FlatStore(Store):
         if not self.body:
             return
         lengths = self.body["lengths"][rows]
-        columns = torch.arange(self._longest, device=rows.device).expand(*lengths.shape, -1)
+        columns = torch.arange(self._longest, device=rows.device)
         inside = columns < lengths[..., None]
-        source = (self._offsets()[rows][..., None] + columns)[inside]
-        self.body = {name: x[source] for name, x in self.body.items() if name != "lengths"}
-        self.body["lengths"] = lengths
-        self._longest = int(lengths.max())
+        self._set({name: x[inside] for name, x in self._take(rows, columns).items()}, lengths)
 
     def crop(self, tokens: int) -> None:
         self.recent.crop(tokens)
@@ -112,9 +112,10 @@ class FlatStore(Store):
         return body | {f"tail.{name}": x for name, x in self.recent.tensors().items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        self.body = {name[5:]: x for name, x in tensors.items() if name.startswith("body.")}
+        self.body, self._space = {}, None
+        if body := {name[5:]: x for name, x in tensors.items() if name.startswith("body.")}:
+            self._set(body, body.pop("lengths"))
         tail = {name[5:]: x for name, x in tensors.items() if name.startswith("tail.")}
         self.recent = DenseStore(self.stats)
         if tail:
             self.recent.restore(tail)
-        self._longest = int(self.body["lengths"].max()) if self.body else 0

@@ -1,0 +1,66 @@
+"""Slots to try kernels on, and how their answers are compared with the reference's in float64."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from keepkv.kernels.tolerance import ATOL, EXACT, RTOL
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+INF = float("inf")
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed (extra 'triton')")
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, device=DEVICE).to(dtype)
+
+
+def rectangle(b: int, h: int, g: int, s: int, d: int, dv: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Query, slots and votes, of which some are huge and some say that a slot has none; empties first, as in a
+    padded batch, and one at the end, as in a static store."""
+    votes, positions = 2 * normal(b, h, s), torch.arange(s, device=DEVICE, dtype=torch.int32).repeat(b, h, 1)
+    votes[..., s // 2], votes[..., s // 3] = -INF, 60.0
+    positions[-1, :, : s // 4], positions[0, 0, -1] = -1, -1
+    slots = {"keys": normal(b, h, s, d, dtype=dtype), "values": normal(b, h, s, dv, dtype=dtype)}
+    return {"query": normal(b, h * g, d, dtype=dtype), **slots, "log_votes": votes, "positions": positions}
+
+
+def ragged(lengths: list[list[int]], d: int = 16, g: int = 2, gap: int = 0) -> dict[str, Any]:
+    """Query and slots of segments with ``gap`` slots of nobody, full of NaN, before each."""
+    count = torch.tensor(lengths, device=DEVICE)
+    ends = (count + gap).flatten().cumsum(0).view_as(count)
+    total, (b, h) = int(ends[-1, -1]) if count.numel() else 0, count.shape
+    keys, values, votes = normal(total, d), normal(total, d), normal(total)
+    mine = torch.zeros(total, dtype=torch.bool, device=DEVICE)
+    for end, n in zip(ends.flatten().tolist(), count.flatten().tolist(), strict=True):
+        mine[end - n : end] = True
+    for x in (keys, values, votes):
+        x[~mine] = float("nan")
+    where = {"offsets": ends - count, "lengths": count}
+    return {"query": normal(b, h * g, d), "keys": keys, "values": values, "log_votes": votes, **where}
+
+
+def wide(x: Any) -> Any:
+    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def both(function: Any, given: dict[str, Any], **options: Any) -> tuple[Any, Any]:
+    """What the kernel says, and what the reference says in float64."""
+    exact = {name: wide(x) for name, x in {**given, **options}.items()}
+    return function(**given, **options, backend="triton"), function(**exact, backend="reference")
+
+
+def compare(got: Any, expected: Any, dtype: torch.dtype) -> None:
+    """Outputs by the tolerance of ``dtype``, log-sum-exps and weights as float32."""
+    assert got.output.dtype == dtype
+    assert_close(got.output.double(), expected.output, rtol=RTOL[dtype], atol=ATOL[dtype])
+    assert_close(got.lse.double(), expected.lse, **EXACT)
+    if expected.weights is not None:
+        assert_close(got.weights.double(), expected.weights, **EXACT)
