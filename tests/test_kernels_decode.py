@@ -8,15 +8,16 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.testing import assert_close
 
 import keepkv
 import zoo
 from keepkv import kernels
-from keepkv.attention.reference import Part, attend
-from keepkv.kernels.decode_tiles import TILE, decode_tiles, tiles
+from keepkv.attention.part import Part
+from keepkv.attention.reference import attend
+from keepkv.kernels.decode_tiles import decode_tiles
 from keepkv.kernels.layout import layout
+from keepkv.kernels.tiling import TILE, tiles
 from keepkv.kernels.tolerance import ATOL, EXACT, RTOL
 from keepkv.score import attention
 from keepkv.slots import LayerView, Slots
@@ -193,7 +194,7 @@ def test_strides_do_not_matter() -> None:
 # decode_tiles
 
 
-def tiled(slots: dict[str, Any], scaling: float, softcap: float | None = None) -> tuple[Tensor, Tensor]:
+def tiled(slots: dict[str, Any], scaling: float, softcap: float | None = None) -> kernels.Decoded:
     """``decode_tiles`` of slots as ``ragged`` gives them."""
     space = layout(slots["keys"], 1, slots["offsets"], slots["lengths"], None)
     assert space.tiles is not None
@@ -207,7 +208,7 @@ def check_tiled(lengths: list[list[int]], g: int, dtype: torch.dtype = torch.flo
     for softcap in (None, 3.0):
         exact = {name: wide(x) for name, x in slots.items()}
         expected = kernels.decode(**exact, scaling=0.25, softcap=softcap, backend="reference")
-        output, lse = tiled(slots, 0.25, softcap)
+        output, lse, _ = tiled(slots, 0.25, softcap)
         assert output.dtype == lse.dtype == torch.promote_types(dtype, torch.float32)
         assert_close(output.double(), expected.output, rtol=RTOL[dtype], atol=ATOL[dtype])
         assert_close(lse.double(), expected.lse, **EXACT)
@@ -250,3 +251,7 @@ def test_every_slot_is_in_one_tile_of_its_segment() -> None:
     found = torch.stack((slot[inside], owner[inside]))
     expected = torch.stack((torch.arange(638), torch.arange(6).repeat_interleave(lengths.flatten())))
     assert torch.equal(found[:, found[0].argsort()], expected)
+    listed = work.entries[work.entries < len(work.owner)]
+    assert torch.equal(listed.sort().values, torch.arange(len(work.owner)))
+    for segment, row in enumerate(work.entries):
+        assert (work.owner[row[row < len(work.owner)]] == segment).all()

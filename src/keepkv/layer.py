@@ -11,7 +11,8 @@ from transformers.cache_utils import CacheLayerMixin
 
 from keepkv.attention import latent
 from keepkv.attention.handle import KVHandle
-from keepkv.attention.reference import Part, attend
+from keepkv.attention.part import Part
+from keepkv.attention.reference import attend
 from keepkv.attention.rule import MaskRule
 from keepkv.attention.stock import plain_attention
 from keepkv.compress import Tally, compress, look

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keepkv.attention.reference import Part
+from keepkv.attention.part import Part
 from keepkv.slots import Slots
 
 

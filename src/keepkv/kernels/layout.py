@@ -8,8 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from keepkv.kernels.decode_tiles import Tiles, tiles
 from keepkv.kernels.dispatch import check
+from keepkv.kernels.tiling import Tiles, tiles
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from keepkv.attention.reference import Part
+from keepkv.attention.part import Part
 from keepkv.registry import Registry
 from keepkv.slots import Slots
 

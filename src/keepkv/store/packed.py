@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from keepkv.attention.reference import Part
+from keepkv.attention.part import Part
 from keepkv.slots import Slots
 from keepkv.store.base import STORES, Store, filled
 from keepkv.store.dense import DenseStore
 
-TILE = 256  # columns dequantised at once for attention
+TILE_BYTES = 8 << 20  # dequantised at once for attention
 RESIDUAL = 32  # most recent tokens kept in full precision, at least
 
 
@@ -80,9 +80,18 @@ class Int8Store(Store):
         values = body["values"].to(body["values_scale"].dtype) * body["values_scale"]
         return Part(keys, values, body.get("log_votes"), body["positions"])
 
+    def _tile(self) -> int:
+        """Columns that are dequantised at once."""
+        if not self.body:
+            return 1
+        keys, values, scale = self.body["keys"], self.body["values"], self.body["keys_scale"]
+        column = keys.shape[0] * keys.shape[1] * (keys.shape[3] + values.shape[3]) * scale.element_size()
+        return max(1, TILE_BYTES // column)
+
     def parts(self) -> Iterator[Part]:
-        for start in range(0, self._packed, TILE):
-            yield self._dequantised(slice(start, start + TILE))
+        tile = self._tile()
+        for start in range(0, self._packed, tile):
+            yield self._dequantised(slice(start, start + tile))
         if self.recent.length:
             yield from self.recent.parts()
 

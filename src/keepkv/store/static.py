@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from keepkv.attention.reference import Part
+from keepkv.attention.part import Part
 from keepkv.errors import CacheStateError
 from keepkv.slots import EMPTY, Slots
 from keepkv.store.base import STORES, Store, filled
