@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 from keepkv.kernels.dispatch import check, choose
 
 _TILE = 2**21  # elements of one tile of the similarity matrix: 8 MiB
+EPS = 1e-12  # least norm, as in torch's ``normalize``
 
 
 def assign(keys: Tensor, leaving: Tensor, targets: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
@@ -30,28 +31,41 @@ def assign(keys: Tensor, leaving: Tensor, targets: Tensor, *, backend: str | Non
     return assign_triton.assign(keys, leaving, targets)
 
 
+@torch.no_grad()
 def reference(keys: Tensor, leaving: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The same in plain torch. The similarity matrix exists only in tiles of leaving slots, so memory stays bounded
-    whatever the context length."""
-    b, h, s, _ = keys.shape
+    """The same in plain torch. The similarity matrix exists only in tiles of leaving slots, in one buffer: memory stays
+    bounded whatever the context length."""
+    b, h, s, d = keys.shape
     wide = torch.promote_types(keys.dtype, torch.float32)
     into = torch.full((b, h, s), -1, dtype=torch.int64, device=keys.device)
     cosine = torch.full((b, h, s), float("-inf"), dtype=wide, device=keys.device)
     to, real_to = places(targets)
-    source, real = places(leaving)
-    if to.shape[-1] == 0 or source.shape[-1] == 0:
+    n = to.shape[-1]
+    if n == 0 or not bool(leaving.any()):
         return into, cosine
-    columns = _unit(keys, to, wide).transpose(-1, -2)
-    tile = max(1, _TILE // (b * h * to.shape[-1]))
-    for start in range(0, source.shape[-1], tile):
-        index = source[..., start : start + tile]
-        similarity = _unit(keys, index, wide) @ columns
-        best, column = similarity.masked_fill_(~real_to[:, :, None], float("-inf")).max(-1)
-        found = real[..., start : start + tile] & ~best.isneginf()
-        # Padded entries of `index` name slots that do not leave: they write back what is there.
-        into.scatter_(2, index, torch.where(found, to.gather(2, column), into.gather(2, index)))
-        cosine.scatter_(2, index, torch.where(found, best, cosine.gather(2, index)))
-    return into, cosine
+    columns = normalize(_pick(keys, to).to(wide), dim=-1).mT.flatten(0, 1).contiguous()  # (B·H,D,N)
+    absent = None if bool(real_to.all()) else ~real_to.flatten(0, 1)[:, None]
+    index, _ = places(leaving)
+    every = 2 * index.shape[-1] > s  # most of them leave: to compute all is cheaper than to pick those
+    count = s if every else index.shape[-1]
+    tile = min(count, max(1, _TILE // (b * h * n)))
+    buffer = keys.new_empty(b * h, tile, n, dtype=wide)
+    for start in range(0, count, tile):
+        stop = min(start + tile, count)
+        part = None if every else index[..., start:stop]
+        rows = keys[:, :, start:stop] if part is None else _pick(keys, part)
+        dots = torch.bmm(rows.reshape(b * h, -1, d).to(wide), columns, out=buffer[:, : stop - start])
+        if absent is not None:
+            dots.masked_fill_(absent, float("-inf"))
+        best, column = (x.view(b, h, -1) for x in dots.max(-1))
+        found = to.gather(2, column).masked_fill_(best.isneginf(), -1)
+        if part is None:
+            into[:, :, start:stop], cosine[:, :, start:stop] = found, best
+        else:  # padded entries name slots that do not leave: undone below
+            into.scatter_(2, part, found)
+            cosine.scatter_(2, part, best)
+    cosine /= torch.linalg.vector_norm(keys, dim=-1, dtype=wide).clamp_min_(EPS)
+    return into.masked_fill_(~leaving, -1), cosine.masked_fill_(~leaving, float("-inf"))
 
 
 def places(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,6 +75,5 @@ def places(mask: Tensor) -> tuple[Tensor, Tensor]:
     return index, mask.gather(-1, index)
 
 
-def _unit(keys: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
-    picked = keys.gather(2, index[..., None].expand(*index.shape, keys.shape[-1]))
-    return normalize(picked.to(dtype), dim=-1)
+def _pick(keys: Tensor, index: Tensor) -> Tensor:
+    return keys.gather(2, index[..., None].expand(*index.shape, keys.shape[-1]))

@@ -12,7 +12,8 @@ from keepkv.kernels.dispatch import choose
 from keepkv.kernels.window import window_scores
 from keepkv.slots import LayerView, Slots
 
-TILE = 1 << 23  # most attention weights that ``received`` holds at a time (32 MiB of float32)
+TILE = 1 << 20  # attention weights that ``received`` holds at a time (4 MiB of float32)
+ROWS = 64  # queries of one head among them, where it can choose
 
 
 def logits(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
@@ -30,9 +31,35 @@ def logits(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     raw = raw.view(*grouped.shape[:4], -1)
     if view.softcap is not None:
         raw = torch.tanh(raw / view.softcap) * view.softcap
-    visible = slots.valid[:, :, None] & (slots.positions[:, :, None] <= positions[:, None, :, None])
-    bias = slots.log_votes[:, :, None].masked_fill(~visible, float("-inf"))  # (B,H,T,S)
-    return raw.add_(bias[:, :, None])
+    if torch.compiler.is_compiling() or positions.shape[1] == 1:
+        visible = slots.valid[:, :, None] & (slots.positions[:, :, None] <= positions[:, None, :, None])
+        bias = slots.log_votes[:, :, None].masked_fill(~visible, float("-inf"))  # (B,H,T,S)
+        return raw.add_(bias[:, :, None])
+    if bool(slots.log_votes.any()):
+        raw += slots.log_votes[:, :, None, None]
+    return _hide(raw, slots, positions)
+
+
+def _hide(u: Tensor, slots: Slots, positions: Tensor) -> Tensor:
+    """``u`` (B,H,G,T,S) with −inf where a slot is empty or lies after the query, in place.
+
+    Of a prompt, most slots are seen by all of its last queries: only columns that are not are looked at.
+    """
+    real = positions >= 0
+    oldest = positions.masked_fill(~real, torch.iinfo(positions.dtype).max).amin()
+    mixed = (~slots.valid | (slots.positions > oldest)).flatten(0, 1).any(0)  # (S,)
+    columns = mixed.nonzero()[:, 0]
+    if len(columns):
+        held = slots.positions[..., columns][:, :, None]
+        hidden = (held < 0) | (held > positions[:, None, :, None])  # (B,H,T,columns)
+        first = int(columns[0])
+        if len(columns) == u.shape[-1] - first:  # as usual: the newest
+            u[..., first:].masked_fill_(hidden[:, :, None], float("-inf"))
+        else:
+            u[..., columns] = u[..., columns].masked_fill_(hidden[:, :, None], float("-inf"))
+    if not bool(real.all()):
+        u.masked_fill_(~real[:, None, None, :, None], float("-inf"))
+    return u
 
 
 def log_normalizer(view: LayerView, u: Tensor) -> Tensor:
@@ -50,8 +77,12 @@ def log_normalizer(view: LayerView, u: Tensor) -> Tensor:
 def weights(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     """Attention weights (B,H,G,T,S), dtype as ``logits``; all zero for a padded query."""
     u = logits(view, queries, positions)
-    z = log_normalizer(view, u)
-    return u.sub_(z.masked_fill_(z.isneginf(), 0.0)[..., None]).exp_()
+    if torch.compiler.is_compiling() or view.sinks is not None:
+        z = log_normalizer(view, u)
+        return u.sub_(z.masked_fill_(z.isneginf(), 0.0)[..., None]).exp_()
+    given = u.softmax(-1)
+    blind = given[..., :1].isnan()  # queries that see nothing
+    return given.masked_fill_(blind, 0.0) if bool(blind.any()) else given
 
 
 def received(view: LayerView, queries: Tensor, positions: Tensor, until: Tensor | None = None) -> Tensor:
@@ -70,17 +101,30 @@ def received(view: LayerView, queries: Tensor, positions: Tensor, until: Tensor 
             sinks=view.sinks, mean=False,
         )  # fmt: skip
     b, h, s = slots.shape
-    t, dtype = queries.shape[2], torch.promote_types(slots.keys.dtype, torch.float32)
-    total = torch.zeros(b, h, queries.shape[1] // h, s, dtype=dtype, device=queries.device)
-    tile = max(1, TILE // max(1, b * queries.shape[1] * s))
+    (t, g), dtype = (queries.shape[2], view.groups), torch.promote_types(slots.keys.dtype, torch.float32)
+    total = torch.zeros(b, h, g, s, dtype=dtype, device=queries.device)
+    # Few heads and many queries at a time: their keys and weights stay in a processor's cache.
+    heads = max(1, min(h, TILE // max(1, b * g * s * ROWS)))
+    tile = max(1, TILE // max(1, b * heads * g * s))
     ends = _ends(slots, positions, tile) if t > tile else [s]
-    for start, end in zip(range(0, t, tile), ends, strict=False):
-        part, held = slice(start, start + tile), slots if end == s else slots.map(partial(_first, count=end))
-        given = weights(replace(view, slots=held), queries[:, :, part], positions[:, part])
-        if until is not None:
-            given *= (positions[:, None, part, None] < until[:, :, None, :end])[:, :, None]
-        total[..., :end] += given.sum(3)
+    for first in range(0, h, heads):
+        some = _heads(view, first, min(h, first + heads))
+        asking = queries[:, first * g : (first + heads) * g]
+        for start, end in zip(range(0, t, tile), ends, strict=False):
+            part = slice(start, start + tile)
+            near = some if end == s else replace(some, slots=some.slots.map(partial(_columns, count=end)))
+            given = weights(near, asking[:, :, part], positions[:, part])
+            if until is not None:
+                given *= (positions[:, None, part, None] < until[:, first : first + heads, None, :end])[:, :, None]
+            total[:, first : first + heads, :, :end] += given.sum(3)
     return total
+
+
+def _heads(view: LayerView, first: int, stop: int) -> LayerView:
+    """The view of some KV heads alone."""
+    g = view.groups
+    sinks = None if view.sinks is None else view.sinks[first * g : stop * g]
+    return replace(view, slots=view.slots.map(lambda x: x[:, first:stop]), sinks=sinks)
 
 
 def _ends(slots: Slots, positions: Tensor, tile: int) -> list[int]:
@@ -91,5 +135,5 @@ def _ends(slots: Slots, positions: Tensor, tile: int) -> list[int]:
     return [max(1, end) for end in torch.searchsorted(after, newest.to(after.dtype), right=True).tolist()]
 
 
-def _first(x: Tensor, count: int) -> Tensor:
+def _columns(x: Tensor, count: int) -> Tensor:
     return x[:, :, :count]

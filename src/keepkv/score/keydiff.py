@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, normalize
 
 from keepkv.score.base import Score, register_score
 from keepkv.slots import LayerView
@@ -23,7 +23,12 @@ class KeyDiff(Score):
         slots = view.slots
         # Only the direction of the mean matters, so votes may be normalised: no overflow for any votes.
         share = slots.log_votes.masked_fill(~slots.valid, float("-inf")).softmax(-1)
-        share = share.masked_fill(~slots.valid, 0.0)  # softmax is NaN where a head holds nothing
+        share = share.masked_fill(~slots.valid, 0.0).float()  # softmax is NaN where a head holds nothing
+        # Three readings of the keys and nothing else of their size.
         keys = slots.keys.float()
-        anchor = (share[..., None] * normalize(keys, dim=-1)).sum(-2, keepdim=True)
-        return -cosine_similarity(keys, anchor, dim=-1)
+        norm = torch.linalg.vector_norm(keys, dim=-1)
+        anchor = (share / norm.clamp(min=1e-12))[:, :, None] @ keys  # (B,H,1,D)
+        length = norm * torch.linalg.vector_norm(anchor, dim=-1)
+        along = (keys @ anchor.mT)[..., 0]
+        cosine: Tensor = along / length.clamp_(min=1e-8)
+        return -cosine

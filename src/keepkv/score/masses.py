@@ -14,7 +14,8 @@ from keepkv.score.window import window
 from keepkv.slots import LayerView
 
 STATE = "merge_window"  # in view.state: queries remembered for a merge when the score remembers fewer
-_TILE = 2**23  # elements of one tile of logits
+_TILE = 2**22  # elements of one tile of logits
+FAR = 1e30  # of a padded query, whose logits are −inf: −inf − inf would be NaN
 
 
 def exact_dtype(x: Tensor) -> torch.dtype:
@@ -75,8 +76,7 @@ def log_masses(view: LayerView, past: Window, log_z: Tensor | None = None, raw: 
     """
     b, h, s = view.slots.shape
     g, w = view.groups, past.positions.shape[1]
-    mass = past.log_eta.new_full((b, h, s), float("-inf"))
-    counter = past.log_eta.new_zeros(b, h, s)
+    mass: Tensor | None = None
     z_parts: list[Tensor] = []
     tile = max(1, _TILE // max(1, b * h * g * s))
     for start in range(0, w, tile):
@@ -85,15 +85,23 @@ def log_masses(view: LayerView, past: Window, log_z: Tensor | None = None, raw: 
         u = attention.logits(view, past.queries[:, :, part], positions)
         z = attention.log_normalizer(view, u) if log_z is None else log_z[..., part]
         z_parts.append(z)
-        terms = u + log_eta[:, None, None, :, None]
-        if not raw:
-            terms = terms - z.masked_fill(z.isneginf(), 0.0)[..., None]
-        mass = torch.logaddexp(mass, terms.flatten(2, 3).logsumexp(2))
-        sees = view.slots.positions[:, :, None] <= positions[:, None, :, None]
-        counter += (sees * log_eta.exp()[:, None, :, None]).sum(2)
+        shift = torch.zeros_like(z) if raw else z.masked_fill(z.isneginf(), 0.0)
+        terms = u.sub_((shift - log_eta[:, None, None])[..., None].clamp_(max=FAR)).flatten(2, 3).logsumexp(2)
+        mass = terms if mass is None else torch.logaddexp(mass, terms)
+    counter = _counter(view, past)
     seen = view.slots.valid & (counter > 0)
     log_n = torch.where(seen, counter, 1.0).log() + math.log(g)
+    assert mass is not None
     return torch.where(seen, mass - log_n, float("-inf")), torch.cat(z_parts, dim=-1)
+
+
+def _counter(view: LayerView, past: Window) -> Tensor:
+    """Σ η_j over the queries that see a slot, those at its position and later: (B,H,S)."""
+    eta = past.log_eta.exp()  # (B,W); positions ascend, padding first, where it is 0
+    later = torch.nn.functional.pad(eta.flip(-1).cumsum(-1).flip(-1), (0, 1))
+    slots = view.slots.positions.flatten(1).to(past.positions.dtype)
+    first = torch.searchsorted(past.positions.contiguous(), slots)
+    return later.gather(1, first).view(view.slots.shape)
 
 
 def log_masses_of(view: LayerView, past: Window, log_z: Tensor, keys: Tensor, positions: Tensor) -> Tensor:
