@@ -30,11 +30,15 @@ from keepkv.cli.arguments import variant
 from keepkv.cli.output import progress_rows
 from keepkv.evaluation.rows import write
 
-# 542 MB of float32 weights: at the 10 to 25 GB/s of two cores a token takes more than 20 ms, whatever the cache.
-# The first has a KV head per query head, as Llama-2 in the papers; the second a quarter of them, as models of today.
-MANY = Shape.read("layers=8,hidden=1024,heads=16,kv_heads=16,head_dim=64,intermediate=2816,vocab=32000")
-FEW = replace(MANY, kv_heads=4)
+# 1.1 GB of float32 weights: at the 20 to 40 GB/s of two cores a token takes more than 20 ms whatever the cache, so that
+# Python's share is small; the same with a quarter of the KV heads; a cache that outweighs 0.15 GB of weights from 2.4k
+# tokens on; and one whose prompts are read in seconds.
+WIDE = Shape.read("layers=4,hidden=2048,heads=32,kv_heads=32,head_dim=64,intermediate=5632,vocab=32000")
+GROUPED = replace(WIDE, kv_heads=8)
+HEAVY = Shape.read("layers=8,hidden=512,heads=16,kv_heads=16,head_dim=64,intermediate=1408,vocab=8000")
+QUICK = Shape.read("layers=4,hidden=1024,heads=16,kv_heads=16,head_dim=64,intermediate=2816,vocab=32000")
 TOY = Shape.read("layers=2,hidden=64,heads=4,kv_heads=4,head_dim=16,vocab=256")
+NAMES = {str(WIDE): "wide", str(GROUPED): "grouped", str(HEAVY): "heavy", str(QUICK): "quick"}
 MIB = 1 << 20
 
 
@@ -49,7 +53,7 @@ class Part:
     budgets: tuple[float | int, ...]
     contexts: tuple[int, ...]
     stores: tuple[str | None, ...] = (None,)
-    shapes: tuple[Shape, ...] = (MANY,)
+    shapes: tuple[Shape, ...] = (WIDE,)
     cap: str | None = None
     chunk: int | None = None
     new: int = 32
@@ -76,26 +80,31 @@ class Part:
         return replace(sweep, models=(TOY,), contenders=slim, **small)
 
 
-MERGING = ("keepkv:score=snapkv,threshold=none", "snapkv", "keepkv:threshold=none", "keydiff", "d2o", "cam")
+MERGE_ALL = ("keepkv:score=snapkv,threshold=none", "keepkv:threshold=none")
 PARTS = (
-    Part("decode", "A decoded token after 8k and 16k tokens, uniform 10 % of the slots; and what Python costs.",
-         ("snapkv", "keepkv:threshold=none"), ("plain", "fp8", "quanto-4", "hqq-4", "kvpress:snapkv"), (0.1,),
-         (8192, 16384), (None, "int8"), (MANY, FEW), overhead=True),
+    Part("decode", "A decoded token after 8k tokens, 10 % of the slots: eviction, merging by the same score, peers; and "
+         "what Python costs.", ("snapkv", "keydiff", *MERGE_ALL), ("plain", "kvpress:snapkv"), (0.1,), (8192,),
+         shapes=(WIDE,), overhead=True, together=4),
+    Part("grouped", "The same with a quarter of the KV heads.", ("snapkv", MERGE_ALL[1]), ("plain",), (0.1,), (8192,),
+         shapes=(GROUPED,)),
+    Part("heavy", "Where the cache outweighs the weights: 16k tokens, 10 % of the slots, equal heads and heads that "
+         "differ; kvpress frees the slots of the first and masks those of the second.",
+         ("snapkv", "adakv", MERGE_ALL[1]), ("plain", "kvpress:snapkv", "kvpress:adakv"), (0.1,), (16384,),
+         shapes=(HEAVY,), together=6),
+    Part("packed", "Fewer bytes for each number: 8k tokens.", ("full", "snapkv"), ("plain", "fp8", "quanto-4"), (0.1,),
+         (8192,), (None, "int8"), (HEAVY,)),
     Part("flat", "A decoded token at 1024 slots, from 4k to 64k tokens seen, read in chunks of 1024.",
-         ("streaming-llm", "snapkv", "keepkv:threshold=none"), (), (1024,), (4096, 8192, 16384, 32768, 65536),
-         chunk=1024, new=64),
-    Part("prefill", "Reading 8k tokens, and what compressing them adds.",
-         ("streaming-llm", "keydiff", "tova", "snapkv", "h2o", "expected-attention", "adakv", "keepkv",
-          "keepkv:threshold=none"),
-         ("plain", "kvpress:keydiff", "kvpress:tova", "kvpress:snapkv", "kvpress:expected-attention", "kvpress:adakv"),
-         (0.1,), (8192,), new=4, repeats=5, prefills=5),
-    Part("adakv", "Budgets by head after 16k tokens: slots that are freed, and slots that are masked.",
-         ("adakv",), ("plain", "kvpress:adakv"), (0.1, 0.25, 0.5), (16384,), repeats=5),
-    Part("cap", "The largest batch in the memory that the plain cache takes at batch 2: 4k tokens, 20 % of the slots.",
-         ("snapkv", "h2o", "keepkv:score=snapkv,threshold=none", "d2o"), ("plain", "fp8", "quanto-4", "kvpress:snapkv"),
-         (0.2,), (4096,), (None, "int8"), (MANY, FEW), cap="plain@2"),
-    Part("merging", "Merging beside eviction by the same score: 8k tokens.", MERGING, ("plain",), (0.1, 0.2), (8192,),
-         prefills=3),
+         ("streaming-llm", MERGE_ALL[1]), (), (1024,), (4096, 8192, 16384, 32768, 65536), shapes=(HEAVY,), chunk=1024,
+         new=64),
+    Part("prefill", "Reading a prompt, and what compressing it adds.",
+         ("streaming-llm", "keydiff", "snapkv", "h2o", "expected-attention", "adakv", "keepkv", MERGE_ALL[1]),
+         ("plain", "kvpress:keydiff", "kvpress:snapkv", "kvpress:expected-attention", "kvpress:adakv"),
+         (0.1,), (4096, 8192), new=4, repeats=5, prefills=5, shapes=(QUICK,)),
+    Part("longer", "The same for 16k tokens.", ("snapkv", "keepkv"), ("plain", "kvpress:snapkv"), (0.1,), (16384,),
+         new=4, repeats=3, prefills=3, shapes=(QUICK,)),
+    Part("cap", "The largest batch in the memory that the plain cache takes at batch 2: prompts of 4k tokens.",
+         ("snapkv", MERGE_ALL[1]), ("plain", "fp8", "kvpress:snapkv"), (0.2, 0.1), (4096,), shapes=(QUICK,),
+         cap="plain@2", repeats=5),
 )  # fmt: skip
 
 
@@ -139,7 +148,7 @@ def measure(part: Part, a: argparse.Namespace) -> list[Row]:
 def page(out: Path) -> str:
     """Tables of all parts in ``out``, under what they were measured with."""
     found = [(part, read(out / f"{part.name}.jsonl")) for part in PARTS if (out / f"{part.name}.jsonl").exists()]
-    lines = []
+    lines = ["The models, by their shapes:", "", *(f"- *{name}*: `{shape}`" for shape, name in NAMES.items()), ""]
     for part, rows in found:
         lines += [f"## {part.name}", "", part.about, "", made_with(rows), "", table(rows), ""]
     return "\n".join(lines)
@@ -164,8 +173,8 @@ def table(rows: Sequence[Row]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---|---" + "|--:" * (len(head) - 2) + "|"]
     for row in rows:
         span = "" if row.decode is None else f"{row.decode.p20 * 1e3:.3g}–{row.decode.p80 * 1e3:.3g}"
-        heads = Shape.read(row.model).kv_heads
-        cells = ("overhead" if row.kind == "overhead" else f"{heads} KV heads", f"`{name_of(row)}`", f"{row.context:,}",
+        model = "overhead" if row.kind == "overhead" else NAMES.get(row.model, row.model)
+        cells = (model, f"`{name_of(row)}`", f"{row.context:,}",
                  str(row.batch or ""), _median(row.prefill), _median(row.compression), _median(row.decode, 1e3), span,
                  _median(row.throughput), _median(row.speedup), _median(row.over_floor), _mib(row.cache_bytes),
                  _mib(row.peak_bytes))  # fmt: skip
