@@ -82,10 +82,12 @@ class Part:
 
 MERGE_ALL = ("keepkv:score=snapkv,threshold=none", "keepkv:threshold=none")
 PARTS = (
-    Part("decode", "A decoded token after 8k tokens, 10 % of the slots: eviction, merging by the same score, peers; and "
-         "what Python costs.", ("snapkv", "keydiff", *MERGE_ALL), ("plain", "kvpress:snapkv"), (0.1,), (8192,),
+    Part("decode", "A decoded token after 8k tokens, 10 % of the slots: eviction, merging by the same score, peers; "
+         "and what Python costs.", ("snapkv", "keydiff", *MERGE_ALL), ("plain", "kvpress:snapkv"), (0.1,), (8192,),
          shapes=(WIDE,), overhead=True, together=4),
-    Part("grouped", "The same with a quarter of the KV heads.", ("snapkv", MERGE_ALL[1]), ("plain",), (0.1,), (8192,),
+    Part("heads", "Budgets by head on the same model: slots that are freed, whatever head they were in.",
+         ("snapkv", "adakv"), ("plain",), (0.1,), (8192,), shapes=(WIDE,)),
+    Part("grouped", "A quarter of the KV heads.", ("snapkv", MERGE_ALL[1]), ("plain",), (0.1,), (8192,),
          shapes=(GROUPED,)),
     Part("heavy", "Where the cache outweighs the weights: 16k tokens, 10 % of the slots, equal heads and heads that "
          "differ; kvpress frees the slots of the first and masks those of the second.",
@@ -99,7 +101,7 @@ PARTS = (
     Part("prefill", "Reading a prompt, and what compressing it adds.",
          ("streaming-llm", "keydiff", "snapkv", "h2o", "expected-attention", "adakv", "keepkv", MERGE_ALL[1]),
          ("plain", "kvpress:keydiff", "kvpress:snapkv", "kvpress:expected-attention", "kvpress:adakv"),
-         (0.1,), (4096, 8192), new=4, repeats=5, prefills=5, shapes=(QUICK,)),
+         (0.1,), (8192,), new=4, repeats=5, prefills=5, shapes=(QUICK,)),
     Part("longer", "The same for 16k tokens.", ("snapkv", "keepkv"), ("plain", "kvpress:snapkv"), (0.1,), (16384,),
          new=4, repeats=3, prefills=3, shapes=(QUICK,)),
     Part("cap", "The largest batch in the memory that the plain cache takes at batch 2: prompts of 4k tokens.",

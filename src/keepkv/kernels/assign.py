@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from keepkv.kernels.dispatch import check, choose
 
-_TILE = 2**21  # elements of one tile of the similarity matrix: 8 MiB
+_TILE = 2**22  # elements of one tile of the similarity matrix: 16 MiB
 EPS = 1e-12  # least norm, as in torch's ``normalize``
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_TILE = 2**19  # elements of a temporary, which then stays in a processor's cache
+_TILE = 2**21  # elements of a temporary, which then stays in a processor's cache
 
 
 def _rows(group: Tensor, size: int) -> Tensor:
