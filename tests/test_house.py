@@ -19,7 +19,8 @@ FLOORS = [
     line.split()
     for line in """\
 errors slots rope registry budget clock
-score allocate reduce store when attention spans kernels
+kernels
+score allocate reduce store when attention spans
 methods
 cache layer compress plan attach receipt report persistence context attention.interface
 models tasks metrics evaluation

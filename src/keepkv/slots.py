@@ -121,6 +121,7 @@ class LayerView:
     protected: Tensor | None = (
         None  # (B,H,S) bool: sinks, recent window, protected spans: always kept, never merge targets
     )
+    memo: dict[str, Tensor] = field(default_factory=dict)  # what a piece computed from this view that others may use
     weights: Tensor | None = None  # (B,H,G,S): attention of the latest query, where it was one and computed them
     spans: Intervals | None = None  # where given, each slot inside is scored by the queries of its own span alone
 

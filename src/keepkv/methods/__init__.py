@@ -1,6 +1,6 @@
 """Named methods; importing this package registers them all."""
 
-from keepkv.methods import adaptive, attention, baselines, expected, keepkv, merging
+from keepkv.methods import adaptive, attention, baselines, expected, keepkv, keepkv2, merging
 from keepkv.methods.base import METHODS, Method, MethodInfo, method_info, methods, register_method
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "baselines",
     "expected",
     "keepkv",
+    "keepkv2",
     "merging",
     "method_info",
     "methods",

@@ -53,6 +53,9 @@ class Remembering(Score):
         if held is None or held.shape[2] < self.size:
             remember(view, self.size, STATE)
 
+    def masses(self, view: LayerView) -> Tensor | None:
+        return self.score.masses(view)
+
     def observe_spans(self, view: LayerView) -> None:
         self.score.observe_spans(view)
 

@@ -35,8 +35,11 @@ class KeepKV(Reduce):
     threshold: merge only where the cosine is greater, 0.8 in the paper and its code; what stays below is dropped with
         its mass. ``None``: merge all, which lowers the output error and loses what was worth keeping: at small
         budgets each kept slot then speaks for dozens of others.
+    coverage: merge only the leaving slots of largest mass that together hold this share of the mass that leaves; the
+        rest is dropped. Most leaving slots hold next to nothing, and finding where they belong costs as much.
     alpha, window: the last ``window`` queries of the row, with weights ∝ alpha^age, predict the masses. Neither is
-        given in the paper. ``window=1``: the last query alone; there every form but ``code`` is exact.
+        given in the paper. ``window=1``: the last query alone; there every form but ``code`` is exact. The ``fixed``
+        form takes the masses that the score predicts, where it does.
 
     GQA: one slot serves G query heads. Masses are averaged over them (normalised attention; raw scores for ``zip``),
     so that the mean mass over the group of heads is kept, not that of each head.
@@ -48,6 +51,7 @@ class KeepKV(Reduce):
     threshold: float | None = 0.8
     alpha: float = 0.9
     window: int = 32
+    coverage: float = 1.0
 
     merges: ClassVar[bool] = True
 
@@ -60,12 +64,19 @@ class KeepKV(Reduce):
             raise KeepKVError(f"keepkv: alpha={self.alpha!r} must lie in (0, 1]")
         if self.window < 1:
             raise KeepKVError(f"keepkv: window={self.window!r}: at least one query")
+        if not 0 < self.coverage <= 1:
+            raise KeepKVError(f"keepkv: coverage={self.coverage!r} must lie in (0, 1]")
 
     def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
         slots = view.slots
         keep = keep & slots.valid
         leaving = slots.valid & ~keep
-        into, cosine = assign(slots.keys, leaving, keep if view.protected is None else keep & ~view.protected)
+        predicted = score.masses(view) if self.key == "fixed" else None
+        worth = leaving
+        if self.coverage < 1:
+            u = predicted if predicted is not None else log_masses(view, recent(view, self.window, self.alpha))[0]
+            worth = heaviest(u, leaving, self.coverage)
+        into, cosine = assign(slots.keys, worth, keep if view.protected is None else keep & ~view.protected)
         merged = into >= 0 if self.threshold is None else (into >= 0) & (cosine > self.threshold)
         if not bool(merged.any()):
             return Drop()(view, keep, scores, score)
@@ -75,7 +86,7 @@ class KeepKV(Reduce):
         column = keep.cumsum(-1) - 1 + size - keep.sum(-1, keepdim=True)
         own = torch.where(keep, column, size)
         group = torch.where(merged, column.gather(2, into.clamp(min=0)), own)
-        keys, values, log_votes, merges = self._merge(view, kept, group, own, merged)
+        keys, values, log_votes, merges = self._merge(view, kept, group, own, merged, predicted)
         merged = merged & spread(merges.to(torch.int8), group).bool()
         group = torch.where(merged, group, own)
         stats = {
@@ -87,14 +98,17 @@ class KeepKV(Reduce):
         return Reduced(result, merged.sum(-1), lost.sum(-1), lost)
 
     def _merge(
-        self, view: LayerView, kept: Slots, group: Tensor, own: Tensor, merged: Tensor
+        self, view: LayerView, kept: Slots, group: Tensor, own: Tensor, merged: Tensor, predicted: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Keys, values, log_votes of the kept slots after merging, and which of them (B,H,K) took something in."""
-        past = recent(view, self.window, self.alpha)
-        if bool((merged.flatten(1).any(-1) & past.empty).any()):
-            raise CacheStateError("keepkv: a row has slots to merge but none of its queries is known")
         size = kept.positions.shape[-1]
-        u, log_z = log_masses(view, past, raw=self.key == "zip")
+        if predicted is not None:
+            u = predicted.to(exact_dtype(view.slots.keys))
+        else:
+            past = recent(view, self.window, self.alpha)
+            if bool((merged.flatten(1).any(-1) & past.empty).any()):
+                raise CacheStateError("keepkv: a row has slots to merge but none of its queries is known")
+            u, log_z = log_masses(view, past, raw=self.key == "zip")
         joined = merge_segments(u, None if self.key == "fixed" else view.slots.keys, view.slots.values, group, size)
         merges = segment_sum(merged.to(torch.int32), group, size) > 0
         if joined.keys is None:
@@ -121,6 +135,13 @@ class KeepKV(Reduce):
             merges = merges & exists & moved.to(kept.keys.dtype).isfinite().all(-1)
         votes = integer_votes(view.slots.log_votes, g.group, g.size)
         return torch.where(merges[..., None], moved.to(kept.keys.dtype), kept.keys), votes, merges
+
+
+def heaviest(u: Tensor, among: Tensor, share: float) -> Tensor:
+    """(B,H,S) bool: the fewest slots of ``among`` whose masses e^u together reach ``share`` of those of all of them."""
+    mass, order = u.masked_fill(~among, float("-inf")).softmax(-1).nan_to_num_(0.0).sort(dim=-1, descending=True)
+    before = mass.cumsum(-1) - mass
+    return torch.zeros_like(among).scatter_(-1, order, (before < share) & (mass > 0)) & among
 
 
 def _stat(name: str, x: Tensor, group: Tensor, size: int) -> Tensor:

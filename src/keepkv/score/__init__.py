@@ -1,8 +1,9 @@
 """Scores, one file per idea; importing this package registers them all."""
 
-from keepkv.score import ema, expected, h2o, keydiff, knorm, random, snapkv, streaming, tova
+from keepkv.score import ema, expected, future, h2o, keydiff, knorm, random, snapkv, streaming, tova
 from keepkv.score.base import SCORES, FunctionScore, Score, register_score
 from keepkv.score.expected import ExpectedAttention
+from keepkv.score.future import Future
 from keepkv.score.h2o import H2O
 from keepkv.score.keydiff import KeyDiff
 from keepkv.score.knorm import KNorm
@@ -17,6 +18,7 @@ __all__ = [
     "TOVA",
     "ExpectedAttention",
     "FunctionScore",
+    "Future",
     "KNorm",
     "KeyDiff",
     "Random",
@@ -25,6 +27,7 @@ __all__ = [
     "Streaming",
     "ema",
     "expected",
+    "future",
     "h2o",
     "keydiff",
     "knorm",

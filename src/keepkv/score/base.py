@@ -36,6 +36,10 @@ class Score:
         """(B,H,S) float32, larger = keep. Values at empty slots are ignored. Must not modify the view."""
         raise TypeError(f"{type(self).__name__} must implement __call__(view) -> scores")
 
+    def masses(self, view: LayerView) -> Tensor | None:
+        """ln of the mean attention (B,H,S) that each slot will receive, for merges, where the score predicts it."""
+        return None
+
     def observe_spans(self, view: LayerView) -> None:
         """Called after ``observe`` where ``view.spans`` is given: remember what ``span_scores`` needs. Entries of
         ``view.state`` whose names start with ``span_`` are kept for later turns."""
