@@ -11,11 +11,11 @@ import time
 from statistics import median
 
 import torch
+from speed import GROUPED, HEAVY, QUICK, WIDE
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
 import keepkv
-from speed import GROUPED, HEAVY, QUICK, WIDE
 
 SHAPES = {"wide": WIDE, "grouped": GROUPED, "heavy": HEAVY, "quick": QUICK}
 KINDS = {  # of operations, by what their names begin with
