@@ -12,7 +12,7 @@ from keepkv.when import When
 
 @register_method("keepkv2")
 def keepkv2(
-    queries: int = 64,
+    queries: int = 256,
     span: int = 128,
     allocate: str | Allocate = "uniform",
     threshold: float | None = None,
@@ -22,6 +22,9 @@ def keepkv2(
     when: When = When(),
 ) -> Method:
     """Keeps the slots whose absence would change later outputs most, and gives the mass of the others to them.
+
+    A first form, being studied: where questions are unlike the text that is read, as on the embedded model, it is far
+    behind ``keydiff``. More ``queries`` help, and cost.
 
     1. Queries to come: ``queries`` of the text's own, spread over it, turned back by RoPE and on to positions 1 to
        ``span`` behind its end.
