@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from keepkv.kernels.layout import Layout
+from keepkv.kernels.layout import MASKED, Layout
 from keepkv.slots import EMPTY
 
-MASKED = -1e30  # finite, so that a query that sees nothing yields a finite, unused output instead of NaN
 COLUMNS = 512  # slots of each segment that are gathered at once where several queries meet ragged slots
 
 

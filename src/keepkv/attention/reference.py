@@ -10,8 +10,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from keepkv.attention.part import MASKED, Part
+from keepkv.attention.part import Part
 from keepkv.attention.step import Attended, step
+from keepkv.kernels.layout import MASKED
 
 TILE_BYTES = 64 << 20  # logits held at once for long query blocks
 

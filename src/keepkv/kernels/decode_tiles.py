@@ -7,10 +7,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from keepkv.kernels.decode import Decoded
-from keepkv.kernels.layout import Layout
+from keepkv.kernels.layout import MASKED, Layout
 from keepkv.kernels.tiling import Tiles
-
-LOWEST = -1e30  # logit of what is not seen: finite, so that a tile where nothing is seen gives no NaN
 
 
 def decode_tiles(
@@ -35,15 +33,15 @@ def decode_tiles(
     if softcap is not None:
         u = torch.tanh(u / softcap) * softcap
     if log_votes is not None:
-        u = u.add_(torch.cat(work.of(log_votes))[:, None]).clamp_(min=LOWEST)
-    u.masked_fill_(work.outside, LOWEST)
+        u = u.add_(torch.cat(work.of(log_votes))[:, None]).clamp_(min=MASKED)
+    u.masked_fill_(work.outside, MASKED)
     # Each tile by itself, then the tiles of a segment by their shares.
     means = _products(work, u.softmax(-1), [x.to(wide) for x in work.of(values)])  # (E,G,Dv)
     lses = pad(u.logsumexp(-1), (0, 0, 0, 1), value=float("-inf"))[work.entries]  # (B·H,M,G)
     shares = lses.softmax(1).nan_to_num_(0.0)  # NaN: a segment without slots
     out = (shares[..., None] * pad(means, (0, 0, 0, 0, 0, 1))[work.entries]).sum(1)
     lse = lses.logsumexp(1)
-    return Decoded(out.view(b, heads, -1), lse.masked_fill_(lse <= LOWEST, float("-inf")).view(b, heads), None)
+    return Decoded(out.view(b, heads, -1), lse.masked_fill_(lse <= MASKED, float("-inf")).view(b, heads), None)
 
 
 def _products(work: Tiles, x: Tensor, parts: list[Tensor]) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor
 from keepkv.kernels.dispatch import check
 from keepkv.kernels.tiling import Tiles, tiles
 
+MASKED = -1e30  # logit of what is not seen: finite, so that a query that sees nothing yields no NaN
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -108,7 +108,7 @@ def received(view: LayerView, queries: Tensor, positions: Tensor, until: Tensor 
     tile = max(1, TILE // max(1, b * heads * g * s))
     ends = _ends(slots, positions, tile) if t > tile else [s]
     for first in range(0, h, heads):
-        some = _heads(view, first, min(h, first + heads))
+        some = of_heads(view, first, heads)
         asking = queries[:, first * g : (first + heads) * g]
         for start, end in zip(range(0, t, tile), ends, strict=False):
             part = slice(start, start + tile)
@@ -120,11 +120,11 @@ def received(view: LayerView, queries: Tensor, positions: Tensor, until: Tensor 
     return total
 
 
-def _heads(view: LayerView, first: int, stop: int) -> LayerView:
-    """The view of some KV heads alone."""
-    g = view.groups
-    sinks = None if view.sinks is None else view.sinks[first * g : stop * g]
-    return replace(view, slots=view.slots.map(lambda x: x[:, first:stop]), sinks=sinks)
+def of_heads(view: LayerView, first: int, count: int) -> LayerView:
+    """The slots of ``count`` KV heads from ``first`` on, at most as many as there are; queries stay those of all."""
+    g, some = view.groups, slice(first, first + count)
+    sinks = None if view.sinks is None else view.sinks[first * g : (first + count) * g]
+    return replace(view, slots=view.slots.map(lambda x: x[:, some]), sinks=sinks, weights=None)
 
 
 def _ends(slots: Slots, positions: Tensor, tile: int) -> list[int]:

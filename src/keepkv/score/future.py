@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from keepkv.errors import KeepKVError
-from keepkv.score.attention import TILE, weights
+from keepkv.score.attention import ROWS, TILE, of_heads, weights
 from keepkv.score.base import Score, register_score
 from keepkv.score.sample import remember_sample, sample, spread
 from keepkv.slots import EMPTY, LayerView
@@ -81,20 +80,17 @@ class Future(Score):
 def moments(view: LayerView, queries: Tensor, positions: Tensor, moment: int = 2) -> tuple[Tensor, Tensor]:
     """Mean of (a/(1−a))^moment·‖v − o‖^moment, and of a, over queries (B,H*G,R,D) at positions (B,R) behind every slot:
     both (B,H,S), float32 (float64 for float64). Means are over real queries and the query heads of a KV head."""
-    (b, h, s), g, slots = view.slots.shape, view.groups, view.slots
-    dtype = torch.promote_types(slots.keys.dtype, torch.float32)
+    (b, h, s), g = view.slots.shape, view.groups
+    dtype = torch.promote_types(view.slots.keys.dtype, torch.float32)
     rows = queries.shape[2]
     score, mass = (torch.zeros(b, h, s, dtype=dtype, device=queries.device) for _ in range(2))
     count = ((positions >= 0).sum(-1).clamp(min=1) * g).to(dtype)[:, None, None]
     # One tile is some queries of some heads: their weights stay in a processor's cache.
-    heads = max(1, min(h, TILE // max(1, b * g * s * min(rows, 64))))
+    heads = max(1, min(h, TILE // max(1, b * g * s * min(rows, ROWS))))
     tile = max(1, TILE // max(1, b * g * s * heads))
     for first in range(0, h, heads):
         some = slice(first, first + heads)
-        near = replace(
-            view, slots=slots.map(partial(_heads, some=some)), weights=None,
-            sinks=None if view.sinks is None else view.sinks[first * g : (first + heads) * g],
-        )  # fmt: skip
+        near = of_heads(view, first, heads)
         values = near.slots.values.to(dtype)
         gram = torch.zeros((), dtype=dtype)
         for start in range(0, rows, tile):
@@ -113,7 +109,3 @@ def moments(view: LayerView, queries: Tensor, positions: Tensor, moment: int = 2
             cross = (values * gram[..., :-2]).sum(-1)
             score[:, some] = (gram[..., -1] * values.square().sum(-1) - 2 * cross + gram[..., -2]).clamp_(min=0.0)
     return score / count, mass / count
-
-
-def _heads(x: Tensor, some: slice) -> Tensor:
-    return x[:, some]
