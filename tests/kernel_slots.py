@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -64,3 +65,10 @@ def compare(got: Any, expected: Any, dtype: torch.dtype) -> None:
     assert_close(got.lse.double(), expected.lse, **EXACT)
     if expected.weights is not None:
         assert_close(got.weights.double(), expected.weights, **EXACT)
+
+
+def segments(heads: int, longest: int) -> st.SearchStrategy[list[list[int]]]:
+    """Lengths of the segments of one to three rows with up to ``heads`` heads."""
+    return st.integers(1, heads).flatmap(
+        lambda h: st.lists(st.lists(st.integers(0, longest), min_size=h, max_size=h), min_size=1, max_size=3)
+    )

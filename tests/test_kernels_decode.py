@@ -22,7 +22,19 @@ from keepkv.kernels.tolerance import ATOL, EXACT, RTOL
 from keepkv.score import attention
 from keepkv.slots import LayerView, Slots
 from keepkv.store.flat import FlatStore
-from kernel_slots import DEVICE, INF, both, compare, every_dtype, needs_triton, normal, ragged, rectangle, wide
+from kernel_slots import (
+    DEVICE,
+    INF,
+    both,
+    compare,
+    every_dtype,
+    needs_triton,
+    normal,
+    ragged,
+    rectangle,
+    segments,
+    wide,
+)
 from running import batch, generate
 
 # decode
@@ -101,12 +113,7 @@ def test_decode_ragged(lengths: list[list[int]], gap: int) -> None:
 
 @needs_triton
 @settings(max_examples=12, deadline=None)
-@given(
-    st.integers(1, 2).flatmap(
-        lambda h: st.lists(st.lists(st.integers(0, 70), min_size=h, max_size=h), min_size=1, max_size=3)
-    ),
-    st.sampled_from([1, 3, 8]),
-)
+@given(segments(2, 70), st.sampled_from([1, 3, 8]))
 def test_decode_any_ragged_shape(lengths: list[list[int]], g: int) -> None:
     compare(*both(kernels.decode, ragged(lengths, g=g), scaling=0.25, weights=True), torch.float32)
 
@@ -224,12 +231,7 @@ def test_decode_in_tiles(lengths: list[list[int]], dtype: torch.dtype) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 5).flatmap(
-        lambda h: st.lists(st.lists(st.integers(0, 150), min_size=h, max_size=h), min_size=1, max_size=3)
-    ),
-    st.sampled_from([1, 3, 8]),
-)
+@given(segments(5, 150), st.sampled_from([1, 3, 8]))
 def test_decode_in_tiles_any_ragged_shape(lengths: list[list[int]], g: int) -> None:
     assume(sum(map(sum, lengths)) >= TILE)
     check_tiled(lengths, g)
