@@ -1,6 +1,7 @@
 """More models like the embedded one, from other seeds, so that no conclusion rests on one of them.
 
     python benchmarks/seeds.py --out ../seeds --seeds 1 2 3       # half an hour to an hour each, on two cores
+    python benchmarks/seeds.py --out ../seeds --seeds 1 2 3 --parallel --device cuda --loaders 4        # minutes
 
 Each seed has its own first weights and its own data; the tokenizer is the embedded model's, so that all of them read
 the same tokens. The stages are the embedded model's, one of them less.
@@ -13,8 +14,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+
+from keepkv.models import embedded_model
 
 LENGTHS = "256:0.45:8192,640:0.35:8960,2304:0.2:18432"
 
@@ -51,33 +57,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="one folder a seed is made in it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--workers", type=int, default=2, help="processes, one core each")
+    parser.add_argument("--workers", type=int, default=2, help="processes that share each step on a CPU")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--loaders", type=int, default=0, help="processes that make the data ahead, for each seed")
+    parser.add_argument("--parallel", action="store_true", help="all seeds at once, each with a log beside its folder")
+    parser.add_argument("--eager", action="store_true", help="as keepkv.models.train takes it")
     a = parser.parse_args()
-    for seed in a.seeds:
-        train(seed, a.out / f"seed-{seed}", a.workers)
+    a.out.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(len(a.seeds) if a.parallel else 1) as pool:
+        list(pool.map(lambda seed: train(seed, a.out / f"seed-{seed}", a), a.seeds))
 
 
-def train(seed: int, out: Path, workers: int) -> None:
+def train(seed: int, out: Path, a: argparse.Namespace) -> None:
     """All stages; one that lies there is not trained again."""
+    options = ["--workers", str(a.workers), "--device", a.device, "--loaders", str(a.loaders)] + ["--eager"] * a.eager
+    log = out.with_name(f"{out.name}.log") if a.parallel else None
     last = None
     for number, stage in enumerate(STAGES, start=1):
         here = out.with_name(f"{out.name}.stage-{number}")
         if not (here / "done").exists():
-            run(stage, 100 * seed + number, last, here, workers)
+            began = time.monotonic()
+            run(stage, 100 * seed + number, last, here, options, log)
             (here / "done").touch()
+            print(f"seed {seed}, stage {number}: {time.monotonic() - began:.0f} s", flush=True)
         last = here
     assert last is not None
     shutil.copytree(last, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("done"))
 
 
-def run(stage: Stage, seed: int, start: Path | None, out: Path, workers: int) -> None:
+def run(stage: Stage, seed: int, start: Path | None, out: Path, options: list[str], log: Path | None) -> None:
     """One stage, in processes whose allocator keeps its memory from step to step."""
     command = [sys.executable, "-m", "keepkv.models.train", "--out", str(out), "--seed", str(seed),
                "--tokens", str(stage.tokens), "--rate", stage.rate, "--curriculum", stage.curriculum,
-               "--mix", stage.mix, "--workers", str(workers)]  # fmt: skip
-    command += ["--mixed"] * stage.mixed + (["--start", str(start)] if start else [])
-    keep = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=os.environ | keep)
+               "--mix", stage.mix, *options]  # fmt: skip
+    # Training a tokenizer anew gives another one under another version of Python.
+    command += ["--mixed"] * stage.mixed + (["--start", str(start)] if start else ["--tokenizer", embedded_model()])
+    keep = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33), "OMP_NUM_THREADS": "1",
+            "PYTHONHASHSEED": "0"}  # fmt: skip  # the items of ``secrets`` go by the order of a set
+    with nullcontext() if log is None else log.open("a") as to:
+        subprocess.run(command, check=True, env=os.environ | keep, stdout=to, stderr=to)
 
 
 if __name__ == "__main__":

@@ -89,6 +89,16 @@ def test_training_lowers_the_loss_and_repeats_bit_for_bit(tmp_path):
     assert (tmp_path / "model.safetensors").exists() and (tmp_path / "tokenizer.json").exists()
 
 
+def test_loaders_change_no_batch_by_their_number():
+    small = {
+        "tokens": 40 * 512, "compiled": False, "curriculum": ((128, 0.5, 512), (256, 0.5, 512)), "hidden_size": 32,
+        "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8, "seed": 1,
+    }  # fmt: skip
+    one = train(loaders=1, **small)
+    assert sum(one[-10:]) < 0.95 * sum(one[:10])
+    assert train(loaders=3, **small, stop=12) == one[:12]
+
+
 @pytest.mark.parametrize("length", [64, 128, 700])
 def test_rows_are_full_and_mark_their_answers(loaded, length):
     _, tokenizer = loaded

@@ -186,7 +186,8 @@ def row(rng: random.Random, encode: Encode, length: int, bos: int, mix: dict[Any
     fills the end. Questions come in random order.
     """
 
-    @lru_cache(maxsize=512)
+    encode = lru_cache(maxsize=512)(encode)  # most texts are counted first, then read
+
     def count(text: str) -> int:
         return len(encode(text))
 

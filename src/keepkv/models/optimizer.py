@@ -31,7 +31,10 @@ class Optimizer:
     """Takes ``steps`` steps: warm-up over the first hundred, then a cosine down to a twentieth of the rate."""
 
     def __init__(self, w: Weights, rate: float, steps: int, muon: bool = True) -> None:
-        self.steps, self.rate, self.all = steps, rate, list(w.values())
+        self.steps, self.peak, self.all = steps, rate, list(w.values())
+        # On a GPU the rate is a tensor: a recorded step reads it anew each time.
+        gpu = self.all[0].is_cuda
+        self.rate: float | Tensor = torch.tensor(rate, device=self.all[0].device) if gpu else rate
         self.stacks: dict[torch.Size, list[Tensor]] = defaultdict(list)
         rest = []
         for name, value in w.items():
@@ -39,15 +42,25 @@ class Optimizer:
                 self.stacks[value.shape].append(value)
             else:
                 rest.append(value)
-        self.momentum = {shape: torch.zeros(len(found), *shape) for shape, found in self.stacks.items()}
-        self.adam = torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, foreach=True)
+        self.momentum = {
+            shape: torch.zeros(len(found), *shape, device=found[0].device) for shape, found in self.stacks.items()
+        }
+        self.adam = torch.optim.AdamW(
+            rest, lr=self.rate, betas=(0.9, 0.98), weight_decay=0.0, foreach=True, capturable=gpu
+        )
 
-    def step(self, i: int) -> None:
-        """Applies the gradients as step ``i``, then clears them."""
-        torch.nn.utils.clip_grad_norm_(self.all, 1.0)
+    def schedule(self, i: int) -> None:
+        """Sets the rate of step ``i``."""
         warm = min(1.0, (i + 1) / min(100, self.steps))
-        rate = self.rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * i / self.steps)))
-        self.adam.param_groups[0]["lr"] = rate
+        rate = self.peak * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * i / self.steps)))
+        if isinstance(self.rate, Tensor):
+            self.rate.fill_(rate)
+        else:
+            self.rate = self.adam.param_groups[0]["lr"] = rate
+
+    def step(self) -> None:
+        """Applies the gradients, then clears them."""
+        torch.nn.utils.clip_grad_norm_(self.all, 1.0)
         self.adam.step()
         with torch.no_grad():
             for shape, found in self.stacks.items():
@@ -55,7 +68,9 @@ class Optimizer:
                 momentum = self.momentum[shape].lerp_(grad, 0.05)
                 update = orthogonalize(grad.lerp(momentum, 0.95))  # Nesterov
                 # Rows of unit length whatever the shape, at five times AdamW's rate.
-                size = 5 * rate * max(1.0, shape[0] / shape[1]) ** 0.5
+                size = 5 * self.rate * max(1.0, shape[0] / shape[1]) ** 0.5
+                if isinstance(size, Tensor):
+                    update, size = update * size, 1.0
                 for value, change in zip(found, update.unbind(), strict=True):
                     value.add_(change, alpha=-size)
         for value in self.all:
