@@ -20,7 +20,7 @@ import models
 import ours
 import torch
 import transformers
-from outcome import Outcome, compare
+from outcome import Outcome, compare, kept_lists
 from pairs import DECODING, DEFAULTS, EVERY, MATCHED, TARGET, Pair
 from reference import Reference
 from table import TIE, Row, show
@@ -32,6 +32,7 @@ from keepkv.models import embedded_model
 
 RATIOS = (0.25, 0.5, 0.75, 0.9)
 CONTINUATION = 3
+REPEAT = ("\n\nRepeat the previous context exactly.", "\n")  # what KVzipPress asks of a model without chat template
 HERE = Path(__file__).parent
 
 
@@ -116,6 +117,54 @@ def trained_model(reference: Reference, directory: str, seeds: int) -> list[dict
     return [row.summary() for row in rows.values()]
 
 
+def reading_twice(reference: Reference, directory: str, seeds: int) -> list[dict[str, Any]]:
+    """KVzip over the trained model, whose directory has the tokenizer that its press loads: the text in one piece, and
+    in pieces. kvpress ranks the heads of each layer together (layerwise), as keepkv does."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    asked = torch.tensor([token for text in REPEAT for token in tokenizer.encode(text, add_special_tokens=False)])
+    why = (
+        "kvpress' softmax runs over the piece that is repeated, keepkv's over the whole text; another request per piece"
+    )
+    rows = {2048: Row("kvzip", ""), 128: Row("kvzip, pieces of 128 tokens", why)}
+    for i, task in enumerate(("niah-multikey-1", "variable-tracking", "secret")[:seeds]):
+        ids = tokenizer(tasks.get(task).generate(tokenizer, 500, i).context, return_tensors="pt").input_ids
+        ids = ids[:, : ids.shape[1] // 20 * 20]  # so that every ratio is a whole number of slots
+        after = ids[:, :CONTINUATION]
+        runs = [
+            {"id": f"{chunk}/{ratio}", "task": "prefill", "prompt": "p", "continuation": "next", "press": press}
+            for chunk in rows
+            for ratio in RATIOS
+            for given in [{"compression_ratio": ratio, "layerwise": True, "chunk_size": chunk}]
+            for press in [{"press": "KVzipPress", "options": given}]
+        ]
+        runs.append({"id": "full", "task": "prefill", "prompt": "p", "continuation": "next", "press": None})
+        results, _ = reference.run(directory, {"p": ids, "next": after}, runs)
+        noise = (results["full"].logits[0] - ours.plain(model, ids, after).logits).abs().max().item()
+        cache = keepkv.Cache(model, "kvzip", 1.0, when=keepkv.When("deferred"))
+        with torch.no_grad():
+            last = model(ids, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+        for chunk, row in rows.items():
+            keepkv.reread(model, cache, ids, prompt_ids=asked, chunk=chunk)
+            for ratio in RATIOS:
+                theirs = results[f"{chunk}/{ratio}"]
+                if theirs.error:
+                    row.errors.append(f"kvpress: {theirs.error}")
+                    continue
+                theirs.logits, twin = theirs.logits[0], cache.copy()
+                twin.plan.budget = keepkv.Budget.of(round(ids.shape[1] * (1 - ratio)))
+                twin.compress()
+                kept = [kept_lists(twin.kept_positions(layer)) for layer in range(len(twin.layers))]
+                size = twin.report()
+                with torch.no_grad():
+                    mine = Outcome(kept, torch.stack([last, *ours.feed(model, twin, after)], 1)[0].float())
+                row.comparisons.append(compare(theirs, mine))
+                row.full.append(noise)
+                share = theirs.facts["bytes"] / theirs.facts["full_bytes"]
+                row.bytes.append((ratio, share, size.bytes / size.full_bytes))
+    return [row.summary() for row in rows.values()]
+
+
 def while_decoding(
     reference: Reference, seeds: int, steps: tuple[int, ...] = (EVERY + 1, 2 * EVERY + 1)
 ) -> list[dict[str, Any]]:
@@ -192,6 +241,8 @@ def main() -> None:
     if Path(arguments.model, "config.json").exists():
         tables["trained model"] = trained_model(reference, arguments.model, arguments.seeds)
         show("trained model", tables["trained model"])
+        tables["reading twice"] = reading_twice(reference, arguments.model, arguments.seeds)
+        show("reading twice", tables["reading twice"])
     tables["decoding"] = while_decoding(reference, arguments.seeds)
     show("decoding", tables["decoding"])
     mine = {name: version(name) for name in ("keepkv", "torch", "transformers")}

@@ -16,6 +16,7 @@ from keepkv.errors import KeepKVError
 from keepkv.methods import Method, method_info, methods, register_method
 from keepkv.receipt import Receipt
 from keepkv.reduce import Reduce, Reduced, register_reduce
+from keepkv.reread import reread
 from keepkv.score import Score, register_score
 from keepkv.slots import LayerView, Slots
 from keepkv.spans import Span, SpanPolicy, spans_of_chat, spans_of_text
@@ -46,6 +47,7 @@ __all__ = [
     "register_method",
     "register_reduce",
     "register_score",
+    "reread",
     "spans_of_chat",
     "spans_of_text",
 ]

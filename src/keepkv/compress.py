@@ -75,7 +75,8 @@ def compress(layer: Layer, query: Tensor | None = None) -> bool:
     over = _overflow(layer, view, budget) if spans is not None and spans.demanding else None
     if over is not None and spans is not None and spans.policy.on_overflow == "grow":
         budget = budget.maximum(over)
-    if not bool((view.slots.lengths > budget[:, None]).any()):
+    full = (view.slots.lengths > budget[:, None]).any(-1)
+    if not bool(full.any()):
         return False
     if bool((view.slots.valid[..., :-1] & ~view.slots.valid[..., 1:]).any()):
         # Padding between turns: close the gaps first, so that neighbours in memory are neighbours in the text.
@@ -89,6 +90,7 @@ def compress(layer: Layer, query: Tensor | None = None) -> bool:
         counts, own = method.allocate(scores, view, budget), scores
         scores = own if view.spans is None else method.score.span_scores(view, own)
         keep = keep_by_span(scores, counts, view, spans, own)
+    _settle(view, full)
     reduced = method.reduce(view, keep, scores, method.score)
     _count(layer.tally, view, reduced)
     del view, keep, scores  # what was held before is freed by load
@@ -131,6 +133,16 @@ def _overflow(layer: Layer, view: LayerView, budget: Tensor) -> Tensor | None:
     if spans.policy.on_overflow == "trim":
         warnings.warn(f"{said}; protected tokens were given up", stacklevel=2)
     return torch.where(over, need, 0)
+
+
+def _settle(view: LayerView, rows: Tensor) -> None:
+    """Take over the statistics that the score left in ``view.memo``, for ``rows`` (B,) bool: a row that fits its budget
+    would not have been scored if it were alone."""
+    stats = view.slots.stats
+    left = {name: view.memo[name].detach().to(x.dtype) for name, x in stats.items() if name in view.memo}
+    if left:
+        new = {name: torch.where(rows[:, None, None], x, stats[name]) for name, x in left.items()}
+        view.slots = view.slots.with_(stats={**stats, **new})
 
 
 def _count(tally: Tally, view: LayerView, reduced: Reduced) -> None:

@@ -14,13 +14,14 @@ from keepkv.budget import Budget
 from keepkv.cache import Cache
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.answers import ask, in_turn, separately
-from keepkv.evaluation.asking import Asked, Encoded, encode, read
+from keepkv.evaluation.asking import Asked, Encoded, encode, pad, read
 from keepkv.evaluation.memory import Peak
 from keepkv.evaluation.records import Found, Record, enter, map_of, sizes_of
 from keepkv.evaluation.setup import FULL, Setup, Unit, Variant
 from keepkv.layer import Layer
 from keepkv.methods import method_info
 from keepkv.plan import slot_bytes
+from keepkv.reread import reread
 from keepkv.tasks.scoring import Score
 from keepkv.when import When
 
@@ -76,6 +77,8 @@ def _prefilled(model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequ
             began = time.perf_counter()
             cache = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
             mask = read(model, cache, chunk)
+            if cache.plan.method.score.rereads:
+                reread(model, cache, *pad(chunk, model.device))
             seconds = time.perf_counter() - began
         for budget in unit.budgets:
             with Peak(model.device) as asking:

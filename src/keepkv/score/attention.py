@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -100,9 +101,31 @@ def received(view: LayerView, queries: Tensor, positions: Tensor, until: Tensor 
             queries, positions, slots.keys, slots.positions, bias, scaling=view.scaling, softcap=view.softcap,
             sinks=view.sinks, mean=False,
         )  # fmt: skip
+    total = _nothing(view, queries)
+    for heads, part, end, given in tiles(view, queries, positions):
+        if until is not None:
+            given *= (positions[:, None, part, None] < until[:, heads, None, :end])[:, :, None]
+        total[:, heads, :, :end] += given.sum(3)
+    return total
+
+
+def strongest(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
+    """The largest attention that each slot receives from any of the given queries, (B,H,G,S), as in ``received``."""
+    if queries is view.queries and view.weights is not None:
+        return view.weights
+    most = _nothing(view, queries)
+    for heads, _, end, given in tiles(view, queries, positions):
+        seen = most[:, heads, :, :end]
+        seen.copy_(seen.maximum(given.amax(3)))
+    return most
+
+
+def tiles(view: LayerView, queries: Tensor, positions: Tensor) -> Iterator[tuple[slice, slice, int, Tensor]]:
+    """``weights`` (B,h,G,t,end) of some heads and queries at a time, with these heads, these queries, and the number of
+    columns that they see at most. What is yielded is the caller's to modify."""
+    slots = view.slots
     b, h, s = slots.shape
-    (t, g), dtype = (queries.shape[2], view.groups), torch.promote_types(slots.keys.dtype, torch.float32)
-    total = torch.zeros(b, h, g, s, dtype=dtype, device=queries.device)
+    t, g = queries.shape[2], view.groups
     # Few heads and many queries at a time: their keys and weights stay in a processor's cache.
     heads = max(1, min(h, TILE // max(1, b * g * s * ROWS)))
     tile = max(1, TILE // max(1, b * heads * g * s))
@@ -113,11 +136,13 @@ def received(view: LayerView, queries: Tensor, positions: Tensor, until: Tensor 
         for start, end in zip(range(0, t, tile), ends, strict=False):
             part = slice(start, start + tile)
             near = some if end == s else replace(some, slots=some.slots.map(partial(_columns, count=end)))
-            given = weights(near, asking[:, :, part], positions[:, part])
-            if until is not None:
-                given *= (positions[:, None, part, None] < until[:, first : first + heads, None, :end])[:, :, None]
-            total[:, first : first + heads, :, :end] += given.sum(3)
-    return total
+            yield slice(first, first + heads), part, end, weights(near, asking[:, :, part], positions[:, part])
+
+
+def _nothing(view: LayerView, queries: Tensor) -> Tensor:
+    """Zeros (B,H,G,S), dtype as ``logits``."""
+    (b, h, s), dtype = view.slots.shape, torch.promote_types(view.slots.keys.dtype, torch.float32)
+    return torch.zeros(b, h, view.groups, s, dtype=dtype, device=queries.device)
 
 
 def of_heads(view: LayerView, first: int, count: int) -> LayerView:

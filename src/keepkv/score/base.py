@@ -18,13 +18,16 @@ class Score:
     """Base of scores: subclass, set what you need, and implement ``__call__``. Subclasses are frozen dataclasses.
 
     A score is stateless: what it must remember between forwards lives in ``view.slots.stats`` (per slot: declared
-    in ``stats`` with the value new slots start with) and in ``view.state`` (per row), both owned by the cache.
+    in ``stats`` with the value new slots start with) and in ``view.state`` (per row), both owned by the cache. A
+    statistic that changes when slots are compressed is left by ``__call__`` in ``view.memo`` under its own name: the
+    engine stores it, for the rows that are compressed.
     """
 
     stats: ClassVar[dict[str, float]] = {}  # per-slot statistics and the value a new slot starts with
     needs_rope: ClassVar[bool] = False  # must undo RoPE: refused where the model's rotary layout is unknown
     observes: ClassVar[bool] = False  # whether ``observe`` must be called after each forward
     counts: ClassVar[bool] = False  # whether ``observe`` uses the attention of each decoded token
+    rereads: ClassVar[bool] = False  # whether ``observe`` should see the text a second time: ``keepkv.reread``
     scopes: ClassVar[bool] = False  # whether later parts of the text have no say in ``span_scores``
     span_stats: ClassVar[dict[str, float]] = {}  # further ``stats`` that ``span_scores`` needs
 

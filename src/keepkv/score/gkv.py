@@ -1,0 +1,87 @@
+"""Attention of the last queries, remembered from one compression to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from keepkv.errors import KeepKVError
+from keepkv.score.attention import tiles
+from keepkv.score.base import Score, register_score
+from keepkv.score.rkv import before_window, crowned, redundancy
+from keepkv.score.window import remember, window
+from keepkv.slots import LayerView
+
+STAT = "global_score"  # per slot: F after the last compression that it went through
+NEVER = -1.0  # a slot that went through none, as F is not negative
+MODES = ("max", "mean", "sum")
+
+
+@register_score("g-kv")
+@dataclass(frozen=True)
+class GKV(Score):
+    """G-KV (arXiv 2512.00504): lam·F − (1 − lam)·R̂ of the slots before the window of the last ``window`` queries.
+
+        local      S[j] = mean over the window's queries of the largest attention, after a softmax over all slots, that
+                   j gets from the query heads of its KV head; Ŝ = S / max_j S over the slots before the window
+        global     F = max(alpha·F⁻, Ŝ)              mode "max": the largest alpha^(compressions since)·Ŝ
+                   F = alpha·F⁻ + (1 − alpha)·Ŝ      mode "mean"
+                   F = alpha·F⁻ + Ŝ                  mode "sum"
+        redundancy R̂ = R / max_j R, R as of ``rkv.redundancy``; lam = 1 leaves it out
+
+    F⁻ is what was stored at the last compression of the slot, before redundancy; of a slot that was never scored Ŝ, or
+    0 in mode "sum". It changes only for rows that are compressed. Slots of the window get the largest score and stay
+    unscored. Not in the paper: F adds up where slots merge.
+    """
+
+    window: int = 16
+    alpha: float = 0.8
+    mode: str = "max"
+    lam: float = 0.5
+    threshold: float = 0.5
+
+    stats: ClassVar[dict[str, float]] = {STAT: NEVER}
+    observes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or not 0 <= self.alpha <= 1 or not 0 <= self.lam <= 1:
+            raise KeepKVError(f"{self}: window must be at least 1, alpha and lam lie in [0, 1]")
+        if self.mode not in MODES:
+            raise KeepKVError(f"GKV(mode={self.mode!r}): supported are {', '.join(map(repr, MODES))}")
+
+    def observe(self, view: LayerView) -> None:
+        remember(view, self.window)
+
+    def __call__(self, view: LayerView) -> Tensor:
+        queries, positions = window(view, self.window)
+        before = before_window(view, positions)
+        local = _of_peak(self._local(view, queries, positions), before)
+        held = view.slots.stats[STAT]
+        found = self._update(held.where(held >= 0, torch.zeros_like(local) if self.mode == "sum" else local), local)
+        view.memo[STAT] = found.where(before, held)
+        if self.lam < 1:
+            found = self.lam * found - (1 - self.lam) * _of_peak(redundancy(view, self.threshold), before)
+        return crowned(found, before)
+
+    def _local(self, view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
+        """S (B,H,S), from the window's queries (B,H*G,W,D) at positions (B,W). Not divided by the number of queries, as
+        it is going to be divided by its maximum."""
+        dtype = torch.promote_types(view.slots.keys.dtype, torch.float32)
+        total = torch.zeros(view.slots.shape, dtype=dtype, device=queries.device)
+        for heads, _, end, given in tiles(view, queries, positions):
+            total[:, heads, :end] += given.amax(2).sum(2)
+        return total
+
+    def _update(self, held: Tensor, local: Tensor) -> Tensor:
+        if self.mode == "max":
+            return (self.alpha * held).maximum(local)
+        return self.alpha * held + (local if self.mode == "sum" else (1 - self.alpha) * local)
+
+
+def _of_peak(x: Tensor, before: Tensor) -> Tensor:
+    """x (B,H,S) ≥ 0 as a share of its largest value among the slots ``before`` (B,H,S) bool; 0 elsewhere."""
+    x = x.masked_fill(~before, 0.0)
+    return x / x.amax(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
