@@ -1,6 +1,6 @@
 """Named methods; importing this package registers them all."""
 
-from keepkv.methods import adaptive, attention, baselines, expected, keepkv, keepkv2, merging
+from keepkv.methods import adaptive, attention, baselines, decoding, expected, keepkv, keepkv2, merging, rivals
 from keepkv.methods.base import METHODS, Method, MethodInfo, method_info, methods, register_method
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "adaptive",
     "attention",
     "baselines",
+    "decoding",
     "expected",
     "keepkv",
     "keepkv2",
@@ -17,4 +18,5 @@ __all__ = [
     "method_info",
     "methods",
     "register_method",
+    "rivals",
 ]

@@ -1,6 +1,18 @@
 """Reductions, one file per idea; importing this package registers them all."""
 
-from keepkv.reduce import cam, d2o, drop, merge
+from keepkv.reduce import cam, d2o, drop, grkv, matching, merge, residual
 from keepkv.reduce.base import REDUCTIONS, Reduce, Reduced, register_reduce
 
-__all__ = ["REDUCTIONS", "Reduce", "Reduced", "cam", "d2o", "drop", "merge", "register_reduce"]
+__all__ = [
+    "REDUCTIONS",
+    "Reduce",
+    "Reduced",
+    "cam",
+    "d2o",
+    "drop",
+    "grkv",
+    "matching",
+    "merge",
+    "register_reduce",
+    "residual",
+]

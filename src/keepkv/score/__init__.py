@@ -1,26 +1,34 @@
 """Scores, one file per idea; importing this package registers them all."""
 
-from keepkv.score import ema, expected, future, h2o, keydiff, knorm, random, snapkv, streaming, tova
+from keepkv.score import ema, expected, future, gkv, h2o, keydiff, knorm, kvzip, random, rkv, snapkv, streaming, tova
 from keepkv.score.base import SCORES, FunctionScore, Score, register_score
 from keepkv.score.expected import ExpectedAttention
 from keepkv.score.future import Future
+from keepkv.score.gkv import GKV
 from keepkv.score.h2o import H2O
 from keepkv.score.keydiff import KeyDiff
 from keepkv.score.knorm import KNorm
+from keepkv.score.kvzip import KVzip
+from keepkv.score.matching import Matching
 from keepkv.score.random import Random
+from keepkv.score.rkv import RKV
 from keepkv.score.snapkv import SnapKV
 from keepkv.score.streaming import Streaming
 from keepkv.score.tova import TOVA
 
 __all__ = [
+    "GKV",
     "H2O",
+    "RKV",
     "SCORES",
     "TOVA",
     "ExpectedAttention",
     "FunctionScore",
     "Future",
     "KNorm",
+    "KVzip",
     "KeyDiff",
+    "Matching",
     "Random",
     "Score",
     "SnapKV",
@@ -28,11 +36,15 @@ __all__ = [
     "ema",
     "expected",
     "future",
+    "gkv",
     "h2o",
     "keydiff",
     "knorm",
+    "matching",
+    "kvzip",
     "random",
     "register_score",
+    "rkv",
     "snapkv",
     "streaming",
     "tova",

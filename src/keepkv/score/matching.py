@@ -1,0 +1,63 @@
+"""Attention of a sample of the context's own queries, as Attention Matching chooses its keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from keepkv.errors import KeepKVError
+from keepkv.score.attention import ROWS, TILE, of_heads, weights
+from keepkv.score.base import Score, register_score
+from keepkv.score.sample import remember_sample, sample
+from keepkv.slots import LayerView
+
+
+@register_score("matching")
+@dataclass(frozen=True)
+class Matching(Score):
+    """Root mean square, or largest, attention that a slot receives from reference queries (arXiv 2602.16284).
+
+    queries: that many of the row's own, spread evenly over it, at their own positions. pool: "rms", sqrt(mean a²), or
+    "max". Over the queries that see the slot and the query heads of the KV head; 0 for a slot that none of them sees.
+    """
+
+    queries: int = 64
+    pool: str = "rms"
+
+    observes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.queries < 1:
+            raise KeepKVError(f"{self}: at least one query")
+        if self.pool not in ("rms", "max"):
+            raise KeepKVError(f"matching: pool={self.pool!r} is not 'rms' or 'max'")
+
+    def observe(self, view: LayerView) -> None:
+        remember_sample(view, self.queries)
+
+    def __call__(self, view: LayerView) -> Tensor:
+        queries, positions = sample(view, self.queries)
+        (b, h, s), g, rows = view.slots.shape, view.groups, queries.shape[2]
+        dtype = torch.promote_types(view.slots.keys.dtype, torch.float32)
+        total = torch.zeros(b, h, s, dtype=dtype, device=queries.device)
+        # One tile is some queries of some heads: their weights stay in a processor's cache.
+        heads = max(1, min(h, TILE // max(1, b * g * s * min(rows, ROWS))))
+        tile = max(1, TILE // max(1, b * g * s * heads))
+        for first in range(0, h, heads):
+            near, some = of_heads(view, first, heads), slice(first, first + heads)
+            for start in range(0, rows, tile):
+                part = slice(start, start + tile)
+                a = weights(near, queries[:, first * g : (first + heads) * g, part], positions[:, part]).flatten(2, 3)
+                if self.pool == "max":
+                    total[:, some] = total[:, some].maximum(a.amax(2))
+                else:
+                    total[:, some] += a.square_().sum(2)
+        if self.pool == "max":
+            return total
+        # Positions ascend, padding first: those at a slot's own and behind it see it.
+        places = view.slots.positions.flatten(1).to(positions.dtype)
+        seen = rows - torch.searchsorted(positions.contiguous(), places).view(b, h, s)
+        return (total / (seen.clamp(min=1) * g)).sqrt()
