@@ -18,7 +18,7 @@ from keepkv.attach import attach
 from keepkv.attention.rule import MaskRule, note_cache
 from keepkv.budget import Budget
 from keepkv.errors import BudgetError, CacheStateError, KeepKVError
-from keepkv.layer import Layer
+from keepkv.layer import Layer, flush
 from keepkv.methods import METHODS, Method, method_info
 from keepkv.plan import Plan
 from keepkv.receipt import Receipt
@@ -99,9 +99,11 @@ class Cache(stock.Cache):
     def compress(self) -> None:
         """Run now, in every layer, the compression that is due or pending; to be used when the prefill schedule is
         "deferred" and no token is decoded yet."""
+        self.plan.due = []
         for layer in self._ours:
             if layer.is_initialized and layer.seen:
                 layer.compress()
+        flush(self.plan)
 
     def kept_positions(self, layer: int) -> Tensor:
         """(B,H,S) int32: the token each slot of ``layer`` came from, counted in its row without padding; −1 empty."""
@@ -114,6 +116,7 @@ class Cache(stock.Cache):
         """An independent copy: compress a context once, ask many questions."""
         twin = copying.copy(self)
         twin.plan = copying.copy(self.plan)
+        twin.plan.due = []
         twin.plan.clock = self.plan.clock.copy()
         twin.plan.spans = None if self.plan.spans is None else self.plan.spans.copy()
         twin.layers = [x.copy(twin.plan) if isinstance(x, Layer) else copying.deepcopy(x) for x in self.layers]
@@ -164,6 +167,10 @@ class Cache(stock.Cache):
             if length == 1 and clock.seen is not None:
                 spans.end_prompt(clock.seen)
         if unfinished != length:
+            self.plan.due = []  # what an earlier forward, that failed, left waiting
+            for layer in self._ours:
+                layer.settle_due(length)
+            flush(self.plan)
             for layer in self._ours:
                 layer.begin_step(length)
         clock.begin(batch, length, rule.padding, device)

@@ -1,21 +1,23 @@
-"""One compression of one layer: look at the slots, score, allocate, reduce, store, and keep count."""
+"""Compressions: look at the slots, score, allocate, reduce, store, and keep count."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from keepkv.allocate.select import keep_mask
+from keepkv.allocate.select import keep_mask, tiers
 from keepkv.attention import latent
 from keepkv.errors import BudgetError
+from keepkv.look import close_gaps, look, pins
 from keepkv.reduce.base import Reduced
 from keepkv.score.attention import weights
-from keepkv.slots import LayerView, Slots
+from keepkv.slots import LayerView
 from keepkv.spans.keep import keep_by_span, needed, trim
 
 if TYPE_CHECKING:
@@ -35,77 +37,93 @@ class Tally:
     mass_dropped: Tensor | None = None  # (B,) share of the last query's attention given up, summed; None: unknown
 
 
-def look(layer: Layer, query: Tensor | None = None, live: bool = False) -> LayerView:
-    """What the pieces see of ``layer``.
+@dataclass
+class _Due:
+    """A layer that is to be compressed. budget (B,): slots per KV head. over (B,): slots per head that its spans need
+    beyond it. The rest is known once it is scored. view: None where it was let go, so that of several layers nothing is
+    held but scores (B,H,S), tier (B,H,S), and what a second view would not know by itself."""
 
-    query (B,Hq,T,D): of the latest forward, None when it is over. live: the view that statistics are updated
-    through, see ``Store.live_view``.
+    layer: Layer
+    budget: Tensor
+    over: Tensor | None
+    view: LayerView | None = None
+    scores: Tensor = field(init=False)
+    tier: Tensor = field(init=False)
+    protected: Tensor | None = None
+    memo: dict[str, Tensor] = field(default_factory=dict)
+
+
+def compress(layers: Sequence[Layer], query: Tensor | None = None) -> bool:
+    """Bring ``layers`` within their budgets; returns False, and changes nothing, where every row fits already.
+
+    query (B,Hq,T,D): of the latest forward, where one layer is compressed right after its attention. Several layers:
+    those of a cache whose allocation is joint. All are scored, then they share what there is, then each is reduced.
     """
-    slots = layer.store.live_view() if live else layer.store.view()
-    if layer.place.is_latent:
-        slots = latent.absorbed_slots(slots)
-    plan, clock = layer.plan, layer.plan.clock
-    assert clock.seen is not None and clock.positions is not None and layer.attention is not None
-    if query is None:
-        query = slots.keys.new_zeros(slots.keys.shape[0], layer.query_heads, 0, slots.keys.shape[-1])
-    protected = _pins(layer, slots)
-    if plan.spans is not None:
-        protected |= slots.valid & plan.spans.protects(slots.positions)
-    return LayerView(
-        slots=slots,
-        queries=query,
-        query_positions=clock.positions[:, clock.positions.shape[1] - query.shape[2] :],
-        seen=clock.seen,
-        state=layer.state,
-        rope=layer.place.rope,
-        layer=layer.place.rank,
-        layers=layer.place.ranks,
-        seed=plan.seed,
-        protected=protected,
-        spans=plan.spans.groups.fair if plan.spans is not None and plan.scopes else None,
-        **layer.attention,
-    )
-
-
-def compress(layer: Layer, query: Tensor | None = None) -> bool:
-    """Bring ``layer`` within its budget; returns False, and changes nothing, where every row fits it already."""
-    started = time.perf_counter()
-    view, method = look(layer, query), layer.plan.method
-    budget, spans = layer.plan.layer_budget(layer), layer.plan.spans
-    over = _overflow(layer, view, budget) if spans is not None and spans.demanding else None
-    if over is not None and spans is not None and spans.policy.on_overflow == "grow":
-        budget = budget.maximum(over)
-    full = (view.slots.lengths > budget[:, None]).any(-1)
+    started, allocate = time.perf_counter(), layers[0].plan.method.allocate
+    due = [_due(layer) for layer in layers]
+    full = torch.stack([(x.layer.store.lengths > x.budget[:, None]).any(-1) for x in due]).any(0)
     if not bool(full.any()):
         return False
-    if bool((view.slots.valid[..., :-1] & ~view.slots.valid[..., 1:]).any()):
-        # Padding between turns: close the gaps first, so that neighbours in memory are neighbours in the text.
-        view.slots, view.protected = _close_gaps(view.slots, view.protected)
-    scores = method.score(view)
-    if spans is None:
-        keep = keep_mask(scores, method.allocate(scores, view, budget), view)
+    for one in due:
+        _score(one, query)
+        if len(due) > 1:
+            one.view = None  # of flat stores it is a copy
+    if allocate.joint:
+        shares = allocate.across([x.scores for x in due], [x.tier for x in due], [x.budget for x in due])
     else:
-        if over is not None and spans.policy.on_overflow == "trim":
-            view.protected = trim(scores, budget, view, _pins(layer, view.slots))
-        counts, own = method.allocate(scores, view, budget), scores
-        scores = own if view.spans is None else method.score.span_scores(view, own)
-        keep = keep_by_span(scores, counts, view, spans, own)
-    _settle(view, full)
-    reduced = method.reduce(view, keep, scores, method.score)
-    _count(layer.tally, view, reduced)
-    del view, keep, scores  # what was held before is freed by load
-    layer.store.load(latent.stored_slots(reduced.slots) if layer.place.is_latent else reduced.slots)
-    layer.tally.compressions += 1
-    layer.tally.seconds += time.perf_counter() - started
+        shares = [allocate(x.scores, _view(x), x.budget) for x in due]
+    for counts in shares:
+        _reduce(due.pop(0), counts, full)
+    for layer in layers:
+        layer.tally.seconds += (time.perf_counter() - started) / len(layers)
     return True
 
 
-def _pins(layer: Layer, slots: Slots) -> Tensor:
-    """(B,H,S) bool: sinks and recent window of the method."""
-    method, seen = layer.plan.method, layer.plan.clock.seen
-    assert seen is not None
-    recent = (seen - method.window)[:, None, None]
-    return slots.valid & ((slots.positions < method.sinks) | (slots.positions >= recent))
+def _due(layer: Layer) -> _Due:
+    budget, spans = layer.plan.layer_budget(layer), layer.plan.spans
+    if spans is None or not spans.demanding:
+        return _Due(layer, budget, None)
+    over = _overflow(layer, look(layer), budget)
+    grow = over is not None and spans.policy.on_overflow == "grow"
+    return _Due(layer, budget.maximum(over) if grow and over is not None else budget, over)
+
+
+def _score(one: _Due, query: Tensor | None) -> None:
+    layer = one.layer
+    view, spans = look(layer, query), layer.plan.spans
+    close_gaps(view)
+    one.scores = layer.plan.method.score(view)
+    if spans is not None and one.over is not None and spans.policy.on_overflow == "trim":
+        view.protected = trim(one.scores, one.budget, view, pins(layer, view.slots))
+    one.view, one.tier, one.protected, one.memo = view, tiers(view), view.protected, view.memo
+
+
+def _view(one: _Due) -> LayerView:
+    """The view that was scored, or its like."""
+    if one.view is not None:
+        return one.view
+    view = look(one.layer)
+    close_gaps(view)
+    view.protected, view.memo = one.protected, one.memo
+    return view
+
+
+def _reduce(one: _Due, counts: Tensor, full: Tensor) -> None:
+    """Keep ``counts`` (B,H) slots of each head; ``full`` (B,) bool: rows that are over their budget. Ends ``one``."""
+    layer, view, scores = one.layer, _view(one), one.scores
+    method, spans = layer.plan.method, layer.plan.spans
+    if spans is None:
+        keep = keep_mask(scores, counts, view)
+    else:
+        scores = one.scores if view.spans is None else method.score.span_scores(view, one.scores)
+        keep = keep_by_span(scores, counts, view, spans, one.scores)
+    _settle(view, full)
+    reduced = method.reduce(view, keep, scores, method.score)
+    _count(layer.tally, view, reduced)
+    one.view = None
+    del view, keep, scores  # what was held before is freed by load
+    layer.store.load(latent.stored_slots(reduced.slots) if layer.place.is_latent else reduced.slots)
+    layer.tally.compressions += 1
 
 
 def _overflow(layer: Layer, view: LayerView, budget: Tensor) -> Tensor | None:
@@ -116,7 +134,7 @@ def _overflow(layer: Layer, view: LayerView, budget: Tensor) -> Tensor | None:
     spans = layer.plan.spans
     assert spans is not None
     need, lengths = needed(view, spans), view.slots.lengths.amax(-1)
-    over = (need > budget) & (need > _pins(layer, view.slots).sum(-1).amax(-1)) & (lengths > budget)
+    over = (need > budget) & (need > pins(layer, view.slots).sum(-1).amax(-1)) & (lengths > budget)
     if not bool(over.any()):
         return None
     row = int(over.int().argmax())
@@ -154,12 +172,3 @@ def _count(tally: Tally, view: LayerView, reduced: Reduced) -> None:
         share = weights(view, view.queries[:, :, -1:], view.query_positions[:, -1:])[:, :, :, 0].mean(2)
         mass = (share * reduced.lost).sum(-1).mean(-1)
         tally.mass_dropped = mass if tally.mass_dropped is None else tally.mass_dropped + mass
-
-
-def _close_gaps(slots: Slots, protected: Tensor | None) -> tuple[Slots, Tensor | None]:
-    if protected is not None:
-        slots = slots.with_(stats={**slots.stats, "_protected": protected.float()})
-    slots = slots.select(slots.valid)
-    stats = dict(slots.stats)
-    protected = stats.pop("_protected").bool() & slots.valid if protected is not None else None
-    return slots.with_(stats=stats), protected

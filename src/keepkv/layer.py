@@ -15,8 +15,9 @@ from keepkv.attention.part import Part
 from keepkv.attention.reference import attend
 from keepkv.attention.rule import MaskRule
 from keepkv.attention.stock import plain_attention
-from keepkv.compress import Tally, compress, look
+from keepkv.compress import Tally, compress
 from keepkv.errors import CacheStateError, UnsupportedInput, UnsupportedModel
+from keepkv.look import look
 from keepkv.rope import Rope
 from keepkv.store.base import Store
 
@@ -223,6 +224,8 @@ class Layer(CacheLayerMixin):
             self.pending = True
             if when.prefill == "immediate" and not self.place.is_shared and not self.record_past:
                 self.compress(query)
+                if self.place.rank == self.place.ranks - 1:
+                    flush(self.plan)
         if not self.place.is_shared:  # or other layers still have to attend to what this forward appended
             self.store.settle()
 
@@ -238,8 +241,8 @@ class Layer(CacheLayerMixin):
 
     # --- compression -------------------------------------------------------------------------------------------
 
-    def begin_step(self, length: int) -> None:
-        """Before a forward of ``length`` tokens: count, and run what was deferred."""
+    def settle_due(self, length: int) -> None:
+        """Before a forward of ``length`` tokens: run, or announce to ``flush``, the compression that was deferred."""
         when, plan = self.plan.method.when, self.plan
         if self._is_traced(1):
             self.seen = plan.clock.columns  # one-token steps are not counted where they are traced
@@ -249,9 +252,13 @@ class Layer(CacheLayerMixin):
             late = length == 1 or self.record_past or (self.place.is_shared and when.prefill == "immediate")
             if (self.pending and late) or (when.every is not None and self.decoded >= when.every):
                 self.compress()
-            if not self.prefilling and when.every is None:
-                # No compression can follow before the next prompt, and that needs no more than what spans remember.
-                self.state = {name: x for name, x in self.state.items() if name.startswith("span_")}
+
+    def begin_step(self, length: int) -> None:
+        """Before a forward of ``length`` tokens, after all that was due: count, and let go what is not needed."""
+        when, plan = self.plan.method.when, self.plan
+        if plan.compressing and self.is_initialized and not self.prefilling and when.every is None:
+            # No compression can follow before the next prompt, and that needs no more than what spans remember.
+            self.state = {name: x for name, x in self.state.items() if name.startswith("span_")}
         self.decoded += 0 if self.prefilling else length
         if self.place.is_shared and self.is_initialized:
             self.store.settle()
@@ -259,9 +266,11 @@ class Layer(CacheLayerMixin):
             self.store.begin_decode()
 
     def compress(self, query: Tensor | None = None) -> None:
-        """Compress now, if any row holds more than its budget."""
-        self.compressed = compress(self, query) or self.compressed
-        self.pending, self.decoded = False, 0  # unless it raised: then it is still due
+        """Compress now, if any row holds more than its budget; where layers share one, when ``flush`` is called."""
+        if self.plan.method.allocate.joint:
+            self.plan.due.append(self)
+        else:
+            run([self], query)
 
     def copy(self, plan: Plan) -> Layer:
         """An independent copy that belongs to ``plan``."""
@@ -287,3 +296,18 @@ class Layer(CacheLayerMixin):
             raise UnsupportedInput(
                 "output_attentions=True: a compressed cache has no weight per past token; leave it out"
             )
+
+
+def run(layers: list[Layer], query: Tensor | None = None) -> None:
+    """Compress ``layers`` together. Where that raises they are still due."""
+    done = compress(layers, query)
+    for layer in layers:
+        layer.compressed |= done
+        layer.pending, layer.decoded = False, 0
+
+
+def flush(plan: Plan) -> None:
+    """Compress the layers that wait for each other, because they share one budget."""
+    layers, plan.due = plan.due, []
+    if layers:
+        run(layers)

@@ -30,6 +30,7 @@ class Plan:
     window_tokens: int = 0  # what sliding layers, which transformers keeps, may hold per row, summed over layers
     spans: RowSpans | None = None
     scopes: bool = field(init=False, default=False)
+    due: list[Layer] = field(init=False, default_factory=list)  # layers that share a budget and wait for the others
 
     def __post_init__(self) -> None:
         pinned = self.method.sinks + self.method.window

@@ -1,7 +1,7 @@
 """Allocations, one file per idea; importing this package registers them all."""
 
 from keepkv.allocate import adakv, pyramid, uniform
-from keepkv.allocate.adakv import AdaKV
+from keepkv.allocate.adakv import AdaKV, Pooled
 from keepkv.allocate.base import ALLOCATIONS, Allocate, register_allocate
 from keepkv.allocate.pyramid import Pyramid
 from keepkv.allocate.select import keep_mask
@@ -11,6 +11,7 @@ __all__ = [
     "ALLOCATIONS",
     "AdaKV",
     "Allocate",
+    "Pooled",
     "Pyramid",
     "Uniform",
     "adakv",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from keepkv.allocate.base import Allocate, register_allocate
-from keepkv.allocate.select import protected_counts, ranks, tiers
+from keepkv.allocate.select import ranks, tiers
 from keepkv.errors import KeepKVError
 from keepkv.slots import LayerView
 
@@ -32,13 +32,35 @@ class AdaKV(Allocate):
             raise KeepKVError(f"AdaKV(alpha={self.alpha}): a share of the budget between 0 and 1")
 
     def __call__(self, scores: Tensor, view: LayerView, budget: Tensor) -> Tensor:
-        b, h, s = scores.shape
-        own = (self.alpha * budget.double() + 1e-9).floor().long()  # 0.29 * 100 is 28.999…
-        safe = own[:, None].maximum(protected_counts(view)).minimum(view.slots.lengths)  # (B,H)
-        tier = tiers(view)
-        forced = ranks(scores, tier) < safe[..., None]
+        return self.across([scores], [tiers(view)], [budget])[0]
+
+    def across(self, scores: list[Tensor], tiers: list[Tensor], budgets: list[Tensor]) -> list[Tensor]:
+        pooled, shapes, total, safe_slots = [], [], budgets[0] * 0, budgets[0] * 0
+        for score, tier, budget in zip(scores, tiers, budgets, strict=True):
+            own = (self.alpha * budget.double() + 1e-9).floor().long()  # 0.29 * 100 is 28.999…
+            safe = own[:, None].maximum((tier == 2).sum(-1)).minimum((tier > 0).sum(-1))  # (B,H)
+            forced = ranks(score, tier) < safe[..., None]
+            pooled.append((score.flatten(1), torch.where(forced, 2, tier.clamp(max=1)).to(torch.int8).flatten(1)))
+            shapes.append(score.shape)
+            total, safe_slots = total + budget * score.shape[1], safe_slots + safe.sum(-1)
         # The safe slots are a prefix of each head's ranking, and so is what one sort over all heads takes of it:
         # `keep_mask` with these counts keeps exactly the slots chosen here.
-        pooled = ranks(scores.flatten(1), torch.where(forced, 2, tier.clamp(max=1)).to(torch.int8).flatten(1))
-        total = (budget * h).maximum(safe.sum(-1)).minimum(view.slots.lengths.sum(-1))
-        return (pooled < total[:, None]).view(b, h, s).sum(-1)
+        every, tier = (torch.cat(parts, dim=1) for parts in zip(*pooled, strict=True))
+        kept = ranks(every, tier) < total.maximum(safe_slots).minimum((tier > 0).sum(-1))[:, None]
+        parts = kept.split([h * s for _, h, s in shapes], dim=1)
+        return [part.view(shape).sum(-1) for part, shape in zip(parts, shapes, strict=True)]
+
+
+@register_allocate("pooled")
+@dataclass(frozen=True)
+class Pooled(AdaKV):
+    """AdaKV over all layers: every head of the model first keeps its own top ``⌊alpha · budget⌋``, and the rest goes to
+    the highest scores anywhere, as in KVzip's non-uniform budgets (arXiv 2505.23416).
+
+    For scores that can be compared between layers, such as leverage, which sums to the same in every head of a width.
+    No layer can be compressed before all have been scored, so a prompt stands in memory as a whole until its forward
+    ends.
+    """
+
+    alpha: float = 0.5
+    joint: ClassVar[bool] = True

@@ -15,6 +15,7 @@ class Allocate:
     """Base of allocations, frozen dataclasses without state."""
 
     ragged: ClassVar[bool] = False  # heads of one row may keep different numbers of slots
+    joint: ClassVar[bool] = False  # layers share one budget: ``across`` is called once for all, and ``__call__`` never
 
     def layer_budget(self, budget: Tensor, layer: int, layers: int, seen: Tensor | None = None) -> Tensor:
         """(B,) slots per KV head on average that ``layer`` gets when the mean over layers is ``budget`` (B,) float.
@@ -31,6 +32,11 @@ class Allocate:
         number, and at most the number of valid slots. Sums over heads to H * budget where the slots allow it.
         """
         raise TypeError(f"{type(self).__name__} must implement __call__(scores, view, budget) -> counts")
+
+    def across(self, scores: list[Tensor], tiers: list[Tensor], budgets: list[Tensor]) -> list[Tensor]:
+        """Slots to keep (B,H) int64 of each layer, given the scores (B,H,S), the ``select.tiers`` (B,H,S) and the mean
+        budget (B,) of each: sums over layers and heads to H * Σ budget where the slots allow it."""
+        raise TypeError(f"{type(self).__name__} must implement across(scores, tiers, budgets) -> counts of each layer")
 
 
 ALLOCATIONS: Registry[Allocate] = Registry("allocation")

@@ -138,9 +138,8 @@ def _read(model: Any, context: Tensor, case: _Case, seed: int) -> Cache:
     """The cache of ``context`` (1,T), compressed once and closed to further compression."""
     cache = case.cache(model, seed)
     model(input_ids=context, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    for layer in cache.layers:
-        if isinstance(layer, Layer) and layer.pending:  # deferred to the next forward, which is ours to measure
-            layer.compress()
+    if any(isinstance(layer, Layer) and layer.pending for layer in cache.layers):
+        cache.compress()  # deferred to the next forward, which is ours to measure
     cache.compressing = False
     receipt = cache.report()
     if not receipt.compressed and case.method != "full" and case.budget.share != 1.0:

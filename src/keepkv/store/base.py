@@ -34,6 +34,11 @@ class Store(ABC):
         """Physical length: columns of the rectangular view."""
 
     @property
+    def lengths(self) -> Tensor:
+        """(B,H) int64: valid slots of each row and head."""
+        return self.view().lengths
+
+    @property
     @abstractmethod
     def tail(self) -> int:
         """Columns appended since the last ``load``."""

@@ -34,6 +34,13 @@ class FlatStore(Store):
         return self._longest + self.recent.length
 
     @property
+    def lengths(self) -> Tensor:
+        if not self.body:
+            return self.recent.lengths
+        held: Tensor = self.body["lengths"]
+        return held + self.recent.lengths if self.recent.length else held
+
+    @property
     def tail(self) -> int:
         return self.recent.length
 
