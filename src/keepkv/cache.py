@@ -99,7 +99,6 @@ class Cache(stock.Cache):
     def compress(self) -> None:
         """Run now, in every layer, the compression that is due or pending; to be used when the prefill schedule is
         "deferred" and no token is decoded yet."""
-        self.plan.due = []
         for layer in self._ours:
             if layer.is_initialized and layer.seen:
                 layer.compress()
@@ -167,7 +166,6 @@ class Cache(stock.Cache):
             if length == 1 and clock.seen is not None:
                 spans.end_prompt(clock.seen)
         if unfinished != length:
-            self.plan.due = []  # what an earlier forward, that failed, left waiting
             for layer in self._ours:
                 layer.settle_due(length)
             flush(self.plan)
@@ -204,6 +202,7 @@ class Cache(stock.Cache):
         super().reset()
         fresh = type(self.plan.clock)()
         self.plan.clock.__dict__.update(fresh.__dict__)
+        self.plan.due.clear()
         if self.plan.spans is not None:
             self.plan.spans.reset()
 

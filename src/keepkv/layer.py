@@ -267,10 +267,10 @@ class Layer(CacheLayerMixin):
 
     def compress(self, query: Tensor | None = None) -> None:
         """Compress now, if any row holds more than its budget; where layers share one, when ``flush`` is called."""
-        if self.plan.method.allocate.joint:
-            self.plan.due.append(self)
-        else:
+        if not self.plan.method.allocate.joint:
             run([self], query)
+        elif self not in self.plan.due:
+            self.plan.due.append(self)
 
     def copy(self, plan: Plan) -> Layer:
         """An independent copy that belongs to ``plan``."""

@@ -23,6 +23,7 @@ def window_scores(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     mean: bool = True,
+    peak: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """Mean attention of each slot over the queries, as SnapKV's window wants it (arXiv 2404.14469), unpooled.
@@ -30,8 +31,8 @@ def window_scores(
     queries (B,Hq,W,D) with positions (B,W), below 0 for padding; slots as in ``decode``, their positions needed: a
     query sees slots up to its own position, and empty ones never. Returns float32 (B,H,G,S), or (G,N) for ragged
     slots: Σ over queries of the softmax over all slots (and ``sinks``), by the number of real queries of the row
-    unless ``mean`` is false. Keys are read twice: for the softmax denominators, then for the sums. Any number of
-    queries, so this serves H2O's whole prompt too.
+    unless ``mean`` is false; with ``peak`` the largest weight instead. Keys are read twice: for the softmax
+    denominators, then for the sums. Any number of queries, so this serves H2O's whole prompt too.
     """
     space = layout(keys, 1, offsets, lengths, longest)
     b, heads, w, d = queries.shape
@@ -41,8 +42,9 @@ def window_scores(
         kernel = reference
     else:
         from keepkv.kernels.window_triton import window_scores as kernel  # Triton is needed only here
-    real = (query_positions >= 0).sum(-1).clamp(min=1) if mean else torch.ones_like(query_positions[:, 0])
-    return kernel(queries, query_positions, real, keys, positions, log_votes, space, scaling, softcap, sinks)
+    counts = mean and not peak
+    real = (query_positions >= 0).sum(-1).clamp(min=1) if counts else torch.ones_like(query_positions[:, 0])
+    return kernel(queries, query_positions, real, keys, positions, log_votes, space, scaling, softcap, sinks, peak)
 
 
 def reference(
@@ -56,6 +58,7 @@ def reference(
     scaling: float,
     softcap: float | None,
     sinks: Tensor | None,
+    peak: bool,
 ) -> Tensor:
     """The same in plain torch, with the matrix; real (B,): what sums are divided by."""
     b, _, w, d = queries.shape
@@ -76,5 +79,6 @@ def reference(
     z = u.logsumexp(-1)
     if sinks is not None:
         z = torch.where(z.isneginf(), z, torch.logaddexp(z, sinks.to(wide).view(1, space.heads, -1, 1)))
-    total = (u - z.masked_fill(z.isneginf(), 0.0)[..., None]).exp().sum(3)
+    weights = (u - z.masked_fill(z.isneginf(), 0.0)[..., None]).exp()
+    total = weights.amax(3) if peak else weights.sum(3)
     return spread(total / real.view(-1, 1, 1, 1), keys, space, index, inside)

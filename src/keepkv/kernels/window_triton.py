@@ -77,9 +77,9 @@ def _received(
     s_qb, s_qh, s_qw, s_kb, s_kh, s_ks, s_nb, s_nh, s_ns, s_pb, s_ph, s_ps, s_ob, s_oh, s_og,
     scaling, softcap, heads, slots, window,
     G: tl.constexpr, D: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    SOFTCAP: tl.constexpr, UPCAST: tl.constexpr,
+    SOFTCAP: tl.constexpr, UPCAST: tl.constexpr, PEAK: tl.constexpr,
 ):  # fmt: skip
-    """Weights that one tile of slots receives, summed over the queries of each query head in turn."""
+    """Weights that one tile of slots receives, summed over the queries of each query head in turn, or the largest."""
     pair, tile = tl.program_id(0), tl.program_id(1)
     row, head = (pair // heads).to(tl.int64), (pair % heads).to(tl.int64)
     start = tl.zeros((), tl.int64)
@@ -107,7 +107,10 @@ def _received(
             z = tl.load(lse + (pair.to(tl.int64) * G + g) * window + w, mask=w < window, other=0.0)
             z = tl.where(z == float("-inf"), 0.0, z)
             u = _logits(query, key, vote, held, asked, scaling, softcap, votes is not None, SOFTCAP, UPCAST)
-            total += tl.sum(tl.exp(u - z[:, None]), 0)
+            if PEAK:
+                total = tl.maximum(total, tl.max(tl.exp(u - z[:, None]), 0))
+            else:
+                total += tl.sum(tl.exp(u - z[:, None]), 0)
         tl.store(out + row * s_ob + head * s_oh + g * s_og + slot, total / divisor, mask=n < count)
 
 
@@ -122,6 +125,7 @@ def window_scores(
     scaling: float,
     softcap: float | None,
     sinks: Tensor | None,
+    peak: bool,
 ) -> Tensor:
     """As ``kernels.window.reference``."""
     queries, keys, asked = rowwise(queries), rowwise(keys), query_positions.contiguous()
@@ -152,6 +156,6 @@ def window_scores(
             z = torch.where(z.isneginf(), z, torch.logaddexp(z, sinks.float().view(1, h, g, 1)))
         _received[pairs, -(-space.longest // block_n)](
             *given, z.contiguous(), real, out, *strides, *room_strides(space, out), scaling, softcap or 0.0, h,
-            space.longest, w, BLOCK_W=rows_per_tile(queries, w, d), **sizes, **options, num_stages=1,
+            space.longest, w, BLOCK_W=rows_per_tile(queries, w, d), **sizes, **options, PEAK=peak, num_stages=1,
         )  # fmt: skip
     return out

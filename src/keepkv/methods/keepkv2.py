@@ -1,52 +1,58 @@
-"""keepkv2: what leaves is chosen by what its absence would change, and its mass goes to the most similar kept slot."""
+"""keepkv2: what no other slot can say stays, wherever it is; what resembles it is merged into it."""
 
 from __future__ import annotations
 
+from keepkv.allocate.adakv import Pooled
 from keepkv.allocate.base import Allocate
 from keepkv.methods.base import Method, register_method
-from keepkv.methods.keepkv import as_allocation
+from keepkv.methods.keepkv import as_allocation, as_score
+from keepkv.reduce.base import Reduce
+from keepkv.reduce.drop import Drop
 from keepkv.reduce.merge import KeepKV
-from keepkv.score.future import Future
+from keepkv.score.base import Score
+from keepkv.score.leverage import Leverage
 from keepkv.when import When
 
 
 @register_method("keepkv2")
 def keepkv2(
-    queries: int = 256,
-    span: int = 128,
-    allocate: str | Allocate = "uniform",
-    threshold: float | None = None,
-    coverage: float = 0.98,
+    score: str | Score = "leverage",
+    references: int = 256,
+    ridge: float = 1.0,
+    power: float = 0.25,
+    allocate: str | Allocate = "pooled",
+    safeguard: float = 0.2,
+    merge: bool = True,
+    threshold: float | None = 0.8,
     sinks: int = 4,
     window: int = 16,
     when: When = When(),
 ) -> Method:
-    """Keeps the slots whose absence would change later outputs most, and gives the mass of the others to them.
+    """Keeps the slots whose content nothing else holds, out of all heads and layers, and merges what resembles them.
 
-    A first form, being studied: where questions are unlike the text that is read, as on the embedded model, it is far
-    behind ``keydiff``. More ``queries`` help, and cost.
+    1. Score: S_i = ℓ_i·(A_i + Ā)^``power``. ℓ is the leverage of a key before RoPE among the keys of its head (ridge
+       ``ridge``), A the largest attention that one of ``references`` queries of the text would give it from behind the
+       text: those least like the others, for questions go to what stands out; see ``score.leverage``.
+    2. Budget: one for all heads of all layers, whose scores compare; each keeps its own top ``safeguard`` share.
+    3. Merge: a leaving slot into the kept slot of largest key cosine, if above ``threshold`` (None: always). Keys stay
+       where they are. The bias becomes ln(Σ mass of the group / its own), the value the mean by mass, of the mean
+       attention of the references. Keeps the attention mass of what leaves; ``merge=False`` drops it.
 
-    1. Queries to come: ``queries`` of the text's own, spread over it, turned back by RoPE and on to positions 1 to
-       ``span`` behind its end.
-    2. Score: S_i = E_q[(a_i/(1−a_i))²‖v_i − o(q)‖²], the mean squared change of the head's output if slot i alone were
-       dropped; see ``score.future``.
-    3. Merge: each leaving slot into the kept slot of largest key cosine, whose key stays. Its bias becomes
-       ln(Σ mass of the group / its own), its value the mean by mass, of the masses E_q[a_i].
-
-    allocate: "uniform", or "adakv" for budgets by head: scores are in units of the output. threshold: least cosine of
-    a merge; None: none. coverage: share of the leaving mass that is merged, the largest first; the rest is dropped.
-    sinks, window: first and most recent tokens that are always kept and receive no merge. ``when=When(every=128)``
-    recompresses while decoding.
+    score: another score by name, with its own defaults. allocate: "pooled", "adakv" for budgets by head, "uniform";
+    with the first, a prompt stands in memory as a whole until its forward ends. sinks, window: first and most recent
+    tokens that are always kept and receive no merge. ``when=When(every=128)`` recompresses while decoding.
     """
+    reduce: Reduce = KeepKV(key="fixed", threshold=threshold) if merge else Drop()
     return Method(
-        score=Future(queries=queries, span=span),
-        allocate=as_allocation(allocate),
-        reduce=KeepKV(key="fixed", threshold=threshold, coverage=coverage),
+        score=Leverage(references, ridge=ridge, power=power) if score == "leverage" else as_score(score, 32),
+        allocate=Pooled(safeguard) if allocate == "pooled" else as_allocation(allocate),
+        reduce=reduce,
         when=when,
         sinks=sinks,
         window=window,
         name="keepkv2",
         options={
-            "queries": queries, "span": span, "allocate": allocate, "threshold": threshold, "coverage": coverage,
+            "score": score, "references": references, "ridge": ridge, "power": power, "allocate": allocate,
+            "safeguard": safeguard, "merge": merge, "threshold": threshold,
         },
     )  # fmt: skip

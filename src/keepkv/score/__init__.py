@@ -1,6 +1,22 @@
 """Scores, one file per idea; importing this package registers them all."""
 
-from keepkv.score import ema, expected, future, gkv, h2o, keydiff, knorm, kvzip, random, rkv, snapkv, streaming, tova
+from keepkv.score import (
+    ema,
+    expected,
+    future,
+    gkv,
+    h2o,
+    keydiff,
+    knorm,
+    kvzip,
+    leverage,
+    matching,
+    random,
+    rkv,
+    snapkv,
+    streaming,
+    tova,
+)
 from keepkv.score.base import SCORES, FunctionScore, Score, register_score
 from keepkv.score.expected import ExpectedAttention
 from keepkv.score.future import Future
@@ -9,6 +25,7 @@ from keepkv.score.h2o import H2O
 from keepkv.score.keydiff import KeyDiff
 from keepkv.score.knorm import KNorm
 from keepkv.score.kvzip import KVzip
+from keepkv.score.leverage import Leverage
 from keepkv.score.matching import Matching
 from keepkv.score.random import Random
 from keepkv.score.rkv import RKV
@@ -28,6 +45,7 @@ __all__ = [
     "KNorm",
     "KVzip",
     "KeyDiff",
+    "Leverage",
     "Matching",
     "Random",
     "Score",
@@ -40,8 +58,9 @@ __all__ = [
     "h2o",
     "keydiff",
     "knorm",
-    "matching",
     "kvzip",
+    "leverage",
+    "matching",
     "random",
     "register_score",
     "rkv",

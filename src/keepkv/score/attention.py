@@ -17,6 +17,11 @@ TILE = 1 << 20  # attention weights that ``received`` holds at a time (4 MiB of 
 ROWS = 64  # queries of one head among them, where it can choose
 
 
+def room(x: Tensor) -> int:
+    """Elements of a temporary: what stays in a processor's cache, or keeps a GPU busy."""
+    return TILE if x.device.type == "cpu" else 16 * TILE
+
+
 def logits(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     """Biased logits u = softcap(q·k·scaling) + log_votes (B,H,G,T,S), float32, or float64 where the keys are.
 
@@ -96,11 +101,7 @@ def received(view: LayerView, queries: Tensor, positions: Tensor, until: Tensor 
     if queries is view.queries and view.weights is not None:
         return view.weights if until is None else view.weights * (positions[:, None] < until)[:, :, None]
     if until is None and choose(None, queries, slots.keys) == "triton":
-        bias = slots.log_votes if bool(slots.log_votes.any()) else None
-        return window_scores(
-            queries, positions, slots.keys, slots.positions, bias, scaling=view.scaling, softcap=view.softcap,
-            sinks=view.sinks, mean=False,
-        )  # fmt: skip
+        return _by_kernel(view, queries, positions)
     total = _nothing(view, queries)
     for heads, part, end, given in tiles(view, queries, positions):
         if until is not None:
@@ -113,6 +114,8 @@ def strongest(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     """The largest attention that each slot receives from any of the given queries, (B,H,G,S), as in ``received``."""
     if queries is view.queries and view.weights is not None:
         return view.weights
+    if choose(None, queries, view.slots.keys) == "triton":
+        return _by_kernel(view, queries, positions, peak=True)
     most = _nothing(view, queries)
     for heads, _, end, given in tiles(view, queries, positions):
         seen = most[:, heads, :, :end]
@@ -127,8 +130,8 @@ def tiles(view: LayerView, queries: Tensor, positions: Tensor) -> Iterator[tuple
     b, h, s = slots.shape
     t, g = queries.shape[2], view.groups
     # Few heads and many queries at a time: their keys and weights stay in a processor's cache.
-    heads = max(1, min(h, TILE // max(1, b * g * s * ROWS)))
-    tile = max(1, TILE // max(1, b * heads * g * s))
+    heads = max(1, min(h, room(queries) // max(1, b * g * s * ROWS)))
+    tile = max(1, room(queries) // max(1, b * heads * g * s))
     ends = _ends(slots, positions, tile) if t > tile else [s]
     for first in range(0, h, heads):
         some = of_heads(view, first, heads)
@@ -137,6 +140,14 @@ def tiles(view: LayerView, queries: Tensor, positions: Tensor) -> Iterator[tuple
             part = slice(start, start + tile)
             near = some if end == s else replace(some, slots=some.slots.map(partial(_columns, count=end)))
             yield slice(first, first + heads), part, end, weights(near, asking[:, :, part], positions[:, part])
+
+
+def _by_kernel(view: LayerView, queries: Tensor, positions: Tensor, peak: bool = False) -> Tensor:
+    slots = view.slots
+    return window_scores(
+        queries, positions, slots.keys, slots.positions, slots.log_votes if bool(slots.log_votes.any()) else None,
+        scaling=view.scaling, softcap=view.softcap, sinks=view.sinks, mean=False, peak=peak,
+    )  # fmt: skip
 
 
 def _nothing(view: LayerView, queries: Tensor) -> Tensor:

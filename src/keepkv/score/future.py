@@ -68,13 +68,20 @@ class Future(Score):
         early = positions < (view.seen[:, None] * self.skip).long()
         some = (~early).any(-1, keepdim=True)  # a text of which all is early keeps what it has
         used = (positions >= 0) & (~early | ~some)
-        # Another even sequence, so that where a query stood says nothing about where it goes.
-        step = 1 + (spread(spread(positions)) * self.span >> 32)
-        there = (view.seen[:, None] + step).masked_fill(~used, EMPTY)
-        if view.rope is not None:
-            turned = view.rope.unrotate(queries, positions.clamp(min=0)[:, None])
-            queries = view.rope.rotate(turned, there.clamp(min=0)[:, None])
-        return queries, there
+        return ahead(view, queries, positions.masked_fill(~used, EMPTY)[:, None], self.span)
+
+
+def ahead(view: LayerView, queries: Tensor, positions: Tensor, span: int) -> tuple[Tensor, Tensor]:
+    """``queries`` (B,H*G,R,D), after RoPE at ``positions`` (B,H*G,R) or (B,1,R), turned to positions (B,R) behind the
+    text: n + Δ, n the tokens seen and Δ between 1 and ``span``; ``EMPTY`` where they are."""
+    # Another even sequence than that of the positions, so that where a query stood says nothing about where it goes.
+    first = positions[:, 0]
+    step = 1 + (spread(spread(first)) * span >> 32)
+    there = (view.seen[:, None] + step).masked_fill(first < 0, EMPTY)
+    if view.rope is not None:
+        turned = view.rope.unrotate(queries, positions.clamp(min=0))
+        queries = view.rope.rotate(turned, there.clamp(min=0)[:, None])
+    return queries, there
 
 
 def moments(view: LayerView, queries: Tensor, positions: Tensor, moment: int = 2) -> tuple[Tensor, Tensor]:
