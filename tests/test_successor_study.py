@@ -76,13 +76,22 @@ def test_difference_of_known_samples() -> None:
 
 
 def test_cells_weigh_the_same_and_pairs_are_of_both() -> None:
-    ours = {"a": {1: 1.0, 2: 1.0, 3: 1.0}, "b": {1: 0.0}}
+    ours = {"a": {1: 1.0, 2: 1.0, 3: 1.0}, "b": {1: 0.0, 2: 0.0}}
     assert mean(ours) == 0.5
-    found = difference(ours, {"a": {3: 0.5, 9: 100.0}, "b": {1: 0.0}, "c": {1: 7.0}})
+    found = difference(ours, {"a": {2: 0.5, 3: 0.5, 9: 100.0}, "b": {1: 0.0, 2: 0.0}, "c": {1: 7.0}})
     assert found is not None and (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
-    half = ratio(ours, {"a": {1: 2.0, 2: 2.0, 3: 2.0}, "b": {1: 0.0}})
+    half = ratio(ours, {"a": {1: 2.0, 2: 2.0, 3: 2.0}, "b": {1: 0.0, 2: 0.0}})
     assert half is not None and (half.value, half.low, half.high) == (0.5, 0.5, 0.5)
     assert difference(ours, {"d": {1: 1.0}}) is None
+    alone = difference(ours, {"a": {1: 0.0, 2: 0.0}, "b": {2: 0.0}})
+    assert alone is not None and alone.value == 0.5 and math.isnan(alone.half)
+
+
+def test_intervals_of_small_cells_are_as_wide_as_they_should_be() -> None:
+    """Of 40 cells of two items: their deviations, ±1 around the mean, have a standard error of 1 in each cell."""
+    ours = {key: {0: 1.0, 1: -1.0} for key in range(40)}
+    found = difference(ours, {key: {0: 0.0, 1: 0.0} for key in range(40)})
+    assert found is not None and found.half == pytest.approx(1.96 / math.sqrt(40), rel=0.1)
 
 
 def test_the_smallest_budget_that_is_enough() -> None:

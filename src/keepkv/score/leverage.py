@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -25,20 +25,21 @@ class Leverage(Score):
     """S_i = ℓ_i·(A_i + Ā)^power: leverage of a key's content, times the attention that some query may give it.
 
         ℓ_i = k̃_iᵀ(Σ + λI)⁻¹k̃_i     k̃ keys before RoPE less their mean, Σ their covariance, λ = ``ridge``·tr Σ/D
-        A_i = max_q a_i(q)           over ``references`` queries of each query head of a KV head; Ā its mean over slots
+        A_i = max_q a_i(q)           over ``references`` queries of each KV head; Ā its mean over slots
 
     Leverage scores are used for caches by CurDKV (arXiv 2509.15038) and Compactor (arXiv 2507.08143), on keys as they
     are cached. Here RoPE is undone: what is common to a text is then common wherever it stands. Σ w_i ℓ_i is the same
     for every head, so scores of heads and layers can be compared and share one budget.
 
-    References: the row's own queries that are least like its others (``score.distinct``), turned back by RoPE and on to
-    positions 1 to ``span`` behind the text. A_i is of them all, and Ā keeps a slot that none of them asks for from
-    losing everything: what questions will be is not known. ``references=0``: leverage alone.
+    References: those of the row's own queries, of all query heads of the KV head, that are least like the others
+    (``score.distinct``), turned back by RoPE and on to positions 1 to ``span`` behind the text. Ā keeps a slot that
+    none of them asks for from losing everything: what questions will be is not known. ``references=0``: leverage
+    alone. A model's attention sinks are left out of A.
 
     A slot of p votes counts p times in mean and covariance.
     """
 
-    references: int = 256
+    references: int = 512
     span: int = 128
     ridge: float = 1.0
     power: float = 0.25
@@ -60,11 +61,11 @@ class Leverage(Score):
         score = leverage(view, self.ridge)
         if not self.references:
             return score
-        queries, positions = self.ahead(view)
+        asked, queries, positions = self.ahead(view)
         if choose(None, queries, view.slots.keys) == "triton":
-            peak = strongest(view, queries, positions).amax(2)
+            peak = strongest(asked, queries, positions)[:, :, 0]
         else:
-            peak, view.memo[MASS] = _peak_and_mass(view, queries, positions)
+            peak, view.memo[MASS] = _peak_and_mass(asked, queries, positions)
         valid = view.slots.valid
         mean = (peak * valid).sum(-1, keepdim=True) / valid.sum(-1, keepdim=True).clamp(min=1)
         return score * (peak + mean).pow(self.power)
@@ -74,14 +75,15 @@ class Leverage(Score):
         if not self.references:
             return None
         if MASS not in view.memo:
-            queries, positions = self.ahead(view)
-            view.memo[MASS] = received(view, queries, positions).mean(2) / _count(positions)
+            asked, queries, positions = self.ahead(view)
+            view.memo[MASS] = received(asked, queries, positions)[:, :, 0] / _count(positions)
         return view.memo[MASS].log()
 
-    def ahead(self, view: LayerView) -> tuple[Tensor, Tensor]:
-        """References (B,H*G,R,D) after RoPE at positions (B,R) behind the text; ``EMPTY`` where there are fewer."""
-        queries, positions = distinct(view, self.references)
-        return ahead(view, queries, positions, self.span)
+    def ahead(self, view: LayerView) -> tuple[LayerView, Tensor, Tensor]:
+        """References (B,H,R,D) after RoPE at positions (B,R) behind the text, ``EMPTY`` where there are fewer, and
+        ``view`` as they ask it, each KV head with one query head."""
+        queries, positions = ahead(view, *distinct(view, self.references), self.span)
+        return replace(view, queries=queries, sinks=None, weights=None), queries, positions
 
 
 def leverage(view: LayerView, ridge: float) -> Tensor:
@@ -108,14 +110,14 @@ def leverage(view: LayerView, ridge: float) -> Tensor:
 
 
 def _peak_and_mass(view: LayerView, queries: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest and mean attention (B,H,S) over queries (B,H*G,R,D) at positions (B,R) and the query heads."""
+    """Largest and mean attention (B,H,S) over queries (B,H,R,D) at positions (B,R)."""
     peak = torch.zeros(view.slots.shape, dtype=torch.promote_types(queries.dtype, torch.float32), device=queries.device)
     mass = torch.zeros_like(peak)
     for heads, _, end, given in tiles(view, queries, positions):
-        seen = peak[:, heads, :end]
-        seen.copy_(seen.maximum(given.flatten(2, 3).amax(2)))
-        mass[:, heads, :end] += given.flatten(2, 3).sum(2)
-    return peak, mass / (_count(positions) * view.groups)
+        seen, given = peak[:, heads, :end], given[:, :, 0]
+        seen.copy_(seen.maximum(given.amax(2)))
+        mass[:, heads, :end] += given.sum(2)
+    return peak, mass / _count(positions)
 
 
 def _count(positions: Tensor) -> Tensor:

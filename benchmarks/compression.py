@@ -1,0 +1,178 @@
+"""What a compression costs: time and memory of scoring and reducing a prompt, method by method on the same slots.
+
+    python benchmarks/compression.py [--device cuda] [--lengths 8192 16384] [--out results/compression]
+
+A Llama of random weights with the heads of an 8B model (32 query and 8 KV heads of 128) and a few layers reads random
+tokens; then every method in turn, several rounds of all, compresses a copy of what it keeps of them. Two times per layer
+are reported: ``observe``, what the score does during the prefill, and ``compress``. Memory is the peak of the allocator
+during the compression beyond what was held before it, per layer and as a share of the layer's own keys and values; the
+result itself, ``budget`` of them, is part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import keepkv
+from keepkv.evaluation import environment
+from keepkv.evaluation.memory import Peak
+from keepkv.layer import Layer
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "snapkv": ("snapkv", {}),
+    "keydiff": ("keydiff", {}),
+    "adakv": ("adakv", {}),
+    "expected-attention": ("expected-attention", {}),
+    "keepkv": ("keepkv", {}),
+    "attention-matching": ("attention-matching", {}),
+    "keepkv2": ("keepkv2", {}),
+    "keepkv2:references=128": ("keepkv2", {"references": 128}),
+    "keepkv2:references=0": ("keepkv2", {"references": 0}),
+    "keepkv2:allocate=uniform": ("keepkv2", {"allocate": "uniform"}),
+    "keepkv2:merge=0.8": ("keepkv2", {"merge": 0.8}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default=None, help="bfloat16 on a GPU, float32 elsewhere")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 16384])
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--budget", type=float, default=0.1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "compression")
+    a = parser.parse_args()
+    dtype = getattr(torch, a.dtype or ("bfloat16" if a.device == "cuda" else "float32"))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=1024, intermediate_size=1024, num_hidden_layers=a.layers, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=128, max_position_embeddings=max(a.lengths) + 8,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(a.device, dtype).eval()
+    rows = [row for length in a.lengths for row in measure(model, length, a)]
+    a.out.mkdir(parents=True, exist_ok=True)
+    name = "gpu" if a.device == "cuda" else "cpu"
+    about = {"device": device_name(a.device), "dtype": str(dtype), "threads": torch.get_num_threads(),
+             "versions": environment.versions(), "layers": a.layers, "budget": a.budget, "rounds": a.rounds}  # fmt: skip
+    (a.out / f"{name}.json").write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    text = table(rows, about)
+    (a.out / f"{name}.md").write_text(text)
+    print(text)
+
+
+def device_name(device: str) -> str:
+    """Of the GPU, or of the processor."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "cpu")
+
+
+@torch.inference_mode()
+def measure(model: Any, length: int, a: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row per method: medians over rounds in which all methods take turns, after one round that is not counted."""
+    ids = torch.randint(256, (1, length), device=a.device)
+    found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in a.methods}
+    for number in range(a.rounds + 1):
+        for name in a.methods:
+            one = once(model, ids, *METHODS[name], a.budget)
+            if number:
+                found[name].append(one)
+    config = model.config
+    content = 2 * config.num_key_value_heads * config.head_dim * length * model.dtype.itemsize
+    base = statistics.median(sum(x[:2]) for x in found["snapkv"]) if "snapkv" in found else None
+    rows = []
+    for name, ones in found.items():
+        observe, compress = (sorted(x[i] / a.layers for x in ones) for i in range(2))
+        both = statistics.median(sum(x[:2]) for x in ones)
+        rows.append({
+            "method": name, "length": length, "observe_ms": statistics.median(observe) * 1e3,
+            "compress_ms": statistics.median(compress) * 1e3, "compress_low_ms": compress[0] * 1e3,
+            "compress_high_ms": compress[-1] * 1e3, "times_snapkv": both / base if base else None,
+            "memory_share": statistics.median(x[2] for x in ones) / content,
+        })  # fmt: skip
+    return rows
+
+
+def once(
+    model: Any, ids: torch.Tensor, method: str, options: dict[str, Any], budget: float
+) -> tuple[float, float, int]:
+    """Seconds of observing and of compressing all layers, and bytes at the peak of the latter."""
+    cache = keepkv.Cache(model, method, budget, when=keepkv.When("deferred"), **options)
+    spent = [0.0]
+    with watched(cache, spent):
+        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    wait(ids)
+    before = held(ids)
+    with Peak(ids.device) as peak:
+        began = time.perf_counter()
+        cache.compress()
+        wait(ids)
+        seconds = time.perf_counter() - began
+    assert cache.report().compressed and peak.bytes is not None
+    return spent[0], seconds, max(0, peak.bytes - before)
+
+
+@contextmanager
+def watched(cache: keepkv.Cache, spent: list[float]) -> Iterator[None]:
+    """Adds up the seconds that the layers of ``cache`` take to observe."""
+    for layer in cache.layers:
+        if isinstance(layer, Layer):
+            layer._observe = timed(layer._observe, spent)  # type: ignore[method-assign]
+    yield
+
+
+def timed(observe: Any, spent: list[float]) -> Any:
+    def run(query: torch.Tensor, weights: torch.Tensor | None) -> None:
+        wait(query)
+        began = time.perf_counter()
+        observe(query, weights)
+        wait(query)
+        spent[0] += time.perf_counter() - began
+
+    return run
+
+
+def wait(x: torch.Tensor) -> None:
+    """For a GPU to finish."""
+    if x.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def held(x: torch.Tensor) -> int:
+    """Bytes in use."""
+    if x.device.type == "cuda":
+        return torch.cuda.memory_allocated()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [f"{about['device']}, {about['dtype']}, {about['threads']} threads, budget {about['budget']}; per layer of one "
+             f"sequence, medians of {about['rounds']} rounds (lowest to highest).", "",
+             "| slots | method | observe, ms | compress, ms | both, × snapkv | peak memory, share of the layer |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for r in rows:
+        times = "" if r["times_snapkv"] is None else f"{r['times_snapkv']:.2f}"
+        lines.append(
+            f"| {r['length']:,} | `{r['method']}` | {r['observe_ms']:.2f} | {r['compress_ms']:.2f} "
+            f"({r['compress_low_ms']:.2f}–{r['compress_high_ms']:.2f}) | {times} | {r['memory_share']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What the study of ``keepkv2`` runs: parts, their methods, tasks and budgets, and the jobs that they are cut into.
+
+Edit ``METHODS`` and ``ABLATION`` here. ``seconds`` were measured on one core of a shared Xeon, and only decide which
+jobs are thought to fit into the time before any like them is finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from keepkv.cli.arguments import variant
+from keepkv.evaluation.setup import Setup
+
+OURS = "keepkv2"
+METHODS = (
+    OURS, "snapkv", "adakv", "adakv:score=keydiff", "expected-attention", "kvzip", "keydiff", "attention-matching",
+    "grkv", "grkv:score=keydiff", "reskv", "reskv:score=keydiff", "keepkv", "keepkv:key=bias", "keepkv:key=zip",
+    "keepkv:key=code", "random", "streaming-llm",
+)  # fmt: skip
+DECODING = (OURS, "g-kv", "r-kv", "keydiff", "snapkv", "streaming-llm", "random")
+# Without those that do as another of the same kind does, or nearly.
+LONG = tuple(name for name in METHODS if name not in ("grkv", "reskv", "keepkv:key=zip", "keepkv:key=code"))
+# keepkv2 without one of its parts, or with another in its place; full, random and snapkv always run beside them.
+ABLATION = (
+    OURS, "keepkv2:merge=0.8", "keepkv2:merge=-1.0", "keepkv2:power=0.0", "keepkv2:score=keydiff",
+    "keepkv2:allocate=uniform", "keepkv2:allocate=adakv", "keepkv2:safeguard=0.0",
+)  # fmt: skip
+
+BUDGETS = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
+FEW = (0.1, 0.2, 0.3)
+MANY = (  # eight or four questions on each context
+    "niah-multikey-1", "niah-multikey-2", "niah-multikey-3", "qa-1", "qa-2", "niah-multivalue", "niah-multiquery",
+    "variable-tracking", "shared-context",
+)  # fmt: skip
+ONE = ("niah-single-1", "niah-single-2", "niah-single-3", "common-words", "frequent-words", "secret")  # or two
+SUITE = MANY + ONE
+SOME = (
+    "niah-multikey-1", "niah-multikey-2", "niah-multikey-3", "qa-1", "niah-single-1", "common-words",
+    "niah-multivalue", "variable-tracking",
+)  # fmt: skip
+PROMPT = 100  # tokens: no prompt of long-decode at a length of 96 has more than 97
+
+
+@dataclass(frozen=True)
+class Part:
+    """One question of the study. items: contexts of a task of ``MANY``, and of any other.
+
+    sinks, window: tokens that every method keeps. seconds: of one core for an item of the first of ``lengths``, by the
+    same two kinds of task.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    items: tuple[int, int]
+    budgets: tuple[float | int, ...] = FEW
+    lengths: tuple[int, ...] = (1024,)
+    methods: tuple[str, ...] = METHODS
+    mode: str = "agnostic"
+    sinks: int = 4
+    window: int = 16
+    seconds: tuple[float, float] = (3.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Model:
+    """draw: which items it is given, others than any other model, so that intervals may take them as independent."""
+
+    name: str
+    path: str
+    draw: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of the evaluation: a model, a task, a length."""
+
+    part: Part
+    model: Model
+    task: str
+    length: int
+    items: int
+
+    @property
+    def where(self) -> Path:
+        """Its folder, below that of the study."""
+        return Path(self.model.name, self.part.name, f"{self.task}-{self.length}")
+
+    @property
+    def guess(self) -> float:
+        """Seconds of one core, before any is measured."""
+        longer = (self.length / self.part.lengths[0]) ** 1.25
+        return self.items * self.part.seconds[self.task not in MANY] * longer
+
+    def setup(self) -> Setup:
+        """As ``keepkv.evaluation`` takes it."""
+        part = self.part
+        return Setup(
+            model=self.model.name,
+            tasks=(self.task,),
+            variants=tuple(map(variant, part.methods)),
+            budgets=part.budgets,
+            lengths=(self.length,),
+            modes=(part.mode,),
+            items=self.items,
+            seeds=(self.model.draw,),
+            sinks=part.sinks,
+            window=part.window,
+        )
+
+
+# The most important first: what does not fit into the time is the end of this list.
+PARTS = (
+    Part("agnostic", SUITE, (16, 20), BUDGETS, seconds=(3.9, 2.6)),
+    Part("fidelity", SOME, (5, 5), seconds=(2.2, 1.7)),
+    Part("ablation", SOME, (8, 12), (0.1, 0.2), methods=ABLATION, seconds=(1.3, 0.8)),
+    Part("decode", ("long-decode",), (16, 16), (48, 64, 96), (96,), DECODING, seconds=(3.6, 3.6)),
+    Part("aware", SOME, (2, 8), mode="aware", seconds=(10.7, 1.8)),
+    Part("lengths", SUITE, (3, 4), lengths=(512, 2048), methods=LONG, seconds=(1.1, 0.75)),
+    # Where every method keeps the prompt, these replies need nothing else: all score as the full cache.
+    Part("decode-kept", ("long-decode",), (8, 8), tuple(PROMPT + n for n in (8, 16, 32)), (96,), DECODING,
+         sinks=PROMPT, window=4, seconds=(3.6, 3.6)),
+)  # fmt: skip
+
+
+def jobs(models: Sequence[Model], names: Sequence[str] = (), share: float = 1.0) -> Iterator[Job]:
+    """Those of the parts ``names``, all without any: part after part, in a part the short contexts first,
+    of these the jobs that take longest.
+
+    share: of the items, at least one each.
+    """
+    if unknown := set(names) - {part.name for part in PARTS}:
+        raise SystemExit(f"no part {', '.join(sorted(unknown))}; there are {', '.join(part.name for part in PARTS)}")
+    for part in PARTS:
+        if not names or part.name in names:
+            made = [
+                Job(part, model, task, length, max(1, round(part.items[task not in MANY] * share)))
+                for length in part.lengths
+                for task in part.tasks
+                for model in models
+            ]
+            yield from sorted(made, key=lambda job: (job.length, -job.guess))
