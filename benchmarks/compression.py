@@ -3,10 +3,10 @@
     python benchmarks/compression.py [--device cuda] [--lengths 8192 16384] [--out results/compression]
 
 A Llama of random weights with the heads of an 8B model (32 query and 8 KV heads of 128) and a few layers reads random
-tokens; then every method in turn, several rounds of all, compresses a copy of what it keeps of them. Two times per layer
-are reported: ``observe``, what the score does during the prefill, and ``compress``. Memory is the peak of the allocator
-during the compression beyond what was held before it, per layer and as a share of the layer's own keys and values; the
-result itself, ``budget`` of them, is part of it.
+tokens and compresses them, with every method in turn, several rounds of all. Two times per layer are reported:
+``observe``, what the score does during the prefill, and ``compress``. Memory is the peak of the allocator during the
+compression beyond what was held before it, as a share of one layer's keys and values; the result itself, ``budget`` of
+them, is part of it.
 """
 
 from __future__ import annotations
@@ -64,8 +64,10 @@ def main() -> None:
     rows = [row for length in a.lengths for row in measure(model, length, a)]
     a.out.mkdir(parents=True, exist_ok=True)
     name = "gpu" if a.device == "cuda" else "cpu"
-    about = {"device": device_name(a.device), "dtype": str(dtype), "threads": torch.get_num_threads(),
-             "versions": environment.versions(), "layers": a.layers, "budget": a.budget, "rounds": a.rounds}  # fmt: skip
+    about = {
+        "device": device_name(a.device), "dtype": str(dtype), "threads": torch.get_num_threads(), "layers": a.layers,
+        "versions": environment.versions(), "budget": a.budget, "rounds": a.rounds,
+    }  # fmt: skip
     (a.out / f"{name}.json").write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
     text = table(rows, about)
     (a.out / f"{name}.md").write_text(text)
@@ -161,10 +163,13 @@ def held(x: torch.Tensor) -> int:
 
 def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     """Markdown."""
-    lines = [f"{about['device']}, {about['dtype']}, {about['threads']} threads, budget {about['budget']}; per layer of one "
-             f"sequence, medians of {about['rounds']} rounds (lowest to highest).", "",
-             "| slots | method | observe, ms | compress, ms | both, × snapkv | peak memory, share of the layer |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        f"{about['device']}, {about['dtype']}, {about['threads']} threads, budget {about['budget']}; per layer of one "
+        f"sequence, medians of {about['rounds']} rounds (lowest to highest).",
+        "",
+        "| slots | method | observe, ms | compress, ms | both, × snapkv | peak memory, share of the layer |",
+        "|---|---|---|---|---|---|",
+    ]
     for r in rows:
         times = "" if r["times_snapkv"] is None else f"{r['times_snapkv']:.2f}"
         lines.append(

@@ -67,9 +67,9 @@ def launch_all(dtype: torch.dtype, d: int) -> None:
     decode_triton.decode(query, keys, values, None, None, rectangle, 0.1, None, None, False)
     decode_triton.decode(query, *flat, None, ragged, 0.1, None, None, True)
     queries, asked = query[:, :, None].repeat(1, 1, 32, 1), torch.zeros(b, 32, dtype=torch.int64)
-    window_triton.window_scores(queries, asked, asked[:, 0], keys, positions, votes, rectangle, 0.1, 30.0, None)
+    window_triton.window_scores(queries, asked, asked[:, 0], keys, positions, votes, rectangle, 0.1, 30.0, None, True)
     window_triton.window_scores(
-        queries, asked, asked[:, 0], flat[0], positions.flatten(), None, ragged, 0.1, None, None
+        queries, asked, asked[:, 0], flat[0], positions.flatten(), None, ragged, 0.1, None, None, False
     )
     half = torch.arange(s).expand(b, h, s) < s // 2
     assign_triton.assign(keys, half, ~half)

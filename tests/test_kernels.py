@@ -38,7 +38,7 @@ def test_window_scores(dtype: torch.dtype, b: int, h: int, g: int, s: int, d: in
     slots = rectangle(b, h, g, s, d, d, dtype)
     window = {name: slots[name] for name in ("keys", "positions", "log_votes")}
     window |= {"queries": normal(b, h * g, w, d, dtype=dtype), "query_positions": asked(b, w, s)}
-    for options in ({}, {"softcap": 5.0, "sinks": normal(h * g), "mean": False}):
+    for options in ({}, {"softcap": 5.0, "sinks": normal(h * g), "mean": False}, {"peak": True}):
         got, expected = both(kernels.window_scores, window, scaling=d**-0.5, **options)
         assert_close(got.double(), expected, **EXACT)
         assert (got[-1, :, :, : s // 4] == 0).all()  # empty

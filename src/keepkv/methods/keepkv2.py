@@ -19,7 +19,7 @@ def keepkv2(
     score: str | Score = "leverage",
     references: int = 512,
     ridge: float = 1.0,
-    power: float = 0.25,
+    power: float = 0.5,
     allocate: str | Allocate = "pooled",
     safeguard: float = 0.2,
     merge: float | None = None,

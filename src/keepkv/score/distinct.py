@@ -47,8 +47,8 @@ def remember_distinct(view: LayerView, size: int) -> None:
 
 
 def distinct(view: LayerView, size: int) -> tuple[Tensor, Tensor]:
-    """Queries (B,H,size,D) and positions (B,H,size), ``EMPTY`` first: what ``remember_distinct`` keeps, or what it would
-    of the latest forward, where it never ran."""
+    """Queries (B,H,size,D) and positions (B,H,size), ``EMPTY`` first: what ``remember_distinct`` keeps, or would of the
+    latest forward where it never ran."""
     state = view.state
     if NAMES[0] not in state:
         scratch = LayerView(view.slots, view.queries, view.query_positions, view.seen, view.scaling)

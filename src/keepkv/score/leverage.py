@@ -42,7 +42,7 @@ class Leverage(Score):
     references: int = 512
     span: int = 128
     ridge: float = 1.0
-    power: float = 0.25
+    power: float = 0.5
 
     needs_rope: ClassVar[bool] = True
     observes: ClassVar[bool] = True
