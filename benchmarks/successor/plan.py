@@ -15,17 +15,29 @@ from keepkv.evaluation.setup import Setup
 
 OURS = "keepkv2"
 METHODS = (
-    OURS, "snapkv", "adakv", "adakv:score=keydiff", "expected-attention", "kvzip", "keydiff", "attention-matching",
+    OURS, "keepkv2:merge=0.8", "snapkv", "adakv", "adakv:score=keydiff", "expected-attention", "kvzip", "keydiff", "attention-matching",
     "grkv", "grkv:score=keydiff", "reskv", "reskv:score=keydiff", "keepkv", "keepkv:key=bias", "keepkv:key=zip",
     "keepkv:key=code", "random", "streaming-llm",
 )  # fmt: skip
-DECODING = (OURS, "g-kv", "r-kv", "keydiff", "snapkv", "streaming-llm", "random")
+DECODING = (
+    OURS,
+    "keepkv2:references=16",
+    "keepkv2:references=0",
+    "g-kv",
+    "r-kv",
+    "keydiff",
+    "snapkv",
+    "streaming-llm",
+    "random",
+)
 # Without those that do as another of the same kind does, or nearly.
 LONG = tuple(name for name in METHODS if name not in ("grkv", "reskv", "keepkv:key=zip", "keepkv:key=code"))
 # keepkv2 without one of its parts, or with another in its place; full, random and snapkv always run beside them.
 ABLATION = (
-    OURS, "keepkv2:merge=0.8", "keepkv2:merge=-1.0", "keepkv2:power=0.0", "keepkv2:score=keydiff",
-    "keepkv2:allocate=uniform", "keepkv2:allocate=adakv", "keepkv2:safeguard=0.0",
+    OURS, "keepkv2:merge=0.9", "keepkv2:merge=0.8", "keepkv2:merge=-1.0", "keepkv2:power=0.25", "keepkv2:power=1.0",
+    "keepkv2:references=0", "keepkv2:references=128", "keepkv2:ridge=0.1", "keepkv2:score=keydiff",
+    "keepkv2:score=future", "keepkv2:score=kvzip", "keepkv2:allocate=uniform", "keepkv2:allocate=adakv",
+    "keepkv2:safeguard=0.0", "keepkv2:safeguard=0.5",
 )  # fmt: skip
 
 BUDGETS = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
@@ -112,15 +124,15 @@ class Job:
 
 # The most important first: what does not fit into the time is the end of this list.
 PARTS = (
-    Part("agnostic", SUITE, (16, 20), BUDGETS, seconds=(3.9, 2.6)),
-    Part("fidelity", SOME, (5, 5), seconds=(2.2, 1.7)),
-    Part("ablation", SOME, (8, 12), (0.1, 0.2), methods=ABLATION, seconds=(1.3, 0.8)),
-    Part("decode", ("long-decode",), (16, 16), (48, 64, 96), (96,), DECODING, seconds=(3.6, 3.6)),
-    Part("aware", SOME, (2, 8), mode="aware", seconds=(10.7, 1.8)),
-    Part("lengths", SUITE, (3, 4), lengths=(512, 2048), methods=LONG, seconds=(1.1, 0.75)),
+    Part("agnostic", SUITE, (11, 14), BUDGETS, seconds=(4.0, 2.7)),
+    Part("fidelity", SOME, (5, 5), seconds=(2.3, 1.8)),
+    Part("ablation", SOME, (7, 10), (0.1, 0.2), methods=ABLATION, seconds=(2.4, 1.5)),
+    Part("decode", ("long-decode",), (12, 12), (48, 64, 96), (96,), DECODING, seconds=(4.5, 4.5)),
+    Part("aware", SOME, (1, 6), mode="aware", seconds=(10.7, 1.8)),
+    Part("lengths", SUITE, (2, 3), lengths=(512, 2048), methods=LONG, seconds=(1.1, 0.75)),
     # Where every method keeps the prompt, these replies need nothing else: all score as the full cache.
-    Part("decode-kept", ("long-decode",), (8, 8), tuple(PROMPT + n for n in (8, 16, 32)), (96,), DECODING,
-         sinks=PROMPT, window=4, seconds=(3.6, 3.6)),
+    Part("decode-kept", ("long-decode",), (4, 4), tuple(PROMPT + n for n in (8, 16, 32)), (96,), DECODING,
+         sinks=PROMPT, window=4, seconds=(4.5, 4.5)),
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ ROWS = 64  # queries of one head among them, where it can choose
 
 def room(x: Tensor) -> int:
     """Elements of a temporary: what stays in a processor's cache, or keeps a GPU busy."""
-    return TILE if x.device.type == "cpu" else 16 * TILE
+    return TILE if x.device.type == "cpu" else 4 * TILE
 
 
 def logits(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:

@@ -96,16 +96,16 @@ def leverage(view: LayerView, ridge: float) -> Tensor:
     step = max(1, min(h, room(slots.keys) // max(1, b * s * d)))
     for first in range(0, h, step):
         some = slice(first, first + step)
-        keys, w = slots.keys[:, some].to(dtype), share[:, some, :, None]
+        keys, w = slots.keys[:, some].to(dtype, copy=True), share[:, some, :, None]
         if view.rope is not None:
             keys = view.rope.unrotate(keys, slots.positions[:, some].clamp(min=0))
-        keys = keys - w.mT @ keys
+        keys -= w.mT @ keys
         sigma = (keys * w).mT @ keys
         scale = sigma.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(dtype).tiny)
         # Scaled to 1 first, so that neither tiny nor huge keys leave the range of float32.
         sigma = sigma / scale[..., None, None] + ridge * torch.eye(d, dtype=dtype, device=keys.device)
         white = torch.linalg.solve_triangular(torch.linalg.cholesky(sigma), keys.mT, upper=False)
-        out[:, some] = white.square().sum(-2) / scale[..., None]
+        out[:, some] = torch.linalg.vecdot(white, white, dim=-2) / scale[..., None]
     return out.masked_fill_(~slots.valid, 0.0)
 
 
