@@ -15,8 +15,8 @@ from keepkv.evaluation.setup import Setup
 
 OURS = "keepkv2"
 METHODS = (
-    OURS, "keepkv2:merge=0.8", "snapkv", "adakv", "adakv:score=keydiff", "expected-attention", "kvzip", "keydiff", "attention-matching",
-    "grkv", "grkv:score=keydiff", "reskv", "reskv:score=keydiff", "keepkv", "keepkv:key=bias", "keepkv:key=zip",
+    OURS, "keepkv2:merge=0.8", "snapkv", "adakv", "adakv:score=keydiff", "expected-attention", "kvzip", "keydiff",
+    "attention-matching", "grkv", "grkv:score=keydiff", "reskv", "reskv:score=keydiff", "keepkv", "keepkv:key=bias", "keepkv:key=zip",
     "keepkv:key=code", "random", "streaming-llm",
 )  # fmt: skip
 DECODING = (
