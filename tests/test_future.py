@@ -1,4 +1,4 @@
-"""The score of keepkv2: what it samples, where it sends queries, and what dropping a slot really changes."""
+"""The score of what dropping a slot changes: what it samples, where it sends queries, and what dropping a slot really changes."""
 
 from __future__ import annotations
 
@@ -178,8 +178,8 @@ def test_merges_take_the_masses_that_the_score_predicts() -> None:
 
 @pytest.mark.parametrize("arch", ["llama", "gpt-oss", "phi3"])
 def test_compressing_while_decoding(arch: str) -> None:
-    model = zoo.model(arch)
-    cache = keepkv.Cache(model, "keepkv2", 20, queries=8, window=4, when=keepkv.When(every=5))
+    model, method = zoo.model(arch), keepkv.Method(score=Future(queries=8), window=4, when=keepkv.When(every=5))
+    cache = keepkv.Cache(model, method, 20)
     out = generate(model, batch((40, 23)), cache, new=14)
     assert out.scores_.isfinite().all()
     assert all(int(layer.store.view().lengths.max()) <= 20 + 5 for layer in cache._ours)

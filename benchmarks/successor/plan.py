@@ -16,20 +16,13 @@ from keepkv.evaluation.setup import Setup
 OURS = "keepkv2"
 METHODS = (
     OURS, "keepkv2:merge=0.8", "snapkv", "adakv", "adakv:score=keydiff", "expected-attention", "kvzip", "keydiff",
-    "attention-matching", "grkv", "grkv:score=keydiff", "reskv", "reskv:score=keydiff", "keepkv", "keepkv:key=bias", "keepkv:key=zip",
-    "keepkv:key=code", "random", "streaming-llm",
+    "attention-matching", "grkv", "grkv:score=keydiff", "reskv", "reskv:score=keydiff", "keepkv", "keepkv:key=bias",
+    "keepkv:key=zip", "keepkv:key=code", "random", "streaming-llm",
 )  # fmt: skip
 DECODING = (
-    OURS,
-    "keepkv2:references=16",
-    "keepkv2:references=0",
-    "g-kv",
-    "r-kv",
-    "keydiff",
-    "snapkv",
-    "streaming-llm",
+    OURS, "keepkv2:references=16", "keepkv2:references=0", "g-kv", "r-kv", "keydiff", "snapkv", "streaming-llm",
     "random",
-)
+)  # fmt: skip
 # Without those that do as another of the same kind does, or nearly.
 LONG = tuple(name for name in METHODS if name not in ("grkv", "reskv", "keepkv:key=zip", "keepkv:key=code"))
 # keepkv2 without one of its parts, or with another in its place; full, random and snapkv always run beside them.

@@ -1,0 +1,227 @@
+"""The score of keepkv2: leverage of key contents, and the attention of references, against loops in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+import keepkv
+import zoo
+from keepkv.errors import KeepKVError
+from keepkv.rope import Rope
+from keepkv.score.distinct import NAMES, distinct, remember_distinct
+from keepkv.score.leverage import Leverage, leverage
+from keepkv.slots import EMPTY, LayerView
+from running import batch, generate
+from score_views import F64, part_of_queries, row, rows_of, together
+
+ROPE = Rope(torch.tensor([1.0, 0.3, 0.05]))
+
+
+def view_of(seed: int, rope: Rope | None = ROPE, **options: Any) -> LayerView:
+    return replace(row(seed, **options), rope=rope, state={}, memo={})
+
+
+def naive_leverage(view: LayerView, b: int, h: int, ridge: float) -> Tensor:
+    """Of the valid slots of one head, by an explicit inverse."""
+    s, live = view.slots, view.slots.valid[b, h]
+    keys = s.keys[b, h].double()
+    if view.rope is not None:
+        keys = view.rope.unrotate(keys, s.positions[b, h].clamp(min=0))
+    keys, votes = keys[live], s.log_votes[b, h, live].double().exp()
+    w = votes / votes.sum()
+    keys = keys - w @ keys
+    sigma = sum(w[i] * torch.outer(keys[i], keys[i]) for i in range(len(keys)))
+    inverse = torch.linalg.inv(sigma + ridge * sigma.trace() / len(sigma) * torch.eye(len(sigma), dtype=F64))
+    return torch.stack([k @ inverse @ k for k in keys])
+
+
+@pytest.mark.parametrize("rope", [ROPE, None])
+@pytest.mark.parametrize("ridge", [0.1, 1.0])
+def test_leverage_is_what_an_inverse_gives(rope: Rope | None, ridge: float) -> None:
+    view = together([view_of(1, rope), view_of(2, rope, slots=9)])
+    got = leverage(view, ridge)
+    for b, h in ((b, h) for b in range(2) for h in range(2)):
+        live = view.slots.valid[b, h]
+        assert_close(got[b, h, live].double(), naive_leverage(view, b, h, ridge), rtol=1e-4, atol=1e-6)
+        assert (got[b, h, ~live] == 0).all()
+
+
+def test_tiles_of_heads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = together([view_of(3), view_of(4, slots=9)])
+    whole = leverage(view, 1.0)
+    monkeypatch.setattr("keepkv.score.attention.TILE", 1)
+    assert_close(leverage(view, 1.0), whole)
+
+
+def test_the_sum_is_the_same_in_every_head_however_its_keys_are_scaled() -> None:
+    view = view_of(5, slots=40)
+    w = view.slots.log_votes.softmax(-1)
+    total = (w * leverage(view, 1e-6)).sum(-1)
+    assert_close(total, torch.full_like(total, view.slots.keys.shape[-1]), rtol=1e-3, atol=0)
+    scaled = replace(view, slots=view.slots.with_(keys=view.slots.keys * 1e4))
+    assert_close(leverage(scaled, 1.0), leverage(view, 1.0), rtol=1e-3, atol=1e-5)
+
+
+def test_positions_do_not_count() -> None:
+    """The same contents elsewhere in the text have the same leverage."""
+    view = view_of(6)
+    contents = ROPE.unrotate(view.slots.keys, view.slots.positions)
+    there = view.slots.positions + 1000
+    moved = replace(view, slots=view.slots.with_(keys=ROPE.rotate(contents, there), positions=there))
+    assert_close(leverage(moved, 1.0), leverage(view, 1.0), rtol=1e-3, atol=1e-4)
+
+
+def test_votes_are_duplicates() -> None:
+    view = view_of(7, rope=None)
+    votes = torch.zeros_like(view.slots.log_votes)
+    votes[..., 2] = torch.tensor(3.0).log()
+    one = replace(view, slots=view.slots.with_(log_votes=votes))
+    plain = view.slots.with_(log_votes=torch.zeros_like(votes))
+    extra = plain.map(lambda x: x[:, :, 2:3])
+    three = replace(view, slots=plain.join(extra).join(extra))
+    assert_close(leverage(one, 1.0), leverage(three, 1.0)[..., :14], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("keys", [torch.zeros(1, 2, 14, 8), torch.ones(1, 2, 14, 8), 1e18 * torch.randn(1, 2, 14, 8)])
+def test_keys_that_say_nothing_are_finite(keys: Tensor) -> None:
+    view = view_of(8)
+    got = leverage(replace(view, slots=view.slots.with_(keys=keys)), 1.0)
+    assert torch.isfinite(got).all()
+
+
+# references
+
+
+def naive_choice(view: LayerView, b: int, h: int, size: int, block: int) -> set[tuple[int, int]]:
+    """(position, query head) of the queries least like those of the blocks before; all positions seen in order."""
+    found = []
+    for g in range(view.groups):
+        queries, positions = view.queries[b, h * view.groups + g].double(), view.query_positions[b]
+        for q, p in zip(queries, positions.tolist(), strict=True):
+            if p >= block:
+                before = (positions >= 0) & (positions < p // block * block)
+                found.append((float(torch.cosine_similarity(q, queries[before].sum(0), dim=0)), p, g))
+    return {(p, g) for _, p, g in sorted(found)[:size]}
+
+
+def held(view: LayerView) -> list[set[tuple[int, int]]]:
+    order = view.state[NAMES[1]]
+    return [{(int(x) // view.groups, int(x) % view.groups) for x in head if x >= 0} for head in order.flatten(0, 1)]
+
+
+def long_view(seed: int, tokens: int) -> LayerView:
+    """A prompt of which every token is still a query."""
+    return view_of(seed, slots=tokens, queries=tokens)
+
+
+def test_those_least_like_the_others_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keepkv.score.distinct.BLOCK", 5)
+    view = long_view(1, 23)
+    remember_distinct(view, 6)
+    assert held(view) == [naive_choice(view, 0, h, 6, 5) for h in range(2)]
+    queries, positions = distinct(view, 6)
+    assert (positions.diff(dim=-1) >= 0).all()
+    for h in range(2):
+        for q, x in zip(queries[0, h], view.state[NAMES[1]][0, h].tolist(), strict=True):
+            assert torch.equal(q, view.queries[0, h * 2 + x % 2, x // 2])
+
+
+@settings(max_examples=25, deadline=None)
+@given(tokens=st.integers(1, 30), cuts=st.sets(st.integers(1, 29), max_size=4), size=st.integers(1, 12))
+def test_where_forwards_end_makes_no_difference(tokens: int, cuts: set[int], size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("keepkv.score.distinct.BLOCK", 5)
+        view = long_view(tokens, tokens)
+        remember_distinct(view, size)
+        pieces: dict[str, Tensor] = {}
+        edges = [0, *sorted(c for c in cuts if c < tokens), tokens]
+        for start, stop in zip(edges, edges[1:], strict=False):
+            piece = replace(part_of_queries(view, start, stop), state=pieces)
+            remember_distinct(piece, size)
+        for name, x in view.state.items():
+            assert_close(pieces[name], x, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keepkv.score.distinct.BLOCK", 5)
+    rows = [long_view(2, 23), long_view(3, 9)]
+    view = replace(together(rows), state={})
+    remember_distinct(view, 30)
+    for b, alone in enumerate(rows):
+        remember_distinct(alone, 30)
+        mine = rows_of(view, [b])
+        real = alone.state[NAMES[1]] >= 0
+        assert_close(mine.state[NAMES[0]][real], alone.state[NAMES[0]][real])
+        for name in NAMES[1:]:
+            assert_close(mine.state[name], alone.state[name], rtol=1e-5, atol=1e-5)
+    assert (view.state[NAMES[1]][1] == EMPTY).sum(-1).tolist() == [12, 12]  # 30 places, 18 queries
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 1.5}])
+def test_the_score_takes_the_largest_attention_from_behind_the_text(options: dict[str, Any]) -> None:
+    view = replace(long_view(4, 14), **options)
+    score = Leverage(references=6, power=1.0)
+    score.observe(view)
+    got = score(view)
+    _, queries, positions = score.ahead(view)
+    assert (positions > 14).all() and (positions <= 14 + score.span).all()
+    for h in range(2):
+        logits = queries[0, h].double() @ view.slots.keys[0, h].double().T * view.scaling
+        if view.softcap is not None:
+            logits = torch.tanh(logits / view.softcap) * view.softcap
+        a = (logits + view.slots.log_votes[0, h].double()).softmax(-1)
+        peak = a.amax(0)
+        expected = naive_leverage(view, 0, h, score.ridge) * (peak + peak.mean())
+        assert_close(got[0, h].double(), expected, rtol=1e-4, atol=1e-8)
+        assert_close(score.masses(view)[0, h].double().exp(), a.mean(0), rtol=1e-4, atol=1e-8)
+    view.memo.clear()
+    total = score.masses(view)[0].exp().sum(-1)  # on their own, the same
+    assert_close(total, torch.ones_like(total), rtol=1e-4, atol=0)
+
+
+def test_options_that_mean_nothing_are_refused() -> None:
+    for wrong in ({"references": -1}, {"span": 0}, {"ridge": 0.0}, {"power": -1.0}):
+        with pytest.raises(KeepKVError):
+            Leverage(**wrong)
+
+
+# the method
+
+
+def test_layers_share_one_budget() -> None:
+    """What one layer does not need another gets, and the total is exact."""
+    model = zoo.model("llama")
+    cache = keepkv.Cache(model, "keepkv2", 14, window=4, sinks=2)
+    generate(model, batch((61, 40)), cache, new=1)
+    kept = torch.tensor([cache.report().kept[i] for i in range(3)])  # (layers, rows, heads)
+    assert kept.sum((0, 2)).tolist() == [14 * 3 * 2] * 2
+    assert len(set(kept.sum(2)[:, 0].tolist())) > 1
+    assert cache.report().compressions == 3
+
+
+def test_references_cost_what_the_receipt_says() -> None:
+    """While the cache goes on compressing they are held, and counted; without them nothing is."""
+    model, inputs = zoo.model("llama"), batch((61,))
+    sizes = []
+    for references in (8, 0):
+        cache = keepkv.Cache(model, "keepkv2", 14, window=4, sinks=2, references=references, when=keepkv.When(every=4))
+        generate(model, inputs, cache, new=6)
+        sizes.append(cache.report().bytes)
+    assert sizes[0] > sizes[1]
+
+
+@pytest.mark.parametrize("options", [{"merge": 0.5}, {"allocate": "adakv"}, {"score": "keydiff"}, {"references": 0}])
+def test_parts_are_exchangeable(options: dict[str, Any]) -> None:
+    model = zoo.model("llama")
+    cache = keepkv.Cache(model, "keepkv2", 14, window=4, sinks=2, **options)
+    out = generate(model, batch((61, 33)), cache, new=3)
+    assert torch.isfinite(out.scores_).all() and cache.report().compressed
+    assert (cache.report().merged > 0) == ("merge" in options)
