@@ -45,13 +45,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="what is unfinished is kept and resumed here")
     parser.add_argument("--models", nargs="+", default=["embedded=embedded"], metavar="NAME=PATH")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds, after which all is stopped")
+    parser.add_argument("--limit", type=float, default=86400.0, help="seconds, after which all is stopped")
     parser.add_argument("--parts", nargs="*", default=[], help=f"of {', '.join(part.name for part in PARTS)}")
+    parser.add_argument("--tasks", nargs="*", default=[], help="only these")
     parser.add_argument("--share", type=float, default=1.0, help="of the items")
     a = parser.parse_args(words)
     began = time.monotonic()
     torch.set_num_threads(1)
-    planned = list(jobs(models(a.work, a.models), a.parts, a.share))
+    planned = [job for job in jobs(models(a.work, a.models), a.parts, a.share) if not a.tasks or job.task in a.tasks]
     for label in dict.fromkeys(label for job in planned for label in job.part.methods):
         one = variant(label)
         METHODS.build(one.method, **one.options)  # a wrong one fails here, before all else
