@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from keepkv.allocate import AdaKV, Pyramid, Uniform, keep_mask
+from keepkv.allocate import AdaKV, Pooled, Pyramid, Uniform, keep_mask
+from keepkv.allocate.select import tiers
 from keepkv.errors import KeepKVError
 from keepkv.slots import LayerView
 from score_views import row, rows_of, together
@@ -181,3 +182,36 @@ def test_pyramid_rows_have_budgets_of_their_own() -> None:
     assert both.sum(0).tolist() == [70, 350, 21]
     with pytest.raises(KeepKVError):
         Pyramid(beta=0.5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=SIZES, layers=st.integers(1, 3), seed=st.integers(0, 999), protect=st.booleans(), ties=st.booleans(),
+    budget=st.integers(0, 16), alpha=st.sampled_from([0.0, 0.3, 1.0]),
+)  # fmt: skip
+def test_layers_that_share(
+    sizes: list[int], layers: int, seed: int, protect: bool, ties: bool, budget: int, alpha: float
+) -> None:
+    """Each head its own best share, then the best of what is left anywhere, as one loop over all would take it."""
+    views = [batch(sizes, seed + 10 * n, protect) for n in range(layers)]
+    scores = [some_scores(view, seed + n, ties) for n, view in enumerate(views)]
+    budgets = [torch.full((len(sizes),), budget)] * layers
+    counts = Pooled(alpha).across(scores, [tiers(view) for view in views], budgets)
+    for b in range(len(sizes)):
+        heads = [(n, h) for n in range(layers) for h in range(2)]
+        wanted, rest = {}, []
+        for n, h in heads:
+            order = ranking(views[n], scores[n], b, h)
+            safe = min(max(math.floor(alpha * budget + 1e-9), pins(views[n], b, h)), len(order))
+            wanted[n, h] = safe
+            rest += [(-float(scores[n][b, h, s]), n, h, s) for s in order[safe:]]
+        room = max(0, budget * len(heads) - sum(wanted.values()))
+        for _, n, h, _ in sorted(rest)[:room]:
+            wanted[n, h] += 1
+        assert {(n, h): int(counts[n][b, h]) for n, h in heads} == wanted
+
+
+def test_one_layer_shares_as_adakv() -> None:
+    view = batch([14, 9], 0, True)
+    scores, budget = some_scores(view, 0, False), torch.tensor([6, 6])
+    assert torch.equal(Pooled(0.2)(scores, view, budget), AdaKV(0.2)(scores, view, budget))

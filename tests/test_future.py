@@ -1,4 +1,4 @@
-"""The score of what dropping a slot changes: what it samples, where it sends queries, and what dropping a slot really changes."""
+"""The score ``future``: what it samples, where it sends queries, and what dropping a slot really changes."""
 
 from __future__ import annotations
 

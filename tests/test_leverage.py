@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -143,7 +144,7 @@ def test_where_forwards_end_makes_no_difference(tokens: int, cuts: set[int], siz
         remember_distinct(view, size)
         pieces: dict[str, Tensor] = {}
         edges = [0, *sorted(c for c in cuts if c < tokens), tokens]
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             piece = replace(part_of_queries(view, start, stop), state=pieces)
             remember_distinct(piece, size)
         for name, x in view.state.items():

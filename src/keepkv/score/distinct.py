@@ -37,11 +37,10 @@ def remember_distinct(view: LayerView, size: int) -> None:
     chosen = likeness.topk(size, dim=2, largest=False, sorted=False).indices
     chosen = chosen.gather(2, order.gather(2, chosen).argsort(dim=2, stable=True))
 
-    def take(x: Tensor, index: Tensor) -> Tensor:
-        return x.gather(2, index[..., None].expand(-1, -1, -1, d))
-
-    new = take(view.queries.reshape(b, -1, g * t, d), (chosen - size).clamp(min=0))
-    held.copy_(torch.where((chosen < size)[..., None], take(held, chosen.clamp(max=size - 1)), new))
+    old = held.gather(2, chosen.clamp(max=size - 1)[..., None].expand(-1, -1, -1, d))
+    index, rows = (chosen - size).clamp(min=0), torch.arange(b, device=chosen.device)[:, None, None]
+    heads = torch.arange(held.shape[1], device=chosen.device)[:, None] * g + index // t
+    held.copy_(torch.where((chosen < size)[..., None], old, view.queries[rows, heads, index % t]))
     held_order.copy_(order.gather(2, chosen))
     held_likeness.copy_(likeness.gather(2, chosen))
 
