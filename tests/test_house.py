@@ -22,7 +22,7 @@ errors slots rope registry budget clock
 kernels
 score allocate reduce store when attention spans
 methods
-cache layer compress plan attach receipt report persistence context reread attention.interface
+cache layer look compress plan attach receipt report persistence context reread attention.interface
 models tasks metrics evaluation
 bench
 cli serve integrations""".splitlines()

@@ -50,7 +50,8 @@ def test_protected_tokens_stay_and_totals_do_not_change(method: tuple[str, dict[
     assert all(bool((inside(x, LAW) == 4).all()) for x in kept(spans))
     totals = [[sum(map(sum, heads)) for heads in cache.report().kept.values()] for cache in (plain, spans)]
     assert sum(totals[0]) == sum(totals[1])
-    if method[0] != "pyramidkv":  # what the layers slope over is what is not protected
+    joint = plain.plan.method.allocate.joint  # what one layer must keep, another may have to give
+    if method[0] != "pyramidkv" and not joint:  # what the layers slope over is what is not protected
         assert totals[0] == totals[1]
 
 

@@ -57,7 +57,7 @@ class Pooled(AdaKV):
     """AdaKV over all layers: every head of the model first keeps its own top ``⌊alpha · budget⌋``, and the rest goes to
     the highest scores anywhere, as in KVzip's non-uniform budgets (arXiv 2505.23416).
 
-    For scores that can be compared between layers, such as leverage, which sums to the same in every head of a width.
+    For scores that can be compared between layers, such as leverage, which does not depend on the scale of keys.
     No layer can be compressed before all have been scored, so a prompt stands in memory as a whole until its forward
     ends.
     """

@@ -25,6 +25,7 @@ METHODS = (
     "keydiff",
     "keepkv",
     "keepkv:key=zip",
+    "keepkv2",
 )
 
 
