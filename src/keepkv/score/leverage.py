@@ -28,7 +28,7 @@ class Leverage(Score):
         A_i = max_q a_i(q)           over ``references`` queries of each KV head; Ā its mean over slots
 
     Leverage scores are used for caches by CurDKV (arXiv 2509.15038) and Compactor (arXiv 2507.08143), on keys as they
-    are cached. Here RoPE is undone: what is common to a text is then common wherever it stands. Σ w_i ℓ_i, w_i the
+    are cached, by the latter with the text's own attention. Here RoPE is undone: what is common to a text is then common wherever it stands. Σ w_i ℓ_i, w_i the
     share of votes, is the effective dimension of a head's keys, tr Σ(Σ + λI)⁻¹, whatever their scale: scores of heads
     and layers can be compared and share one budget.
 
