@@ -87,7 +87,7 @@ def test_the_score_equals_a_loop(pool: str, monkeypatch: pytest.MonkeyPatch) -> 
             seen = a[seeing[:, i], i]
             want = seen.square().mean().sqrt() if pool == "rms" else seen.max()
             assert abs(float(got[0, h, i]) - float(want)) <= 1e-12
-    monkeypatch.setattr(score, "TILE", 100)
+    monkeypatch.setattr("keepkv.score.attention.TILE", 100)
     torch.testing.assert_close(score.Matching(queries=12, pool=pool)(view), got, rtol=0, atol=1e-14)
     wide = score.Matching(queries=12, pool=pool)(padded(view, 5, 4))
     torch.testing.assert_close(wide[..., 5:], got, rtol=0, atol=1e-12)

@@ -56,13 +56,14 @@ def evaluate(model: Any, tokenizer: Any, setup: Setup, folder: Path) -> None:
         "dtype": str(model.dtype).removeprefix("torch."), "revision": environment.revision(),
     }  # fmt: skip
     ledger = Ledger(folder, setup, made_with)
-    made: dict[tuple[int, ...], tuple[list[Encoded], Reference]] = {}
+    made: dict[tuple[Any, ...], tuple[list[Encoded], Reference]] = {}
     for number, unit in enumerate(setup.units()):
         if number >= ledger.done:
-            if unit.items not in made:
-                made = {unit.items: reference(model, setup, unit, build(tokenizer, setup, unit))}
+            key = (unit.task, unit.length, unit.items)  # tasks share the seeds of their items
+            if key not in made:
+                made = {key: reference(model, setup, unit, build(tokenizer, setup, unit))}
             try:
-                found = Found(items=measure(model, setup, unit, *made[unit.items]))
+                found = Found(items=measure(model, setup, unit, *made[key]))
             except Exception as error:  # counted, as in evaluations
                 found = failed(unit, error)
             ledger.add(unit, found)

@@ -36,7 +36,6 @@ def remember_distinct(view: LayerView, size: int) -> None:
     likeness = torch.cat((held_likeness, _likeness(view).reshape(b, -1, g * t)), dim=2)
     chosen = likeness.topk(size, dim=2, largest=False, sorted=False).indices
     chosen = chosen.gather(2, order.gather(2, chosen).argsort(dim=2, stable=True))
-
     old = held.gather(2, chosen.clamp(max=size - 1)[..., None].expand(-1, -1, -1, d))
     index, rows = (chosen - size).clamp(min=0), torch.arange(b, device=chosen.device)[:, None, None]
     heads = torch.arange(held.shape[1], device=chosen.device)[:, None] * g + index // t

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from keepkv.errors import KeepKVError
-from keepkv.score.attention import ROWS, TILE, of_heads, weights
+from keepkv.score.attention import tiles
 from keepkv.score.base import Score, register_score
 from keepkv.score.sample import remember_sample, sample
 from keepkv.slots import LayerView
@@ -43,18 +43,12 @@ class Matching(Score):
         (b, h, s), g, rows = view.slots.shape, view.groups, queries.shape[2]
         dtype = torch.promote_types(view.slots.keys.dtype, torch.float32)
         total = torch.zeros(b, h, s, dtype=dtype, device=queries.device)
-        # One tile is some queries of some heads: their weights stay in a processor's cache.
-        heads = max(1, min(h, TILE // max(1, b * g * s * min(rows, ROWS))))
-        tile = max(1, TILE // max(1, b * g * s * heads))
-        for first in range(0, h, heads):
-            near, some = of_heads(view, first, heads), slice(first, first + heads)
-            for start in range(0, rows, tile):
-                part = slice(start, start + tile)
-                a = weights(near, queries[:, first * g : (first + heads) * g, part], positions[:, part]).flatten(2, 3)
-                if self.pool == "max":
-                    total[:, some] = total[:, some].maximum(a.amax(2))
-                else:
-                    total[:, some] += a.square_().sum(2)
+        for heads, _, end, given in tiles(view, queries, positions):
+            a, held = given.flatten(2, 3), total[:, heads, :end]
+            if self.pool == "max":
+                held.copy_(held.maximum(a.amax(2)))
+            else:
+                held.add_(a.square_().sum(2))
         if self.pool == "max":
             return total
         # Positions ascend, padding first: those at a slot's own and behind it see it.
