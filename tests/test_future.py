@@ -18,8 +18,9 @@ from keepkv.errors import KeepKVError
 from keepkv.reduce.merge import KeepKV, heaviest
 from keepkv.rope import Rope
 from keepkv.score.future import Future, moments
-from keepkv.score.sample import remember_sample, sample, spread
+from keepkv.score.sample import remember_sample, sample
 from keepkv.slots import LayerView
+from keepkv.spread import spread
 from running import batch, generate
 from score_views import row, rows_of, together
 

@@ -18,7 +18,7 @@ PARTS = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in FILES
 FLOORS = [
     line.split()
     for line in """\
-errors slots rope registry budget clock
+errors slots rope spread registry budget clock
 kernels
 score allocate reduce store when attention spans
 methods

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -15,10 +16,11 @@ from torch.testing import assert_close
 
 import keepkv
 import zoo
+from keepkv import kernels
 from keepkv.errors import KeepKVError
 from keepkv.rope import Rope
 from keepkv.score.distinct import NAMES, distinct, remember_distinct
-from keepkv.score.leverage import Leverage, leverage
+from keepkv.score.leverage import Leverage
 from keepkv.slots import EMPTY, LayerView
 from running import batch, generate
 from score_views import F64, part_of_queries, row, rows_of, together
@@ -28,6 +30,11 @@ ROPE = Rope(torch.tensor([1.0, 0.3, 0.05]))
 
 def view_of(seed: int, rope: Rope | None = ROPE, **options: Any) -> LayerView:
     return replace(row(seed, **options), rope=rope, state={}, memo={})
+
+
+def leverage(view: LayerView, ridge: float) -> Tensor:
+    s = view.slots
+    return kernels.leverage(s.keys, s.positions, s.log_votes, ridge=ridge, rope=view.rope)
 
 
 def naive_leverage(view: LayerView, b: int, h: int, ridge: float) -> Tensor:
@@ -58,7 +65,7 @@ def test_leverage_is_what_an_inverse_gives(rope: Rope | None, ridge: float) -> N
 def test_tiles_of_heads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     view = together([view_of(3), view_of(4, slots=9)])
     whole = leverage(view, 1.0)
-    monkeypatch.setattr("keepkv.score.attention.TILE", 1)
+    monkeypatch.setattr(sys.modules["keepkv.kernels.leverage"], "_TILE", 1)
     assert_close(leverage(view, 1.0), whole)
 
 

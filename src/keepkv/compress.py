@@ -66,8 +66,8 @@ def compress(layers: Sequence[Layer], query: Tensor | None = None) -> bool:
         return False
     for one in due:
         _score(one, query)
-        if len(due) > 1:
-            one.view = None  # of flat stores it is a copy
+        if len(due) > 1 and not one.layer.store.views_share_memory:
+            one.view = None  # it is a copy
     if allocate.joint:
         shares = allocate.across([x.scores for x in due], [x.tier for x in due], [x.budget for x in due])
     else:

@@ -85,6 +85,11 @@ class Rope:
         angle = positions[..., None].to(torch.float32) * self.inv_freq
         return self._turn(x, angle.cos() / self.scaling, -angle.sin() / self.scaling)
 
+    def turn(self, x: Tensor, by: Tensor) -> Tensor:
+        """``x`` (…,T,D) from where it is to ``by`` (…,T) positions further, as ``unrotate`` and ``rotate`` would."""
+        angle = by[..., None].to(torch.float32) * self.inv_freq
+        return self._turn(x, angle.cos(), angle.sin())
+
     def average(self, x: Tensor, start: Tensor, count: int, transpose: bool = False) -> Tensor:
         """Apply R̄, the mean of the rotations at positions start … start+count−1, to ``x`` (B,…,D); start (B,).
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from keepkv.allocate.base import Allocate, register_allocate
-from keepkv.allocate.select import ranks, tiers
+from keepkv.allocate.select import tiers
 from keepkv.errors import KeepKVError
 from keepkv.slots import LayerView
 
@@ -35,20 +35,45 @@ class AdaKV(Allocate):
         return self.across([scores], [tiers(view)], [budget])[0]
 
     def across(self, scores: list[Tensor], tiers: list[Tensor], budgets: list[Tensor]) -> list[Tensor]:
-        pooled, shapes, total, safe_slots = [], [], budgets[0] * 0, budgets[0] * 0
-        for score, tier, budget in zip(scores, tiers, budgets, strict=True):
-            own = (self.alpha * budget.double() + 1e-9).floor().long()  # 0.29 * 100 is 28.999…
-            safe = own[:, None].maximum((tier == 2).sum(-1)).minimum((tier > 0).sum(-1))  # (B,H)
-            forced = ranks(score, tier) < safe[..., None]
-            pooled.append((score.flatten(1), torch.where(forced, 2, tier.clamp(max=1)).to(torch.int8).flatten(1)))
-            shapes.append(score.shape)
-            total, safe_slots = total + budget * score.shape[1], safe_slots + safe.sum(-1)
-        # The safe slots are a prefix of each head's ranking, and so is what one sort over all heads takes of it:
-        # `keep_mask` with these counts keeps exactly the slots chosen here.
-        every, tier = (torch.cat(parts, dim=1) for parts in zip(*pooled, strict=True))
-        kept = ranks(every, tier) < total.maximum(safe_slots).minimum((tier > 0).sum(-1))[:, None]
-        parts = kept.split([h * s for _, h, s in shapes], dim=1)
-        return [part.view(shape).sum(-1) for part, shape in zip(parts, shapes, strict=True)]
+        heads, longest = [x.shape[1] for x in scores], max(x.shape[2] for x in scores)
+        score, tier = (torch.cat([_widened(x, longest) for x in parts], dim=1) for parts in (scores, tiers))
+        budget = torch.stack(budgets, dim=1)  # (B,L)
+        layer = torch.arange(len(heads), device=budget.device).repeat_interleave(budget.new_tensor(heads))
+        own = (self.alpha * budget.double() + 1e-9).floor().long()[:, layer]  # 0.29 * 100 is 28.999…
+        held, must = (tier > 0).sum(-1), (tier == 2).sum(-1)  # (B,Σ H)
+        safe = own.maximum(must).minimum(held) - must  # slots that are not protected but are among a head's own
+        total = budget[:, layer].sum(-1).minimum(held.sum(-1)) - must.sum(-1)
+        return list((must + _best(score, tier == 1, safe, total)).split(heads, dim=1))
+
+
+def _widened(x: Tensor, size: int) -> Tensor:
+    return x if x.shape[-1] == size else torch.nn.functional.pad(x, (0, size - x.shape[-1]))
+
+
+def _best(score: Tensor, free: Tensor, safe: Tensor, total: Tensor) -> Tensor:
+    """How many of the slots ``free`` (B,H,S) each head keeps, (B,H), if the ``safe`` (B,H) best of each are kept and
+    all others compete by ``score`` until there are ``total`` (B,) of them, or no fewer than the safe ones.
+
+    Equal scores go to the earlier head. By thresholds, as a sort of all slots of all layers takes several times the
+    memory of the scores.
+    """
+    score = score.float().nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
+    score = score.masked_fill(~free, float("-inf"))
+    left = (total - safe.sum(-1)).clamp(min=0)  # (B,)
+    most, rest = torch.stack((safe.amax(), left.amax())).tolist()
+    if most:
+        best = score.topk(most, dim=-1).indices
+        taken = torch.arange(most, device=best.device) < safe[..., None]
+        free = free.scatter(-1, best, free.gather(-1, best) & ~taken)
+    if not rest:
+        return safe
+    flat = score.masked_fill(~free, float("-inf")).flatten(1)
+    last = flat.topk(rest, dim=-1).values.gather(-1, (left - 1).clamp(min=0)[:, None])[..., None]  # (B,1,1)
+    last = last.masked_fill(left[:, None, None] == 0, float("inf"))
+    above, equal = ((score > last) & free).sum(-1), ((score == last) & free).sum(-1)
+    before = equal.cumsum(-1) - equal
+    ties = (left[:, None] - above.sum(-1, keepdim=True) - before).clamp(min=0).minimum(equal)
+    return safe + above + ties
 
 
 @register_allocate("pooled")

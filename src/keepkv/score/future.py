@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from keepkv.errors import KeepKVError
+from keepkv.kernels.turn import turn
 from keepkv.score.attention import ROWS, TILE, of_heads, weights
 from keepkv.score.base import Score, register_score
-from keepkv.score.sample import remember_sample, sample, spread
+from keepkv.score.sample import remember_sample, sample
 from keepkv.slots import EMPTY, LayerView
+from keepkv.spread import spread
 
 EPS = 1e-6  # of a slot that has all attention: its w would be infinite
 MASS = "future_mass"  # view.memo: mean attention of each slot, of which merges take the logarithm
@@ -76,11 +78,9 @@ def ahead(view: LayerView, queries: Tensor, positions: Tensor, span: int) -> tup
     text: n + Δ, n the tokens seen and Δ between 1 and ``span``; ``EMPTY`` where they are."""
     # Another even sequence than that of the positions, so that where a query stood says nothing about where it goes.
     first = positions[:, 0]
-    step = 1 + (spread(spread(first)) * span >> 32)
-    there = (view.seen[:, None] + step).masked_fill(first < 0, EMPTY)
+    there = ((spread(first, 2) * span >> 32) + (view.seen[:, None] + 1)).masked_fill_(first < 0, EMPTY)
     if view.rope is not None:
-        turned = view.rope.unrotate(queries, positions.clamp(min=0))
-        queries = view.rope.rotate(turned, there.clamp(min=0)[:, None])
+        queries = turn(queries, (there[:, None] - positions).expand(queries.shape[:-1]), view.rope)
     return queries, there
 
 

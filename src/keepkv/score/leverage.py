@@ -10,7 +10,8 @@ from torch import Tensor
 
 from keepkv.errors import KeepKVError
 from keepkv.kernels.dispatch import choose
-from keepkv.score.attention import received, room, strongest, tiles
+from keepkv.kernels.leverage import leverage
+from keepkv.score.attention import received, strongest, tiles
 from keepkv.score.base import Score, register_score
 from keepkv.score.distinct import distinct, remember_distinct
 from keepkv.score.future import ahead
@@ -59,15 +60,16 @@ class Leverage(Score):
             remember_distinct(view, self.references)
 
     def __call__(self, view: LayerView) -> Tensor:
-        score = leverage(view, self.ridge)
+        slots = view.slots
+        score = leverage(slots.keys, slots.positions, slots.log_votes, ridge=self.ridge, rope=view.rope)
         if not self.references:
             return score
         asked, queries, positions = self.ahead(view)
-        if choose(None, queries, view.slots.keys) == "triton":
+        if choose(None, queries, slots.keys) == "triton":
             peak = strongest(asked, queries, positions)[:, :, 0]
         else:
             peak, view.memo[MASS] = _peak_and_mass(asked, queries, positions)
-        valid = view.slots.valid
+        valid = slots.valid
         mean = (peak * valid).sum(-1, keepdim=True) / valid.sum(-1, keepdim=True).clamp(min=1)
         return score * (peak + mean).pow(self.power)
 
@@ -85,29 +87,6 @@ class Leverage(Score):
         ``view`` as they ask it, each KV head with one query head."""
         queries, positions = ahead(view, *distinct(view, self.references), self.span)
         return replace(view, queries=queries, sinks=None, weights=None), queries, positions
-
-
-def leverage(view: LayerView, ridge: float) -> Tensor:
-    """ℓ (B,H,S) of ``Leverage``, float32 (float64 for float64); 0 at empty slots."""
-    slots = view.slots
-    (b, h, s), d = slots.shape, slots.keys.shape[-1]
-    dtype = torch.promote_types(slots.keys.dtype, torch.float32)
-    share = slots.log_votes.masked_fill(~slots.valid, float("-inf")).softmax(-1).nan_to_num(0.0).to(dtype)
-    out = torch.empty(b, h, s, dtype=dtype, device=slots.keys.device)
-    step = max(1, min(h, room(slots.keys) // max(1, b * s * d)))
-    for first in range(0, h, step):
-        some = slice(first, first + step)
-        keys, w = slots.keys[:, some].to(dtype, copy=True), share[:, some, :, None]
-        if view.rope is not None:
-            keys = view.rope.unrotate(keys, slots.positions[:, some].clamp(min=0))
-        keys -= w.mT @ keys
-        sigma = (keys * w).mT @ keys
-        scale = sigma.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(dtype).tiny)
-        # Scaled to 1 first, so that neither tiny nor huge keys leave the range of float32.
-        sigma = sigma / scale[..., None, None] + ridge * torch.eye(d, dtype=dtype, device=keys.device)
-        white = torch.linalg.solve_triangular(torch.linalg.cholesky(sigma), keys.mT, upper=False)
-        out[:, some] = torch.linalg.vecdot(white, white, dim=-2) / scale[..., None]
-    return out.masked_fill_(~slots.valid, 0.0)
 
 
 def _peak_and_mass(view: LayerView, queries: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

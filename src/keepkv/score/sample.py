@@ -6,14 +6,7 @@ import torch
 from torch import Tensor
 
 from keepkv.slots import EMPTY, LayerView
-
-GOLDEN = 2654435769  # 2^32 / golden ratio: multiples of it, modulo 2^32, spread evenly whatever their number
-NEVER = 1 << 32
-
-
-def spread(positions: Tensor) -> Tensor:
-    """A number in [0, 2^32) for each position, evenly spread over any run of positions; int64."""
-    return (positions.long() * GOLDEN) & (NEVER - 1)
+from keepkv.spread import NEVER, spread
 
 
 def remember_sample(view: LayerView, size: int, name: str = "sample") -> None:

@@ -23,7 +23,6 @@ class Store(ABC):
 
     lossy: ClassVar[bool] = False  # what is read differs from what was written
     compileable: ClassVar[bool] = False  # decode runs inside one compiled graph
-    views_share_memory: ClassVar[bool] = False  # what is written to the statistics of ``live_view`` is stored
 
     def __init__(self, stats: dict[str, float]) -> None:
         self.stats = stats  # per-slot statistics and the value they start with
@@ -48,6 +47,11 @@ class Store(ABC):
     def is_plain(self) -> bool:
         """Whether ``parts`` is one rectangle in which every appended column still stands as it was given, provided
         that ``load`` was never called."""
+
+    @property
+    def views_share_memory(self) -> bool:
+        """Whether a view is no copy now, and what is written to the statistics of ``live_view`` is stored."""
+        return False
 
     @abstractmethod
     def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:

@@ -48,6 +48,10 @@ class FlatStore(Store):
     def is_plain(self) -> bool:
         return not self.body
 
+    @property
+    def views_share_memory(self) -> bool:
+        return not self.body
+
     def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         self.recent.append(keys, values, positions)
 
