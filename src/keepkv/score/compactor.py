@@ -89,9 +89,8 @@ class Compactor(Score):
             self._add_up(view, queries, positions, row, self._complete(seen), total)
         view.memo[STAT] = total  # what the queries that are forgotten after a compression have given
         known = inside & (total >= 0)
-        length = torch.linalg.vector_norm(
-            slots.values, dim=-1, dtype=torch.promote_types(slots.values.dtype, total.dtype)
-        )
+        wide = torch.promote_types(slots.values.dtype, torch.float32)
+        length = torch.linalg.vector_norm(slots.values, dim=-1, dtype=wide)
         # What is left out is zeros, as the border of the pooling is: a padded row scores as it does alone.
         pooled = avg_pool1d((total * length).masked_fill(~known, 0.0), 3, stride=1, padding=1)
         leverage = sketched_leverage(view, inside, self.sketch, self.ridge)
@@ -143,8 +142,12 @@ class Compactor(Score):
         bias = votes.masked_fill(~member[heads, near], float("-inf"))[:, None].to(dtype)
         asking = queries.to(dtype).reshape(keys.shape[0], -1, queries.shape[-1])
         u = asking @ keys.to(dtype).mT
-        weights = (u * view.scaling if self.scaled else u).add_(bias).softmax(-1)
-        return weights.sum(1).nan_to_num_(0.0) / view.groups  # NaN where a head holds nothing of the block
+        total = self._sum((u * view.scaling if self.scaled else u).add_(bias), queries.shape[1])
+        return total.nan_to_num_(0.0) / view.groups  # NaN where a head holds nothing of the block
+
+    def _sum(self, u: Tensor, queries: int) -> Tensor:
+        """Σ p (h,n) over the rows of logits u (h,G*queries,n)."""
+        return u.softmax(-1).sum(1)
 
 
 def standardized(x: Tensor, counted: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from keepkv.slots import LayerView
 
 
 def sketched_leverage(view: LayerView, inside: Tensor, sketch: int, ridge: float) -> Tensor:
-    """ℓ_i = x_iᵀ(Σ x xᵀ + ridge·I)⁻¹x_i, x = Φᵀ(k − mean k), k keys before RoPE: (B,H,S), float32 (float64 for float64).
+    """ℓ_i = x_iᵀ(Σ x xᵀ + ridge·I)⁻¹x_i, x = Φᵀ(k − mean k), k keys before RoPE: (B,H,S), float32, or float64 as keys.
 
     Over the slots ``inside`` (B,H,S) bool, 0 elsewhere; one of p votes counts p times. sketch: columns of Φ; 0: Φ = I.
     """
