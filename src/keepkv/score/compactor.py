@@ -31,9 +31,9 @@ class Compactor(Score):
         a_i = pool(‖v_i‖·mean_g Σ_q p_i(q))  q the queries of the slot's block of ``chunk`` tokens, p their softmax over
                                              the slots of that block, later ones included; mean of 3 neighbours
 
-    p is taken of q·k without the model's scaling, softcap and sinks, as in both codes of the authors (kvpress and their
-    own engine); ``scaled=True`` applies the scaling. The first ``sinks`` and the last ``window`` tokens take no part in
-    anything, and get the largest score; blocks are counted from behind the sinks.
+    p is taken of q·k without the model's scaling, softcap and sinks, as in both codes of the authors (kvpress, and an
+    engine of their own with blocks of 128); ``scaled=True`` applies the scaling. The first ``sinks`` and the last
+    ``window`` tokens take no part in anything, and get the largest score; blocks are counted from behind the sinks.
 
     blending: λ. None: the share of tokens that is to leave, as in kvpress, or 0.35, its fallback, where no budget is
     known. ridge: absolute, as in kvpress; raised where sums of squares would be too large for it to be more than
