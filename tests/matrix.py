@@ -14,6 +14,7 @@ from keepkv.errors import UnsupportedModel
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "keepkv": [{"key": "zip"}, {"key": "bias"}, {"key": "code"}, {"threshold": None, "score": "snapkv"}],
     "adakv": [{"score": "expected-attention"}, {"score": "keydiff"}],
+    "compactor": [{"chunk": 8}],
     "random": [{"sinks": 0}],
 }
 SMALL = {"window": 4, "sinks": 2}  # so that tiny prompts leave something to choose

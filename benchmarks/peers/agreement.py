@@ -1,6 +1,7 @@
 """Do keepkv and kvpress keep the same slots?
 
     python benchmarks/peers/agreement.py --kvpress-python DIRECTORY/bin/python [--out results/agreement.json]
+    python benchmarks/peers/agreement.py --kvpress-python DIRECTORY/bin/python --only compactor   # into the same file
 
 Same weights, same prompts, same counts (kvpress rounds int(n·(1−ratio)), keepkv gets that number as its budget),
 options that mean the same. Prints one row per method and writes every number with versions.
@@ -102,18 +103,18 @@ def one_pair(
     row.bytes.append((ratio, *share))
 
 
-def trained_model(reference: Reference, directory: str, seeds: int) -> list[dict[str, Any]]:
+def trained_model(reference: Reference, directory: str, seeds: int, pairs: list[Pair]) -> list[dict[str, Any]]:
     """Matched options over a trained model, reading texts of the package's own tasks."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    rows = {p.name: Row(p.name, p.why) for p in MATCHED}
+    rows = {p.name: Row(p.name, p.why) for p in pairs}
     prompts = []
     for i, task in enumerate(("niah-multikey-1", "variable-tracking", "secret")[:seeds]):
         context = tasks.get(task).generate(tokenizer, 500, i).context
         ids = tokenizer(context, return_tensors="pt").input_ids
         after = tokenizer(context, return_tensors="pt").input_ids[:, :CONTINUATION]
         prompts.append((task, ids, after, 32))
-    run_model(reference, model, prompts, MATCHED, RATIOS, rows)
+    run_model(reference, model, prompts, pairs, RATIOS, rows)
     return [row.summary() for row in rows.values()]
 
 
@@ -197,9 +198,11 @@ def while_decoding(
     return [row.summary() for row in rows.values()]
 
 
-def random_models(reference: Reference, seeds: int) -> tuple[dict[str, Any], dict[str, str]]:
+def random_models(
+    reference: Reference, seeds: int, same: list[Pair], usual: list[Pair]
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Matched options over random models, prompts and ratios; defaults on the longest prompts."""
-    matched, defaults = ({p.name: Row(p.name, p.why) for p in pairs} for pairs in (MATCHED, DEFAULTS))
+    matched, defaults = ({p.name: Row(p.name, p.why) for p in pairs} for pairs in (same, usual))
     versions: dict[str, str] = {}
     for name, lengths in models.LENGTHS.items():
         for seed in range(seeds):
@@ -208,9 +211,9 @@ def random_models(reference: Reference, seeds: int) -> tuple[dict[str, Any], dic
             for length, window in lengths.items():
                 ids = models.prompt(length + CONTINUATION, 10 * seed + length)
                 prompts.append((f"p{length}", ids[:, :length], ids[:, length:], window))
-            versions = run_model(reference, model, prompts, MATCHED, RATIOS, matched)
+            versions = run_model(reference, model, prompts, same, RATIOS, matched)
             if name == "llama-gqa":
-                run_model(reference, model, prompts, DEFAULTS, RATIOS[:3], defaults)
+                run_model(reference, model, prompts, usual, RATIOS[:3], defaults)
     tables = {"matched": matched, "defaults": defaults}
     return {name: [row.summary() for row in rows.values()] for name, rows in tables.items()}, versions
 
@@ -224,6 +227,17 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def named(pairs: list[Pair], only: str | None) -> list[Pair]:
+    """Those whose names start with ``only``; all without it."""
+    return [pair for pair in pairs if only is None or pair.name.startswith(only)]
+
+
+def merged(old: list[dict[str, Any]], new: list[dict[str, Any]], pairs: list[Pair]) -> list[dict[str, Any]]:
+    """Rows ``new`` in the place of those of the same name in ``old``, in the order of ``pairs``."""
+    rows = {row["method"]: row for row in (*old, *new)}
+    return [rows[pair.name] for pair in pairs if pair.name in rows]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kvpress-python", required=True, help="python of the environment made by make_environment.sh")
@@ -231,26 +245,39 @@ def main() -> None:
     parser.add_argument("--model", default=embedded_model(), help="directory of a trained model; none: left out")
     parser.add_argument("--seeds", type=int, default=2, help="weights and prompts of each model")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", help="pairs whose names start so; the other rows stay as they are in the file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     transformers.logging.disable_progress_bar()
     reference = Reference(arguments.kvpress_python, {"threads": arguments.threads})
-    tables, theirs = random_models(reference, arguments.seeds)
+    only = arguments.only
+    same, usual = named(MATCHED, only), named(DEFAULTS, only)
+    tables, theirs = random_models(reference, arguments.seeds, same, usual)
     for title in ("matched", "defaults"):
         show(title, tables[title])
     if Path(arguments.model, "config.json").exists():
-        tables["trained model"] = trained_model(reference, arguments.model, arguments.seeds)
+        tables["trained model"] = trained_model(reference, arguments.model, arguments.seeds, same)
         show("trained model", tables["trained model"])
-        tables["reading twice"] = reading_twice(reference, arguments.model, arguments.seeds)
-        show("reading twice", tables["reading twice"])
-    tables["decoding"] = while_decoding(reference, arguments.seeds)
-    show("decoding", tables["decoding"])
+        if only is None:
+            tables["reading twice"] = reading_twice(reference, arguments.model, arguments.seeds)
+            show("reading twice", tables["reading twice"])
+    if only is None:
+        tables["decoding"] = while_decoding(reference, arguments.seeds)
+        show("decoding", tables["decoding"])
     mine = {name: version(name) for name in ("keepkv", "torch", "transformers")}
     document = {
         "versions": {"kvpress": theirs, "keepkv": {**mine, "python": platform.python_version()}},
         "settings": {"ratios": RATIOS, "seeds": arguments.seeds, "lengths": models.LENGTHS, "tie": TIE},
         "tables": tables,
     }
+    if only is not None:
+        held = json.loads(arguments.out.read_text("utf-8"))
+        if held["versions"] != document["versions"]:
+            raise SystemExit(f"{arguments.out} is of other versions: {held['versions']}, not {document['versions']}")
+        order = {"matched": MATCHED, "trained model": MATCHED, "defaults": DEFAULTS}
+        for title, rows in tables.items():
+            held["tables"][title] = merged(held["tables"][title], rows, order[title])
+        document = held
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(finite(document), indent=1, ensure_ascii=False) + "\n", "utf-8")
     print(f"\nwritten to {arguments.out}")

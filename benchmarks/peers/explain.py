@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from keepkv import LayerView
-from keepkv.score import ExpectedAttention, SnapKV
+from keepkv.score import Compactor, ExpectedAttention, SnapKV
 from keepkv.score.window import remember, window
 
 
@@ -42,3 +43,16 @@ class FromBuffer(ExpectedAttention):
         short = torch.full_like(view.seen, self.buffer)
         queries, positions = queries[:, :, self.n_sink :], positions[:, self.n_sink :]
         return super().__call__(replace(view, queries=queries, query_positions=positions, seen=short, state={}))
+
+
+@dataclass(frozen=True)
+class FilledBlock(Compactor):
+    """Compactor as kvpress runs it: the last block is filled up to ``chunk`` tokens. The filling is there as keys,
+    with a logit of 0 in every softmax, and as queries, which attend to all of the block alike."""
+
+    def _sum(self, u: Tensor, queries: int) -> Tensor:
+        rest = self.chunk - queries
+        z = u.logsumexp(-1, keepdim=True)
+        if rest:
+            z = torch.logaddexp(z, torch.full_like(z, math.log(rest)))
+        return (u - z).exp().sum(1) + u.shape[1] / queries * rest / self.chunk

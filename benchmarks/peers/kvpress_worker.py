@@ -64,6 +64,21 @@ def innermost(press: Any) -> Any:
         press = inner
 
 
+def seed_layers(press: Any) -> None:
+    """Let what a press draws at random follow from the index of the layer, so that keepkv can draw the same."""
+    scorer = innermost(press)
+    if not hasattr(scorer, "score"):
+        return
+    original = scorer.score
+
+    def score(module: Any, *args: Any, **kwargs: Any) -> Tensor:
+        torch.manual_seed(module.layer_idx)
+        result: Tensor = original(module, *args, **kwargs)
+        return result
+
+    scorer.score = score
+
+
 class ScoreLog:
     """Keeps the scores that a press computed last, per layer, and the keys that were scored."""
 
@@ -183,6 +198,8 @@ class Worker:
         for module in attention_modules(self.model):
             module.masked_key_indices = None  # outlives the press otherwise
         press = build_press(run["press"]) if run.get("press") else None
+        if press:
+            seed_layers(press)
         if run.get("reorder"):
             keep_order(press)
         log = ScoreLog(press) if press and run.get("scores") else None

@@ -45,7 +45,11 @@ SHAPE = {
     "eos_token_id": None,
 }
 KINDS = ("Llama", "Qwen3")
-SKIP = {"pyramidkv", "pyramidkv, counts of kvpress"}  # their counts per layer differ, on purpose
+SKIP = {
+    "pyramidkv", "pyramidkv, counts of kvpress",  # their counts per layer differ, on purpose
+    "compactor", "compactor, filled as kvpress does",  # 107 tokens are no whole number of blocks of 256
+    "compactor, blocks of 27, filled as kvpress does",  # but 108 are of 27: nothing is filled
+}  # fmt: skip
 
 
 def make(kind: str) -> Any:

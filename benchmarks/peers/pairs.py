@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from explain import FromBuffer, OnePosition
+from explain import FilledBlock, FromBuffer, OnePosition
 from torch import Tensor
 
 from keepkv import Method, When
@@ -72,6 +72,29 @@ def _expected(name: str, press: dict[str, Any], ours: dict[str, Any]) -> Pair:
     return Pair(name, _press("ExpectedAttentionPress", **press), **_plain("expected-attention", **ours))
 
 
+def _compactor(chunk: int, sinks: int) -> Callable[[float, int], Spec]:
+    """λ is given: of ours, the default follows from the budget, of kvpress' from the ratio, which is not rounded."""
+
+    def make(ratio: float, window: int) -> Spec:
+        options = {"sink_size_start": sinks, "sink_size_end": window, "chunk_size": chunk, "blending": 0.5}
+        return {"press": "CompactorPress", "options": {"compression_ratio": ratio, **options}}
+
+    return make
+
+
+def _filled(chunk: int, sinks: int) -> Callable[[int, tuple[int, ...]], str | Method]:
+    def make(window: int, counts: tuple[int, ...]) -> Method:
+        score = FilledBlock(blending=0.5, chunk=chunk, sinks=sinks, window=window)
+        return Method(score=score, sinks=sinks, window=window)
+
+    return make
+
+
+def _filled_default(window: int, counts: tuple[int, ...]) -> Method:
+    return Method(score=FilledBlock(), sinks=8, window=4)
+
+
+_FILLED = "kvpress fills a last block that is not full with zeros, which take part in the softmax"
 _PYRAMID = (
     "counts per layer: kvpress takes the window out of each layer's share, keepkv (as the authors' code) gives it to "
     "every layer beforehand; kvpress falls back to SnapKV where the last layer would get less than the window"
@@ -114,6 +137,15 @@ MATCHED = [
     _expected(
         "expected-attention, horizon 64, 8 sinks", {"n_future_positions": 64, "n_sink": 8}, {"horizon": 64, "sinks": 8}
     ),
+    Pair("compactor", _compactor(256, 1), **_windowed("compactor", blending=0.5, sinks=1), why=_FILLED),
+    Pair("compactor, filled as kvpress does", _compactor(256, 1), _filled(256, 1)),
+    Pair(
+        "compactor, blocks of 27",
+        _compactor(27, 0),
+        **_windowed("compactor", blending=0.5, chunk=27, sinks=0),
+        why=_FILLED,
+    ),
+    Pair("compactor, blocks of 27, filled as kvpress does", _compactor(27, 0), _filled(27, 0)),
     Pair("adakv(snapkv)", _adaptive(_SNAP), **_windowed("adakv", score="snapkv", sinks=0)),
     Pair("adakv(snapkv), α 0.5", _adaptive(_SNAP, alpha_safeguard=0.5), **_windowed("adakv", alpha=0.5, sinks=0)),
     Pair(
@@ -143,6 +175,8 @@ DEFAULTS = [
         why="sum of attention against mean per query that could see the slot; 32 recent tokens and 4 sinks pinned",
     ),
     Pair("expected-attention", _press("ExpectedAttentionPress"), **_plain("expected-attention")),
+    Pair("compactor", _press("CompactorPress"), **_plain("compactor"), why=_FILLED),
+    Pair("compactor, filled as kvpress does", _press("CompactorPress"), _filled_default),
     Pair(
         "adakv(snapkv)",
         _adaptive(_press("SnapKVPress")),

@@ -15,9 +15,9 @@ from keepkv.evaluation.setup import Setup
 
 OURS = "keepkv2"
 METHODS = (
-    OURS, "keepkv2:merge=0.8", "snapkv", "adakv", "adakv:score=keydiff", "expected-attention", "kvzip", "keydiff",
-    "attention-matching", "grkv", "grkv:score=keydiff", "reskv", "reskv:score=keydiff", "keepkv", "keepkv:key=bias",
-    "keepkv:key=zip", "keepkv:key=code", "random", "streaming-llm",
+    OURS, "keepkv2:merge=0.8", "snapkv", "adakv", "adakv:score=keydiff", "expected-attention", "kvzip", "compactor",
+    "keydiff", "attention-matching", "grkv", "grkv:score=keydiff", "reskv", "reskv:score=keydiff", "keepkv",
+    "keepkv:key=bias", "keepkv:key=zip", "keepkv:key=code", "random", "streaming-llm",
 )  # fmt: skip
 DECODING = (
     OURS, "keepkv2:references=16", "keepkv2:references=0", "g-kv", "r-kv", "keydiff", "snapkv", "streaming-llm",

@@ -91,6 +91,7 @@ def _due(layer: Layer) -> _Due:
 def _score(one: _Due, query: Tensor | None) -> None:
     layer = one.layer
     view, spans = look(layer, query), layer.plan.spans
+    view.budget = one.budget
     close_gaps(view)
     one.scores = layer.plan.method.score(view)
     if spans is not None and one.over is not None and spans.policy.on_overflow == "trim":

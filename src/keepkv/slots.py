@@ -102,6 +102,7 @@ class LayerView:
     query_positions (B,T) int64: their positions, ``EMPTY`` for padding.
     state: per-row statistics of the score, each with leading dimension B; follows rows in beam search.
     seen (B,) int64: tokens of each row so far, padding not counted = the next position.
+    budget (B,) int64: slots per KV head that the compression may leave on average; None where none is under way.
     scaling, softcap, sinks: of the attention: logits = softcap(q·k·scaling) + log_votes, and an extra softmax
         entry per query head with logit ``sinks`` (H*G,) where the model has attention sinks.
     """
@@ -123,6 +124,7 @@ class LayerView:
     )
     memo: dict[str, Tensor] = field(default_factory=dict)  # what a piece computed from this view that others may use
     weights: Tensor | None = None  # (B,H,G,S): attention of the latest query, where it was one and computed them
+    budget: Tensor | None = None
     spans: Intervals | None = None  # where given, each slot inside is scored by the queries of its own span alone
 
     @property

@@ -1,6 +1,17 @@
 """Named methods; importing this package registers them all."""
 
-from keepkv.methods import adaptive, attention, baselines, decoding, expected, keepkv, keepkv2, merging, rivals
+from keepkv.methods import (
+    adaptive,
+    attention,
+    baselines,
+    compactor,
+    decoding,
+    expected,
+    keepkv,
+    keepkv2,
+    merging,
+    rivals,
+)
 from keepkv.methods.base import METHODS, Method, MethodInfo, method_info, methods, register_method
 
 __all__ = [
@@ -10,6 +21,7 @@ __all__ = [
     "adaptive",
     "attention",
     "baselines",
+    "compactor",
     "decoding",
     "expected",
     "keepkv",

@@ -1,6 +1,7 @@
 """Scores, one file per idea; importing this package registers them all."""
 
 from keepkv.score import (
+    compactor,
     ema,
     expected,
     future,
@@ -18,6 +19,7 @@ from keepkv.score import (
     tova,
 )
 from keepkv.score.base import SCORES, FunctionScore, Score, register_score
+from keepkv.score.compactor import Compactor
 from keepkv.score.expected import ExpectedAttention
 from keepkv.score.future import Future
 from keepkv.score.gkv import GKV
@@ -39,6 +41,7 @@ __all__ = [
     "RKV",
     "SCORES",
     "TOVA",
+    "Compactor",
     "ExpectedAttention",
     "FunctionScore",
     "Future",
@@ -51,6 +54,7 @@ __all__ = [
     "Score",
     "SnapKV",
     "Streaming",
+    "compactor",
     "ema",
     "expected",
     "future",

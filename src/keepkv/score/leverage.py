@@ -28,10 +28,11 @@ class Leverage(Score):
         ℓ_i = k̃_iᵀ(Σ + λI)⁻¹k̃_i     k̃ keys before RoPE less their mean, Σ their covariance, λ = ``ridge``·tr Σ/D
         A_i = max_q a_i(q)           over ``references`` queries of each KV head; Ā its mean over slots
 
-    Leverage scores are used for caches by CurDKV (arXiv 2509.15038) and Compactor (arXiv 2507.08143), on keys as they
-    are cached, by the latter with the text's own attention. Here RoPE is undone: what is common to a text is then
-    common wherever it stands. Σ w_i ℓ_i, w_i the share of votes, is the effective dimension of a head's keys,
-    tr Σ(Σ + λI)⁻¹, whatever their scale: scores of heads and layers can be compared and share one budget.
+    Leverage scores are used for caches by CurDKV (arXiv 2509.15038), of keys as they are cached, and by Compactor
+    (arXiv 2507.08143), before RoPE as here, added to the text's own attention (``score.compactor``). With RoPE undone,
+    what is common to a text is common wherever it stands. Σ w_i ℓ_i, w_i the share of votes, is the effective dimension
+    of a head's keys, tr Σ(Σ + λI)⁻¹, whatever their scale: scores of heads and layers can be compared and share one
+    budget.
 
     References: those of the row's own queries, of all query heads of the KV head, that are least like the others
     (``score.distinct``), turned back by RoPE and on to positions 1 to ``span`` behind the text. Ā keeps a slot that
