@@ -47,7 +47,7 @@ def reference(
     queries: Tensor, positions: Tensor, seen: Tensor, whole: Tensor, part: Tensor, groups: int, block: int
 ) -> Tensor:
     """The same in plain torch, some tokens at a time."""
-    (_, heads, t, _), real = queries.shape, positions >= 0
+    (b, heads, t, _), real = queries.shape, positions >= 0
     begin, parts = seen - real.sum(-1), []
     for first in range(0, t, _TILE):
         few = slice(first, first + _TILE)
@@ -57,7 +57,7 @@ def reference(
     order = positions.clamp(min=0)[:, None] * groups + torch.arange(heads, device=positions.device)[:, None] % groups
     unknown = 2 + spread(order).to(whole.dtype) / NEVER
     found: Tensor = torch.where((positions < block)[:, None], unknown, torch.cat(parts, dim=2))
-    return found.masked_fill_(~real[:, None], float("inf")).unflatten(1, (-1, groups)).transpose(2, 3)
+    return found.masked_fill_(~real[:, None], float("inf")).view(b, -1, groups, t).transpose(2, 3)
 
 
 def _tile(
@@ -74,7 +74,7 @@ def _tile(
     before = whole[:, :, None] + sums.cumsum(2) - sums
     direction = before / torch.linalg.vector_norm(before, dim=-1, keepdim=True).clamp(min=1e-12)
     # With every block, and the own one taken: cheaper than a copy of its direction for each query.
-    along = (queries @ direction.mT).gather(3, place[:, None, :, None].expand(-1, heads, -1, 1))[..., 0]
+    along: Tensor = (queries @ direction.mT).gather(3, place[:, None, :, None].expand(-1, heads, -1, 1))[..., 0]
     index = (end // block - start)[:, None, None, None].expand(-1, heads, 1, d)  # of the first incomplete block
     whole.copy_(before.gather(2, index)[:, :, 0])
     part.copy_(sums.gather(2, index)[:, :, 0])
