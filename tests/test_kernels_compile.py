@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-KERNELS = set("_attend _combine _normalise _normalisers _received _assign _merge _compact".split())
+KERNELS = set(
+    "_attend _combine _normalise _normalisers _received _assign _merge _compact _moments _norms _turn _block_sums "
+    "_add_up _cosines _pick".split()
+)
 SHARED = 99 << 10  # bytes that one program may have on the smallest of these GPUs
 
 
