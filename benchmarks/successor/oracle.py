@@ -1,0 +1,249 @@
+"""How small the output error could be: choices of slots, and refits, that know the queries of the questions to come.
+
+    python benchmarks/successor/oracle.py --models embedded=embedded seed-1=PATH ... [--items 3] [--out DIRECTORY]
+    python benchmarks/successor/oracle.py --tables [--out DIRECTORY]         # the page again, of what was measured
+
+Writes ``oracle.json`` and ``oracle.md`` to ``--out``; models that stand there already and are not named stay. Items,
+questions, bytes, protected tokens and errors are those of ``fidelity.py``, contexts one at a time. Of each context:
+
+    oracle mass     slots by their mean attention from all query tokens that errors are then measured at: equal budgets
+                    for heads, or one for all (pooled)
+    oracle effect   by mean (a/(1−a))²‖v−o‖²/‖o‖², what the layer's output changes by if the slot alone goes
+    oracle search   one budget; slots go a few at a time, those that add least to the error as it then stands, and
+                    are exchanged for others while that lowers the error itself
+    … refit         its slots, or those of ``keepkv2``, with biases and then values by ridge regression on these queries
+    half …          the same with half of the questions known and the error measured at the other half, both ways round
+    same task …     known are questions of the task about other texts, asked of this one
+    other tasks …   known are questions of tasks that ask for something else, about other texts, asked of this one
+    text again …    known are pieces of the text itself, read behind it
+    … int8          rounded as the int8 store rounds, more slots at equal bytes, of a cache in float32 or bfloat16
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from choosing import Asking, asking, by_effect, by_mass, refit, search, top
+from fidelity import QUESTIONS, Reference, compare, measure, reference
+from oracle_page import VALUES, page
+from plan import FEW, OURS, SOME
+from run import loaded
+from torch import Tensor
+
+from keepkv.cache import Cache
+from keepkv.cli.arguments import variant
+from keepkv.evaluation import environment
+from keepkv.evaluation.asking import Asked, Encoded, read
+from keepkv.evaluation.setup import FULL, Setup, Unit
+from keepkv.evaluation.unit import build, compressed, make_cache
+from keepkv.layer import Layer
+from keepkv.methods import METHODS
+from keepkv.plan import slot_bytes
+from keepkv.reread import reread
+from keepkv.store import STORES
+from keepkv.store.packed import RESIDUAL
+from keepkv.when import When
+
+RUN = (
+    OURS, "kvzip", "random", "keepkv2:merge=0.8", "keepkv2:merge=0.7", "keepkv2:merge=0.6", "keepkv2:merge=0.5",
+    "keepkv2:merge=0.0", "keepkv2:references=1024", "keepkv2:references=1024,merge=0.5", "keepkv2:power=1.0",
+    "keepkv2:power=1.0,merge=0.5", "keepkv2:power=1.0,references=1024,merge=0.5",
+)  # fmt: skip
+PACKED = (OURS, "keepkv2:merge=0.8", "kvzip")
+FLOATS = {"float32": 4, "bfloat16": 2}  # bytes of a number in the cache that int8 is compared with
+SINKS, WINDOW, LENGTH = 4, 16, 1024
+RIDGES = {"oracle": (1e-4,), "half": (0.1, 1.0)}  # of the mean square of a slot's column, by who knows what
+ELSEWHERE = (0.1, 1.0, 10.0)
+KINDS = (("niah-multikey-1", "niah", "shared", "secret"), ("qa-1", "qa"), ("variable-tracking",), ("common-words",))
+SEED, STRANGERS = 7000, 8  # first item that others' questions are taken from, and how many of them
+PIECES, PIECE = 6, 64  # of the text read again, and their tokens
+Record = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["embedded=embedded"], metavar="NAME=PATH")
+    parser.add_argument("--items", type=int, default=3, help="contexts of a task and model")
+    parser.add_argument("--tasks", nargs="*", default=SOME)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--tables", action="store_true", help="only write the page again")
+    a = parser.parse_args()
+    path = a.out / "oracle.json"
+    held = json.loads(path.read_text()) if path.exists() else {"draws": {}, "cells": {}}
+    for text in a.models if not a.tables else ():
+        name, _, where = text.partition("=")
+        draw = held["draws"].setdefault(name, len(held["draws"]))
+        held["versions"], held["cells"][name] = environment.versions(), run(where or name, name, draw, a)
+        path.write_text(json.dumps(held, separators=(",", ":")) + "\n")
+    (a.out / "oracle.md").write_text(page(held))
+
+
+@torch.inference_mode()
+def run(path: str, name: str, draw: int, a: argparse.Namespace) -> Record:
+    """By task, method and budget: for each seed its ``VALUES``."""
+    model, tokenizer = loaded(path)
+    setup = Setup(
+        model=name, tasks=tuple(a.tasks), variants=(), budgets=FEW, lengths=(LENGTH,), items=a.items, batch=1,
+        seeds=(draw,), sinks=SINKS, window=WINDOW,
+    )  # fmt: skip
+    found: Record = {}
+    for unit in setup.units():
+        if unit.variant == FULL:
+            began, [item] = time.monotonic(), build(tokenizer, setup, unit)
+            cells = found.setdefault(unit.task, {})
+            for row in context(model, tokenizer, setup, replace(unit, budgets=FEW), item):
+                values = [float(f"{row[value]:.5g}") for value in VALUES]
+                cells.setdefault(row["method"], {}).setdefault(str(row["budget"]), {})[unit.items[0]] = values
+            print(f"{name}, {unit.task}, {unit.items[0]}: {time.monotonic() - began:.1f} s", flush=True)
+    return found
+
+
+def context(model: Any, tokenizer: Any, setup: Setup, unit: Unit, item: Encoded) -> Iterator[Record]:
+    """Everything on one context."""
+    questions = [one for one in item.asked[:QUESTIONS] if one.prompt and one.answer and not one.question.probe]
+    full, *halves = (
+        reference(model, setup, unit, [replace(item, asked=tuple(asked))])[1]
+        for asked in (questions, questions[::2], questions[1::2])
+        if asked
+    )
+    for label in RUN:
+        yield from measure(model, setup, replace(unit, variant=variant(label)), [item], full)
+    for label in PACKED:
+        yield from packed(model, setup, replace(unit, variant=variant(label)), item, full)
+    cache = Cache(model, "full", store="flat")
+    mask = read(model, cache, [item.context])
+    ours = choice_of(model, setup, replace(unit, variant=variant(OURS)), item)
+    known = {"oracle": full} | strangers(model, tokenizer, setup, unit, item)
+    for who, one in known.items():
+        for label, budget, twin in imposed(cache, asking(cache, one), who, ours):
+            yield from told(label, budget, compare(model, twin, mask, 1, full, twin.report().ratio))
+    if len(halves) == 2:
+        both: dict[tuple[str, float], list[Record]] = defaultdict(list)
+        for knows, asked in (halves, halves[::-1]):
+            for label, budget, twin in imposed(cache, asking(cache, knows), "half", ours):
+                both[label, budget] += compare(model, twin, mask, 1, asked, twin.report().ratio)
+        weights = [{"answer_kl": float(half.said.sum())} for half in halves[::-1]]
+        every = [float(half.new.sum()) for half in halves[::-1]]
+        for (label, budget), rows in both.items():
+            parts = {v: [w.get(v, n) for w, n in zip(weights, every, strict=True)] for v in VALUES}
+            joined = {v: sum(r[v] * w for r, w in zip(rows, parts[v], strict=True)) / sum(parts[v]) for v in VALUES}
+            yield from told(label, budget, [joined])
+
+
+def told(label: str, budget: float, rows: Sequence[Record]) -> list[Record]:
+    return [{"method": label, "budget": budget} | row for row in rows]
+
+
+def strangers(model: Any, tokenizer: Any, setup: Setup, unit: Unit, item: Encoded) -> dict[str, Reference]:
+    """What else may be asked of the context, by where it comes from."""
+
+    def of(name: str) -> list[Asked]:
+        items = build(tokenizer, setup, replace(unit, task=name, items=tuple(range(SEED, SEED + STRANGERS))))
+        return [one for depth in range(QUESTIONS) for item in items for one in item.asked[depth : depth + 1]]
+
+    text, blank = item.context, item.asked[0]
+    starts = [int(i * (len(text) - PIECE) / (PIECES - 1)) for i in range(PIECES)]
+    pieces = [text[start : start + PIECE] for start in starts]
+    other = [of(kind[0])[: STRANGERS // 2] for kind in KINDS if not unit.task.startswith(kind)]
+    asked = {
+        "same task": of(unit.task)[:STRANGERS],
+        "other tasks": [one for some in other for one in some],
+        "text again": [replace(blank, prompt=piece[:-1], answer=piece[-1:]) for piece in pieces],
+    }
+    return {
+        who: reference(model, setup, unit, [replace(item, asked=(one,)) for one in some])[1]
+        for who, some in asked.items()
+    }
+
+
+def imposed(cache: Cache, ask: Asking, who: str, ours: dict[float, Tensor]) -> Iterator[tuple[str, float, Cache]]:
+    """``cache`` with what ``ask`` chooses of it, by name and budget."""
+    held = torch.zeros_like(next(iter(ours.values())))
+    held[..., :SINKS] = held[..., -WINDOW:] = True
+    content, extra = slot_bytes(cache.layers[0])  # type: ignore[arg-type]
+    sizes = {budget: int(held.shape[-1] * budget * content / (content + extra) + 1e-9) for budget in FEW}
+    ridges = RIDGES.get(who, ELSEWHERE)
+    scores = {"mass": by_mass(ask), "effect": by_effect(ask)}
+    searched = search(ask, held, list(sizes.values())) if who in RIDGES else {}
+    for budget, slots in sizes.items():
+        for name, score in scores.items():
+            for pooled in (False, True):
+                label = f"{who} {name}" + ", pooled" * pooled
+                yield label, budget, impose(cache, top(score, held, slots, pooled).double())
+        starts = {f"{OURS}, {who}": ours[budget]}
+        if slots in searched:
+            starts[f"{who} search"] = searched[slots]
+            yield f"{who} search", budget, impose(cache, searched[slots].double())
+        for start, kept in starts.items():
+            for ridge in ridges:
+                label = f"{start} refit" + f", ridge {ridge:g}" * (len(ridges) > 1)
+                yield label, budget, impose(cache, *refit(ask, kept, ridge))
+
+
+def impose(cache: Cache, votes: Tensor, values: Tensor | None = None) -> Cache:
+    """A copy of ``cache`` that holds the slots with ``votes`` (L,H,S) alone."""
+    twin = cache.copy()
+    for i, layer in enumerate(twin.layers):
+        slots = layer.store.view()  # type: ignore[union-attr]
+        if values is not None:
+            slots = slots.with_(values=values[i][None].to(slots.values.dtype), log_votes=votes[i][None].log().float())
+        layer.store.load(slots.select(votes[i][None] > 0))  # type: ignore[union-attr]
+        layer.compressed = True  # type: ignore[union-attr]
+    return twin
+
+
+def compress_to(model: Any, setup: Setup, unit: Unit, item: Encoded, budgets: Sequence[Any]) -> Iterator[Cache]:
+    """The context within each of ``budgets`` by the unit's method."""
+    cache = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
+    mask = read(model, cache, [item.context])
+    if cache.plan.method.score.rereads:
+        reread(model, cache, torch.tensor([item.context]), mask)
+    for budget in budgets:
+        yield compressed(cache, unit, budget)
+
+
+def choice_of(model: Any, setup: Setup, unit: Unit, item: Encoded) -> dict[float, Tensor]:
+    """(L,H,S) bool by budget: the slots that the unit's method keeps."""
+    found = {}
+    for budget, twin in zip(FEW, compress_to(model, setup, unit, item, FEW), strict=True):
+        places = [twin.kept_positions(i)[0].long() for i in range(len(twin.layers))]
+        kept = [torch.zeros(len(x), len(item.context) + 1).scatter_(-1, x + 1, 1.0)[:, 1:].bool() for x in places]
+        found[budget] = torch.stack(kept)
+    return found
+
+
+def packed(model: Any, setup: Setup, unit: Unit, item: Encoded, full: Reference) -> Iterator[Record]:
+    """int8: as many slots as have the bytes that each budget means in a cache of larger numbers."""
+    whole = Cache(model, METHODS.build(unit.variant.method, **unit.variant.options), 1.0)
+    mask = read(model, whole, [item.context])
+    heads, width = whole.layers[0].store.view().keys.shape[1::2]  # type: ignore[union-attr]
+    extra = slot_bytes(whole.layers[0])[1] // heads  # type: ignore[arg-type]
+    for name, size in FLOATS.items():
+        plain, small = 2 * width * size, 2 * (width + size) + extra
+        rest = (len(item.context) * budget * plain - RESIDUAL * (plain + extra) for budget in FEW)
+        slots = [RESIDUAL + int(max(0.0, left) / small) for left in rest]
+        for budget, twin in zip(FEW, compress_to(model, setup, unit, item, slots), strict=True):
+            for layer in twin.layers:
+                assert isinstance(layer, Layer)
+                store = STORES.build("int8", stats=layer.store.stats)
+                store.load(layer.store.view())
+                layer.store.load(store.view())
+            rows = compare(model, twin, mask, 1, full, budget)
+            yield from told(f"{unit.variant.label}, int8 of {name}", budget, rows)
+
+
+if __name__ == "__main__":
+    main()
