@@ -40,7 +40,7 @@ def asking(cache: Cache, full: Reference) -> Asking:
     found = []
     for call in full.calls:
         assert call.new is not None
-        slots = cache.layers[call.layer].store.view()  # type: ignore[union-attr]
+        slots = cache.layers[call.layer].store.view()
         keys, values = slots.keys[0].double(), slots.values[0].double()
         rows, _, length, width = call.query.shape
         query = call.query.double().view(rows, len(keys), -1, length, width) * call.arguments["scaling"]

@@ -16,6 +16,7 @@ questions, bytes, protected tokens and errors are those of ``fidelity.py``, cont
     same task …     known are questions of the task about other texts, asked of this one
     other tasks …   known are questions of tasks that ask for something else, about other texts, asked of this one
     text again …    known are pieces of the text itself, read behind it
+    keepkv2 and …   what ``keepkv2`` would keep at half the budget, and the rest by effect, pooled
     … int8          rounded as the int8 store rounds, more slots at equal bytes, of a cache in float32 or bfloat16
 """
 
@@ -49,7 +50,6 @@ from keepkv.evaluation import environment
 from keepkv.evaluation.asking import Asked, Encoded, read
 from keepkv.evaluation.setup import FULL, Setup, Unit
 from keepkv.evaluation.unit import build, compressed, make_cache
-from keepkv.layer import Layer
 from keepkv.methods import METHODS
 from keepkv.plan import slot_bytes
 from keepkv.reread import reread
@@ -60,16 +60,15 @@ from keepkv.when import When
 RUN = (
     OURS, "kvzip", "random", "keepkv2:merge=0.8", "keepkv2:merge=0.7", "keepkv2:merge=0.6", "keepkv2:merge=0.5",
     "keepkv2:merge=0.0", "keepkv2:references=1024", "keepkv2:references=1024,merge=0.5", "keepkv2:power=1.0",
-    "keepkv2:power=1.0,merge=0.5", "keepkv2:power=1.0,references=1024,merge=0.5",
+    "keepkv2:power=1.0,merge=0.5",
 )  # fmt: skip
 PACKED = (OURS, "keepkv2:merge=0.8", "kvzip")
 FLOATS = {"float32": 4, "bfloat16": 2}  # bytes of a number in the cache that int8 is compared with
 SINKS, WINDOW, LENGTH = 4, 16, 1024
-RIDGES = {"oracle": (1e-4,), "half": (0.1, 1.0)}  # of the mean square of a slot's column, by who knows what
-ELSEWHERE = (0.1, 1.0, 10.0)
+SEARCHED, RIDGE = {"oracle": 1e-4, "half": 0.3}, 0.3  # ridges of refits, of the mean square of a slot's column
 KINDS = (("niah-multikey-1", "niah", "shared", "secret"), ("qa-1", "qa"), ("variable-tracking",), ("common-words",))
 SEED, STRANGERS = 7000, 8  # first item that others' questions are taken from, and how many of them
-PIECES, PIECE = 6, 64  # of the text read again, and their tokens
+PIECES, PIECE = 8, 64  # of the text read again, and their tokens
 Record = dict[str, Any]
 
 
@@ -100,19 +99,20 @@ def run(path: str, name: str, draw: int, a: argparse.Namespace) -> Record:
         seeds=(draw,), sinks=SINKS, window=WINDOW,
     )  # fmt: skip
     found: Record = {}
+    others = {task: foreign(tokenizer, setup, task) for task in {*a.tasks, *(kind[0] for kind in KINDS)}}
     for unit in setup.units():
         if unit.variant == FULL:
             began, [item] = time.monotonic(), build(tokenizer, setup, unit)
             cells = found.setdefault(unit.task, {})
-            for row in context(model, tokenizer, setup, replace(unit, budgets=FEW), item):
+            for row in context(model, setup, replace(unit, budgets=FEW), item, others):
                 values = [float(f"{row[value]:.5g}") for value in VALUES]
                 cells.setdefault(row["method"], {}).setdefault(str(row["budget"]), {})[unit.items[0]] = values
             print(f"{name}, {unit.task}, {unit.items[0]}: {time.monotonic() - began:.1f} s", flush=True)
     return found
 
 
-def context(model: Any, tokenizer: Any, setup: Setup, unit: Unit, item: Encoded) -> Iterator[Record]:
-    """Everything on one context."""
+def context(model: Any, setup: Setup, unit: Unit, item: Encoded, others: dict[str, list[Asked]]) -> Iterator[Record]:
+    """Everything on one context. others: questions about other texts, by task."""
     questions = [one for one in item.asked[:QUESTIONS] if one.prompt and one.answer and not one.question.probe]
     full, *halves = (
         reference(model, setup, unit, [replace(item, asked=tuple(asked))])[1]
@@ -126,7 +126,7 @@ def context(model: Any, tokenizer: Any, setup: Setup, unit: Unit, item: Encoded)
     cache = Cache(model, "full", store="flat")
     mask = read(model, cache, [item.context])
     ours = choice_of(model, setup, replace(unit, variant=variant(OURS)), item)
-    known = {"oracle": full} | strangers(model, tokenizer, setup, unit, item)
+    known = {"oracle": full} | strangers(model, setup, unit, item, others)
     for who, one in known.items():
         for label, budget, twin in imposed(cache, asking(cache, one), who, ours):
             yield from told(label, budget, compare(model, twin, mask, 1, full, twin.report().ratio))
@@ -147,61 +147,63 @@ def told(label: str, budget: float, rows: Sequence[Record]) -> list[Record]:
     return [{"method": label, "budget": budget} | row for row in rows]
 
 
-def strangers(model: Any, tokenizer: Any, setup: Setup, unit: Unit, item: Encoded) -> dict[str, Reference]:
-    """What else may be asked of the context, by where it comes from."""
+def foreign(tokenizer: Any, setup: Setup, name: str) -> list[Asked]:
+    """Questions of the task ``name`` about texts that nothing is measured on."""
+    unit = Unit(name, LENGTH, "agnostic", FULL, FEW, tuple(range(SEED, SEED + STRANGERS)), 0, False)
+    items = build(tokenizer, setup, unit)
+    return [one for depth in range(QUESTIONS) for item in items for one in item.asked[depth : depth + 1]][:STRANGERS]
 
-    def of(name: str) -> list[Asked]:
-        items = build(tokenizer, setup, replace(unit, task=name, items=tuple(range(SEED, SEED + STRANGERS))))
-        return [one for depth in range(QUESTIONS) for item in items for one in item.asked[depth : depth + 1]]
 
+def strangers(
+    model: Any, setup: Setup, unit: Unit, item: Encoded, others: dict[str, list[Asked]]
+) -> dict[str, Reference]:
+    """What else may be asked of the context, by where it comes from. others: questions by task."""
     text, blank = item.context, item.asked[0]
     starts = [int(i * (len(text) - PIECE) / (PIECES - 1)) for i in range(PIECES)]
     pieces = [text[start : start + PIECE] for start in starts]
-    other = [of(kind[0])[: STRANGERS // 2] for kind in KINDS if not unit.task.startswith(kind)]
+    other = [others[kind[0]][: STRANGERS // 2] for kind in KINDS if not unit.task.startswith(kind)]
     asked = {
-        "same task": of(unit.task)[:STRANGERS],
+        "same task": others[unit.task],
         "other tasks": [one for some in other for one in some],
         "text again": [replace(blank, prompt=piece[:-1], answer=piece[-1:]) for piece in pieces],
     }
-    return {
-        who: reference(model, setup, unit, [replace(item, asked=(one,)) for one in some])[1]
-        for who, some in asked.items()
-    }
+    found = {}
+    for who, some in asked.items():
+        rows = [some[i : i + QUESTIONS] for i in range(0, len(some), QUESTIONS)]
+        found[who] = reference(model, setup, unit, [replace(item, asked=tuple(row)) for row in rows])[1]
+    return found
 
 
 def imposed(cache: Cache, ask: Asking, who: str, ours: dict[float, Tensor]) -> Iterator[tuple[str, float, Cache]]:
     """``cache`` with what ``ask`` chooses of it, by name and budget."""
     held = torch.zeros_like(next(iter(ours.values())))
     held[..., :SINKS] = held[..., -WINDOW:] = True
-    content, extra = slot_bytes(cache.layers[0])  # type: ignore[arg-type]
+    content, extra = slot_bytes(cache.layers[0])
     sizes = {budget: int(held.shape[-1] * budget * content / (content + extra) + 1e-9) for budget in FEW}
-    ridges = RIDGES.get(who, ELSEWHERE)
-    scores = {"mass": by_mass(ask), "effect": by_effect(ask)}
-    searched = search(ask, held, list(sizes.values())) if who in RIDGES else {}
+    scores, shared = {"mass": by_mass(ask), "effect": by_effect(ask)}, f"{OURS} and {who}"
+    searched = search(ask, held, list(sizes.values())) if who in SEARCHED else {}
     for budget, slots in sizes.items():
-        for name, score in scores.items():
-            for pooled in (False, True):
-                label = f"{who} {name}" + ", pooled" * pooled
-                yield label, budget, impose(cache, top(score, held, slots, pooled).double())
-        starts = {f"{OURS}, {who}": ours[budget]}
-        if slots in searched:
-            starts[f"{who} search"] = searched[slots]
-            yield f"{who} search", budget, impose(cache, searched[slots].double())
-        for start, kept in starts.items():
-            for ridge in ridges:
-                label = f"{start} refit" + f", ridge {ridge:g}" * (len(ridges) > 1)
-                yield label, budget, impose(cache, *refit(ask, kept, ridge))
+        kept = {f"{who} {name}, pooled": top(score, held, slots, True) for name, score in scores.items()}
+        if who == "oracle":
+            kept |= {f"{who} {name}": top(score, held, slots, False) for name, score in scores.items()}
+        kept[shared] = top(scores["effect"], held | ours[budget / 2], slots, True)
+        kept |= {f"{who} search": searched[slots]} if searched else {}
+        for label, mask in kept.items():
+            yield label, budget, impose(cache, mask.double())
+        kept[f"{OURS}, {who}"] = ours[budget]
+        for start in (f"{OURS}, {who}", shared, f"{who} search" if searched else f"{who} effect, pooled"):
+            yield f"{start} refit", budget, impose(cache, *refit(ask, kept[start], SEARCHED.get(who, RIDGE)))
 
 
 def impose(cache: Cache, votes: Tensor, values: Tensor | None = None) -> Cache:
     """A copy of ``cache`` that holds the slots with ``votes`` (L,H,S) alone."""
     twin = cache.copy()
     for i, layer in enumerate(twin.layers):
-        slots = layer.store.view()  # type: ignore[union-attr]
+        slots = layer.store.view()
         if values is not None:
             slots = slots.with_(values=values[i][None].to(slots.values.dtype), log_votes=votes[i][None].log().float())
-        layer.store.load(slots.select(votes[i][None] > 0))  # type: ignore[union-attr]
-        layer.compressed = True  # type: ignore[union-attr]
+        layer.store.load(slots.select(votes[i][None] > 0))
+        layer.compressed = True
     return twin
 
 
@@ -217,8 +219,8 @@ def compress_to(model: Any, setup: Setup, unit: Unit, item: Encoded, budgets: Se
 
 def choice_of(model: Any, setup: Setup, unit: Unit, item: Encoded) -> dict[float, Tensor]:
     """(L,H,S) bool by budget: the slots that the unit's method keeps."""
-    found = {}
-    for budget, twin in zip(FEW, compress_to(model, setup, unit, item, FEW), strict=True):
+    found, budgets = {}, [*FEW, *(budget / 2 for budget in FEW)]
+    for budget, twin in zip(budgets, compress_to(model, setup, unit, item, budgets), strict=True):
         places = [twin.kept_positions(i)[0].long() for i in range(len(twin.layers))]
         kept = [torch.zeros(len(x), len(item.context) + 1).scatter_(-1, x + 1, 1.0)[:, 1:].bool() for x in places]
         found[budget] = torch.stack(kept)
@@ -229,15 +231,14 @@ def packed(model: Any, setup: Setup, unit: Unit, item: Encoded, full: Reference)
     """int8: as many slots as have the bytes that each budget means in a cache of larger numbers."""
     whole = Cache(model, METHODS.build(unit.variant.method, **unit.variant.options), 1.0)
     mask = read(model, whole, [item.context])
-    heads, width = whole.layers[0].store.view().keys.shape[1::2]  # type: ignore[union-attr]
-    extra = slot_bytes(whole.layers[0])[1] // heads  # type: ignore[arg-type]
+    heads, width = whole.layers[0].store.view().keys.shape[1::2]
+    extra = slot_bytes(whole.layers[0])[1] // heads
     for name, size in FLOATS.items():
         plain, small = 2 * width * size, 2 * (width + size) + extra
         rest = (len(item.context) * budget * plain - RESIDUAL * (plain + extra) for budget in FEW)
         slots = [RESIDUAL + int(max(0.0, left) / small) for left in rest]
         for budget, twin in zip(FEW, compress_to(model, setup, unit, item, slots), strict=True):
             for layer in twin.layers:
-                assert isinstance(layer, Layer)
                 store = STORES.build("int8", stats=layer.store.stats)
                 store.load(layer.store.view())
                 layer.store.load(store.view())
