@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from fidelity import Reference
@@ -37,10 +38,11 @@ class Asking:
 
 def asking(cache: Cache, full: Reference) -> Asking:
     """What ``full`` asked of ``cache``, which holds the whole context, in float64."""
+    layers: Any = cache.layers
     found = []
     for call in full.calls:
         assert call.new is not None
-        slots = cache.layers[call.layer].store.view()
+        slots = layers[call.layer].store.view()
         keys, values = slots.keys[0].double(), slots.values[0].double()
         rows, _, length, width = call.query.shape
         query = call.query.double().view(rows, len(keys), -1, length, width) * call.arguments["scaling"]
@@ -153,4 +155,5 @@ def solve(x: Tensor, y: Tensor, ridge: float) -> Tensor:
     """Ridge regression of ``y`` (M,D) on ``x`` (M,K): (K,D)."""
     square = x.mT @ x
     pull = ridge * square.diagonal().mean().clamp_min(1e-30)
-    return torch.linalg.solve(square + pull * torch.eye(len(square), dtype=x.dtype), x.mT @ y)
+    found: Tensor = torch.linalg.solve(square + pull * torch.eye(len(square), dtype=x.dtype), x.mT @ y)
+    return found

@@ -39,6 +39,7 @@ from typing import Any
 import torch
 from choosing import Asking, asking, by_effect, by_mass, refit, search, top
 from fidelity import QUESTIONS, Reference, compare, measure, reference
+from imposing import choice_of, impose, packed
 from oracle_page import VALUES, page
 from plan import FEW, OURS, SOME
 from run import loaded
@@ -49,13 +50,8 @@ from keepkv.cli.arguments import variant
 from keepkv.evaluation import environment
 from keepkv.evaluation.asking import Asked, Encoded, read
 from keepkv.evaluation.setup import FULL, Setup, Unit
-from keepkv.evaluation.unit import build, compressed, make_cache
-from keepkv.methods import METHODS
+from keepkv.evaluation.unit import build
 from keepkv.plan import slot_bytes
-from keepkv.reread import reread
-from keepkv.store import STORES
-from keepkv.store.packed import RESIDUAL
-from keepkv.when import When
 
 RUN = (
     OURS, "kvzip", "random", "keepkv2:merge=0.8", "keepkv2:merge=0.7", "keepkv2:merge=0.6", "keepkv2:merge=0.5",
@@ -63,7 +59,6 @@ RUN = (
     "keepkv2:power=1.0,merge=0.5",
 )  # fmt: skip
 PACKED = (OURS, "keepkv2:merge=0.8", "kvzip")
-FLOATS = {"float32": 4, "bfloat16": 2}  # bytes of a number in the cache that int8 is compared with
 SINKS, WINDOW, LENGTH = 4, 16, 1024
 SEARCHED, RIDGE = {"oracle": 1e-4, "half": 0.3}, 0.3  # ridges of refits, of the mean square of a slot's column
 KINDS = (("niah-multikey-1", "niah", "shared", "secret"), ("qa-1", "qa"), ("variable-tracking",), ("common-words",))
@@ -144,6 +139,7 @@ def context(model: Any, setup: Setup, unit: Unit, item: Encoded, others: dict[st
 
 
 def told(label: str, budget: float, rows: Sequence[Record]) -> list[Record]:
+    """``rows`` with whose they are."""
     return [{"method": label, "budget": budget} | row for row in rows]
 
 
@@ -178,7 +174,8 @@ def imposed(cache: Cache, ask: Asking, who: str, ours: dict[float, Tensor]) -> I
     """``cache`` with what ``ask`` chooses of it, by name and budget."""
     held = torch.zeros_like(next(iter(ours.values())))
     held[..., :SINKS] = held[..., -WINDOW:] = True
-    content, extra = slot_bytes(cache.layers[0])
+    first: Any = cache.layers[0]
+    content, extra = slot_bytes(first)
     sizes = {budget: int(held.shape[-1] * budget * content / (content + extra) + 1e-9) for budget in FEW}
     scores, shared = {"mass": by_mass(ask), "effect": by_effect(ask)}, f"{OURS} and {who}"
     searched = search(ask, held, list(sizes.values())) if who in SEARCHED else {}
@@ -193,57 +190,6 @@ def imposed(cache: Cache, ask: Asking, who: str, ours: dict[float, Tensor]) -> I
         kept[f"{OURS}, {who}"] = ours[budget]
         for start in (f"{OURS}, {who}", shared, f"{who} search" if searched else f"{who} effect, pooled"):
             yield f"{start} refit", budget, impose(cache, *refit(ask, kept[start], SEARCHED.get(who, RIDGE)))
-
-
-def impose(cache: Cache, votes: Tensor, values: Tensor | None = None) -> Cache:
-    """A copy of ``cache`` that holds the slots with ``votes`` (L,H,S) alone."""
-    twin = cache.copy()
-    for i, layer in enumerate(twin.layers):
-        slots = layer.store.view()
-        if values is not None:
-            slots = slots.with_(values=values[i][None].to(slots.values.dtype), log_votes=votes[i][None].log().float())
-        layer.store.load(slots.select(votes[i][None] > 0))
-        layer.compressed = True
-    return twin
-
-
-def compress_to(model: Any, setup: Setup, unit: Unit, item: Encoded, budgets: Sequence[Any]) -> Iterator[Cache]:
-    """The context within each of ``budgets`` by the unit's method."""
-    cache = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
-    mask = read(model, cache, [item.context])
-    if cache.plan.method.score.rereads:
-        reread(model, cache, torch.tensor([item.context]), mask)
-    for budget in budgets:
-        yield compressed(cache, unit, budget)
-
-
-def choice_of(model: Any, setup: Setup, unit: Unit, item: Encoded) -> dict[float, Tensor]:
-    """(L,H,S) bool by budget: the slots that the unit's method keeps."""
-    found, budgets = {}, [*FEW, *(budget / 2 for budget in FEW)]
-    for budget, twin in zip(budgets, compress_to(model, setup, unit, item, budgets), strict=True):
-        places = [twin.kept_positions(i)[0].long() for i in range(len(twin.layers))]
-        kept = [torch.zeros(len(x), len(item.context) + 1).scatter_(-1, x + 1, 1.0)[:, 1:].bool() for x in places]
-        found[budget] = torch.stack(kept)
-    return found
-
-
-def packed(model: Any, setup: Setup, unit: Unit, item: Encoded, full: Reference) -> Iterator[Record]:
-    """int8: as many slots as have the bytes that each budget means in a cache of larger numbers."""
-    whole = Cache(model, METHODS.build(unit.variant.method, **unit.variant.options), 1.0)
-    mask = read(model, whole, [item.context])
-    heads, width = whole.layers[0].store.view().keys.shape[1::2]
-    extra = slot_bytes(whole.layers[0])[1] // heads
-    for name, size in FLOATS.items():
-        plain, small = 2 * width * size, 2 * (width + size) + extra
-        rest = (len(item.context) * budget * plain - RESIDUAL * (plain + extra) for budget in FEW)
-        slots = [RESIDUAL + int(max(0.0, left) / small) for left in rest]
-        for budget, twin in zip(FEW, compress_to(model, setup, unit, item, slots), strict=True):
-            for layer in twin.layers:
-                store = STORES.build("int8", stats=layer.store.stats)
-                store.load(layer.store.view())
-                layer.store.load(store.view())
-            rows = compare(model, twin, mask, 1, full, budget)
-            yield from told(f"{unit.variant.label}, int8 of {name}", budget, rows)
 
 
 if __name__ == "__main__":
