@@ -1,6 +1,6 @@
 """How small the output error could be: choices of slots, and refits, that know the queries of the questions to come.
 
-    python benchmarks/successor/oracle.py --models embedded=embedded seed-1=PATH ... [--items 3] [--out DIRECTORY]
+    python benchmarks/successor/oracle.py --models embedded=embedded seed-1=PATH ... [--items 2] [--out DIRECTORY]
     python benchmarks/successor/oracle.py --tables [--out DIRECTORY]         # the page again, of what was measured
 
 Writes ``oracle.json`` and ``oracle.md`` to ``--out``; models that stand there already and are not named stay. Items,
@@ -70,11 +70,12 @@ Record = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["embedded=embedded"], metavar="NAME=PATH")
-    parser.add_argument("--items", type=int, default=3, help="contexts of a task and model")
+    parser.add_argument("--items", type=int, default=2, help="contexts of a task and model")
     parser.add_argument("--tasks", nargs="*", default=SOME)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--tables", action="store_true", help="only write the page again")
     a = parser.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
     path = a.out / "oracle.json"
     held = json.loads(path.read_text()) if path.exists() else {"draws": {}, "cells": {}}
     for text in a.models if not a.tables else ():

@@ -16,11 +16,12 @@ SHOWN = (OURS, f"{OURS}:power=1.0,merge=0.5", *(f"{OURS} and {who} refit" for wh
 NOTE = (
     "4 first and 16 last tokens are kept by all. Means over tasks and models of the mean over contexts; shares of "
     f"`{RIVAL}`'s error with half of their 95 % interval (paired bootstrap over contexts, stratified by task and "
-    "model); KL(full ‖ compressed) of the next token in nats. What is known: `oracle` the questions and answers that "
-    "are measured, `half` the other half of the questions on the same text, `same task` 8 questions of that task about "
-    "other texts, `other tasks` 9 to 12 of three other kinds of task about other texts, `text again` an eighth of the "
-    "text at a time read behind it, half of it in all; both of these can be had before any question. Refits hold the "
-    "same slots, and 1.5 % more bytes for their votes. `int8` has as many slots as the bytes of the budget hold."
+    "model); KL(full ‖ compressed) of the next token in nats, at all tokens and at those of answers. What is known: "
+    "`oracle` the questions and answers that are measured, `half` the other half of the questions on the same text, "
+    "`same task` 8 questions of that task about other texts, `other tasks` 12 of three other kinds of task about other "
+    "texts, `text again` eight pieces of the text, 64 tokens each, read behind it; the last two can be had before any "
+    "question, the last one without a guess at what is asked. Refits hold the same slots, and 1.5 % more bytes for "
+    "their votes. `int8`: as many slots as the bytes of the budget hold; sizes are computed, all others measured."
 )
 Record = dict[str, Any]
 
@@ -58,8 +59,8 @@ def page(held: Record) -> str:
         cells = cells_of(held, OURS, FEW[0], "output_error", tasks)
         lines += ["", f"## {title} ({len(cells)} of model × task, {sum(map(len, cells.values()))} contexts)", ""]
         shown = [name for name in names if tasks is several or "half" not in name]
-        means = ([number(mean(cells_of(held, m, b, v, tasks))) for v in VALUES[:2] for b in FEW] for m in shown)
-        head = [f"{word}{share(b)}" for word in ("error, ", f"/ `{RIVAL}`'s, ", "KL, ") for b in FEW]
+        means = ([number(mean(cells_of(held, m, b, v, tasks))) for v in VALUES[:3] for b in FEW] for m in shown)
+        head = [f"{word}{share(b)}" for word in ("error, ", f"/ `{RIVAL}`'s, ", "KL, ", "answers, ") for b in FEW]
         rows = [[f"`{m}`", *x[:3], *shares(held, m, tasks), *x[3:]] for m, x in zip(shown, means, strict=True)]
         lines += markdown(["method", *head], rows)
     lines += ["", f"## Share of `{RIVAL}`'s error by model, contexts of several questions", ""]
