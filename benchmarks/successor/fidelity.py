@@ -96,12 +96,13 @@ def measure(model: Any, setup: Setup, unit: Unit, items: list[Encoded], full: Re
     rows = []
     for budget in unit.budgets:
         twin = compressed(cache, unit, budget)
-        rows += _rows(model, twin, mask, len(items), full, twin.report().ratio)
+        rows += compare(model, twin, mask, len(items), full, twin.report().ratio)
     names = (*KEY, "seed")
     return [dict(zip(names, place, strict=True)) | row for place, row in zip(places(unit), rows, strict=True)]
 
 
-def _rows(model: Any, cache: Cache, mask: Tensor, items: int, full: Reference, ratio: float) -> list[Record]:
+def compare(model: Any, cache: Cache, mask: Tensor, items: int, full: Reference, ratio: float) -> list[Record]:
+    """How far ``cache`` is from ``full``, a row for each item."""
     twin, own = rows_of(cache, mask, full.owner)
     layers: dict[int, Tensor] = defaultdict(lambda: torch.zeros(()))
     for call, output in zip(full.calls, replay(twin, full.calls), strict=True):
