@@ -119,7 +119,7 @@ def leverage(keys: Tensor, positions: Tensor, log_votes: Tensor | None, ridge: f
     none = (0, 0, 0)
     at, held = keys.stride()[:3], positions.stride()
     frequencies, half, unscale = (None, 0, 1.0) if rope is None else (rope.inv_freq, rope.dims // 2, 1 / rope.scaling)
-    layout = {"D": d, "ROPE": rope is not None, "INTERLEAVED": rope is not None and rope.interleaved, "num_warps": 4}
+    layout = {"D": d, "ROPE": rope is not None, "INTERLEAVED": rope is not None and rope.interleaved, "num_warps": 8}
     with on(keys):
         _moments[pairs, parts, tiles](
             keys, positions, votes, frequencies, sums, *at, *held, *(none if votes is None else votes.stride()),
