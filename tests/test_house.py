@@ -22,7 +22,7 @@ errors slots rope spread registry budget clock
 kernels
 score allocate reduce store when attention spans
 methods
-cache layer look compress plan attach receipt report persistence context reread attention.interface
+cache layer look compress plan attach receipt report persistence context reread rehearse attention.interface
 models tasks metrics evaluation
 bench
 cli serve integrations""".splitlines()

@@ -13,6 +13,7 @@ compressed context; a row of ``items.jsonl`` has means over these tokens:
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,13 @@ from torch import Tensor
 
 from keepkv.cache import Cache
 from keepkv.evaluation import environment
-from keepkv.evaluation.asking import Encoded, pad, read, rows_of, step
+from keepkv.evaluation.asking import Encoded, Ids, likely, pad, read, rows_of, step
 from keepkv.evaluation.ledger import Ledger
 from keepkv.evaluation.records import KEY, Found, Record, failed, places
 from keepkv.evaluation.replay import Call, record, replay
 from keepkv.evaluation.setup import FULL, Setup, Unit
-from keepkv.evaluation.unit import build, compressed, make_cache
+from keepkv.evaluation.unit import build, compressed, look_again, make_cache
 from keepkv.metrics import kl, relative_error
-from keepkv.reread import reread
 from keepkv.when import When
 
 QUESTIONS = 4  # of an item at most
@@ -63,7 +63,8 @@ def evaluate(model: Any, tokenizer: Any, setup: Setup, folder: Path) -> None:
             if key not in made:
                 made = {key: reference(model, setup, unit, build(tokenizer, setup, unit))}
             try:
-                found = Found(items=measure(model, setup, unit, *made[key]))
+                told = likely(tokenizer, setup.questions)
+                found = Found(items=measure(model, setup, unit, *made[key], told))
             except Exception as error:  # counted, as in evaluations
                 found = failed(unit, error)
             ledger.add(unit, found)
@@ -86,13 +87,14 @@ def reference(model: Any, setup: Setup, unit: Unit, items: list[Encoded]) -> tup
     return items, Reference(owner, ids, new.bool(), said, logits, calls)
 
 
-def measure(model: Any, setup: Setup, unit: Unit, items: list[Encoded], full: Reference) -> list[Record]:
-    """A row for each budget and item."""
+def measure(
+    model: Any, setup: Setup, unit: Unit, items: list[Encoded], full: Reference, questions: Sequence[Ids] = ()
+) -> list[Record]:
+    """A row for each budget and item. questions: what methods that rehearse are told."""
     cache = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
     contexts = [item.context for item in items]
     mask = read(model, cache, contexts)
-    if cache.plan.method.score.rereads:
-        reread(model, cache, *pad(contexts, model.device))
+    look_again(model, cache, contexts, questions)
     rows = []
     for budget in unit.budgets:
         twin = compressed(cache, unit, budget)

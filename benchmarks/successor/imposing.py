@@ -13,10 +13,9 @@ from torch import Tensor
 from keepkv.cache import Cache
 from keepkv.evaluation.asking import Encoded, read
 from keepkv.evaluation.setup import Setup, Unit
-from keepkv.evaluation.unit import compressed, make_cache
+from keepkv.evaluation.unit import compressed, look_again, make_cache
 from keepkv.methods import METHODS
 from keepkv.plan import slot_bytes
-from keepkv.reread import reread
 from keepkv.store import STORES
 from keepkv.store.packed import RESIDUAL
 from keepkv.when import When
@@ -41,9 +40,8 @@ def impose(cache: Cache, votes: Tensor, values: Tensor | None = None) -> Cache:
 def compress_to(model: Any, setup: Setup, unit: Unit, item: Encoded, budgets: Sequence[Any]) -> Iterator[Cache]:
     """The context within each of ``budgets`` by the unit's method."""
     cache = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
-    mask = read(model, cache, [item.context])
-    if cache.plan.method.score.rereads:
-        reread(model, cache, torch.tensor([item.context]), mask)
+    read(model, cache, [item.context])
+    look_again(model, cache, [item.context])
     for budget in budgets:
         yield compressed(cache, unit, budget)
 

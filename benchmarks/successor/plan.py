@@ -6,6 +6,7 @@ jobs are thought to fit into the time before any like them is finished.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,9 @@ from keepkv.evaluation.setup import Setup
 
 OURS = "keepkv2"
 METHODS = (
-    OURS, "keepkv2:merge=0.8", "snapkv", "adakv", "adakv:score=keydiff", "expected-attention", "kvzip", "compactor",
-    "keydiff", "attention-matching", "grkv", "grkv:score=keydiff", "reskv", "reskv:score=keydiff", "keepkv",
-    "keepkv:key=bias", "keepkv:key=zip", "keepkv:key=code", "random", "streaming-llm",
+    OURS, "keepkv2:merge=0.8", "keepkv2:rehearsed=True", "snapkv", "adakv", "adakv:score=keydiff", "expected-attention",
+    "kvzip", "compactor", "keydiff", "attention-matching", "grkv", "grkv:score=keydiff", "reskv", "reskv:score=keydiff",
+    "keepkv", "keepkv:key=bias", "keepkv:key=zip", "keepkv:key=code", "random", "streaming-llm",
 )  # fmt: skip
 DECODING = (
     OURS, "keepkv2:references=16", "keepkv2:references=0", "g-kv", "r-kv", "keydiff", "snapkv", "streaming-llm",
@@ -45,6 +46,15 @@ SOME = (
     "niah-multikey-1", "niah-multikey-2", "niah-multikey-3", "qa-1", "niah-single-1", "common-words",
     "niah-multivalue", "variable-tracking",
 )  # fmt: skip
+# What a method that rehearses is told may be asked: of other kinds than the task's, about other texts.
+QUESTIONS = json.loads((Path(__file__).parent / "questions.json").read_text())
+KINDS = {
+    "facts": ("niah", "shared", "secret"),
+    "reading": ("qa",),
+    "variables": ("variable",),
+    "words": ("common", "freq"),
+}
+REHEARSED = ("keepkv2:rehearsed=True",)
 PROMPT = 100  # tokens: no prompt of long-decode at a length of 96 has more than 97
 
 
@@ -52,7 +62,8 @@ PROMPT = 100  # tokens: no prompt of long-decode at a length of 96 has more than
 class Part:
     """One question of the study. items: contexts of a task of ``MANY``, and of any other.
 
-    sinks, window: tokens that every method keeps. seconds: of one core for an item of the first of ``lengths``, by the
+    sinks, window: tokens that every method keeps. questions: whether methods that rehearse are told any, or
+    have the text alone. seconds: of one core for an item of the first of ``lengths``, by the
     same two kinds of task.
     """
 
@@ -66,6 +77,7 @@ class Part:
     sinks: int = 4
     window: int = 16
     seconds: tuple[float, float] = (3.0, 2.0)
+    questions: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,14 @@ class Job:
             seeds=(self.model.draw,),
             sinks=part.sinks,
             window=part.window,
+            questions=foreign(self.task) if part.questions else (),
         )
+
+
+def foreign(task: str) -> tuple[tuple[str, str], ...]:
+    """Questions of other kinds than those of ``task``."""
+    kinds = [kind for kind, starts in KINDS.items() if not task.startswith(starts)]
+    return tuple((question, reply) for kind in kinds for question, reply in QUESTIONS[kind])
 
 
 # The most important first: what does not fit into the time is the end of this list.
@@ -123,6 +142,8 @@ PARTS = (
     Part("decode", ("long-decode",), (12, 12), (48, 64, 96), (96,), DECODING, seconds=(4.5, 4.5)),
     Part("aware", SOME, (1, 6), mode="aware", seconds=(10.7, 1.8)),
     Part("lengths", SUITE, (2, 3), lengths=(512, 2048), methods=LONG, seconds=(1.1, 0.75)),
+    Part("agnostic-text", SUITE, (11, 14), BUDGETS, methods=REHEARSED, seconds=(1.0, 0.7), questions=False),
+    Part("fidelity-text", SOME, (5, 5), methods=REHEARSED, seconds=(1.0, 0.7), questions=False),
     # Where every method keeps the prompt, these replies need nothing else: all score as the full cache.
     Part("decode-kept", ("long-decode",), (4, 4), tuple(PROMPT + n for n in (8, 16, 32)), (96,), DECODING,
          sinks=PROMPT, window=4, seconds=(4.5, 4.5)),

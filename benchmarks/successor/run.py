@@ -85,7 +85,7 @@ def run(job: Job, work: Path) -> None:
     model, tokenizer = loaded(job.model.path)
     folder = work / job.where
     folder.mkdir(parents=True, exist_ok=True)
-    (fidelity.evaluate if job.part.name == "fidelity" else evaluate)(model, tokenizer, job.setup(), folder)
+    (fidelity.evaluate if job.part.name.startswith("fidelity") else evaluate)(model, tokenizer, job.setup(), folder)
 
 
 @lru_cache

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from collect import Record, collect, read, write
-from plan import OURS
+from plan import OURS, REHEARSED
 from pooled import Cells, Interval, difference, mean, ratio
 
+ALONE = "-text"  # ends the name of a part that is another without questions to rehearse
 ENOUGH = 0.95  # of the full cache's score
 Key = tuple[str, Any]  # method and budget
 NOTE = (
@@ -50,7 +51,14 @@ def pages(cells: Sequence[Record], run: Record) -> dict[str, str]:
     """Markdown by name of the page."""
     made = {}
     for part in run["parts"]:
+        if part.endswith(ALONE):
+            continue
         mine = [cell for cell in cells if cell["part"] == part]
+        mine += [
+            cell | {"method": f"{cell['method']}, the text alone"}
+            for cell in cells
+            if cell["part"] == part + ALONE and cell["method"] in REHEARSED
+        ]
         made[part] = fidelity_page(mine, run) if part == "fidelity" else score_page(part, mine, run)
         if part == "agnostic":
             made["by-model"] = by(mine, "model", "Each model by itself", run)

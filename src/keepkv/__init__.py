@@ -16,6 +16,7 @@ from keepkv.errors import KeepKVError
 from keepkv.methods import Method, method_info, methods, register_method
 from keepkv.receipt import Receipt
 from keepkv.reduce import Reduce, Reduced, register_reduce
+from keepkv.rehearse import rehearse
 from keepkv.reread import reread
 from keepkv.score import Score, register_score
 from keepkv.slots import LayerView, Slots
@@ -47,6 +48,7 @@ __all__ = [
     "register_method",
     "register_reduce",
     "register_score",
+    "rehearse",
     "reread",
     "spans_of_chat",
     "spans_of_text",

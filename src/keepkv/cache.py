@@ -103,6 +103,9 @@ class Cache(stock.Cache):
             if layer.is_initialized and layer.seen:
                 layer.compress()
         flush(self.plan)
+        for layer in self._ours:
+            if self.plan.method.when.every is None:
+                layer.forget()
 
     def kept_positions(self, layer: int) -> Tensor:
         """(B,H,S) int32: the token each slot of ``layer`` came from, counted in its row without padding; −1 empty."""

@@ -257,8 +257,7 @@ class Layer(CacheLayerMixin):
         """Before a forward of ``length`` tokens, after all that was due: count, and let go what is not needed."""
         when, plan = self.plan.method.when, self.plan
         if plan.compressing and self.is_initialized and not self.prefilling and when.every is None:
-            # No compression can follow before the next prompt, and that needs no more than what spans remember.
-            self.state = {name: x for name, x in self.state.items() if name.startswith("span_")}
+            self.forget()
         self.decoded += 0 if self.prefilling else length
         if self.place.is_shared and self.is_initialized:
             self.store.settle()
@@ -271,6 +270,10 @@ class Layer(CacheLayerMixin):
             run([self], query)
         elif self not in self.plan.due:
             self.plan.due.append(self)
+
+    def forget(self) -> None:
+        """Let go what no compression can need before the next prompt: all but what spans remember."""
+        self.state = {name: x for name, x in self.state.items() if name.startswith("span_")}
 
     def copy(self, plan: Plan) -> Layer:
         """An independent copy that belongs to ``plan``."""

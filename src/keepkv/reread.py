@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from keepkv.cache import Cache
 from keepkv.errors import CacheStateError, KeepKVError, UnsupportedInput
+from keepkv.score.base import Score
 from keepkv.when import When
 
 LEAD = 8  # tokens before a chunk that are read with it, so that the model finds the place (KVzip's code)
@@ -46,7 +47,14 @@ def reread(
     alone; here they see the whole context, as in the paper's definition, and every slot they attend to counts.
     """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    _check(cache, input_ids, mask, chunk)
+    if chunk < 2:
+        raise KeepKVError(f"reread(chunk={chunk}): at least 2 tokens, 2048 or so for speed")
+    if not cache.plan.method.score.rereads:
+        raise KeepKVError(
+            f"method {cache.plan.method.name!r} reads a text once; keepkv.reread is for those that read it twice, such "
+            "as 'kvzip'"
+        )
+    check_whole(cache, input_ids, mask, "reread")
     rows = [ids[real] for ids, real in zip(input_ids, mask.bool(), strict=True)]
     prompt = input_ids.new_empty(0) if prompt_ids is None else prompt_ids.to(input_ids.device)
     prompts = prompt.expand(len(rows), prompt.shape[-1])
@@ -65,20 +73,15 @@ def reread(
         layer.store.put(found)
 
 
-def _check(cache: Cache, input_ids: Tensor, mask: Tensor, chunk: int) -> None:
-    method, seen = cache.plan.method, cache.plan.clock.seen
-    if chunk < 2:
-        raise KeepKVError(f"reread(chunk={chunk}): at least 2 tokens, 2048 or so for speed")
-    if not method.score.rereads:
-        raise KeepKVError(
-            f"method {method.name!r} reads a text once; keepkv.reread is for those that read it twice, such as 'kvzip'"
-        )
+def check_whole(cache: Cache, input_ids: Tensor, mask: Tensor, name: str) -> None:
+    """Raise unless ``cache`` holds all of ``input_ids`` and nothing else; ``name``: of the function that asks."""
+    seen = cache.plan.clock.seen
     if seen is None:
-        raise CacheStateError("the cache has not read anything yet: feed the prompt first, then call keepkv.reread")
+        raise CacheStateError(f"the cache has not read anything yet: feed the prompt first, then call keepkv.{name}")
     if any(layer.compressed for layer in cache._ours):
         raise CacheStateError(
-            "the cache was compressed before its text was read again. Make it with when=keepkv.When('deferred'), feed "
-            "the whole prompt, call keepkv.reread, and then cache.compress()."
+            f"the cache was compressed before keepkv.{name} was called. Make it with when=keepkv.When('deferred'), "
+            f"feed the whole prompt, call keepkv.{name}, and then cache.compress()."
         )
     if (
         input_ids.shape != mask.shape
@@ -98,19 +101,32 @@ def _fresh(stats: dict[str, Tensor], starts: dict[str, float]) -> dict[str, Tens
 
 def _observe(model: PreTrainedModel, cache: Cache, rows: Tensor, ids: Tensor, mask: Tensor, stats: Stats) -> None:
     """Read ``ids`` (R,T) behind a copy of ``rows`` (R,) of ``cache``, and update their ``stats`` in place."""
-    twin = cache.copy()
-    if len(rows) < len(mask):
-        twin.batch_select_indices(rows)
-    twin.plan.method, twin.plan.compressing = replace(twin.plan.method, when=WATCH), True
+    twin = watching(cache, rows if len(rows) < len(mask) else None)
     for layer, held in zip(twin._ours, stats, strict=True):
-        layer.pending = layer.record_past = False
         layer.store.put({name: x[rows] for name, x in held.items()})
-    seen = torch.cat((mask[rows], mask.new_ones(ids.shape)), dim=1)
-    model(
-        input_ids=ids, attention_mask=seen, position_ids=(seen.cumsum(-1) - 1)[:, -ids.shape[1] :],
-        past_key_values=twin, use_cache=True, logits_to_keep=1,
-    )  # fmt: skip
+    feed(model, twin, ids, mask[rows])
     for layer, held in zip(twin._ours, stats, strict=True):
         found = layer.store.view().stats
         for name, x in held.items():
             x[rows] = found[name][:, :, : mask.shape[1]]
+
+
+def watching(cache: Cache, rows: Tensor | None = None, score: Score | None = None) -> Cache:
+    """A copy of ``cache``, or of its ``rows`` (R,), that never compresses and whose ``score`` observes all."""
+    twin = cache.copy()
+    if rows is not None:
+        twin.batch_select_indices(rows)
+    method = twin.plan.method
+    twin.plan.method, twin.plan.compressing = replace(method, when=WATCH, score=score or method.score), True
+    for layer in twin._ours:
+        layer.pending = layer.record_past = False
+    return twin
+
+
+def feed(model: PreTrainedModel, cache: Cache, ids: Tensor, mask: Tensor) -> None:
+    """Read ``ids`` (B,T) behind what ``cache`` holds, which was read with ``mask`` (B, columns)."""
+    seen = torch.cat((mask, mask.new_ones(ids.shape)), dim=1)
+    model(
+        input_ids=ids, attention_mask=seen, position_ids=(seen.cumsum(-1) - 1)[:, -ids.shape[1] :],
+        past_key_values=cache, use_cache=True, logits_to_keep=1,
+    )  # fmt: skip

@@ -59,11 +59,7 @@ class Slots:
 
         The result has as many slots as the fullest (row, head) keeps.
         """
-        keep = keep & self.valid
-        size = int(keep.sum(-1).max()) if keep.numel() else 0
-        # A stable sort moves kept slots behind the others without changing their order.
-        order = keep.to(torch.int8).sort(dim=-1, stable=True).indices[..., keep.shape[-1] - size :]
-        kept = keep.gather(-1, order)
+        order, kept = self.places(keep)
 
         def take(x: Tensor) -> Tensor:
             index = order if x.dim() == 3 else order[..., None].expand(*order.shape, x.shape[-1])
@@ -72,6 +68,14 @@ class Slots:
         chosen = self.map(take)
         chosen.positions.masked_fill_(~kept, EMPTY)
         return chosen
+
+    def places(self, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Where ``select`` takes its slots from, (B,H,K) int64, and which of them are kept, (B,H,K) bool."""
+        keep = keep & self.valid
+        size = int(keep.sum(-1).max()) if keep.numel() else 0
+        # A stable sort moves kept slots behind the others without changing their order.
+        order = keep.to(torch.int8).sort(dim=-1, stable=True).indices[..., keep.shape[-1] - size :]
+        return order, keep.gather(-1, order)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Slots:
         """``change`` applied to every field (B,H,S,…); a new object."""

@@ -47,6 +47,13 @@ def encode(tokenizer: Any, item: Item, slack: int = 0) -> Encoded:
     return Encoded(item, context, tuple(asked))
 
 
+def likely(tokenizer: Any, questions: Sequence[tuple[str, str]]) -> list[Ids]:
+    """Questions with the beginnings of replies, as they would be fed behind a context."""
+    around = frame(tokenizer)
+    prompts = (around.between + question + around.end + reply for question, reply in questions)
+    return [tokenizer.encode(text, add_special_tokens=False) for text in prompts]
+
+
 def pad(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids and mask, (B,T) int64 each, padded on the left."""
     width = max(map(len, rows))

@@ -55,7 +55,8 @@ class Setup:
     items: per task, length and seed. batch: items read together. sinks, window: tokens that every method keeps, so that
     methods differ in what they choose alone; None leaves a method's own. every: decoded tokens between compressions in
     tasks that decode long. plain: tasks in plain English. slack: tokens that a reply may have beyond those of the
-    answer. A share as budget is a share of the *bytes* of a plain cache.
+    answer. questions: what methods that rehearse are told may be asked, each with the beginning of a reply; never those
+    that are asked. A share as budget is a share of the *bytes* of a plain cache.
     """
 
     model: str
@@ -72,6 +73,7 @@ class Setup:
     every: int = 16
     plain: bool = False
     slack: int = 0
+    questions: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.tasks:

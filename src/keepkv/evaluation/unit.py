@@ -14,13 +14,14 @@ from keepkv.budget import Budget
 from keepkv.cache import Cache
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.answers import ask, in_turn, separately
-from keepkv.evaluation.asking import Asked, Encoded, encode, pad, read
+from keepkv.evaluation.asking import Asked, Encoded, Ids, encode, likely, pad, read
 from keepkv.evaluation.memory import Peak
 from keepkv.evaluation.records import Found, Record, enter, map_of, sizes_of
 from keepkv.evaluation.setup import FULL, Setup, Unit, Variant
 from keepkv.layer import Layer
 from keepkv.methods import method_info
 from keepkv.plan import slot_bytes
+from keepkv.rehearse import rehearse
 from keepkv.reread import reread
 from keepkv.tasks.scoring import Score
 from keepkv.when import When
@@ -62,6 +63,15 @@ def make_cache(model: Any, setup: Setup, variant: Variant, budget: Any, draw: in
     return cache
 
 
+def look_again(model: Any, cache: Cache, rows: Sequence[Ids], questions: Sequence[Ids] = ()) -> None:
+    """What the method of ``cache`` does between reading the contexts ``rows`` and compressing them."""
+    score = cache.plan.method.score
+    if score.rereads:
+        reread(model, cache, *pad(rows, model.device))
+    if score.rehearses:
+        rehearse(model, cache, *pad(rows, model.device), questions=questions)
+
+
 def _prefilled(model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequence[Encoded], found: Found) -> None:
     """The prefill is the same for every budget: it is run once, and compressed on copies of its cache."""
     aware = unit.mode == "aware"
@@ -77,8 +87,7 @@ def _prefilled(model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequ
             began = time.perf_counter()
             cache = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
             mask = read(model, cache, chunk)
-            if cache.plan.method.score.rereads:
-                reread(model, cache, *pad(chunk, model.device))
+            look_again(model, cache, chunk, likely(tokenizer, setup.questions))
             seconds = time.perf_counter() - began
         for budget in unit.budgets:
             with Peak(model.device) as asking:

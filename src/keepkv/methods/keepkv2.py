@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from keepkv.allocate.adakv import Pooled
 from keepkv.allocate.base import Allocate
+from keepkv.errors import KeepKVError
 from keepkv.methods.base import Method, register_method
 from keepkv.methods.keepkv import as_allocation, as_score
 from keepkv.reduce.base import Reduce
 from keepkv.reduce.drop import Drop
 from keepkv.reduce.merge import KeepKV
+from keepkv.reduce.refit import Refit
 from keepkv.score.base import Score
 from keepkv.score.leverage import Leverage
+from keepkv.score.rehearsed import Rehearsed
 from keepkv.when import When
 
 
@@ -23,6 +26,7 @@ def keepkv2(
     allocate: str | Allocate = "pooled",
     safeguard: float = 0.2,
     merge: float | None = None,
+    rehearsed: bool = False,
     sinks: int = 4,
     window: int = 16,
     when: When = When(),
@@ -38,21 +42,32 @@ def keepkv2(
        mass, of the mean attention of the references. The output error falls by a few per cent, the answers do not gain;
        None, the default, drops what leaves.
 
+    4. ``rehearsed=True``: the score is times √(E_i + Ē/20), E what the outputs of rehearsed questions would lose with
+       the slot, and biases and values of the kept slots are fitted to these outputs. What to rehearse is known best by
+       who will ask; without questions, pieces of the text are read again. See ``score.rehearsed`` and
+       ``reduce.refit``. Make the cache with ``when=keepkv.When("deferred")``, feed the context, call
+       ``keepkv.rehearse(model, cache, input_ids, questions=…)``, then ``cache.compress()``.
+
     score: another score by name, with its own defaults. allocate: "pooled", "adakv" for budgets by head, "uniform";
     with the first, a prompt stands in memory as a whole until its forward ends. sinks, window: first and most recent
     tokens that are always kept and receive no merge. ``when=When(every=128)`` recompresses while decoding.
     """
+    if rehearsed and merge is not None:
+        raise KeepKVError(
+            f"keepkv2(merge={merge}, rehearsed=True): what is fitted cannot be merged too; give one of them"
+        )
     reduce: Reduce = Drop() if merge is None else KeepKV(key="fixed", threshold=merge)
+    chosen = Leverage(references, ridge=ridge, power=power) if score == "leverage" else as_score(score, 32)
     return Method(
-        score=Leverage(references, ridge=ridge, power=power) if score == "leverage" else as_score(score, 32),
+        score=Rehearsed(chosen) if rehearsed else chosen,
         allocate=Pooled(safeguard) if allocate == "pooled" else as_allocation(allocate),
-        reduce=reduce,
+        reduce=Refit() if rehearsed else reduce,
         when=when,
         sinks=sinks,
         window=window,
         name="keepkv2",
         options={
             "score": score, "references": references, "ridge": ridge, "power": power, "allocate": allocate,
-            "safeguard": safeguard, "merge": merge,
+            "safeguard": safeguard, "merge": merge, "rehearsed": rehearsed,
         },
     )  # fmt: skip

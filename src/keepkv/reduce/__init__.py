@@ -1,6 +1,6 @@
 """Reductions, one file per idea; importing this package registers them all."""
 
-from keepkv.reduce import cam, d2o, drop, grkv, matching, merge, residual
+from keepkv.reduce import cam, d2o, drop, grkv, matching, merge, refit, residual
 from keepkv.reduce.base import REDUCTIONS, Reduce, Reduced, register_reduce
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "grkv",
     "matching",
     "merge",
+    "refit",
     "register_reduce",
     "residual",
 ]

@@ -28,6 +28,7 @@ class Score:
     observes: ClassVar[bool] = False  # whether ``observe`` must be called after each forward
     counts: ClassVar[bool] = False  # whether ``observe`` uses the attention of each decoded token
     rereads: ClassVar[bool] = False  # whether ``observe`` should see the text a second time: ``keepkv.reread``
+    rehearses: ClassVar[bool] = False  # whether it needs queries of questions to come: ``keepkv.rehearse``
     scopes: ClassVar[bool] = False  # whether later parts of the text have no say in ``span_scores``
     span_stats: ClassVar[dict[str, float]] = {}  # further ``stats`` that ``span_scores`` needs
 

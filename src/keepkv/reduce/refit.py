@@ -1,0 +1,89 @@
+"""Biases and values of the kept slots, fitted to the outputs of rehearsed questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from keepkv.errors import KeepKVError
+from keepkv.reduce.base import Reduce, Reduced, register_reduce
+from keepkv.reduce.drop import Drop
+from keepkv.reduce.matching import widest
+from keepkv.score.base import Score
+from keepkv.score.rehearsed import Part, parts, sizes
+from keepkv.slots import LayerView
+
+VOTES = (0.02, 50.0)  # what a slot is fitted to stand for at least and at most, times what it stood for
+
+
+@register_reduce("refit")
+@dataclass(frozen=True)
+class Refit(Reduce):
+    """Kept keys stay; biases, then values change as little as rehearsed questions find the outputs they had.
+
+        δ     argmin Σ_q ((Σ_r δ_r a_r(q) − lost(q)) / ‖o(q)‖)² + λ‖δ‖²    bias + ln(1 + δ)
+        Δ     argmin Σ_q ‖Σ_r a'_r(q) Δ_r − (o(q) − o'(q))‖² / ‖o(q)‖² + λ'‖Δ‖²    v + Δ
+
+    with a the attention over all slots and the question's own tokens, lost that on slots that leave, a' and o' those
+    with the new biases, ‖o‖ the norm of the layer's output. λ is ``ridge`` times the mean of Σ_q a_r²/‖o‖² over kept
+    slots, λ' the same of a': a slot that no rehearsed question attends to stays as it was. The form of Attention
+    Matching (arXiv 2602.16284), with the questions in place of the text's own queries.
+    """
+
+    ridge: float = 0.3
+    merges: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.ridge > 0:
+            raise KeepKVError(f"{self}: ridge must be above 0")
+
+    def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
+        dropped = Drop()(view, keep & view.slots.valid, scores, score)
+        if not bool(dropped.lost.any()):
+            return dropped
+        size, kept = sizes(view), dropped.slots
+        place, _ = view.slots.places(keep)
+        votes, values = kept.log_votes.clone(), kept.values.clone()
+        touched = (dropped.dropped > 0)[..., None]  # heads from which nothing leaves stay as they are
+        for part in _heads(view):
+            some, weight = part.heads, size.reciprocal()[:, None, None].expand(-1, 1, view.groups, -1)
+            weight = weight.reshape(len(size), 1, -1, 1)
+            lost = (part.given * dropped.lost[:, some, None]).sum(-1, keepdim=True)
+            column = part.given.gather(-1, place[:, some, None].expand(-1, -1, part.given.shape[2], -1))
+            column = column * kept.valid[:, some, None]
+            delta = ridge(column * weight, lost * weight, self.ridge, kept.valid[:, some])[..., 0]
+            factor = (1 + delta).clamp(*VOTES).masked_fill(~(touched[:, some] & kept.valid[:, some]), 1.0)
+            votes[:, some] += factor.log().to(votes.dtype)
+            column = column * factor[:, :, None]
+            mass = column.sum(-1, keepdim=True) + part.own
+            column, own = column / mass, part.own / mass
+            held = kept.values[:, some].to(column.dtype)
+            missing = part.output - column @ held - own * part.said
+            change = ridge(column * weight, missing * weight, self.ridge, kept.valid[:, some])
+            values[:, some] = (held + change * touched[:, some, :, None]).to(values.dtype)
+        return replace(dropped, slots=kept.with_(log_votes=votes, values=values))
+
+
+def _heads(view: LayerView) -> Iterator[Part]:
+    """All queries of one KV head after another."""
+    return parts(view, queries=1 << 30, heads=1)
+
+
+def ridge(x: Tensor, y: Tensor, penalty: float, valid: Tensor) -> Tensor:
+    """argmin ‖xΔ − y‖² + p‖Δ‖², p = ``penalty`` times the mean square of the columns ``valid`` (…,K).
+
+    x (…,N,K), zero where a column is not valid; y (…,N,D); result (…,K,D). By the smaller of the two Gram matrices, in
+    float64 where the device has it.
+    """
+    dtype, x, y = x.dtype, x.to(widest(x)), y.to(widest(x))
+    pull = penalty * x.square().sum((-1, -2)) / valid.sum(-1).clamp(min=1)
+    pull = pull.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
+    wide = x.shape[-1] > x.shape[-2]
+    gram = x @ x.mT if wide else x.mT @ x
+    gram.diagonal(dim1=-2, dim2=-1).add_(pull)
+    found: Tensor = x.mT @ torch.linalg.solve(gram, y) if wide else torch.linalg.solve(gram, x.mT @ y)
+    return found.to(dtype)
