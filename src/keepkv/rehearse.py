@@ -13,6 +13,7 @@ from keepkv.cache import Cache
 from keepkv.errors import KeepKVError, UnsupportedInput
 from keepkv.reread import check_whole, feed, watching
 from keepkv.score.rehearsed import NAMES, Listen
+from keepkv.slots import EMPTY
 
 
 @torch.no_grad()
@@ -49,40 +50,54 @@ def rehearse(
             f"method {method.name!r} does not look at questions before they are asked; 'keepkv2' with rehearsed=True "
             "does"
         )
+    if pieces < 0 or piece < 2:
+        raise KeepKVError(f"rehearse(pieces={pieces}, piece={piece}): at least 0 pieces of at least 2 tokens")
     check_whole(cache, input_ids, mask, "rehearse")
-    texts = [_as_rows(ids, input_ids) for ids in questions] + _pieces(input_ids, mask, pieces, piece)
+    rows = [ids[real] for ids, real in zip(input_ids, mask.bool(), strict=True)]
+    asked = [_checked(ids, input_ids) for ids in questions]
+    texts = [[ids] * len(rows) for ids in asked] + [
+        [_piece(row, i, pieces, piece) for row in rows] for i in range(pieces)
+    ]
     if not texts:
         raise KeepKVError("rehearse(questions=(), pieces=0): give questions, pieces of the text to read again, or both")
-    heard: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in cache._ours]
-    for ids in texts:
-        twin = watching(cache, score=Listen())
-        feed(model, twin, ids, mask)
-        for layer, mine in zip(twin._ours, heard, strict=True):
+    heard = [_hear(model, cache, text, mask) for text in texts]
+    for layer, *found in zip(cache._ours, *heard, strict=True):
+        # Queries of one text behind those of another: along the dimension that follows rows and heads.
+        layer.state |= {name: torch.cat([x[name] for x in found], dim=1 + (name != NAMES[1])) for name in NAMES}
+
+
+def _hear(model: PreTrainedModel, cache: Cache, texts: list[Tensor], mask: Tensor) -> list[dict[str, Tensor]]:
+    """What ``Listen`` remembers in each layer while each row reads its own of ``texts``, each (T,). Shorter ones have
+    queries at position ``EMPTY`` in front."""
+    # Rows whose texts are of one length are read together: padding would take up the window of sliding layers.
+    together, longest = defaultdict(list), max(map(len, texts))
+    for i, ids in enumerate(texts):
+        together[len(ids)].append(i)
+    found: list[dict[str, Tensor]] = [{} for _ in cache._ours]
+    for length, members in together.items():
+        rows = torch.tensor(members, device=mask.device)
+        twin = watching(cache, rows, Listen())
+        feed(model, twin, torch.stack([texts[i] for i in members]), mask[rows])
+        for layer, mine in zip(twin._ours, found, strict=True):
             for name in NAMES:
-                mine[name].append(layer.state[name])
-    for layer, mine in zip(cache._ours, heard, strict=True):
-        layer.state |= {name: torch.cat(found, dim=1 + (found[0].dim() > 2)) for name, found in mine.items()}
+                x, dim = layer.state[name], 1 + (name != NAMES[1])
+                if name not in mine:
+                    shape = (len(texts), *x.shape[1:dim], longest, *x.shape[dim + 1 :])
+                    mine[name] = x.new_full(shape, EMPTY if name == NAMES[1] else 0)
+                mine[name].narrow(dim, longest - length, length)[rows] = x
+    return found
 
 
-def _as_rows(ids: Tensor | Sequence[int], like: Tensor) -> Tensor:
-    """One question for every row: (B,T)."""
+def _checked(ids: Tensor | Sequence[int], like: Tensor) -> Tensor:
     row = torch.as_tensor(ids, device=like.device)
     if row.dim() != 1 or not row.numel() or row.is_floating_point():
         raise UnsupportedInput(
             f"a question of shape {tuple(row.shape)}, {row.dtype}: give token ids (T,), one at least"
         )
-    return row.to(like.dtype).expand(len(like), -1)
+    return row.to(like.dtype)
 
 
-def _pieces(input_ids: Tensor, mask: Tensor, count: int, size: int) -> list[Tensor]:
-    """``count`` pieces (B,``size``) of the text of each row, from its first tokens to its last."""
-    if count < 0 or size < 1:
-        raise KeepKVError(f"rehearse(pieces={count}, piece={size}): at least 0 pieces of at least 1 token")
-    lengths = mask.sum(-1)
-    size = min(size, int(lengths.min()))  # the rows of a forward are of one length
-    first = mask.shape[1] - lengths
-    found = []
-    for i in range(count):
-        start = first + (lengths - size) * i // max(1, count - 1)
-        found.append(input_ids.gather(1, start[:, None] + torch.arange(size, device=start.device)))
-    return found
+def _piece(row: Tensor, number: int, count: int, size: int) -> Tensor:
+    """One of ``count`` pieces of a text (T,): the first begins with it, the last ends with it."""
+    start = max(0, len(row) - size) * number // max(1, count - 1)
+    return row[start : start + size]

@@ -15,6 +15,7 @@ from keepkv.score.base import Score
 from keepkv.slots import LayerView
 
 NAMES = ("asked", "asked_positions", "asked_mass", "asked_said")
+SIZE = "asked_size"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Listen(Score):
 
     Sets in ``view.state`` ``asked`` (B,H*G,R,D), queries after RoPE; ``asked_positions`` (B,R); ``asked_mass``
     (B,H*G,R), ln of the softmax mass of the tokens read in the same forward, attention sinks included, and
-    ``asked_said`` (B,H*G,R,Dv), that mass' share of the output over it.
+    ``asked_said`` (B,H*G,R,Dv), what they say: their part of the output over their mass.
     """
 
     observes: ClassVar[bool] = True
@@ -102,13 +103,8 @@ class Part:
 
 def parts(view: LayerView, queries: int = 0, heads: int = 0) -> Iterator[Part]:
     """All rehearsed queries of a layer, ``heads`` KV heads and ``queries`` queries of each query head at a time; 0: as
-    many as fit into a processor's cache. Raises where none were rehearsed."""
-    if NAMES[0] not in view.state:
-        raise CacheStateError(
-            "no question was rehearsed. Make the cache with when=keepkv.When('deferred'), feed the whole context, call "
-            "keepkv.rehearse(model, cache, input_ids, questions=…), and then cache.compress()."
-        )
-    asked, positions, mass, said = (view.state[name] for name in NAMES)
+    many as fit into a processor's cache."""
+    asked, positions, mass, said = remembered(view)
     (b, h, s), g, r = view.slots.shape, view.groups, positions.shape[1]
     heads = heads or max(1, min(h, attention.room(asked) // max(1, b * g * s * attention.ROWS)))
     queries = queries or max(1, attention.room(asked) // max(1, b * heads * g * s))
@@ -126,13 +122,26 @@ def parts(view: LayerView, queries: int = 0, heads: int = 0) -> Iterator[Part]:
             yield Part(slice(first, first + heads), few, given, given @ values + own * told, own, told)
 
 
+def remembered(view: LayerView) -> tuple[Tensor, ...]:
+    """What ``Listen`` left. Raises where no question was rehearsed."""
+    if NAMES[0] not in view.state:
+        raise CacheStateError(
+            "no question was rehearsed. Make the cache with when=keepkv.When('deferred'), feed the whole context, call "
+            "keepkv.rehearse(model, cache, input_ids, questions=…), and then cache.compress()."
+        )
+    return tuple(view.state[name] for name in NAMES)
+
+
 def sizes(view: LayerView) -> Tensor:
-    """(B,R): norm of the layer's output, all heads together, at each rehearsed query."""
-    b, r = view.state[NAMES[1]].shape
+    """(B,R): norm of the layer's output, all heads together, at each rehearsed query; kept in ``view.memo``."""
+    if SIZE in view.memo:
+        return view.memo[SIZE]
+    b, r = remembered(view)[1].shape
     total = torch.zeros(b, r, dtype=torch.promote_types(view.slots.keys.dtype, torch.float32), device=view.seen.device)
     for part in parts(view):
         total[:, part.queries] += part.output.square().sum(-1).unflatten(2, (view.groups, -1)).sum((1, 2))
-    return total.sqrt_().clamp_(min=1e-12)
+    view.memo[SIZE] = total.sqrt_().clamp_(min=1e-12)
+    return view.memo[SIZE]
 
 
 def effects(view: LayerView) -> Tensor:
@@ -149,4 +158,4 @@ def effects(view: LayerView) -> Tensor:
         gram = odds.mT @ torch.cat((o, o.square().sum(-1, keepdim=True), torch.ones_like(o[..., :1])), dim=-1)
         far = gram[..., -2] - 2 * (values * gram[..., :-2]).sum(-1) + gram[..., -1] * values.square().sum(-1)
         out[:, part.heads] += far.clamp_(min=0.0)
-    return out.div_(weight.shape[1])
+    return out / (view.state[NAMES[1]] >= 0).sum(-1).clamp(min=1)[:, None, None]
