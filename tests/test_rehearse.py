@@ -79,6 +79,23 @@ def test_the_effect_is_what_the_output_changes_by() -> None:
             assert_close(got[0, h, i].double(), change.mean(), rtol=1e-4, atol=1e-9)
 
 
+def test_a_slot_that_has_all_attention_has_no_more_effect_than_it_can() -> None:
+    """‖v − o‖² is then rounding, and (a/(1−a))² is 10¹²: in float32 their product would be anything."""
+    _, text = heard(2)
+    keys, state = text.slots.keys.float(), {k: x.float() if x.is_floating_point() else x for k, x in text.state.items()}
+    state["asked"] = 60 * state["asked"].new_ones(()).expand_as(state["asked"])
+    keys[:, :, 3] = 1.0
+    state["asked_mass"] = torch.full_like(state["asked_mass"], -1e4)
+    slots = text.slots.with_(keys=keys, values=text.slots.values.float(), log_votes=text.slots.log_votes.float())
+    single = replace(text, slots=slots, state=state)
+    wide = slots.with_(keys=keys.double(), values=slots.values.double(), log_votes=slots.log_votes.double())
+    double = replace(text, slots=wide, state={k: x.double() if x.is_floating_point() else x for k, x in state.items()})
+    size = slots.values.square().sum(-1).amax() / slots.values[:, :, 3].square().sum(-1).amin()
+    for view in (single, double):
+        got = effects(replace(view, memo={}))
+        assert (got >= 0).all() and got.amax() <= 4 * text.groups * size, got.amax()
+
+
 def test_padding_and_other_rows_make_no_difference() -> None:
     pairs = [heard(3), heard(4, slots=9)]
     view = together([replace(text, state={}) for _, text in pairs])

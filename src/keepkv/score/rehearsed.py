@@ -146,16 +146,19 @@ def sizes(view: LayerView) -> Tensor:
 
 def effects(view: LayerView) -> Tensor:
     """E (B,H,S) of ``Rehearsed``, float32 or float64 as the keys."""
+    wide = torch.float32 if view.slots.keys.device.type == "mps" else torch.float64
     weight = sizes(view).square().reciprocal()
     out = torch.zeros(view.slots.shape, dtype=weight.dtype, device=weight.device)
     for part in parts(view):
-        odds = part.given / (1 - part.given).clamp(min=1e-6)
+        # In float64: where a slot has all attention, ‖v − o‖² is a small difference that is multiplied by 10¹².
+        given, o = part.given.to(wide), part.output.to(wide)
+        odds = given / (1 - given).clamp(min=1e-6)
         odds = odds.square_() * weight[:, None, None, part.queries].expand(-1, 1, view.groups, -1).reshape(
             len(weight), 1, -1, 1
         )
         # Σ_q w(‖o‖² − 2 o·v + ‖v‖²): no tensor of queries × slots × D.
-        values, o = view.slots.values[:, part.heads].to(odds.dtype), part.output
+        values = view.slots.values[:, part.heads].to(wide)
         gram = odds.mT @ torch.cat((o, o.square().sum(-1, keepdim=True), torch.ones_like(o[..., :1])), dim=-1)
         far = gram[..., -2] - 2 * (values * gram[..., :-2]).sum(-1) + gram[..., -1] * values.square().sum(-1)
-        out[:, part.heads] += far.clamp_(min=0.0)
+        out[:, part.heads] += far.clamp_(min=0.0).to(out.dtype)
     return out / (view.state[NAMES[1]] >= 0).sum(-1).clamp(min=1)[:, None, None]
