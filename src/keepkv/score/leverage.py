@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from keepkv.errors import KeepKVError
-from keepkv.kernels.dispatch import choose
 from keepkv.kernels.leverage import leverage
-from keepkv.score.attention import received, strongest, tiles
+from keepkv.score.attention import received, strongest
 from keepkv.score.base import Score, register_score
 from keepkv.score.distinct import distinct, remember_distinct
 from keepkv.score.future import ahead
@@ -66,13 +64,9 @@ class Leverage(Score):
         if not self.references:
             return score
         asked, queries, positions = self.ahead(view)
-        if choose(None, queries, slots.keys) == "triton":
-            peak = strongest(asked, queries, positions)[:, :, 0]
-        else:
-            peak, view.memo[MASS] = _peak_and_mass(asked, queries, positions)
-        valid = slots.valid
-        mean = (peak * valid).sum(-1, keepdim=True) / valid.sum(-1, keepdim=True).clamp(min=1)
-        return score * (peak + mean).pow(self.power)
+        peak = strongest(asked, queries, positions)[:, :, 0]
+        mean = peak.sum(-1) / slots.lengths.clamp(min=1)  # empty slots have none
+        return score * (peak + mean[..., None]).pow(self.power)
 
     def masses(self, view: LayerView) -> Tensor | None:
         """ln of the mean attention of each slot (B,H,S) over the references."""
@@ -80,7 +74,8 @@ class Leverage(Score):
             return None
         if MASS not in view.memo:
             asked, queries, positions = self.ahead(view)
-            view.memo[MASS] = received(asked, queries, positions)[:, :, 0] / _count(positions)
+            count = (positions >= 0).sum(-1).clamp(min=1)[:, None, None]
+            view.memo[MASS] = received(asked, queries, positions)[:, :, 0] / count
         return view.memo[MASS].log()
 
     def ahead(self, view: LayerView) -> tuple[LayerView, Tensor, Tensor]:
@@ -88,19 +83,3 @@ class Leverage(Score):
         ``view`` as they ask it, each KV head with one query head."""
         queries, positions = ahead(view, *distinct(view, self.references), self.span)
         return replace(view, queries=queries, sinks=None, weights=None), queries, positions
-
-
-def _peak_and_mass(view: LayerView, queries: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest and mean attention (B,H,S) over queries (B,H,R,D) at positions (B,R)."""
-    peak = torch.zeros(view.slots.shape, dtype=torch.promote_types(queries.dtype, torch.float32), device=queries.device)
-    mass = torch.zeros_like(peak)
-    for heads, _, end, given in tiles(view, queries, positions):
-        seen, given = peak[:, heads, :end], given[:, :, 0]
-        seen.copy_(seen.maximum(given.amax(2)))
-        mass[:, heads, :end] += given.sum(2)
-    return peak, mass / _count(positions)
-
-
-def _count(positions: Tensor) -> Tensor:
-    """(B,1,1): real queries of each row, at least 1."""
-    return (positions >= 0).sum(-1).clamp(min=1)[:, None, None]
