@@ -16,9 +16,9 @@ from keepkv.evaluation.setup import Setup
 
 OURS = "keepkv2"
 METHODS = (
-    OURS, "keepkv2:merge=0.8", "keepkv2:rehearsed=True", "snapkv", "adakv", "adakv:score=keydiff", "expected-attention",
-    "kvzip", "compactor", "keydiff", "attention-matching", "grkv", "grkv:score=keydiff", "reskv", "reskv:score=keydiff",
-    "keepkv", "keepkv:key=bias", "keepkv:key=zip", "keepkv:key=code", "random", "streaming-llm",
+    OURS, "keepkv2:merge=0.8", "snapkv", "adakv", "adakv:score=keydiff", "expected-attention", "kvzip", "compactor",
+    "keydiff", "attention-matching", "grkv", "grkv:score=keydiff", "reskv", "reskv:score=keydiff", "keepkv",
+    "keepkv:key=bias", "keepkv:key=zip", "keepkv:key=code", "random", "streaming-llm",
 )  # fmt: skip
 DECODING = (
     OURS, "keepkv2:references=16", "keepkv2:references=0", "g-kv", "r-kv", "keydiff", "snapkv", "streaming-llm",
@@ -54,7 +54,7 @@ KINDS = {
     "variables": ("variable",),
     "words": ("common", "freq"),
 }
-REHEARSED = ("keepkv2:rehearsed=True",)
+REHEARSED, NEAREST = ("keepkv2:rehearsed=True",), (OURS, "kvzip", "compactor", "keydiff")
 PROMPT = 100  # tokens: no prompt of long-decode at a length of 96 has more than 97
 
 
@@ -137,13 +137,13 @@ def foreign(task: str) -> tuple[tuple[str, str], ...]:
 # The most important first: what does not fit into the time is the end of this list.
 PARTS = (
     Part("agnostic", SUITE, (11, 14), BUDGETS, seconds=(4.0, 2.7)),
-    Part("fidelity", SOME, (5, 5), seconds=(2.3, 1.8)),
+    Part("fidelity", SOME, (5, 5), methods=METHODS + REHEARSED, seconds=(2.3, 1.8)),
     Part("ablation", SOME, (7, 10), (0.1, 0.2), methods=ABLATION, seconds=(2.4, 1.5)),
     Part("decode", ("long-decode",), (12, 12), (48, 64, 96), (96,), DECODING, seconds=(4.5, 4.5)),
     Part("aware", SOME, (1, 6), mode="aware", seconds=(10.7, 1.8)),
     Part("lengths", SUITE, (2, 3), lengths=(512, 2048), methods=LONG, seconds=(1.1, 0.75)),
-    Part("agnostic-text", SUITE, (11, 14), BUDGETS, methods=REHEARSED, seconds=(1.0, 0.7), questions=False),
-    Part("fidelity-text", SOME, (5, 5), methods=REHEARSED, seconds=(1.0, 0.7), questions=False),
+    Part("rehearsed", SUITE, (6, 7), BUDGETS, methods=(*REHEARSED, *NEAREST), seconds=(7.0, 3.0)),
+    Part("fidelity-text", SOME, (5, 5), methods=REHEARSED, seconds=(4.0, 3.0), questions=False),
     # Where every method keeps the prompt, these replies need nothing else: all score as the full cache.
     Part("decode-kept", ("long-decode",), (4, 4), tuple(PROMPT + n for n in (8, 16, 32)), (96,), DECODING,
          sinks=PROMPT, window=4, seconds=(4.5, 4.5)),

@@ -28,6 +28,7 @@ TITLES = {
     "agnostic": "Compressed before the question is seen",
     "lengths": "Other lengths, compressed before the question is seen",
     "aware": "Compressed with the question in sight",
+    "rehearsed": "Compressed before the question is seen, questions of other kinds rehearsed",
     "decode": "Compressed while a long reply is decoded",
     "decode-kept": "Compressed while a long reply is decoded, the prompt kept by every method",
     "ablation": "Without one part of it",
@@ -127,14 +128,21 @@ def fidelity_page(cells: Sequence[Record], run: Record) -> str:
         found = table_of(cells, name)
         lines += ["", f"## {words}{scope(found)}", "", *means(found, least=True)]
         lines += ["", f"{OURS} as a share of the method's:", "", *against(found, ratio), ""]
-        for budget in budgets_of(found):
-            others = {m: mean(c) for (m, b), c in found.items() if b == budget and m not in (OURS, "full") and c}
-            best = min(others, key=others.__getitem__, default=None)
-            one = ratio(found.get((OURS, budget), {}), found[best, budget]) if best else None
-            if one is not None:
-                span = f"({number(one.low)} … {number(one.high)})"
-                lines.append(f"- {share(budget)}: {number(one.value)} {span} of the best rival's, `{best}`")
+        for mine in [m for m in dict.fromkeys(m for m, _ in found) if m.startswith(OURS)]:
+            for budget in budgets_of(found):
+                lines += best_rival(found, mine, budget)
     return "\n".join([*lines, *failures(cells)]) + "\n"
+
+
+def best_rival(found: dict[Key, Cells], mine: str, budget: Any) -> list[str]:
+    """What ``mine`` has, as a share of the smallest of all that are not forms of ours."""
+    others = {m: mean(c) for (m, b), c in found.items() if b == budget and not m.startswith((OURS, "full")) and c}
+    best = min(others, key=others.__getitem__, default=None)
+    one = ratio(found.get((mine, budget), {}), found[best, budget]) if best else None
+    if one is None:
+        return []
+    span = f"({number(one.low)} … {number(one.high)})"
+    return [f"- `{mine}`, {share(budget)}: {number(one.value)} {span} of the best rival's, `{best}`"]
 
 
 def means(found: dict[Key, Cells], least: bool = False) -> list[str]:
