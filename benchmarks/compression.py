@@ -5,8 +5,8 @@
 A Llama of random weights with the heads of an 8B model (32 query and 8 KV heads of 128) and a few layers reads random
 tokens and compresses them, with every method in turn, several rounds of all. Two times per layer are reported:
 ``observe``, what the score does during the prefill, and ``compress``. Memory is the peak of the allocator during the
-compression beyond what was held before it, as a share of one layer's keys and values; the result itself, ``budget`` of
-them, is part of it.
+compression beyond what was held before it, as a share of one layer's keys and values; the results themselves, ``budget``
+of them in each layer, are part of it. What layers do together, such as sharing one budget, counts for each by its part.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "expected-attention": ("expected-attention", {}),
     "keepkv": ("keepkv", {}),
     "attention-matching": ("attention-matching", {}),
+    "compactor": ("compactor", {}),
     "keepkv2": ("keepkv2", {}),
     "keepkv2:references=128": ("keepkv2", {"references": 128}),
     "keepkv2:references=0": ("keepkv2", {"references": 0}),
@@ -49,12 +50,13 @@ def main() -> None:
     parser.add_argument("--dtype", default=None, help="bfloat16 on a GPU, float32 elsewhere")
     parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 16384])
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=None, help="8 on a GPU, 2 elsewhere")
     parser.add_argument("--budget", type=float, default=0.1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "compression")
     a = parser.parse_args()
     dtype = getattr(torch, a.dtype or ("bfloat16" if a.device == "cuda" else "float32"))
+    a.layers = a.layers or (8 if a.device == "cuda" else 2)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=256, hidden_size=1024, intermediate_size=1024, num_hidden_layers=a.layers, num_attention_heads=32,
