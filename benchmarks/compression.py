@@ -5,8 +5,8 @@
 A Llama of random weights with the heads of an 8B model (32 query and 8 KV heads of 128) and a few layers reads random
 tokens and compresses them, with every method in turn, several rounds of all. Two times per layer are reported:
 ``observe``, what the score does during the prefill, and ``compress``. Memory is the peak of the allocator during the
-compression beyond what was held before it, as a share of one layer's keys and values; the results themselves, ``budget``
-of them in each layer, are part of it. What layers do together, such as sharing one budget, counts for each by its part.
+compression beyond what was held before it, as a share of one layer's keys and values; a layer's result, ``budget`` of
+them, is part of it. What layers do together, such as sharing one budget, counts for each by its part.
 """
 
 from __future__ import annotations
