@@ -15,7 +15,6 @@ from keepkv.allocate.select import keep_mask, tiers
 from keepkv.attention import latent
 from keepkv.errors import BudgetError
 from keepkv.look import close_gaps, look, pins
-from keepkv.reduce.base import Reduced
 from keepkv.score.attention import weights
 from keepkv.slots import LayerView
 from keepkv.spans.keep import keep_by_span, needed, trim
@@ -119,11 +118,19 @@ def _reduce(one: _Due, counts: Tensor, full: Tensor) -> None:
         scores = one.scores if view.spans is None else method.score.span_scores(view, one.scores)
         keep = keep_by_span(scores, counts, view, spans, one.scores)
     _settle(view, full)
-    reduced = method.reduce(view, keep, scores, method.score)
-    _count(layer.tally, view, reduced)
-    one.view = None
-    del view, keep, scores  # what was held before is freed by load
-    layer.store.load(latent.stored_slots(reduced.slots) if layer.place.is_latent else reduced.slots)
+    if method.reduce.drops and not layer.place.is_latent:
+        lost = view.slots.valid & ~keep
+        _count(layer.tally, view, None, lost)
+        one.view, slots = None, view.slots
+        del view, scores  # what was held before is freed by load
+        # No rectangle in between: it is as wide as the fullest head, which may hold everything.
+        layer.store.load_kept(slots, keep & slots.valid)
+    else:
+        reduced = method.reduce(view, keep, scores, method.score)
+        _count(layer.tally, view, reduced.merged, reduced.lost)
+        one.view = None
+        del view, keep, scores
+        layer.store.load(latent.stored_slots(reduced.slots) if layer.place.is_latent else reduced.slots)
     layer.tally.compressions += 1
 
 
@@ -164,12 +171,15 @@ def _settle(view: LayerView, rows: Tensor) -> None:
         view.slots = view.slots.with_(stats={**stats, **new})
 
 
-def _count(tally: Tally, view: LayerView, reduced: Reduced) -> None:
-    tally.merged = reduced.merged if tally.merged is None else tally.merged + reduced.merged
-    tally.dropped = reduced.dropped if tally.dropped is None else tally.dropped + reduced.dropped
-    votes = (view.slots.log_votes.double().exp() * reduced.lost).sum(-1)
+def _count(tally: Tally, view: LayerView, merged: Tensor | None, lost: Tensor) -> None:
+    """merged (B,H): slots that entered another, None: none; lost (B,H,S) bool: those that left."""
+    dropped = lost.sum(-1)
+    merged = torch.zeros_like(dropped) if merged is None else merged
+    tally.merged = merged if tally.merged is None else tally.merged + merged
+    tally.dropped = dropped if tally.dropped is None else tally.dropped + dropped
+    votes = (view.slots.log_votes.double().exp() * lost).sum(-1)
     tally.votes_dropped = votes if tally.votes_dropped is None else tally.votes_dropped + votes
     if view.queries.shape[2]:
         share = weights(view, view.queries[:, :, -1:], view.query_positions[:, -1:])[:, :, :, 0].mean(2)
-        mass = (share * reduced.lost).sum(-1).mean(-1)
+        mass = (share * lost).sum(-1).mean(-1)
         tally.mass_dropped = mass if tally.mass_dropped is None else tally.mass_dropped + mass

@@ -60,12 +60,13 @@ def reference(keys: Tensor, positions: Tensor, log_votes: Tensor | None, ridge: 
 
 
 def whitening(sigma: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """W (…,D,D) lower triangular and t (…), with WᵀW/t = (Σ + ``ridge``·t·I)⁻¹ and t = tr Σ/D for covariances Σ.
+    """W (…,D,D) lower triangular and t (…), with WᵀW/t = (Σ + ``ridge``·t·I)⁻¹ and t = tr Σ/D for covariances Σ, which
+    are overwritten.
 
     Scaled to t = 1 first, so that neither tiny nor huge keys leave the range of float32.
     """
     scale = sigma.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(sigma.dtype).tiny)
-    sigma = sigma / scale[..., None, None]
+    sigma /= scale[..., None, None]
     sigma.diagonal(dim1=-2, dim2=-1).add_(ridge)
     one = torch.eye(sigma.shape[-1], dtype=sigma.dtype, device=sigma.device)
     # The ridge makes it positive definite, so nothing needs to be checked: that would make the GPU wait.

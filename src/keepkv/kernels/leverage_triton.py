@@ -13,8 +13,8 @@ from keepkv.kernels.rope_triton import content
 from keepkv.kernels.tiles import MIN_DOT, on, power, programs
 from keepkv.rope import Rope
 
-BLOCK_C = 64  # dimensions of a tile of the covariance
-SHARE = 16  # slots per dimension for each part of the sums: of bfloat16 keys and values they take 1/SHARE at most
+BLOCK_C = 32  # dimensions of a tile of the covariance
+SHARE = 32  # slots per dimension for each part of the sums: of bfloat16 keys and values they take 1/SHARE at most
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def _moments(
 
 @triton.jit(do_not_specialize=["slots"])
 def _norms(
-    k, positions, inv_freq, means, white, scales, out, s_kb, s_kh, s_ks, s_pb, s_ph, s_ps, s_m,
+    k, positions, inv_freq, means, white, scales, out, s_kb, s_kh, s_ks, s_pb, s_ph, s_ps, s_wp, s_wc, s_wd,
     unscale, half, heads, slots,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
     ROPE: tl.constexpr, INTERLEAVED: tl.constexpr,
@@ -87,14 +87,14 @@ def _norms(
     d, n = tl.arange(0, BLOCK_D), (tile * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     k_row, p_row = k + row * s_kb + head * s_kh, positions + row * s_pb + head * s_ph
     centre = _newest(k_row, p_row, slots, s_ks, s_ps, d, d < D, inv_freq, half, unscale, ROPE, INTERLEAVED)
-    centre += tl.load(means + pair * s_m + d, mask=d < D, other=0.0)[None, :]
+    centre += tl.load(means + pair * D + d, mask=d < D, other=0.0)[None, :]
     held = tl.load(p_row + n * s_ps, mask=n < slots, other=-1)
     some = held >= 0
     x = content(k_row + n[:, None] * s_ks, some, held, d, d < D, inv_freq, half, unscale, ROPE, INTERLEAVED) - centre
     total = tl.zeros((BLOCK_N,), tl.float32)
     for first in range(0, D, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
-        w_at = white + pair.to(tl.int64) * D * D + c[None, :] * D + d[:, None]
+        w_at = white + pair.to(tl.int64) * s_wp + c[None, :] * s_wc + d[:, None] * s_wd
         w = tl.load(w_at, mask=(c < D)[None, :] & (d < D)[:, None], other=0.0)
         y = tl.dot(x, w, input_precision="tf32x3")
         total += tl.sum(y * y, 1)
@@ -126,14 +126,17 @@ def leverage(keys: Tensor, positions: Tensor, log_votes: Tensor | None, ridge: f
             unscale, half, h, s, chunk, BLOCK_N=32, BLOCK_C=block_c, **layout,
         )  # fmt: skip
         moments = sums.sum(1)
+        del sums  # each of these matrices is some per cent of a layer: as few at a time as can be
         moments /= moments[:, -1:].clamp(min=1e-30)
-        mean = moments[:, d * d : -1]
-        square = moments[:, : d * d].view(-1, d, d)
-        white, scale = whitening(torch.baddbmm(square, mean[:, :, None], mean[:, None], alpha=-1), ridge)
+        mean = moments[:, d * d : -1].contiguous()
+        sigma = moments[:, : d * d].view(-1, d, d)
+        sigma.baddbmm_(mean[:, :, None], mean[:, None], alpha=-1)
+        white, scale = whitening(sigma, ridge)
+        del moments, sigma
         block_n = 32 if d <= 128 else 16
         _norms[pairs, -(-s // block_n)](
-            keys, positions, frequencies, mean, white.contiguous(), scale, out, *at, *held, mean.stride(0),
-            unscale, half, h, s, BLOCK_N=block_n, BLOCK_C=min(block_c, 64 if d <= 128 else 32),
+            keys, positions, frequencies, mean, white, scale, out, *at, *held, *white.stride(),
+            unscale, half, h, s, BLOCK_N=block_n, BLOCK_C=min(power(d, MIN_DOT), 64 if d <= 128 else 32),
             BLOCK_D=power(d, MIN_DOT), **layout,
         )  # fmt: skip
     return out

@@ -32,6 +32,7 @@ class Reduce:
     """Base of reductions, frozen dataclasses without state."""
 
     merges: ClassVar[bool] = False  # changes log_votes or contents of kept slots
+    drops: ClassVar[bool] = False  # kept slots stay as they are: a store may write them straight from the view
 
     def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
         """Reduce ``view.slots`` to those where ``keep`` (B,H,S) bool is true.

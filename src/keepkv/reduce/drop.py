@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from keepkv.slots import LayerView
 @dataclass(frozen=True)
 class Drop(Reduce):
     """Kept slots stay as they are; the others leave with their attention mass."""
+
+    drops: ClassVar[bool] = True
 
     def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
         lost = view.slots.valid & ~keep

@@ -65,6 +65,10 @@ class Store(ABC):
     def load(self, slots: Slots) -> None:
         """Replace everything by ``slots``; memory of what was held before is freed."""
 
+    def load_kept(self, slots: Slots, keep: Tensor) -> None:
+        """``load`` those of ``slots`` that ``keep`` (B,H,S) bool, valid ones, is true of."""
+        self.load(slots.select(keep))
+
     @abstractmethod
     def view(self) -> Slots:
         """All slots in rectangular form. Statistics may share memory with the store; ``put`` writes them back."""

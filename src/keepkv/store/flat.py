@@ -78,11 +78,14 @@ class FlatStore(Store):
         return {name: x[index] for name, x in self.body.items() if name != "lengths"}
 
     def load(self, slots: Slots) -> None:
-        where = slots.valid.flatten().nonzero()[:, 0]  # once, as the host waits for it
+        self.load_kept(slots, slots.valid)
+
+    def load_kept(self, slots: Slots, keep: Tensor) -> None:
+        where = keep.flatten().nonzero()[:, 0]  # once, as the host waits for it
         fields = {"keys": slots.keys, "values": slots.values, "positions": slots.positions, **slots.stats}
         if bool(slots.log_votes.any()):
             fields["log_votes"] = slots.log_votes
-        self._set({name: x.flatten(0, 2).index_select(0, where) for name, x in fields.items()}, slots.lengths)
+        self._set({name: x.flatten(0, 2).index_select(0, where) for name, x in fields.items()}, keep.sum(-1))
         self.recent = DenseStore(self.stats)
 
     def view(self) -> Slots:
