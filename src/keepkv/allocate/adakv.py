@@ -58,7 +58,7 @@ def _best(score: Tensor, free: Tensor, safe: Tensor, total: Tensor) -> Tensor:
     memory of the scores.
     """
     score = score.float().nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
-    score = score.masked_fill(~free, float("-inf"))
+    score.masked_fill_(~free, float("-inf"))  # a new tensor since the line above
     left = (total - safe.sum(-1)).clamp(min=0)  # (B,)
     most, rest = torch.stack((safe.amax(), left.amax())).tolist()
     if most:
@@ -67,7 +67,7 @@ def _best(score: Tensor, free: Tensor, safe: Tensor, total: Tensor) -> Tensor:
         free = free.scatter(-1, best, free.gather(-1, best) & ~taken)
     if not rest:
         return safe
-    flat = score.masked_fill(~free, float("-inf")).flatten(1)
+    flat = score.masked_fill_(~free, float("-inf")).flatten(1)
     last = flat.topk(rest, dim=-1).values.gather(-1, (left - 1).clamp(min=0)[:, None])[..., None]  # (B,1,1)
     last = last.masked_fill(left[:, None, None] == 0, float("inf"))
     above, equal = ((score > last) & free).sum(-1), ((score == last) & free).sum(-1)

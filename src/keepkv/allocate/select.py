@@ -14,9 +14,9 @@ def ranks(scores: Tensor, tier: Tensor) -> Tensor:
     Higher ``tier`` (…,S) int8 first, then higher score, then the earlier entry. NaN ranks last within its tier.
     """
     clean = scores.float().nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
-    by_score = clean.sort(dim=-1, descending=True, stable=True).indices
-    by_tier = tier.gather(-1, by_score).sort(dim=-1, descending=True, stable=True).indices
-    order = by_score.gather(-1, by_tier)
+    order = clean.sort(dim=-1, descending=True, stable=True).indices
+    del clean  # what is sorted is some per cent of a layer: as little at a time as can be
+    order = order.gather(-1, tier.gather(-1, order).sort(dim=-1, descending=True, stable=True).indices)
     places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
 
