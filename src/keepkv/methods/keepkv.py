@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from keepkv.allocate.base import ALLOCATIONS, Allocate
 from keepkv.methods.base import Method, register_method
 from keepkv.reduce.merge import KeepKV
-from keepkv.score.base import SCORES, Score
+from keepkv.score.base import SCORES, Score, Wrapped
 from keepkv.score.masses import STATE
 from keepkv.score.window import remember
 from keepkv.slots import LayerView
@@ -18,17 +17,10 @@ from keepkv.when import When
 
 
 @dataclass(frozen=True)
-class Remembering(Score):
+class Remembering(Wrapped):
     """A score as it is, plus the last ``size`` queries of each row for a merge, where the score remembers fewer."""
 
-    score: Score
     size: int
-
-    observes: ClassVar[bool] = True
-
-    @property
-    def stats(self) -> dict[str, float]:  # type: ignore[override]
-        return self.score.stats
 
     @property
     def counts(self) -> bool:  # type: ignore[override]
@@ -42,19 +34,11 @@ class Remembering(Score):
     def span_stats(self) -> dict[str, float]:  # type: ignore[override]
         return self.score.span_stats
 
-    @property
-    def needs_rope(self) -> bool:  # type: ignore[override]
-        return self.score.needs_rope
-
     def observe(self, view: LayerView) -> None:
-        if self.score.observes:
-            self.score.observe(view)
+        super().observe(view)
         held = view.state.get("window")
         if held is None or held.shape[2] < self.size:
             remember(view, self.size, STATE)
-
-    def masses(self, view: LayerView) -> Tensor | None:
-        return self.score.masses(view)
 
     def observe_spans(self, view: LayerView) -> None:
         self.score.observe_spans(view)

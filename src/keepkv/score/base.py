@@ -55,6 +55,30 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Wrapped(Score):
+    """Base of scores that add something to another: what it keeps, needs, observes and predicts."""
+
+    score: Score
+
+    observes: ClassVar[bool] = True
+
+    @property
+    def stats(self) -> dict[str, float]:  # type: ignore[override]
+        return self.score.stats
+
+    @property
+    def needs_rope(self) -> bool:  # type: ignore[override]
+        return self.score.needs_rope
+
+    def observe(self, view: LayerView) -> None:
+        if self.score.observes:
+            self.score.observe(view)
+
+    def masses(self, view: LayerView) -> Tensor | None:
+        return self.score.masses(view)
+
+
+@dataclass(frozen=True)
 class FunctionScore(Score):
     """A plain function ``view -> scores`` as a score."""
 

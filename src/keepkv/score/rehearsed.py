@@ -11,7 +11,7 @@ from torch import Tensor
 
 from keepkv.errors import CacheStateError, KeepKVError
 from keepkv.score import attention
-from keepkv.score.base import Score
+from keepkv.score.base import Score, Wrapped
 from keepkv.slots import LayerView
 
 NAMES = ("asked", "asked_positions", "asked_mass", "asked_said")
@@ -44,7 +44,7 @@ class Listen(Score):
 
 
 @dataclass(frozen=True)
-class Rehearsed(Score):
+class Rehearsed(Wrapped):
     """S_i·(E_i + ``floor``·Ē)^``power``, S_i the ``score``, and E_i what rehearsed questions would lose with the slot:
 
         E_i = mean_q (a_i/(1−a_i))²‖v_i − o(q)‖² / ‖o(q)‖²
@@ -55,37 +55,19 @@ class Rehearsed(Score):
     ``keepkv.rehearse`` makes the model read questions behind the context.
     """
 
-    score: Score
     floor: float = 0.05
     power: float = 0.5
 
-    observes: ClassVar[bool] = True
     rehearses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.floor < 0 or self.power < 0:
             raise KeepKVError(f"{self}: floor and power must be at least 0")
 
-    @property
-    def stats(self) -> dict[str, float]:  # type: ignore[override]
-        return self.score.stats
-
-    @property
-    def needs_rope(self) -> bool:  # type: ignore[override]
-        return self.score.needs_rope
-
-    def observe(self, view: LayerView) -> None:
-        if self.score.observes:
-            self.score.observe(view)
-
     def __call__(self, view: LayerView) -> Tensor:
-        effect = effects(view)
-        valid = view.slots.valid
-        mean = (effect * valid).sum((1, 2), keepdim=True) / valid.sum((1, 2), keepdim=True).clamp(min=1)
+        effect = effects(view)  # 0 at empty slots
+        mean = effect.sum((1, 2), keepdim=True) / view.slots.valid.sum((1, 2), keepdim=True).clamp(min=1)
         return self.score(view) * (effect + self.floor * mean).pow(self.power)
-
-    def masses(self, view: LayerView) -> Tensor | None:
-        return self.score.masses(view)
 
 
 @dataclass(frozen=True)
