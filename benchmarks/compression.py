@@ -37,8 +37,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention-matching": ("attention-matching", {}),
     "compactor": ("compactor", {}),
     "keepkv2": ("keepkv2", {}),
-    "keepkv2:references=128": ("keepkv2", {"references": 128}),
-    "keepkv2:references=0": ("keepkv2", {"references": 0}),
+    "keepkv2:queries=0": ("keepkv2", {"queries": 0}),
+    "keepkv2:queries=32": ("keepkv2", {"queries": 32}),
     "keepkv2:allocate=uniform": ("keepkv2", {"allocate": "uniform"}),
     "keepkv2:merge=0.8": ("keepkv2", {"merge": 0.8}),
 }

@@ -68,8 +68,8 @@ class Rope:
     def _join(self, first: Tensor, second: Tensor, x: Tensor) -> Tensor:
         pairs = (
             torch.stack((first, second), dim=-1).flatten(-2) if self.interleaved else torch.cat((first, second), dim=-1)
-        )
-        return torch.cat((pairs.to(x.dtype), x[..., self.dims :]), dim=-1)
+        ).to(x.dtype)
+        return pairs if self.dims == x.shape[-1] else torch.cat((pairs, x[..., self.dims :]), dim=-1)
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         first, second = self._pairs(x)
@@ -77,18 +77,30 @@ class Rope:
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         """Apply RoPE to ``x`` (…,T,D) at integer ``positions`` (…,T), broadcast over leading dims."""
-        angle = positions[..., None].to(torch.float32) * self.inv_freq
-        return self._turn(x, angle.cos() * self.scaling, angle.sin() * self.scaling)
+        return self._turn(x, *self.phases(positions, self.scaling))
 
     def unrotate(self, x: Tensor, positions: Tensor) -> Tensor:
         """Undo ``rotate``: ``unrotate(rotate(x, p), p) == x``."""
+        cos, sin = self.phases(positions, 1 / self.scaling)
+        return self._turn(x, cos, -sin)
+
+    def phases(self, positions: Tensor, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
+        """cos and sin (…,T,R/2), float32, of the angles at ``positions`` (…,T), times ``scaling``."""
         angle = positions[..., None].to(torch.float32) * self.inv_freq
-        return self._turn(x, angle.cos() / self.scaling, -angle.sin() / self.scaling)
+        cos, sin = angle.cos(), angle.sin()
+        return (cos, sin) if scaling == 1.0 else (cos * scaling, sin * scaling)
+
+    def back(self, x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+        """Write ``x`` (…,T,D), at positions of these ``phases`` with 1/``scaling``, to ``out`` as it was before
+        ``rotate``: no temporary, no gradient."""
+        (first, second), (a, b) = self._pairs(x), self._pairs(out)
+        torch.mul(second, sin, out=a).addcmul_(first, cos)
+        torch.mul(second, cos, out=b).addcmul_(first, sin, value=-1)
+        out[..., self.dims :] = x[..., self.dims :]
 
     def turn(self, x: Tensor, by: Tensor) -> Tensor:
         """``x`` (…,T,D) from where it is to ``by`` (…,T) positions further, as ``unrotate`` and ``rotate`` would."""
-        angle = by[..., None].to(torch.float32) * self.inv_freq
-        return self._turn(x, angle.cos(), angle.sin())
+        return self._turn(x, *self.phases(by))
 
     def average(self, x: Tensor, start: Tensor, count: int, transpose: bool = False) -> Tensor:
         """Apply R̄, the mean of the rotations at positions start … start+count−1, to ``x`` (B,…,D); start (B,).

@@ -8,13 +8,9 @@ from keepkv.kernels.compact import compact
 from keepkv.kernels.decode import Decoded, decode
 from keepkv.kernels.dispatch import choose
 from keepkv.kernels.leverage import leverage
-from keepkv.kernels.likeness import likeness
 from keepkv.kernels.merge import Merged, merge_segments
-from keepkv.kernels.pick import pick
-from keepkv.kernels.turn import turn
 from keepkv.kernels.window import window_scores
 
 __all__ = [
-    "Decoded", "Merged", "assign", "choose", "compact", "decode", "leverage", "likeness", "merge_segments", "pick",
-    "turn", "window_scores",
+    "Decoded", "Merged", "assign", "choose", "compact", "decode", "leverage", "merge_segments", "window_scores",
 ]  # fmt: skip

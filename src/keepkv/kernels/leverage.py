@@ -8,7 +8,8 @@ from torch import Tensor
 from keepkv.kernels.dispatch import check, choose
 from keepkv.rope import Rope
 
-_TILE = 2**20  # elements of a temporary, which then stays in a processor's cache
+_TILE = 2**20  # elements of the keys that are held as they were before RoPE
+_SLOTS = 1024  # of them that are looked at together, and stay in a processor's nearest cache
 
 
 def leverage(
@@ -40,23 +41,57 @@ def leverage(
 
 
 def reference(keys: Tensor, positions: Tensor, log_votes: Tensor | None, ridge: float, rope: Rope | None) -> Tensor:
-    """The same in plain torch, some heads at a time."""
-    (b, h, s, d), valid = keys.shape, positions >= 0
+    """The same in plain torch, some heads at a time, and of these some slots: whatever is read twice is in a cache."""
+    (b, h, s, d), valid, keys = keys.shape, positions >= 0, keys.detach()
     dtype = torch.promote_types(keys.dtype, torch.float32)
-    votes = torch.zeros((), device=keys.device) if log_votes is None else log_votes
-    share = torch.where(valid, votes, float("-inf")).softmax(-1).nan_to_num(0.0).to(dtype)
     out = torch.empty(b, h, s, dtype=dtype, device=keys.device)
-    alike = bool((positions == positions[:, :1]).all())  # as of an uncompressed prompt: one angle serves all heads
+    if not out.numel():
+        return out
+    # As of a prompt that nothing left yet: all count alike, and the angles of one head serve all.
+    even = bool(valid.all()) and (log_votes is None or not bool(log_votes.any()))
+    share = None if even else shares(valid, log_votes).to(dtype)[..., None]
+    alike = bool((positions == positions[:, :1]).all())
+    phases = None if rope is None else rope.phases(positions[:, : 1 if alike else h].clamp(min=0), 1 / rope.scaling)
     step = max(1, min(h, _TILE // max(1, b * s * d)))
+    held = torch.empty(b, step, s, d, dtype=dtype, device=keys.device)
+    parts = [slice(start, start + _SLOTS) for start in range(0, s, _SLOTS)]
     for first in range(0, h, step):
-        some = slice(first, first + step)
-        x, w = keys[:, some].to(dtype, copy=True), share[:, some, :, None]
-        if rope is not None:
-            x = rope.unrotate(x, positions[:, slice(0, 1) if alike else some].clamp(min=0))
-        x -= w.mT @ x
-        white, scale = whitening((x * w).mT @ x, ridge)
-        out[:, some] = (x @ white.mT).square_().sum(-1) / scale[..., None]
+        some = slice(first, min(first + step, h))
+        x = held[:, : some.stop - first]
+        turn = None if phases is None else tuple(p if alike else p[:, some] for p in phases)
+        newest = torch.empty_like(x[:, :, -1:])
+        _contents(keys[:, some, -1:], rope, turn, slice(-1, None), newest)
+        mean, sigma = torch.zeros_like(newest), x.new_zeros(*x.shape[:2], d, d)
+        for part in parts:
+            y = x[:, :, part]
+            _contents(keys[:, some, part], rope, turn, part, y)
+            y -= newest  # near the mean, so that the covariance does not drown in it
+            weighed = y if share is None else y * share[:, some, part]
+            mean += weighed.sum(2, keepdim=True)
+            sigma += weighed.mT @ y
+        if even:
+            mean, sigma = mean.div_(s), sigma.div_(s)
+        sigma -= mean.mT @ mean
+        white, scale = whitening(sigma, ridge)
+        centre = mean @ white.mT
+        for part in parts:
+            out[:, some, part] = torch.linalg.vector_norm((x[:, :, part] @ white.mT).sub_(centre), dim=-1)
+        out[:, some].square_().div_(scale[..., None])
     return out.masked_fill_(~valid, 0.0)
+
+
+def _contents(keys: Tensor, rope: Rope | None, phases: tuple[Tensor, ...] | None, part: slice, out: Tensor) -> None:
+    """Writes ``keys`` (B,H,n,D) as they were before RoPE to ``out``; ``phases`` are those of all slots."""
+    if rope is None or phases is None:
+        out.copy_(keys)
+    else:
+        rope.back(keys.to(out.dtype), phases[0][:, :, part], phases[1][:, :, part], out)
+
+
+def shares(valid: Tensor, log_votes: Tensor | None) -> Tensor:
+    """Share of each slot in the votes of its head, float32: 0 where it is empty, as all are where none is valid."""
+    votes = torch.zeros((), device=valid.device) if log_votes is None else log_votes
+    return torch.where(valid, votes, float("-inf")).softmax(-1).nan_to_num(0.0)
 
 
 def whitening(sigma: Tensor, ridge: float) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,10 @@ from keepkv.when import When
 @register_method("keepkv2")
 def keepkv2(
     score: str | Score = "leverage",
-    references: int = 512,
+    queries: int = 16,
+    kernel: int = 13,
+    floor: float = 5.0,
     ridge: float = 1.0,
-    power: float = 0.5,
     allocate: str | Allocate = "pooled",
     safeguard: float = 0.2,
     merge: float | None = None,
@@ -33,14 +34,14 @@ def keepkv2(
 ) -> Method:
     """Keeps the slots whose content nothing else holds, out of all heads and layers; what resembles them may be merged.
 
-    1. Score: S_i = ℓ_i·(A_i + Ā)^``power``. ℓ is the leverage of a key before RoPE among the keys of its head (ridge
-       ``ridge``), A the largest attention that one of ``references`` queries of the head would give it from behind the
-       text: those least like the others, for questions go to what stands out; see ``score.leverage``.
+    1. Score: S_i = ℓ_i·(A_i + ``floor``·Ā). ℓ is the leverage of a key before RoPE among the keys of its head (ridge
+       ``ridge``), A the largest attention that the last ``queries`` tokens give one of the ``kernel`` slots around it,
+       Ā its mean; see ``score.leverage``.
     2. Budget: one for all heads of all layers, whose scores compare; each keeps its own top ``safeguard`` share.
     3. ``merge``, a key cosine such as 0.8: a leaving slot enters the kept slot most similar to it, if that is above
        ``merge``. Keys stay where they are. The bias becomes ln(Σ mass of the group / its own), the value the mean by
-       mass, of the mean attention of the references. The output error falls by a few per cent, the answers do not gain;
-       None, the default, drops what leaves.
+       mass, of the mean attention of the last ``queries`` tokens. The output error falls by a few per cent, the answers do not
+       gain; None, the default, drops what leaves.
 
     4. ``rehearsed=True``: the score is times √(E_i + Ē/20), E what the outputs of rehearsed questions would lose with
        the slot, and biases and values of the kept slots are fitted to these outputs. What to rehearse is known best by
@@ -57,7 +58,7 @@ def keepkv2(
             f"keepkv2(merge={merge}, rehearsed=True): what is fitted cannot be merged too; give one of them"
         )
     reduce: Reduce = Drop() if merge is None else KeepKV(key="fixed", threshold=merge)
-    chosen = Leverage(references, ridge=ridge, power=power) if score == "leverage" else as_score(score, 32)
+    chosen = Leverage(queries, kernel, floor, ridge) if score == "leverage" else as_score(score, 32)
     return Method(
         score=Rehearsed(chosen) if rehearsed else chosen,
         allocate=Pooled(safeguard) if allocate == "pooled" else as_allocation(allocate),
@@ -67,7 +68,7 @@ def keepkv2(
         window=window,
         name="keepkv2",
         options={
-            "score": score, "references": references, "ridge": ridge, "power": power, "allocate": allocate,
+            "score": score, "queries": queries, "kernel": kernel, "floor": floor, "ridge": ridge, "allocate": allocate,
             "safeguard": safeguard, "merge": merge, "rehearsed": rehearsed,
         },
     )  # fmt: skip

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from keepkv.errors import KeepKVError
-from keepkv.kernels.turn import turn
 from keepkv.score.attention import ROWS, TILE, of_heads, weights
 from keepkv.score.base import Score, register_score
 from keepkv.score.sample import remember_sample, sample
@@ -80,7 +79,7 @@ def ahead(view: LayerView, queries: Tensor, positions: Tensor, span: int) -> tup
     first = positions[:, 0]
     there = ((spread(first, 2) * span >> 32) + (view.seen[:, None] + 1)).masked_fill_(first < 0, EMPTY)
     if view.rope is not None:
-        queries = turn(queries, (there[:, None] - positions).expand(queries.shape[:-1]), view.rope)
+        queries = view.rope.turn(queries, there[:, None] - positions)
     return queries, there
 
 
