@@ -25,10 +25,7 @@ from keepkv.kernels import (
     compact_triton,
     decode_triton,
     leverage_triton,
-    likeness_triton,
     merge_triton,
-    pick_triton,
-    turn_triton,
     window_triton,
 )
 from keepkv.kernels.layout import layout
@@ -84,12 +81,6 @@ def launch_all(dtype: torch.dtype, d: int) -> None:
     )
     for rope in (None, Rope(torch.ones(d // 2)), Rope(torch.ones(d // 4), 1.2, True)):
         leverage_triton.leverage(keys, positions, votes if rope is None else None, 1.0, rope)
-        if rope is not None:
-            turn_triton.turn(keys, positions.long(), rope)
-    sums = [torch.zeros(b, h * g, d) for _ in range(2)]
-    likeness_triton.likeness(queries, asked, asked[:, 0] + 32, *sums, g, 256)
-    chosen = torch.zeros(b, h, 16, dtype=torch.int64)
-    pick_triton.pick(chosen, keys[:, :, :16], chosen, queries, asked)
     half = torch.arange(s).expand(b, h, s) < s // 2
     assign_triton.assign(keys, half, ~half)
     merge_triton.merge_segments(votes, keys, values, positions.long(), 5)

@@ -10,10 +10,7 @@ from pathlib import Path
 
 import pytest
 
-KERNELS = set(
-    "_attend _combine _normalise _normalisers _received _assign _merge _compact _moments _norms _turn _block_sums "
-    "_add_up _cosines _pick".split()
-)
+KERNELS = set("_attend _combine _normalise _normalisers _received _assign _merge _compact _moments _norms".split())
 SHARED = 99 << 10  # bytes that one program may have on the smallest of these GPUs
 SPILLED = 16  # bytes of a thread: in float32 some kernels are a few registers short
 

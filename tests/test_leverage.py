@@ -1,16 +1,13 @@
-"""The score of keepkv2: leverage of key contents, and the attention of references, against loops in float64."""
+"""The score of keepkv2: leverage of key contents, and the attention of the window, against loops in float64."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -19,11 +16,10 @@ import zoo
 from keepkv import kernels
 from keepkv.errors import KeepKVError
 from keepkv.rope import Rope
-from keepkv.score.distinct import NAMES, distinct, remember_distinct
 from keepkv.score.leverage import Leverage
-from keepkv.slots import EMPTY, LayerView
+from keepkv.slots import LayerView
 from running import batch, generate
-from score_views import F64, part_of_queries, row, rows_of, together
+from score_views import F64, row, together
 
 ROPE = Rope(torch.tensor([1.0, 0.3, 0.05]))
 
@@ -105,98 +101,45 @@ def test_keys_that_say_nothing_are_finite(keys: Tensor) -> None:
     assert torch.isfinite(got).all()
 
 
-# references
-
-
-def naive_choice(view: LayerView, b: int, h: int, size: int, block: int) -> set[tuple[int, int]]:
-    """(position, query head) of the queries least like those of the blocks before; all positions seen in order."""
-    found = []
-    for g in range(view.groups):
-        queries, positions = view.queries[b, h * view.groups + g].double(), view.query_positions[b]
-        for q, p in zip(queries, positions.tolist(), strict=True):
-            if p >= block:
-                before = (positions >= 0) & (positions < p // block * block)
-                found.append((float(torch.cosine_similarity(q, queries[before].sum(0), dim=0)), p, g))
-    return {(p, g) for _, p, g in sorted(found)[:size]}
-
-
-def held(view: LayerView) -> list[set[tuple[int, int]]]:
-    order = view.state[NAMES[1]]
-    return [{(int(x) // view.groups, int(x) % view.groups) for x in head if x >= 0} for head in order.flatten(0, 1)]
-
-
-def long_view(seed: int, tokens: int) -> LayerView:
-    """A prompt of which every token is still a query."""
-    return view_of(seed, slots=tokens, queries=tokens)
-
-
-def test_those_least_like_the_others_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keepkv.score.distinct.BLOCK", 5)
-    view = long_view(1, 23)
-    remember_distinct(view, 6)
-    assert held(view) == [naive_choice(view, 0, h, 6, 5) for h in range(2)]
-    queries, positions = distinct(view, 6)
-    assert (positions.diff(dim=-1) >= 0).all()
-    for h in range(2):
-        for q, x in zip(queries[0, h], view.state[NAMES[1]][0, h].tolist(), strict=True):
-            assert torch.equal(q, view.queries[0, h * 2 + x % 2, x // 2])
-
-
-@settings(max_examples=25, deadline=None)
-@given(tokens=st.integers(1, 30), cuts=st.sets(st.integers(1, 29), max_size=4), size=st.integers(1, 12))
-def test_where_forwards_end_makes_no_difference(tokens: int, cuts: set[int], size: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("keepkv.score.distinct.BLOCK", 5)
-        view = long_view(tokens, tokens)
-        remember_distinct(view, size)
-        pieces: dict[str, Tensor] = {}
-        edges = [0, *sorted(c for c in cuts if c < tokens), tokens]
-        for start, stop in pairwise(edges):
-            piece = replace(part_of_queries(view, start, stop), state=pieces)
-            remember_distinct(piece, size)
-        for name, x in view.state.items():
-            assert_close(pieces[name], x, rtol=1e-5, atol=1e-5)
-
-
-def test_padding_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keepkv.score.distinct.BLOCK", 5)
-    rows = [long_view(2, 23), long_view(3, 9)]
-    view = replace(together(rows), state={})
-    remember_distinct(view, 30)
-    for b, alone in enumerate(rows):
-        remember_distinct(alone, 30)
-        mine = rows_of(view, [b])
-        real = alone.state[NAMES[1]] >= 0
-        assert_close(mine.state[NAMES[0]][real], alone.state[NAMES[0]][real])
-        for name in NAMES[1:]:
-            assert_close(mine.state[name], alone.state[name], rtol=1e-5, atol=1e-5)
-    assert (view.state[NAMES[1]][1] == EMPTY).sum(-1).tolist() == [12, 12]  # 30 places, 18 queries
+# attention of the window
 
 
 @pytest.mark.parametrize("options", [{}, {"softcap": 1.5}])
-def test_the_score_takes_the_largest_attention_from_behind_the_text(options: dict[str, Any]) -> None:
-    view = replace(long_view(4, 14), **options)
-    score = Leverage(references=6, power=1.0)
+def test_the_score_takes_the_largest_attention_of_the_window_nearby(options: dict[str, Any]) -> None:
+    view = replace(view_of(4, slots=14, queries=14), **options)
+    score = Leverage(queries=6, kernel=3, floor=2.0)
     score.observe(view)
     got = score(view)
-    _, queries, positions = score.ahead(view)
-    assert (positions > 14).all() and (positions <= 14 + score.span).all()
     for h in range(2):
-        logits = queries[0, h].double() @ view.slots.keys[0, h].double().T * view.scaling
-        if view.softcap is not None:
-            logits = torch.tanh(logits / view.softcap) * view.softcap
-        a = (logits + view.slots.log_votes[0, h].double()).softmax(-1)
-        peak = a.amax(0)
-        expected = naive_leverage(view, 0, h, score.ridge) * (peak + peak.mean())
+        heads = []
+        for g in range(view.groups):
+            logits = view.queries[0, h * view.groups + g, 8:].double() @ view.slots.keys[0, h].double().T * view.scaling
+            if view.softcap is not None:
+                logits = torch.tanh(logits / view.softcap) * view.softcap
+            logits = logits + view.slots.log_votes[0, h].double()
+            later = view.slots.positions[0, h] > view.query_positions[0, 8:, None]
+            heads.append(logits.masked_fill(later, float("-inf")).softmax(-1))
+        a = torch.stack(heads)
+        near = a.amax((0, 1))
+        peak = torch.stack([near[max(0, i - 1) : i + 2].max() for i in range(14)])
+        expected = naive_leverage(view, 0, h, score.ridge) * (peak + 2 * peak.mean())
         assert_close(got[0, h].double(), expected, rtol=1e-4, atol=1e-8)
-        assert_close(score.masses(view)[0, h].double().exp(), a.mean(0), rtol=1e-4, atol=1e-8)
-    view.memo.clear()
-    total = score.masses(view)[0].exp().sum(-1)  # on their own, the same
-    assert_close(total, torch.ones_like(total), rtol=1e-4, atol=0)
+        assert_close(score.masses(view)[0, h].double().exp(), a.mean((0, 1)), rtol=1e-4, atol=1e-8)
+
+
+def test_a_padded_row_scores_as_it_does_alone() -> None:
+    rows = [view_of(2, slots=23, queries=23), view_of(3, slots=9, queries=9)]
+    score = Leverage(queries=6, kernel=5)
+    both = replace(together(rows), state={})
+    score.observe(both)
+    got = score(both)
+    for b, alone in enumerate(rows):
+        score.observe(alone)
+        assert_close(got[b][both.slots.valid[b]], score(alone)[0][alone.slots.valid[0]], rtol=1e-4, atol=1e-6)
 
 
 def test_options_that_mean_nothing_are_refused() -> None:
-    for wrong in ({"references": -1}, {"span": 0}, {"ridge": 0.0}, {"power": -1.0}):
+    for wrong in ({"queries": -1}, {"kernel": 0}, {"kernel": 4}, {"ridge": 0.0}, {"floor": -1.0}):
         with pytest.raises(KeepKVError):
             Leverage(**wrong)
 
@@ -215,18 +158,18 @@ def test_layers_share_one_budget() -> None:
     assert cache.report().compressions == 3
 
 
-def test_references_cost_what_the_receipt_says() -> None:
+def test_the_window_costs_what_the_receipt_says() -> None:
     """While the cache goes on compressing they are held, and counted; without them nothing is."""
     model, inputs = zoo.model("llama"), batch((61,))
     sizes = []
-    for references in (8, 0):
-        cache = keepkv.Cache(model, "keepkv2", 14, window=4, sinks=2, references=references, when=keepkv.When(every=4))
+    for queries in (8, 0):
+        cache = keepkv.Cache(model, "keepkv2", 14, window=4, sinks=2, queries=queries, when=keepkv.When(every=4))
         generate(model, inputs, cache, new=6)
         sizes.append(cache.report().bytes)
     assert sizes[0] > sizes[1]
 
 
-@pytest.mark.parametrize("options", [{"merge": 0.5}, {"allocate": "adakv"}, {"score": "keydiff"}, {"references": 0}])
+@pytest.mark.parametrize("options", [{"merge": 0.5}, {"allocate": "adakv"}, {"score": "keydiff"}, {"queries": 0}])
 def test_parts_are_exchangeable(options: dict[str, Any]) -> None:
     model = zoo.model("llama")
     cache = keepkv.Cache(model, "keepkv2", 14, window=4, sinks=2, **options)

@@ -55,8 +55,7 @@ from keepkv.plan import slot_bytes
 
 RUN = (
     OURS, "kvzip", "random", "keepkv2:merge=0.8", "keepkv2:merge=0.7", "keepkv2:merge=0.6", "keepkv2:merge=0.5",
-    "keepkv2:merge=0.0", "keepkv2:references=1024", "keepkv2:references=1024,merge=0.5", "keepkv2:power=1.0",
-    "keepkv2:power=1.0,merge=0.5",
+    "keepkv2:merge=0.0", "keepkv2:floor=1.0", "keepkv2:floor=1.0,merge=0.5",
 )  # fmt: skip
 PACKED = (OURS, "keepkv2:merge=0.8", "kvzip")
 SINKS, WINDOW, LENGTH = 4, 16, 1024

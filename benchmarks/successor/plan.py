@@ -21,17 +21,17 @@ METHODS = (
     "keepkv:key=bias", "keepkv:key=zip", "keepkv:key=code", "random", "streaming-llm",
 )  # fmt: skip
 DECODING = (
-    OURS, "keepkv2:references=16", "keepkv2:references=0", "g-kv", "r-kv", "keydiff", "snapkv", "streaming-llm",
+    OURS, "keepkv2:queries=0", "g-kv", "r-kv", "keydiff", "snapkv", "streaming-llm",
     "random",
 )  # fmt: skip
 # Without those that do as another of the same kind does, or nearly.
 LONG = tuple(name for name in METHODS if name not in ("grkv", "reskv", "keepkv:key=zip", "keepkv:key=code"))
 # keepkv2 without one of its parts, or with another in its place; full, random and snapkv always run beside them.
 ABLATION = (
-    OURS, "keepkv2:merge=0.9", "keepkv2:merge=0.8", "keepkv2:merge=-1.0", "keepkv2:power=0.25", "keepkv2:power=1.0",
-    "keepkv2:references=0", "keepkv2:references=128", "keepkv2:ridge=0.1", "keepkv2:score=keydiff",
+    OURS, "keepkv2:merge=0.8", "keepkv2:merge=-1.0", "keepkv2:queries=0", "keepkv2:queries=32", "keepkv2:kernel=1",
+    "keepkv2:kernel=7", "keepkv2:floor=1.0", "keepkv2:floor=20.0", "keepkv2:ridge=0.1", "keepkv2:score=keydiff",
     "keepkv2:score=future", "keepkv2:score=kvzip", "keepkv2:allocate=uniform", "keepkv2:allocate=adakv",
-    "keepkv2:safeguard=0.0", "keepkv2:safeguard=0.5",
+    "keepkv2:safeguard=0.5",
 )  # fmt: skip
 
 BUDGETS = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3)

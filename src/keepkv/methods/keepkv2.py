@@ -40,8 +40,8 @@ def keepkv2(
     2. Budget: one for all heads of all layers, whose scores compare; each keeps its own top ``safeguard`` share.
     3. ``merge``, a key cosine such as 0.8: a leaving slot enters the kept slot most similar to it, if that is above
        ``merge``. Keys stay where they are. The bias becomes ln(Σ mass of the group / its own), the value the mean by
-       mass, of the mean attention of the last ``queries`` tokens. The output error falls by a few per cent, the answers do not
-       gain; None, the default, drops what leaves.
+       mass, of the mean attention of the last ``queries`` tokens. The output error falls by a few per cent, the
+       answers do not gain; None, the default, drops what leaves.
 
     4. ``rehearsed=True``: the score is times √(E_i + Ē/20), E what the outputs of rehearsed questions would lose with
        the slot, and biases and values of the kept slots are fitted to these outputs. What to rehearse is known best by
