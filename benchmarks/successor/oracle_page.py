@@ -12,7 +12,7 @@ from tables import markdown, number, share
 RIVAL = "kvzip"
 VALUES = ("output_error", "kl", "answer_kl", "ratio")
 SOURCES = ("oracle", "half", "same task", "other tasks", "text again")
-SHOWN = (OURS, f"{OURS}:merge=0.5", *(f"{OURS} and {who} refit" for who in SOURCES))  # of each model
+SHOWN = (OURS, *(f"{OURS} and {who} refit" for who in SOURCES))  # of each model
 NOTE = (
     "4 first and 16 last tokens are kept by all. Means over tasks and models of the mean over contexts; shares of "
     f"`{RIVAL}`'s error with half of their 95 % interval (paired bootstrap over contexts, stratified by task and "
