@@ -21,8 +21,7 @@ METHODS = (
     "keepkv:key=bias", "keepkv:key=zip", "keepkv:key=code", "random", "streaming-llm",
 )  # fmt: skip
 DECODING = (
-    OURS, "keepkv2:queries=0", "g-kv", "r-kv", "keydiff", "snapkv", "streaming-llm",
-    "random",
+    OURS, "keepkv2:queries=0", "g-kv", "r-kv", "keydiff", "snapkv", "streaming-llm", "random",
 )  # fmt: skip
 # Without those that do as another of the same kind does, or nearly.
 LONG = tuple(name for name in METHODS if name not in ("grkv", "reskv", "keepkv:key=zip", "keepkv:key=code"))

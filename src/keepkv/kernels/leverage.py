@@ -50,6 +50,7 @@ def reference(keys: Tensor, positions: Tensor, log_votes: Tensor | None, ridge: 
     # As of a prompt that nothing left yet: all count alike, and the angles of one head serve all.
     even = bool(valid.all()) and (log_votes is None or not bool(log_votes.any()))
     share = None if even else shares(valid, log_votes).to(dtype)[..., None]
+    root = s**-0.5 if even else 1.0  # what is held is times this, so that the squares of huge keys stay in range
     alike = bool((positions == positions[:, :1]).all())
     phases = None if rope is None else rope.phases(positions[:, : 1 if alike else h].clamp(min=0), 1 / rope.scaling)
     step = max(1, min(h, _TILE // max(1, b * s * d)))
@@ -65,18 +66,18 @@ def reference(keys: Tensor, positions: Tensor, log_votes: Tensor | None, ridge: 
         for part in parts:
             y = x[:, :, part]
             _contents(keys[:, some, part], rope, turn, part, y)
-            y -= newest  # near the mean, so that the covariance does not drown in it
+            # Near the mean, so that the covariance does not drown in it.
+            torch.add(newest * -root, y, alpha=root, out=y)
             weighed = y if share is None else y * share[:, some, part]
             mean += weighed.sum(2, keepdim=True)
             sigma += weighed.mT @ y
-        if even:
-            mean, sigma = mean.div_(s), sigma.div_(s)
+        mean *= root
         sigma -= mean.mT @ mean
         white, scale = whitening(sigma, ridge)
-        centre = mean @ white.mT
+        centre = (mean * root) @ white.mT
         for part in parts:
             out[:, some, part] = torch.linalg.vector_norm((x[:, :, part] @ white.mT).sub_(centre), dim=-1)
-        out[:, some].square_().div_(scale[..., None])
+        out[:, some].square_().div_(scale[..., None] * root**2)
     return out.masked_fill_(~valid, 0.0)
 
 
