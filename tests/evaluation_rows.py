@@ -184,3 +184,7 @@ def _fidelity(sizes: Sizes) -> Iterable[dict[str, Any]]:
             "full_bytes": 1e6, "ratio": _share(budget), "context": 384, "continuation": 128, "greedy": 32,
             "segments": 2, "metrics": metrics, "layers": {"0": metrics["output_error"]}, "seed": 0, **ENVIRONMENT,
         }  # fmt: skip
+
+
+def rows(directory: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / f"{name}.jsonl").read_text("utf-8").splitlines()]
