@@ -79,8 +79,10 @@ def launch_all(dtype: torch.dtype, d: int) -> None:
     window_triton.window_scores(
         queries, asked, asked[:, 0], flat[0], positions.flatten(), None, ragged, 0.1, None, None, False
     )
+    drawn = torch.zeros(b, h, 8, dtype=torch.long)
     for rope in (None, Rope(torch.ones(d // 2)), Rope(torch.ones(d // 4), 1.2, True)):
-        leverage_triton.leverage(keys, positions, votes if rope is None else None, 1.0, rope)
+        for at in (None, drawn):
+            leverage_triton.leverage(keys, positions, votes if rope is None else None, 1.0, rope, at)
     half = torch.arange(s).expand(b, h, s) < s // 2
     assign_triton.assign(keys, half, ~half)
     merge_triton.merge_segments(votes, keys, values, positions.long(), 5)

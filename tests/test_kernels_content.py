@@ -29,9 +29,10 @@ def test_leverage(dtype: torch.dtype, b: int, h: int, s: int, d: int) -> None:
     away = slots["keys"] + 3 * normal(b, h, 1, d).to(dtype)  # a mean that is large beside the spread
     given = {"keys": away, "positions": slots["positions"], "log_votes": slots["log_votes"].clamp(max=3.0)}
     for turned in ROPES:
-        got, expected = both(kernels.leverage, given, ridge=0.5, rope=turned)
-        assert_close(got.double(), expected, rtol=2e-3, atol=1e-4)
-        assert (got[slots["positions"] < 0] == 0).all()
+        for sample in (None, 40):
+            got, expected = both(kernels.leverage, given, ridge=0.5, rope=turned, sample=sample)
+            assert_close(got.double(), expected, rtol=2e-3, atol=1e-4)
+            assert (got[slots["positions"] < 0] == 0).all()
     got, expected = both(kernels.leverage, given | {"log_votes": None}, ridge=1.0, rope=None)
     assert_close(got.double(), expected, rtol=2e-3, atol=1e-4)
 
@@ -61,3 +62,5 @@ def test_angles_far_into_a_text() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UnsupportedInput, match="positions"):
         kernels.leverage(normal(1, 2, 4, 8), torch.zeros(1, 2, 3, dtype=torch.long, device=DEVICE), ridge=1.0)
+    with pytest.raises(UnsupportedInput, match="sample"):
+        kernels.leverage(normal(1, 1, 4, 8), torch.arange(4, device=DEVICE).view(1, 1, 4), ridge=1.0, sample=0)

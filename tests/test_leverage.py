@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -15,6 +17,7 @@ import keepkv
 import zoo
 from keepkv import kernels
 from keepkv.errors import KeepKVError
+from keepkv.kernels.leverage import evenly
 from keepkv.rope import Rope
 from keepkv.score.leverage import Leverage
 from keepkv.slots import LayerView
@@ -28,18 +31,21 @@ def view_of(seed: int, rope: Rope | None = ROPE, **options: Any) -> LayerView:
     return replace(row(seed, **options), rope=rope, state={}, memo={})
 
 
-def leverage(view: LayerView, ridge: float) -> Tensor:
+def leverage(view: LayerView, ridge: float, sample: int | None = None) -> Tensor:
     s = view.slots
-    return kernels.leverage(s.keys, s.positions, s.log_votes, ridge=ridge, rope=view.rope)
+    return kernels.leverage(s.keys, s.positions, s.log_votes, ridge=ridge, rope=view.rope, sample=sample)
 
 
-def naive_leverage(view: LayerView, b: int, h: int, ridge: float) -> Tensor:
+def naive_leverage(view: LayerView, b: int, h: int, ridge: float, sample: int | None = None) -> Tensor:
     """Of the valid slots of one head, by an explicit inverse."""
     s, live = view.slots, view.slots.valid[b, h]
     keys = s.keys[b, h].double()
     if view.rope is not None:
         keys = view.rope.unrotate(keys, s.positions[b, h].clamp(min=0))
     keys, votes = keys[live], s.log_votes[b, h, live].double().exp()
+    if sample is not None and sample < len(keys):
+        drawn = {i * len(keys) // sample for i in range(sample)}
+        votes = torch.tensor([v if i in drawn else 0.0 for i, v in enumerate(votes.tolist())], dtype=F64)
     w = votes / votes.sum()
     keys = keys - w @ keys
     sigma = sum(w[i] * torch.outer(keys[i], keys[i]) for i in range(len(keys)))
@@ -49,20 +55,34 @@ def naive_leverage(view: LayerView, b: int, h: int, ridge: float) -> Tensor:
 
 @pytest.mark.parametrize("rope", [ROPE, None])
 @pytest.mark.parametrize("ridge", [0.1, 1.0])
-def test_leverage_is_what_an_inverse_gives(rope: Rope | None, ridge: float) -> None:
+@pytest.mark.parametrize("sample", [None, 5, 11])  # of 14 and 9 slots
+def test_leverage_is_what_an_inverse_gives(rope: Rope | None, ridge: float, sample: int | None) -> None:
     view = together([view_of(1, rope), view_of(2, rope, slots=9)])
-    got = leverage(view, ridge)
+    got = leverage(view, ridge, sample)
     for b, h in ((b, h) for b in range(2) for h in range(2)):
         live = view.slots.valid[b, h]
-        assert_close(got[b, h, live].double(), naive_leverage(view, b, h, ridge), rtol=1e-4, atol=1e-6)
+        assert_close(got[b, h, live].double(), naive_leverage(view, b, h, ridge, sample), rtol=1e-4, atol=1e-6)
         assert (got[b, h, ~live] == 0).all()
 
 
-def test_tiles_of_heads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_of_slots_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     view = together([view_of(3), view_of(4, slots=9)])
-    whole = leverage(view, 1.0)
-    monkeypatch.setattr(sys.modules["keepkv.kernels.leverage"], "_TILE", 1)
-    assert_close(leverage(view, 1.0), whole)
+    whole = [leverage(view, 1.0, sample) for sample in (None, 4)]
+    monkeypatch.setattr(sys.modules["keepkv.kernels.leverage"], "_SLOTS", 3)
+    assert_close([leverage(view, 1.0, sample) for sample in (None, 4)], whole)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 12))
+def test_a_sample_is_spread_over_the_valid_slots(held: list[bool], sample: int) -> None:
+    """Wherever empty slots are; all are taken where there are no more."""
+    at = evenly(torch.tensor(held)[None, None], sample)
+    valid = [i for i, v in enumerate(held) if v]
+    if at is None:
+        assert len(held) <= sample
+        return
+    drawn = [i for i in at[0, 0].tolist() if i >= 0]
+    expected = [valid[j * len(valid) // sample] for j in range(sample)] if len(valid) > sample else valid
+    assert drawn == expected and at.shape == (1, 1, sample)
 
 
 def test_the_sum_is_the_same_in_every_head_however_its_keys_are_scaled() -> None:
@@ -127,9 +147,10 @@ def test_the_score_takes_the_largest_attention_of_the_window_nearby(options: dic
         assert_close(score.masses(view)[0, h].double().exp(), a.mean((0, 1)), rtol=1e-4, atol=1e-8)
 
 
-def test_a_padded_row_scores_as_it_does_alone() -> None:
+@pytest.mark.parametrize("sample", [1024, 7])
+def test_a_padded_row_scores_as_it_does_alone(sample: int) -> None:
     rows = [view_of(2, slots=23, queries=23), view_of(3, slots=9, queries=9)]
-    score = Leverage(queries=6, kernel=5)
+    score = Leverage(queries=6, kernel=5, sample=sample)
     both = replace(together(rows), state={})
     score.observe(both)
     got = score(both)
@@ -139,7 +160,7 @@ def test_a_padded_row_scores_as_it_does_alone() -> None:
 
 
 def test_options_that_mean_nothing_are_refused() -> None:
-    for wrong in ({"queries": -1}, {"kernel": 0}, {"kernel": 4}, {"ridge": 0.0}, {"floor": -1.0}):
+    for wrong in ({"queries": -1}, {"kernel": 0}, {"kernel": 4}, {"ridge": 0.0}, {"floor": -1.0}, {"sample": 1}):
         with pytest.raises(KeepKVError):
             Leverage(**wrong)
 

@@ -8,8 +8,7 @@ from torch import Tensor
 from keepkv.kernels.dispatch import check, choose
 from keepkv.rope import Rope
 
-_TILE = 2**20  # elements of the keys that are held as they were before RoPE
-_SLOTS = 1024  # of them that are looked at together, and stay in a processor's nearest cache
+_SLOTS = 1024  # slots of a head that are looked at together, and stay in a processor's nearest cache
 
 
 def leverage(
@@ -19,91 +18,107 @@ def leverage(
     *,
     ridge: float,
     rope: Rope | None = None,
+    sample: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """ℓ_i = k̃_iᵀ(Σ + λI)⁻¹k̃_i of each slot among those of its row and head, as ``score.leverage`` wants it.
 
     keys (B,H,S,D) after ``rope`` at positions (B,H,S), below 0 where a slot is empty; None: not rotated. k̃ are the
     keys before it less their mean, Σ their covariance, λ = ``ridge``·tr Σ/D, a slot counting e^``log_votes`` (B,H,S)
-    times. Returns float32 (B,H,S), float64 for float64; 0 at empty slots. Keys are read twice: for mean and covariance
-    together, then for the norms of (Σ + λI)^(−½)k̃.
+    times. Mean and covariance are those of ``sample`` valid slots of each head, evenly spaced: of all where there are
+    no more, or where it is None. Returns float32 (B,H,S), float64 for float64; 0 at empty slots.
     """
     check(
         keys.dim() == 4 and positions.shape == keys.shape[:-1],
         f"keys {tuple(keys.shape)} with positions {tuple(positions.shape)}: give (B,H,S,D) and (B,H,S)",
     )
     check(log_votes is None or log_votes.shape == positions.shape, "log_votes and positions must have the same shape")
+    check(sample is None or sample > 0, f"sample={sample}: give at least 1 slot, or None for all")
+    at = evenly(positions >= 0, sample)
     if choose(backend, keys) == "reference":
-        return reference(keys, positions, log_votes, ridge, rope)
+        return reference(keys, positions, log_votes, ridge, rope, at)
     from keepkv.kernels.leverage_triton import leverage as kernel  # Triton is needed only here
 
-    return kernel(keys, positions, log_votes, ridge, rope)
+    return kernel(keys, positions, log_votes, ridge, rope, at)
 
 
-def reference(keys: Tensor, positions: Tensor, log_votes: Tensor | None, ridge: float, rope: Rope | None) -> Tensor:
-    """The same in plain torch, some heads at a time, and of these some slots: whatever is read twice is in a cache."""
-    (b, h, s, d), valid, keys = keys.shape, positions >= 0, keys.detach()
+def reference(
+    keys: Tensor, positions: Tensor, log_votes: Tensor | None, ridge: float, rope: Rope | None, at: Tensor | None
+) -> Tensor:
+    """The same in plain torch, with the sample ``at`` of ``evenly``; a head at a time, and some slots of it."""
+    (b, h, s, d), keys = keys.shape, keys.detach()
     dtype = torch.promote_types(keys.dtype, torch.float32)
     out = torch.empty(b, h, s, dtype=dtype, device=keys.device)
     if not out.numel():
         return out
-    # As of a prompt that nothing left yet: all count alike, and the angles of one head serve all.
-    even = bool(valid.all()) and (log_votes is None or not bool(log_votes.any()))
-    share = None if even else shares(valid, log_votes).to(dtype)[..., None]
-    root = s**-0.5 if even else 1.0  # what is held is times this, so that the squares of huge keys stay in range
-    alike = bool((positions == positions[:, :1]).all())
-    phases = None if rope is None else rope.phases(positions[:, : 1 if alike else h].clamp(min=0), 1 / rope.scaling)
-    step = max(1, min(h, _TILE // max(1, b * s * d)))
-    held = torch.empty(b, step, s, d, dtype=dtype, device=keys.device)
-    parts = [slice(start, start + _SLOTS) for start in range(0, s, _SLOTS)]
-    for first in range(0, h, step):
-        some = slice(first, min(first + step, h))
-        x = held[:, : some.stop - first]
-        turn = None if phases is None else tuple(p if alike else p[:, some] for p in phases)
-        newest = torch.empty_like(x[:, :, -1:])
-        _contents(keys[:, some, -1:], rope, turn, slice(-1, None), newest)
-        mean, sigma = torch.zeros_like(newest), x.new_zeros(*x.shape[:2], d, d)
-        for part in parts:
-            y = x[:, :, part]
-            _contents(keys[:, some, part], rope, turn, part, y)
-            # Near the mean, so that the covariance does not drown in it.
-            torch.add(newest * -root, y, alpha=root, out=y)
-            weighed = y if share is None else y * share[:, some, part]
-            mean += weighed.sum(2, keepdim=True)
-            sigma += weighed.mT @ y
-        mean *= root
-        sigma -= mean.mT @ mean
-        white, scale = whitening(sigma, ridge)
-        centre = (mean * root) @ white.mT
-        for part in parts:
-            out[:, some, part] = torch.linalg.vector_norm((x[:, :, part] @ white.mT).sub_(centre), dim=-1)
-        out[:, some].square_().div_(scale[..., None] * root**2)
-    return out.masked_fill_(~valid, 0.0)
+    share = shares(positions, log_votes, at).to(dtype)[..., None]
+    alike = bool((positions == positions[:, :1]).all())  # the angles of one head serve all
+    turn: tuple[Tensor, ...] = ()
+    x, y = (torch.empty(b, n, d, dtype=dtype, device=keys.device) for n in (share.shape[2], min(s, _SLOTS)))
+    for head in range(h):
+        if rope is not None and (head == 0 or not alike):
+            turn = rope.phases(positions[:, head].clamp(min=0), 1 / rope.scaling)  # (B,S,R/2)
+        if head == 0 or not alike:
+            turned = tuple(_rows(angles, at, head) for angles in turn)
+        _contents(_rows(keys[:, head], at, head), rope, turned, x)
+        mean = share[:, head].mT @ x
+        x -= mean
+        white = whitening((x * share[:, head]).mT @ x, ridge).mT
+        for start in range(0, s, _SLOTS):
+            part = slice(start, min(start + _SLOTS, s))
+            z = x[:, part] if at is None else y[:, : part.stop - start]
+            if at is not None:
+                _contents(keys[:, head, part], rope, tuple(angles[:, part] for angles in turn), z)
+                z -= mean
+            out[:, head, part] = torch.linalg.vector_norm(z @ white, dim=-1)
+    return out.square_().masked_fill_(positions < 0, 0.0)
 
 
-def _contents(keys: Tensor, rope: Rope | None, phases: tuple[Tensor, ...] | None, part: slice, out: Tensor) -> None:
-    """Writes ``keys`` (B,H,n,D) as they were before RoPE to ``out``; ``phases`` are those of all slots."""
-    if rope is None or phases is None:
+def _contents(keys: Tensor, rope: Rope | None, turn: tuple[Tensor, ...], out: Tensor) -> None:
+    """Writes ``keys`` (B,n,D) as they were before RoPE to ``out``; ``turn`` are the ``phases`` of their positions."""
+    if rope is None:
         out.copy_(keys)
     else:
-        rope.back(keys.to(out.dtype), phases[0][:, :, part], phases[1][:, :, part], out)
+        rope.back(keys.to(out.dtype), turn[0], turn[1], out)
 
 
-def shares(valid: Tensor, log_votes: Tensor | None) -> Tensor:
-    """Share of each slot in the votes of its head, float32: 0 where it is empty, as all are where none is valid."""
+def _rows(x: Tensor, at: Tensor | None, head: int) -> Tensor:
+    """Rows ``at`` (B,H,m) of one head of ``x`` (B,S,D); all where it is None."""
+    return x if at is None else x[torch.arange(len(x), device=x.device)[:, None], at[:, head]]
+
+
+def evenly(valid: Tensor, sample: int | None) -> Tensor | None:
+    """Where ``sample`` = m of the valid slots of a head are, evenly spaced: (B,H,m) int64, −1 where a head has fewer.
+
+    valid (B,H,S) bool. None: all slots, which are no more. The j-th of n is the ⌊j·n/m⌋-th valid one, wherever empty
+    slots are: a padded row is sampled as it is alone.
+    """
+    if sample is None or valid.shape[-1] <= sample:
+        return None
+    rank = valid.cumsum(-1)
+    count = rank[..., -1:]
+    wanted: Tensor = torch.arange(sample, device=valid.device) * count.clamp(min=sample) // sample
+    return torch.where(wanted < count, torch.searchsorted(rank, wanted + 1), -1)
+
+
+def shares(positions: Tensor, log_votes: Tensor | None, at: Tensor | None) -> Tensor:
+    """Share of each slot of the sample in its votes (B,H,m), float32: 0 where it is empty, as all are where none is
+    valid."""
+    valid = positions >= 0 if at is None else at >= 0
     votes = torch.zeros((), device=valid.device) if log_votes is None else log_votes
+    if log_votes is not None and at is not None:
+        votes = log_votes.gather(-1, at.clamp(min=0))
     return torch.where(valid, votes, float("-inf")).softmax(-1).nan_to_num(0.0)
 
 
-def whitening(sigma: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """W (…,D,D) lower triangular and t (…), with WᵀW/t = (Σ + ``ridge``·t·I)⁻¹ and t = tr Σ/D for covariances Σ, which
-    are overwritten.
+def whitening(sigma: Tensor, ridge: float) -> Tensor:
+    """W (…,D,D) lower triangular with WᵀW = (Σ + ``ridge``·tr Σ/D·I)⁻¹ for covariances Σ, which are overwritten.
 
-    Scaled to t = 1 first, so that neither tiny nor huge keys leave the range of float32.
+    Scaled to a mean of 1 on the diagonal first, so that neither tiny nor huge keys leave the range of float32.
     """
-    scale = sigma.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(sigma.dtype).tiny)
-    sigma /= scale[..., None, None]
+    scale = sigma.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(sigma.dtype).tiny)[..., None, None]
+    sigma /= scale
     sigma.diagonal(dim1=-2, dim2=-1).add_(ridge)
-    one = torch.eye(sigma.shape[-1], dtype=sigma.dtype, device=sigma.device)
+    one = torch.eye(sigma.shape[-1], dtype=sigma.dtype, device=sigma.device) * scale.rsqrt()
     # The ridge makes it positive definite, so nothing needs to be checked: that would make the GPU wait.
-    return torch.linalg.solve_triangular(torch.linalg.cholesky_ex(sigma).L, one, upper=False), scale
+    return torch.linalg.solve_triangular(torch.linalg.cholesky_ex(sigma).L, one, upper=False)

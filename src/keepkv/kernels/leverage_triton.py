@@ -1,4 +1,4 @@
-"""Two passes over the keys: their first and second moments, then the norms of what is whitened by them."""
+"""First and second moments of a sample of the keys, then the norms of all, whitened by them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ def _newest(
     return content(k_row + n[:, None] * s_ks, held >= 0, held, c, inside, inv_freq, half, unscale, ROPE, INTERLEAVED)
 
 
-@triton.jit(do_not_specialize=["slots", "chunk"])
+@triton.jit(do_not_specialize=["slots", "size", "chunk"])
 def _moments(
-    k, positions, votes, inv_freq, out, s_kb, s_kh, s_ks, s_pb, s_ph, s_ps, s_nb, s_nh, s_ns,
-    unscale, half, heads, slots, chunk,
+    k, positions, votes, at, inv_freq, out, s_kb, s_kh, s_ks, s_pb, s_ph, s_ps, s_nb, s_nh, s_ns,
+    unscale, half, heads, slots, size, chunk,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, ROPE: tl.constexpr, INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
-    """Σ w y yᵀ, Σ w y and Σ w over a part of the slots of a (row, head), y the contents less that of the newest slot:
-    near the mean, so that the covariance does not drown in it. A program makes one tile of the matrix and its mirror.
+    """Σ w y yᵀ, Σ w y and Σ w over a part of the ``size`` slots ``at`` of a (row, head), y the contents less that of
+    the newest slot: near the mean, so that the covariance does not drown in it. A program makes one tile of the matrix
+    and its mirror.
     """
     pair, part, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row, head = (pair // heads).to(tl.int64), (pair % heads).to(tl.int64)
@@ -49,16 +50,20 @@ def _moments(
     square = tl.zeros((BLOCK_C, BLOCK_C), tl.float32)
     first = tl.zeros((BLOCK_C,), tl.float32)
     count = tl.zeros((BLOCK_N,), tl.float32)
-    for start in range(part * chunk, tl.minimum(part * chunk + chunk, slots), BLOCK_N):
+    for start in range(part * chunk, tl.minimum(part * chunk + chunk, size), BLOCK_N):
         n = (start + tl.arange(0, BLOCK_N)).to(tl.int64)
-        held = tl.load(p_row + n * s_ps, mask=n < slots, other=-1)
+        drawn = n < size
+        if at is not None:
+            n = tl.load(at + pair.to(tl.int64) * size + n, mask=drawn, other=-1)
+            drawn = n >= 0
+        held = tl.load(p_row + n * s_ps, mask=drawn, other=-1)
         some = held >= 0
         w = some.to(tl.float32)
         if votes is not None:
             w = tl.where(some, tl.exp(tl.load(votes + row * s_nb + head * s_nh + n * s_ns, mask=some, other=0.0)), 0.0)
-        at = k_row + n[:, None] * s_ks
-        x = content(at, some, held, ci, ci < D, inv_freq, half, unscale, ROPE, INTERLEAVED) - x_0
-        y = content(at, some, held, cj, cj < D, inv_freq, half, unscale, ROPE, INTERLEAVED) - y_0
+        key = k_row + n[:, None] * s_ks
+        x = content(key, some, held, ci, ci < D, inv_freq, half, unscale, ROPE, INTERLEAVED) - x_0
+        y = content(key, some, held, cj, cj < D, inv_freq, half, unscale, ROPE, INTERLEAVED) - y_0
         x = x * w[:, None]
         square += tl.dot(tl.trans(x), tl.where(some[:, None], y, 0.0), input_precision="tf32x3")
         first += tl.sum(x, 0)
@@ -76,12 +81,12 @@ def _moments(
 
 @triton.jit(do_not_specialize=["slots"])
 def _norms(
-    k, positions, inv_freq, means, white, scales, out, s_kb, s_kh, s_ks, s_pb, s_ph, s_ps, s_wp, s_wc, s_wd,
+    k, positions, inv_freq, means, white, out, s_kb, s_kh, s_ks, s_pb, s_ph, s_ps, s_wp, s_wc, s_wd,
     unscale, half, heads, slots,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
     ROPE: tl.constexpr, INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
-    """‖W(y − mean)‖²/scale of a tile of slots; y as in ``_moments``."""
+    """‖W(y − mean)‖² of a tile of slots; y as in ``_moments``."""
     pair, tile = tl.program_id(0), tl.program_id(1)
     row, head = (pair // heads).to(tl.int64), (pair % heads).to(tl.int64)
     d, n = tl.arange(0, BLOCK_D), (tile * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
@@ -90,7 +95,8 @@ def _norms(
     centre += tl.load(means + pair * D + d, mask=d < D, other=0.0)[None, :]
     held = tl.load(p_row + n * s_ps, mask=n < slots, other=-1)
     some = held >= 0
-    x = content(k_row + n[:, None] * s_ks, some, held, d, d < D, inv_freq, half, unscale, ROPE, INTERLEAVED) - centre
+    x = content(k_row + n[:, None] * s_ks, some, held, d, d < D, inv_freq, half, unscale, ROPE, INTERLEAVED)
+    x = tl.where(some[:, None], x - centre, 0.0)
     total = tl.zeros((BLOCK_N,), tl.float32)
     for first in range(0, D, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
@@ -98,11 +104,12 @@ def _norms(
         w = tl.load(w_at, mask=(c < D)[None, :] & (d < D)[:, None], other=0.0)
         y = tl.dot(x, w, input_precision="tf32x3")
         total += tl.sum(y * y, 1)
-    total = tl.where(some, total / tl.load(scales + pair), 0.0)
-    tl.store(out + pair.to(tl.int64) * slots + n, total, mask=n < slots)
+    tl.store(out + pair.to(tl.int64) * slots + n, tl.where(some, total, 0.0), mask=n < slots)
 
 
-def leverage(keys: Tensor, positions: Tensor, log_votes: Tensor | None, ridge: float, rope: Rope | None) -> Tensor:
+def leverage(
+    keys: Tensor, positions: Tensor, log_votes: Tensor | None, ridge: float, rope: Rope | None, at: Tensor | None
+) -> Tensor:
     """As ``kernels.leverage.reference``."""
     keys = rowwise(keys)
     (b, h, s, d), pairs = keys.shape, keys.shape[0] * keys.shape[1]
@@ -112,18 +119,20 @@ def leverage(keys: Tensor, positions: Tensor, log_votes: Tensor | None, ridge: f
     block_c = min(BLOCK_C, power(d, MIN_DOT))
     rows = -(-d // block_c)
     tiles = rows * (rows + 1) // 2
-    parts = max(1, min(programs(keys.device) // (pairs * tiles), s // (SHARE * d)))
-    chunk = -(-s // parts)
+    size = s if at is None else at.shape[-1]
+    parts = max(1, min(programs(keys.device) // (pairs * tiles), size // (SHARE * d)))
+    chunk = -(-size // parts)
     sums = torch.empty(pairs, parts, d * d + d + 1, dtype=torch.float32, device=keys.device)
     votes = None if log_votes is None else log_votes.float()
     none = (0, 0, 0)
-    at, held = keys.stride()[:3], positions.stride()
+    steps, held = keys.stride()[:3], positions.stride()
     frequencies, half, unscale = (None, 0, 1.0) if rope is None else (rope.inv_freq, rope.dims // 2, 1 / rope.scaling)
     layout = {"D": d, "ROPE": rope is not None, "INTERLEAVED": rope is not None and rope.interleaved, "num_warps": 8}
     with on(keys):
         _moments[pairs, parts, tiles](
-            keys, positions, votes, frequencies, sums, *at, *held, *(none if votes is None else votes.stride()),
-            unscale, half, h, s, chunk, BLOCK_N=32, BLOCK_C=block_c, **layout,
+            keys, positions, votes, None if at is None else at.contiguous(), frequencies, sums, *steps, *held,
+            *(none if votes is None else votes.stride()), unscale, half, h, s, size, chunk, BLOCK_N=32,
+            BLOCK_C=block_c, **layout,
         )  # fmt: skip
         moments = sums.sum(1)
         del sums  # each of these matrices is some per cent of a layer: as few at a time as can be
@@ -131,11 +140,11 @@ def leverage(keys: Tensor, positions: Tensor, log_votes: Tensor | None, ridge: f
         mean = moments[:, d * d : -1].contiguous()
         sigma = moments[:, : d * d].view(-1, d, d)
         sigma.baddbmm_(mean[:, :, None], mean[:, None], alpha=-1)
-        white, scale = whitening(sigma, ridge)
+        white = whitening(sigma, ridge)
         del moments, sigma
         block_n = 32 if d <= 128 else 16
         _norms[pairs, -(-s // block_n)](
-            keys, positions, frequencies, mean, white, scale, out, *at, *held, *white.stride(),
+            keys, positions, frequencies, mean, white, out, *steps, *held, *white.stride(),
             unscale, half, h, s, BLOCK_N=block_n, BLOCK_C=min(power(d, MIN_DOT), 64 if d <= 128 else 32),
             BLOCK_D=power(d, MIN_DOT), **layout,
         )  # fmt: skip

@@ -24,6 +24,7 @@ def keepkv2(
     kernel: int = 13,
     floor: float = 5.0,
     ridge: float = 1.0,
+    sample: int = 1024,
     allocate: str | Allocate = "pooled",
     safeguard: float = 0.2,
     merge: float | None = None,
@@ -36,7 +37,7 @@ def keepkv2(
 
     1. Score: S_i = ℓ_i·(A_i + ``floor``·Ā). ℓ is the leverage of a key before RoPE among the keys of its head (ridge
        ``ridge``), A the largest attention that the last ``queries`` tokens give one of the ``kernel`` slots around it,
-       Ā its mean; see ``score.leverage``.
+       Ā its mean. What is usual in a head is learnt from ``sample`` of its keys. See ``score.leverage``.
     2. Budget: one for all heads of all layers, whose scores compare; each keeps its own top ``safeguard`` share.
     3. ``merge``, a key cosine such as 0.8: a leaving slot enters the kept slot most similar to it, if that is above
        ``merge``. Keys stay where they are. The bias becomes ln(Σ mass of the group / its own), the value the mean by
@@ -58,7 +59,7 @@ def keepkv2(
             f"keepkv2(merge={merge}, rehearsed=True): what is fitted cannot be merged too; give one of them"
         )
     reduce: Reduce = Drop() if merge is None else KeepKV(key="fixed", threshold=merge)
-    chosen = Leverage(queries, kernel, floor, ridge) if score == "leverage" else as_score(score, 32)
+    chosen = Leverage(queries, kernel, floor, ridge, sample) if score == "leverage" else as_score(score, 32)
     return Method(
         score=Rehearsed(chosen) if rehearsed else chosen,
         allocate=Pooled(safeguard) if allocate == "pooled" else as_allocation(allocate),
@@ -68,7 +69,7 @@ def keepkv2(
         window=window,
         name="keepkv2",
         options={
-            "score": score, "queries": queries, "kernel": kernel, "floor": floor, "ridge": ridge, "allocate": allocate,
-            "safeguard": safeguard, "merge": merge, "rehearsed": rehearsed,
+            "score": score, "queries": queries, "kernel": kernel, "floor": floor, "ridge": ridge, "sample": sample,
+            "allocate": allocate, "safeguard": safeguard, "merge": merge, "rehearsed": rehearsed,
         },
     )  # fmt: skip

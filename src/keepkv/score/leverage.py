@@ -27,6 +27,8 @@ class Leverage(Score):
         A_i = max_q max_j a_j(q)     over the last ``queries`` queries of all query heads of the KV head, and the
                                      ``kernel`` slots j around i; Ā its mean over slots
 
+    Mean and covariance of long contexts are those of ``sample`` slots, evenly spaced.
+
     Leverage scores are used for caches by CurDKV (arXiv 2509.15038), of keys as they are cached, and by Compactor
     (arXiv 2507.08143), before RoPE as here, added to the text's own attention (``score.compactor``). With RoPE undone,
     what is common to a text is common wherever it stands. Σ w_i ℓ_i, w_i the share of votes, is the effective dimension
@@ -44,6 +46,7 @@ class Leverage(Score):
     kernel: int = 13
     floor: float = 5.0
     ridge: float = 1.0
+    sample: int = 1024
 
     needs_rope: ClassVar[bool] = True
     observes: ClassVar[bool] = True
@@ -51,8 +54,8 @@ class Leverage(Score):
     def __post_init__(self) -> None:
         if self.queries < 0 or self.kernel < 1 or self.kernel % 2 == 0:
             raise KeepKVError(f"{self}: queries must be at least 0, kernel an odd number of slots")
-        if not self.ridge > 0 or not 0 <= self.floor:
-            raise KeepKVError(f"{self}: ridge must be larger than 0 and floor at least 0")
+        if not self.ridge > 0 or not 0 <= self.floor or self.sample < 2:
+            raise KeepKVError(f"{self}: ridge must be larger than 0, floor at least 0 and sample at least 2")
 
     def observe(self, view: LayerView) -> None:
         if self.queries:
@@ -60,7 +63,9 @@ class Leverage(Score):
 
     def __call__(self, view: LayerView) -> Tensor:
         slots = view.slots
-        score = leverage(slots.keys, slots.positions, slots.log_votes, ridge=self.ridge, rope=view.rope)
+        score = leverage(
+            slots.keys, slots.positions, slots.log_votes, ridge=self.ridge, rope=view.rope, sample=self.sample
+        )
         if not self.queries:
             return score
         peak = strongest(view, *window(view, self.queries)).amax(2)  # 0 at empty slots
