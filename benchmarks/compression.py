@@ -86,7 +86,8 @@ def device_name(device: str) -> str:
 
 @torch.inference_mode()
 def measure(model: Any, length: int, a: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row per method: medians over rounds in which all methods take turns, after one round that is not counted."""
+    """One row per method: medians over rounds in which all methods take turns, after one round that is not counted;
+    of the ratio to snapkv, that of the ratios within a round."""
     ids = torch.randint(256, (1, length), device=a.device)
     found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in a.methods}
     for number in range(a.rounds + 1):
@@ -96,15 +97,17 @@ def measure(model: Any, length: int, a: argparse.Namespace) -> list[dict[str, An
                 found[name].append(one)
     config = model.config
     content = 2 * config.num_key_value_heads * config.head_dim * length * model.dtype.itemsize
-    base = statistics.median(sum(x[:2]) for x in found["snapkv"]) if "snapkv" in found else None
+    # Round by round: what else the machine does in a round slows down all of it.
+    base = [sum(x[:2]) for x in found["snapkv"]] if "snapkv" in found else None
     rows = []
     for name, ones in found.items():
         observe, compress = (sorted(x[i] / a.layers for x in ones) for i in range(2))
-        both = statistics.median(sum(x[:2]) for x in ones)
+        times = sorted(sum(x[:2]) / y for x, y in zip(ones, base, strict=True)) if base else None
         rows.append({
             "method": name, "length": length, "observe_ms": statistics.median(observe) * 1e3,
             "compress_ms": statistics.median(compress) * 1e3, "compress_low_ms": compress[0] * 1e3,
-            "compress_high_ms": compress[-1] * 1e3, "times_snapkv": both / base if base else None,
+            "compress_high_ms": compress[-1] * 1e3, "times_snapkv": statistics.median(times) if times else None,
+            "times_snapkv_low": times[0] if times else None, "times_snapkv_high": times[-1] if times else None,
             "memory_share": statistics.median(x[2] for x in ones) / content,
         })  # fmt: skip
     return rows
@@ -173,7 +176,8 @@ def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for r in rows:
-        times = "" if r["times_snapkv"] is None else f"{r['times_snapkv']:.2f}"
+        low, high = r["times_snapkv_low"], r["times_snapkv_high"]
+        times = "" if r["times_snapkv"] is None else f"{r['times_snapkv']:.2f} ({low:.2f}–{high:.2f})"
         lines.append(
             f"| {r['length']:,} | `{r['method']}` | {r['observe_ms']:.2f} | {r['compress_ms']:.2f} "
             f"({r['compress_low_ms']:.2f}–{r['compress_high_ms']:.2f}) | {times} | {r['memory_share']:.2f} |"

@@ -38,5 +38,11 @@ def keep_mask(scores: Tensor, counts: Tensor, view: LayerView) -> Tensor:
     Empty slots never, protected slots always (also where ``counts`` is smaller), then the highest scores; equal
     scores go to the earlier position. Exactly ``counts`` slots wherever protected ≤ counts ≤ valid.
     """
-    wanted = counts.maximum(protected_counts(view))
-    return (ranks(scores, tiers(view)) < wanted[..., None]) & view.slots.valid
+    tier, least = tiers(view), torch.finfo(torch.float32).min
+    wanted = counts.maximum((tier == 2).sum(-1))[..., None]
+    value = scores.float().nan_to_num(nan=least, posinf=-least, neginf=least)
+    value = value.masked_fill_(tier == 2, float("inf")).masked_fill_(tier == 0, float("-inf"))
+    last = value.sort(dim=-1, descending=True).values.gather(-1, wanted.clamp(1, value.shape[-1]) - 1)
+    above, equal = value > last, value == last
+    left = wanted - above.sum(-1, keepdim=True)
+    return (above | (equal & (equal.cumsum(-1) <= left))) & view.slots.valid

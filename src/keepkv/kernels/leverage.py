@@ -84,7 +84,9 @@ def _contents(keys: Tensor, rope: Rope | None, turn: tuple[Tensor, ...], out: Te
 
 def _rows(x: Tensor, at: Tensor | None, head: int) -> Tensor:
     """Rows ``at`` (B,H,m) of one head of ``x`` (B,S,D); all where it is None."""
-    return x if at is None else x[torch.arange(len(x), device=x.device)[:, None], at[:, head]]
+    if at is None:
+        return x
+    return torch.stack([row.index_select(0, own.clamp(min=0)) for row, own in zip(x, at[:, head], strict=True)])
 
 
 def evenly(valid: Tensor, sample: int | None) -> Tensor | None:
@@ -97,7 +99,7 @@ def evenly(valid: Tensor, sample: int | None) -> Tensor | None:
         return None
     rank = valid.cumsum(-1)
     count = rank[..., -1:]
-    wanted: Tensor = torch.arange(sample, device=valid.device) * count.clamp(min=sample) // sample
+    wanted = torch.arange(sample, device=valid.device) * count.clamp(min=sample) // sample
     return torch.where(wanted < count, torch.searchsorted(rank, wanted + 1), -1)
 
 
@@ -121,4 +123,5 @@ def whitening(sigma: Tensor, ridge: float) -> Tensor:
     sigma.diagonal(dim1=-2, dim2=-1).add_(ridge)
     one = torch.eye(sigma.shape[-1], dtype=sigma.dtype, device=sigma.device) * scale.rsqrt()
     # The ridge makes it positive definite, so nothing needs to be checked: that would make the GPU wait.
-    return torch.linalg.solve_triangular(torch.linalg.cholesky_ex(sigma).L, one, upper=False)
+    white: Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky_ex(sigma).L, one, upper=False)
+    return white
