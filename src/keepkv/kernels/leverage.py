@@ -70,8 +70,16 @@ def reference(
             if at is not None:
                 _contents(keys[:, head, part], rope, tuple(angles[:, part] for angles in turn), z)
                 z -= mean
-            out[:, head, part] = torch.linalg.vector_norm(z @ white, dim=-1)
-    return out.square_().masked_fill_(positions < 0, 0.0)
+            out[:, head, part] = _norms(z, white)
+    return out.masked_fill_(positions < 0, 0.0)
+
+
+def _norms(z: Tensor, white: Tensor) -> Tensor:
+    """‖z_i·white‖² (B,n) for z (B,n,D) and white (B,D,D) upper triangular, of which the zero quarter is left out."""
+    half = z.shape[-1] // 2
+    first = torch.linalg.vector_norm(z[..., :half] @ white[:, :half, :half], dim=-1)
+    second = torch.linalg.vector_norm(z @ white[..., half:], dim=-1)
+    return first.square_().addcmul_(second, second)
 
 
 def _contents(keys: Tensor, rope: Rope | None, turn: tuple[Tensor, ...], out: Tensor) -> None:

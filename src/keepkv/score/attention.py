@@ -119,7 +119,7 @@ def strongest(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     most = _nothing(view, queries)
     for heads, _, end, given in tiles(view, queries, positions):
         seen = most[:, heads, :, :end]
-        seen.copy_(seen.maximum(given.amax(3)))
+        torch.maximum(seen, given.amax(3), out=seen)
     return most
 
 
