@@ -77,7 +77,7 @@ def reference(
 def _norms(z: Tensor, white: Tensor) -> Tensor:
     """‖z_i·white‖² (B,n) for z (B,n,D) and white (B,D,D) upper triangular, of which the zero quarter is left out."""
     half = z.shape[-1] // 2
-    first = torch.linalg.vector_norm(z[..., :half] @ white[:, :half, :half], dim=-1)
+    first: Tensor = torch.linalg.vector_norm(z[..., :half] @ white[:, :half, :half], dim=-1)
     second = torch.linalg.vector_norm(z @ white[..., half:], dim=-1)
     return first.square_().addcmul_(second, second)
 
