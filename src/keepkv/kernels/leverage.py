@@ -45,33 +45,52 @@ def leverage(
 def reference(
     keys: Tensor, positions: Tensor, log_votes: Tensor | None, ridge: float, rope: Rope | None, at: Tensor | None
 ) -> Tensor:
-    """The same in plain torch, with the sample ``at`` of ``evenly``; a head at a time, and some slots of it."""
-    (b, h, s, d), keys = keys.shape, keys.detach()
+    """The same in plain torch, with the sample ``at`` of ``evenly``; some slots at a time, and of them head by head."""
+    (b, h, s), keys = positions.shape, keys.detach()
     dtype = torch.promote_types(keys.dtype, torch.float32)
     out = torch.empty(b, h, s, dtype=dtype, device=keys.device)
     if not out.numel():
         return out
-    share = shares(positions, log_votes, at).to(dtype)[..., None]
+    drawn = positions if at is None else positions.gather(-1, at.clamp(min=0)).masked_fill_(at < 0, -1)
+    share = shares(drawn >= 0, log_votes if at is None or log_votes is None else log_votes.gather(-1, at.clamp(min=0)))
     alike = bool((positions == positions[:, :1]).all())  # the angles of one head serve all
-    turn: tuple[Tensor, ...] = ()
-    x, y = (torch.empty(b, n, d, dtype=dtype, device=keys.device) for n in (share.shape[2], min(s, _SLOTS)))
+    usual = []
     for head in range(h):
-        if rope is not None and (head == 0 or not alike):
-            turn = rope.phases(positions[:, head].clamp(min=0), 1 / rope.scaling)  # (B,S,R/2)
         if head == 0 or not alike:
-            turned = tuple(_rows(angles, at, head) for angles in turn)
-        _contents(_rows(keys[:, head], at, head), rope, turned, x)
-        mean = share[:, head].mT @ x
+            turn = _turn(rope, drawn[:, head])
+        x = _contents(_rows(keys[:, head], at, head), rope, turn, dtype)
+        w = share[:, head, :, None].to(dtype)
+        mean = w.mT @ x
         x -= mean
-        white = whitening((x * share[:, head]).mT @ x, ridge).mT
-        for start in range(0, s, _SLOTS):
-            part = slice(start, min(start + _SLOTS, s))
-            z = x[:, part] if at is None else y[:, : part.stop - start]
-            if at is not None:
-                _contents(keys[:, head, part], rope, tuple(angles[:, part] for angles in turn), z)
-                z -= mean
-            out[:, head, part] = _norms(z, white)
+        usual.append((mean, whitening((x * w).mT @ x, ridge).mT))
+    for start in range(0, s, _SLOTS):
+        part = slice(start, start + _SLOTS)
+        for head, (mean, white) in enumerate(usual):
+            if head == 0 or not alike:
+                turn = _turn(rope, positions[:, head, part])
+            out[:, head, part] = _norms(_contents(keys[:, head, part], rope, turn, dtype).sub_(mean), white)
     return out.masked_fill_(positions < 0, 0.0)
+
+
+def _rows(x: Tensor, at: Tensor | None, head: int) -> Tensor:
+    """Rows ``at`` (B,H,m) of one head of ``x`` (B,S,D); all where it is None."""
+    if at is None:
+        return x
+    return torch.stack([row.index_select(0, own.clamp(min=0)) for row, own in zip(x, at[:, head], strict=True)])
+
+
+def _turn(rope: Rope | None, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+    """cos and sin (B,n,R/2) that undo RoPE at ``positions`` (B,n)."""
+    return None if rope is None else rope.phases(positions.clamp(min=0), 1 / rope.scaling)
+
+
+def _contents(keys: Tensor, rope: Rope | None, turn: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:
+    """``keys`` (B,n,D) as they were before RoPE: a new tensor."""
+    if rope is None or turn is None:
+        return keys.to(dtype, copy=True)
+    out = torch.empty(keys.shape, dtype=dtype, device=keys.device)
+    rope.back(keys.to(dtype), *turn, out)
+    return out
 
 
 def _norms(z: Tensor, white: Tensor) -> Tensor:
@@ -80,21 +99,6 @@ def _norms(z: Tensor, white: Tensor) -> Tensor:
     first: Tensor = torch.linalg.vector_norm(z[..., :half] @ white[:, :half, :half], dim=-1)
     second = torch.linalg.vector_norm(z @ white[..., half:], dim=-1)
     return first.square_().addcmul_(second, second)
-
-
-def _contents(keys: Tensor, rope: Rope | None, turn: tuple[Tensor, ...], out: Tensor) -> None:
-    """Writes ``keys`` (B,n,D) as they were before RoPE to ``out``; ``turn`` are the ``phases`` of their positions."""
-    if rope is None:
-        out.copy_(keys)
-    else:
-        rope.back(keys.to(out.dtype), turn[0], turn[1], out)
-
-
-def _rows(x: Tensor, at: Tensor | None, head: int) -> Tensor:
-    """Rows ``at`` (B,H,m) of one head of ``x`` (B,S,D); all where it is None."""
-    if at is None:
-        return x
-    return torch.stack([row.index_select(0, own.clamp(min=0)) for row, own in zip(x, at[:, head], strict=True)])
 
 
 def evenly(valid: Tensor, sample: int | None) -> Tensor | None:
@@ -111,13 +115,9 @@ def evenly(valid: Tensor, sample: int | None) -> Tensor | None:
     return torch.where(wanted < count, torch.searchsorted(rank, wanted + 1), -1)
 
 
-def shares(positions: Tensor, log_votes: Tensor | None, at: Tensor | None) -> Tensor:
-    """Share of each slot of the sample in its votes (B,H,m), float32: 0 where it is empty, as all are where none is
-    valid."""
-    valid = positions >= 0 if at is None else at >= 0
+def shares(valid: Tensor, log_votes: Tensor | None) -> Tensor:
+    """Share of each slot in the votes of its head, float32: 0 where it is empty, as all are where none is valid."""
     votes = torch.zeros((), device=valid.device) if log_votes is None else log_votes
-    if log_votes is not None and at is not None:
-        votes = log_votes.gather(-1, at.clamp(min=0))
     return torch.where(valid, votes, float("-inf")).softmax(-1).nan_to_num(0.0)
 
 

@@ -82,11 +82,11 @@ def log_normalizer(view: LayerView, u: Tensor) -> Tensor:
 
 def weights(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     """Attention weights (B,H,G,T,S), dtype as ``logits``; all zero for a padded query."""
-    u = logits(view, queries, positions)
     if torch.compiler.is_compiling() or view.sinks is not None:
+        u = logits(view, queries, positions)
         z = log_normalizer(view, u)
         return u.sub_(z.masked_fill_(z.isneginf(), 0.0)[..., None]).exp_()
-    given = u.softmax(-1)
+    given = logits(view, queries, positions).softmax(-1)
     blind = given[..., :1].isnan()  # queries that see nothing
     return given.masked_fill_(blind, 0.0) if bool(blind.any()) else given
 
@@ -107,6 +107,7 @@ def received(view: LayerView, queries: Tensor, positions: Tensor, until: Tensor 
         if until is not None:
             given *= (positions[:, None, part, None] < until[:, heads, None, :end])[:, :, None]
         total[:, heads, :, :end] += given.sum(3)
+        del given  # before the next is made
     return total
 
 
@@ -120,6 +121,7 @@ def strongest(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     for heads, _, end, given in tiles(view, queries, positions):
         seen = most[:, heads, :, :end]
         torch.maximum(seen, given.amax(3), out=seen)
+        del given
     return most
 
 
