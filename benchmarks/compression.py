@@ -4,9 +4,10 @@
 
 A Llama of random weights with the heads of an 8B model (32 query and 8 KV heads of 128) and a few layers reads random
 tokens and compresses them, with every method in turn, several rounds of all. Two times per layer are reported:
-``observe``, what the score does during the prefill, and ``compress``. Memory is the peak of the allocator during the
-compression beyond what was held before it, as a share of one layer's keys and values; a layer's result, ``budget`` of
-them, is part of it. What layers do together, such as sharing one budget, counts for each by its part.
+``observe``, what the score does during the prefill, and ``compress``. Memory is the largest sum of what is allocated
+during the compression and not yet freed, as a share of one layer's keys and values; a layer's result, ``budget`` of
+them, is part of it, those of other layers are not. It is counted in a round of its own, which is not timed. What layers
+do together, such as sharing one budget, counts for each by its part.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import keepkv
 from keepkv.evaluation import environment
-from keepkv.evaluation.memory import Peak
 from keepkv.layer import Layer
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,6 +44,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "keepkv2:allocate=uniform": ("keepkv2", {"allocate": "uniform"}),
     "keepkv2:merge=0.8": ("keepkv2", {"merge": 0.8}),
 }
+
+
+GPU = {"cpu": [], "cuda": [ProfilerActivity.CUDA]}
 
 
 def main() -> None:
@@ -86,15 +91,14 @@ def device_name(device: str) -> str:
 
 @torch.inference_mode()
 def measure(model: Any, length: int, a: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row per method: medians over rounds in which all methods take turns, after one round that is not counted;
+    """One row per method: medians over rounds in which all methods take turns, after one in which memory is counted;
     of the ratio to snapkv, that of the ratios within a round."""
     ids = torch.randint(256, (1, length), device=a.device)
+    memory = {name: once(model, ids, *METHODS[name], a.budget, counted=True)[2] for name in a.methods}
     found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in a.methods}
-    for number in range(a.rounds + 1):
+    for _ in range(a.rounds):
         for name in a.methods:
-            one = once(model, ids, *METHODS[name], a.budget)
-            if number:
-                found[name].append(one)
+            found[name].append(once(model, ids, *METHODS[name], a.budget))
     config = model.config
     content = 2 * config.num_key_value_heads * config.head_dim * length * model.dtype.itemsize
     # Round by round: what else the machine does in a round slows down all of it.
@@ -108,28 +112,35 @@ def measure(model: Any, length: int, a: argparse.Namespace) -> list[dict[str, An
             "compress_ms": statistics.median(compress) * 1e3, "compress_low_ms": compress[0] * 1e3,
             "compress_high_ms": compress[-1] * 1e3, "times_snapkv": statistics.median(times) if times else None,
             "times_snapkv_low": times[0] if times else None, "times_snapkv_high": times[-1] if times else None,
-            "memory_share": statistics.median(x[2] for x in ones) / content,
+            "memory_share": memory[name] / content - (a.layers - 1) * a.budget,
         })  # fmt: skip
     return rows
 
 
 def once(
-    model: Any, ids: torch.Tensor, method: str, options: dict[str, Any], budget: float
+    model: Any, ids: torch.Tensor, method: str, options: dict[str, Any], budget: float, counted: bool = False
 ) -> tuple[float, float, int]:
-    """Seconds of observing and of compressing all layers, and bytes at the peak of the latter."""
+    """Seconds of observing and of compressing all layers; bytes at the peak of the latter if they are ``counted``."""
     cache = keepkv.Cache(model, method, budget, when=keepkv.When("deferred"), **options)
     spent = [0.0]
     with watched(cache, spent):
         model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     wait(ids)
-    before = held(ids)
-    with Peak(ids.device) as peak:
+    watching = profile(activities=[ProfilerActivity.CPU, *GPU[ids.device.type]], profile_memory=True)
+    with watching if counted else nullcontext() as seen:
         began = time.perf_counter()
         cache.compress()
         wait(ids)
         seconds = time.perf_counter() - began
-    assert cache.report().compressed and peak.bytes is not None
-    return spent[0], seconds, max(0, peak.bytes - before)
+    assert cache.report().compressed
+    return spent[0], seconds, 0 if seen is None else peak(seen, ids.device.type.upper())
+
+
+def peak(seen: profile, device: str) -> int:
+    """The largest sum of bytes allocated on the device under ``seen`` and not yet freed."""
+    found = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    found = sorted((e for e in found if e.device_type().name == device), key=lambda e: e.start_ns())
+    return max(accumulate(e.nbytes() for e in found), default=0)
 
 
 @contextmanager
@@ -156,14 +167,6 @@ def wait(x: torch.Tensor) -> None:
     """For a GPU to finish."""
     if x.device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def held(x: torch.Tensor) -> int:
-    """Bytes in use."""
-    if x.device.type == "cuda":
-        return torch.cuda.memory_allocated()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
 
 
 def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
