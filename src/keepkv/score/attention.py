@@ -120,7 +120,7 @@ def strongest(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     most = _nothing(view, queries)
     for heads, _, end, given in tiles(view, queries, positions):
         seen = most[:, heads, :, :end]
-        torch.maximum(seen, given.amax(3), out=seen)
+        seen.copy_(seen.maximum(given.amax(3)))
         del given
     return most
 
