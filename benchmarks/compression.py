@@ -27,8 +27,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import keepkv
-from keepkv.evaluation import environment
-from keepkv.layer import Layer
+from keepkv.engine.layer import Layer
+from keepkv.measure import environment
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "snapkv": ("snapkv", {}),

@@ -22,9 +22,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import keepkv
+from keepkv.embedded import embedded_model
 from keepkv.methods import METHODS
 from keepkv.methods.keepkv import keepkv as keepkv_method
-from keepkv.models import embedded_model
 from keepkv.reduce.drop import Drop
 from keepkv.tasks import demo_document
 

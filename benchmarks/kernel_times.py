@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from keepkv import kernels
-from keepkv.evaluation.environment import revision, versions
+from keepkv.measure.environment import revision, versions
 
 ROOT = Path(__file__).parent.parent
 FLUSH = 1 << 29  # bytes written between runs: more than any L2 cache holds
@@ -57,7 +57,6 @@ SHAPES = {
     "window_scores": (Shape("prompt", 4, 32768), Shape("long prompt", 1, 131072)),
     "assign": (Shape("prompt", 4, 32768),),
     "merge_segments": (Shape("prompt", 4, 32768),),
-    "compact": (Shape("prompt", 4, 32768), Shape("one row", 1, 131072)),
 }
 TINY = Shape("tiny", 2, 64, heads=2, groups=2, dim=32, window=4)
 
@@ -205,7 +204,7 @@ def cases(kernel: str, shape: Shape, device: torch.device) -> Iterator[Case]:
         yield Case(kernel, f"{targets} targets of {n}", shape, moved, 2 * pairs * d, {
             way: lambda way=way: kernels.assign(keys, ~kept, kept, backend=way)[::-1] for way in ("reference", "triton")
         })  # fmt: skip
-    elif kernel == "merge_segments":
+    else:
         size = max(1, int(shape.share * s))
         group = torch.randint(0, size, (b, h, s), device=device)
         moved = 2 * n * d * width + n * (4 + 8) + b * h * size * (2 * d + 1) * 4
@@ -213,13 +212,6 @@ def cases(kernel: str, shape: Shape, device: torch.device) -> Iterator[Case]:
             way: lambda way=way: kernels.merge_segments(votes, keys, values, group, size, backend=way)
             for way in ("reference", "triton")
         })  # fmt: skip
-    else:
-        fields = {"keys": keys, "values": values, "log_votes": votes, "positions": positions}
-        staying = int(kept.sum())
-        moved = 2 * staying * (2 * d * width + 4 + 4) + 4 * n  # the mask, once for each field
-        yield Case(kernel, f"{staying} of {n} stay", shape, moved, 0, {
-            way: lambda way=way: kernels.compact(fields, kept, backend=way) for way in ("reference", "triton")
-        }, compare=False)  # fmt: skip
 
 
 def first(result: Any) -> Tensor:

@@ -21,10 +21,10 @@ from leakage_tables import summary
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from keepkv import tasks
-from keepkv.evaluation.leakage import METHODS, REMOVED, SPANS, study
-from keepkv.evaluation.leakage_curves import complete
-from keepkv.evaluation.leakage_rows import append, key_of, load
-from keepkv.models import embedded_model
+from keepkv.embedded import embedded_model
+from keepkv.evaluation.leakage.curves import complete
+from keepkv.evaluation.leakage.rows import append, key_of, load
+from keepkv.evaluation.leakage.study import METHODS, REMOVED, SPANS, study
 from keepkv.tasks.base import Item
 from keepkv.tasks.instructions import ATTACKS, ORDERS
 from keepkv.tasks.secret import probed

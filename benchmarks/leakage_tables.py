@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from keepkv.evaluation.leakage_curves import (
+from keepkv.evaluation.leakage.curves import (
     Curve,
     area,
     composite,

@@ -20,14 +20,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from keepkv.models import embedded_model
+from keepkv.embedded import embedded_model
 
 LENGTHS = "256:0.45:8192,640:0.35:8960,2304:0.2:18432"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """tokens: of training. rate: peak. curriculum, mix: as ``keepkv.models.train`` takes them."""
+    """tokens: of training. rate: peak. curriculum, mix: as ``embedded_model.train`` takes them."""
 
     tokens: int
     rate: str
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--loaders", type=int, default=0, help="processes that make the data ahead, for each seed")
     parser.add_argument("--parallel", action="store_true", help="all seeds at once, each with a log beside its folder")
-    parser.add_argument("--eager", action="store_true", help="as keepkv.models.train takes it")
+    parser.add_argument("--eager", action="store_true", help="as embedded_model.train takes it")
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(len(a.seeds) if a.parallel else 1) as pool:
@@ -87,7 +87,7 @@ def train(seed: int, out: Path, a: argparse.Namespace) -> None:
 
 def run(stage: Stage, seed: int, start: Path | None, out: Path, options: list[str], log: Path | None) -> None:
     """One stage, in processes whose allocator keeps its memory from step to step."""
-    command = [sys.executable, "-m", "keepkv.models.train", "--out", str(out), "--seed", str(seed),
+    command = [sys.executable, "-m", "embedded_model.train", "--out", str(out), "--seed", str(seed),
                "--tokens", str(stage.tokens), "--rate", stage.rate, "--curriculum", stage.curriculum,
                "--mix", stage.mix, *options]  # fmt: skip
     # Training a tokenizer anew gives another one under another version of Python.

@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from keepkv.bench.contenders import Contender, peers
 from keepkv.bench.plan import Sweep, by_budget, total
 from keepkv.bench.plots import draw, name_of, need_matplotlib
 from keepkv.bench.rows import Row, Spread, read
 from keepkv.bench.run import run
 from keepkv.bench.shapes import Shape
+from keepkv.bench.systems import Contender, peers
 from keepkv.cli.arguments import variant
 from keepkv.cli.output import progress_rows
 from keepkv.evaluation.rows import write

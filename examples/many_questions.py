@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import keepkv
-from keepkv.models import embedded_model
+from keepkv.embedded import embedded_model
 from keepkv.tasks import demo_document
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import keepkv
-from keepkv.models import embedded_model
+from keepkv.embedded import embedded_model
 from keepkv.score.base import FunctionScore
 from keepkv.tasks import get, score_item
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 import typer.main
+from zoo import ZOO
 
 import keepkv
 from keepkv.allocate.base import ALLOCATIONS
 from keepkv.cli.program import program
+from keepkv.core.registry import Registry
 from keepkv.methods.base import METHODS
 from keepkv.reduce.base import REDUCTIONS
-from keepkv.registry import Registry
 from keepkv.score.base import SCORES
-from zoo import ZOO
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

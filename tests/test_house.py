@@ -12,37 +12,40 @@ import keepkv
 
 SOURCE = Path(keepkv.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-PARTS = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in FILES}
 
-# From the ground up; a module imports from its own floor and from those below it.
+# Rooms from the ground up. A room is a folder; it knows what stands below it, and no other room of its floor.
 FLOORS = [
     line.split()
     for line in """\
-errors slots rope spread registry budget clock
+errors
+core
 kernels
-score allocate reduce store when attention spans
+attention observe
+store allocate
+spans
+score
+reduce
 methods
-cache layer look compress plan attach receipt report persistence context reread rehearse attention.interface
-models tasks metrics evaluation
+engine
+embedded metrics
+measure models tasks
+evaluation
+report
 bench
-cli serve integrations""".splitlines()
+cli
+integrations""".splitlines()
 ]
+FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
+ENGINE = FLOOR["engine"]  # transformers is known from here on
 
 
-def floor(name: str) -> int:
-    """Of ``attention.interface`` if that is entered, else of ``attention``; of a name of keepkv itself the top."""
-    if name.split(".")[0] not in PARTS:
-        return len(FLOORS) - 1
-    for entry in (name, name.split(".")[0]):
-        found = [i for i, entries in enumerate(FLOORS) if entry in entries]
-        if found:
-            return found[0]
-    raise AssertionError(f"keepkv.{name} has no floor yet: enter it in FLOORS")
+def room_of(path: Path) -> str:
+    """The folder of a module at the top of the package, or the module itself where it lies in none."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
 def name_of(path: Path) -> str:
-    """``attention.interface``, of two levels at most."""
-    return ".".join(path.relative_to(SOURCE).with_suffix("").parts[:2])
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts)
 
 
 def tree_of(path: Path) -> ast.Module:
@@ -50,31 +53,40 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """What of keepkv a module imports when it runs: imports for type checkers only do not count."""
+    """Dotted names that a module imports anywhere in it, for type checkers too."""
     found: set[str] = set()
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "keepkv":
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names if alias.name.split(".")[0] == "keepkv"]
-        else:
-            found |= imports(node)
-            continue
-        found |= {".".join(name.split(".")[1:3]) for name in names}
+            found |= {alias.name for alias in node.names}
     return found
+
+
+def rooms_known(path: Path) -> set[str]:
+    """Other rooms that a module imports from; the package itself stands above all."""
+    known = {name.split(".")[1] for name in imports(tree_of(path)) if name.startswith("keepkv.")}
+    return {room if room in FLOOR else "keepkv" for room in known} - {room_of(path)}
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room_of(path) for path in FILES} - {"__init__"} == set(FLOOR)
 
 
 def test_imports_run_downwards() -> None:
     upwards = {
-        (name_of(path), name)
+        (name_of(path), room)
         for path in FILES
         if path != SOURCE / "__init__.py"
-        for name in imports(tree_of(path))
-        if floor(name) > floor(name_of(path))
+        for room in rooms_known(path)
+        if FLOOR.get(room, len(FLOORS)) >= FLOOR[room_of(path)]
     }
     assert not upwards
+
+
+def test_transformers_is_known_from_the_engine_on() -> None:
+    below = [path for path in FILES if room_of(path) in FLOOR and FLOOR[room_of(path)] < ENGINE]
+    assert not [name_of(path) for path in below if {x.split(".")[0] for x in imports(tree_of(path))} & {"transformers"}]
 
 
 def test_files_are_short() -> None:

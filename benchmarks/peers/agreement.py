@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import keepkv
 from keepkv import tasks
-from keepkv.models import embedded_model
+from keepkv.embedded import embedded_model
 
 RATIOS = (0.25, 0.5, 0.75, 0.9)
 CONTINUATION = 3

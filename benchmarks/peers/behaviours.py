@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import keepkv
-from keepkv.budget import Budget
+from keepkv.core.budget import Budget
 
 NEW = 8
 LONG, SHORT, TURN, CHUNK, RATIO = 256, 100, 100, 64, 0.5

@@ -29,6 +29,7 @@ from reference import Reference
 from torch import Tensor
 
 from keepkv.cli.load import load
+from keepkv.core.when import When
 from keepkv.evaluation.answers import in_turn, separately
 from keepkv.evaluation.asking import Asked, Encoded, read
 from keepkv.evaluation.ledger import ITEMS, RUN, SPEED, read_lines
@@ -36,7 +37,6 @@ from keepkv.evaluation.setup import FULL, Setup, Unit, Variant
 from keepkv.evaluation.summary import summarise
 from keepkv.evaluation.unit import ROWS, build, compressed, make_cache
 from keepkv.tasks.scoring import Score, grade
-from keepkv.when import When
 
 PEER = "kvpress"
 NAMES = {

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from keepkv import LayerView
+from keepkv.observe.window import remember, window
 from keepkv.score import Compactor, ExpectedAttention, SnapKV
-from keepkv.score.window import remember, window
 
 
 @dataclass(frozen=True)

@@ -28,24 +28,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from keepkv.score.future import Future
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from keepkv import tasks
-from keepkv.cache import Cache
+from keepkv.core.rope import Rope
+from keepkv.core.slots import EMPTY, LayerView
+from keepkv.core.when import When
+from keepkv.embedded import embedded_model
+from keepkv.engine.cache import Cache
+from keepkv.engine.view import look
 from keepkv.evaluation.asking import Encoded, encode, pad, read, rows_of, step
-from keepkv.evaluation.replay import record
+from keepkv.evaluation.fidelity.replay import record
 from keepkv.evaluation.setup import HELD_OUT
-from keepkv.look import look
 from keepkv.methods import Method
-from keepkv.models import embedded_model
-from keepkv.rope import Rope
-from keepkv.score.attention import weights
-from keepkv.score.future import Future
+from keepkv.observe.attention import weights
+from keepkv.observe.sample import GOLDEN
 from keepkv.score.keydiff import KeyDiff
-from keepkv.score.sample import GOLDEN
-from keepkv.slots import EMPTY, LayerView
-from keepkv.when import When
 
 TASKS = ("niah-multikey-1", "qa-1", "niah-multivalue", "perplexity")
 REFERENCES, WINDOW, SPAN = 256, 32, 128

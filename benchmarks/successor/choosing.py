@@ -10,7 +10,7 @@ import torch
 from fidelity import Reference
 from torch import Tensor
 
-from keepkv.cache import Cache
+from keepkv.engine.cache import Cache
 
 FLOOR = 0.02  # relative error below which that of a token counts by its square
 STEP, EXCHANGES = 0.04, 40  # share of the slots that leave at once; rounds of exchange

@@ -21,16 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keepkv.cache import Cache
-from keepkv.evaluation import environment
+from keepkv.core.when import When
+from keepkv.engine.cache import Cache
 from keepkv.evaluation.asking import Encoded, Ids, likely, pad, read, rows_of, step
+from keepkv.evaluation.fidelity.replay import Call, record, replay
 from keepkv.evaluation.ledger import Ledger
 from keepkv.evaluation.records import KEY, Found, Record, failed, places
-from keepkv.evaluation.replay import Call, record, replay
 from keepkv.evaluation.setup import FULL, Setup, Unit
 from keepkv.evaluation.unit import build, compressed, look_again, make_cache
+from keepkv.measure import environment
 from keepkv.metrics import kl, relative_error
-from keepkv.when import When
 
 QUESTIONS = 4  # of an item at most
 

@@ -10,15 +10,15 @@ from fidelity import Reference, compare
 from plan import FEW
 from torch import Tensor
 
-from keepkv.cache import Cache
+from keepkv.core.when import When
+from keepkv.engine.cache import Cache
+from keepkv.engine.state import slot_bytes
 from keepkv.evaluation.asking import Encoded, read
 from keepkv.evaluation.setup import Setup, Unit
 from keepkv.evaluation.unit import compressed, look_again, make_cache
 from keepkv.methods import METHODS
-from keepkv.plan import slot_bytes
 from keepkv.store import STORES
 from keepkv.store.packed import RESIDUAL
-from keepkv.when import When
 
 FLOATS = {"float32": 4, "bfloat16": 2}  # bytes of a number in the cache that int8 is compared with
 Record = dict[str, Any]

@@ -45,13 +45,13 @@ from plan import FEW, OURS, SOME
 from run import loaded
 from torch import Tensor
 
-from keepkv.cache import Cache
 from keepkv.cli.arguments import variant
-from keepkv.evaluation import environment
+from keepkv.engine.cache import Cache
+from keepkv.engine.state import slot_bytes
 from keepkv.evaluation.asking import Asked, Encoded, read
 from keepkv.evaluation.setup import FULL, Setup, Unit
 from keepkv.evaluation.unit import build
-from keepkv.plan import slot_bytes
+from keepkv.measure import environment
 
 RUN = (
     OURS, "kvzip", "random", "keepkv2:merge=0.8", "keepkv2:merge=0.7", "keepkv2:merge=0.6", "keepkv2:merge=0.5",

@@ -8,20 +8,21 @@ Importing registers the attention implementation "keepkv" with transformers, and
 """
 
 from keepkv.allocate import Allocate, register_allocate
-from keepkv.attention.interface import register as _register
-from keepkv.budget import Budget
-from keepkv.cache import Cache
-from keepkv.context import compressed
+from keepkv.core.budget import Budget
+from keepkv.core.slots import LayerView, Slots
+from keepkv.core.when import When
+from keepkv.embedded import embedded_model
+from keepkv.engine.cache import Cache
+from keepkv.engine.compressed import compressed
+from keepkv.engine.interface import register as _register
+from keepkv.engine.passes.rehearse import rehearse
+from keepkv.engine.passes.reread import reread
+from keepkv.engine.receipt import Receipt
 from keepkv.errors import KeepKVError
 from keepkv.methods import Method, method_info, methods, register_method
-from keepkv.receipt import Receipt
 from keepkv.reduce import Reduce, Reduced, register_reduce
-from keepkv.rehearse import rehearse
-from keepkv.reread import reread
 from keepkv.score import Score, register_score
-from keepkv.slots import LayerView, Slots
 from keepkv.spans import Span, SpanPolicy, spans_of_chat, spans_of_text
-from keepkv.when import When
 
 _register()
 
@@ -42,6 +43,7 @@ __all__ = [
     "SpanPolicy",
     "When",
     "compressed",
+    "embedded_model",
     "method_info",
     "methods",
     "register_allocate",

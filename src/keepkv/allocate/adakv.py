@@ -10,8 +10,8 @@ from torch import Tensor
 
 from keepkv.allocate.base import Allocate, register_allocate
 from keepkv.allocate.select import tiers
+from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
-from keepkv.slots import LayerView
 
 
 @register_allocate("adakv")

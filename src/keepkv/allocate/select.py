@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from keepkv.slots import LayerView
+from keepkv.core.slots import LayerView
 
 
 def ranks(scores: Tensor, tier: Tensor) -> Tensor:

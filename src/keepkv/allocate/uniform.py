@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from keepkv.allocate.base import Allocate, register_allocate
-from keepkv.slots import LayerView
+from keepkv.core.slots import LayerView
 
 
 @register_allocate("uniform")

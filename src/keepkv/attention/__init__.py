@@ -1,1 +1,1 @@
-"""Attention over slots: the functions registered with transformers, and the reference that computes it."""
+"""Attention over the parts that a store hands out, in plain torch or by the kernels."""

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from keepkv.core.slots import EMPTY
 from keepkv.kernels.layout import MASKED, Layout
-from keepkv.slots import EMPTY
 
 COLUMNS = 512  # slots of each segment that are gathered at once where several queries meet ragged slots
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from keepkv.bench import floor, probe, sizes
-from keepkv.bench.contenders import PLAIN, PRESSES, Contender, slots_asked
+from keepkv.bench import hardware, roofline, sizes
+from keepkv.bench.models import Source, Sources
 from keepkv.bench.plan import Point, Sweep, check_budgets
+from keepkv.bench.protocol import WARM
 from keepkv.bench.rows import Row, Spread
 from keepkv.bench.session import RowFailed, Session
-from keepkv.bench.sources import Source, Sources
-from keepkv.bench.turns import WARM
+from keepkv.bench.systems import PLAIN, PRESSES, Contender, slots_asked
 from keepkv.errors import KeepKVError
 from keepkv.methods.base import METHODS
 
@@ -57,14 +57,14 @@ class Block:
         """A row for each contender, in order."""
         entries = [_Entry(one, self._empty(one)) for one in block]
         try:
-            device = probe.open_device(self.point.device)
+            device = hardware.open_device(self.point.device)
             model = self.sources.get(self.point)
         except KeepKVError as error:
             for entry in entries:
                 entry.fail(error)
             return [entry.row for entry in entries]
         with ExitStack() as stack:
-            free = probe.free_bytes(device)
+            free = hardware.free_bytes(device)
             for entry in entries:
                 stack.callback(entry.end)
                 free = self._start(entry, model, device, free)
@@ -73,7 +73,7 @@ class Block:
             for turn in range(self.sweep.repeats):
                 if all(entry.session is None for entry in entries):
                     break
-                self.bandwidths.append(probe.bandwidths(device, self.threads, self.sweep.probe))
+                self.bandwidths.append(hardware.bandwidths(device, self.threads, self.sweep.probe))
                 for entry in entries:
                     self._try(entry, self._turn, turn < self.sweep.prefills)
         return [entry.row if entry.row.error else self._row(entry, entries) for entry in entries]
@@ -97,13 +97,13 @@ class Block:
                 raise RowFailed(one.error)
             text = model.text
             entry.row = replace(
-                entry.row, layers=text.num_hidden_layers, hardware=probe.hardware(device), dtype=str(model.dtype)[6:]
+                entry.row, layers=text.num_hidden_layers, hardware=hardware.hardware(device), dtype=str(model.dtype)[6:]
             )
             longest, new = getattr(text, "max_position_embeddings", None), WARM + sweep.new
             if longest is not None and point.context + new > longest:
                 raise RowFailed(f"{point.context} + {new} tokens: the model reads {longest} at most")
             batch = self._batch(entry, model, new)
-            weights = floor.weight_bytes(model.config, model.dtype, batch)
+            weights = roofline.weight_bytes(model.config, model.dtype, batch)
             entry.row = replace(entry.row, batch=batch, weight_bytes=weights)
             need = weights + self._held(one, model, new) * batch
             if free is not None and need > free:
@@ -141,7 +141,7 @@ class Block:
             "vocab": vocab,
         }  # fmt: skip
         if one.library != "kvpress":
-            return Session([sys.executable, "-m", "keepkv.bench.child"], spec)
+            return Session([sys.executable, "-m", "keepkv.bench.worker"], spec)
         if sweep.kvpress_python is None:
             raise RowFailed("kvpress runs in an environment of its own: name its Python with --kvpress-python")
         if sweep.chunk is not None and sweep.chunk < context:
@@ -170,7 +170,7 @@ class Block:
         turns, row = entry.turns, entry.row
         assert row.batch is not None and row.weight_bytes is not None
         weights, (bandwidth, reading) = row.weight_bytes, map(median, zip(*self.bandwidths, strict=True))
-        floors = [floor.seconds(weights, x["slot_bytes"], x["vote_bytes"], bandwidth) for x in turns]
+        floors = [roofline.seconds(weights, x["slot_bytes"], x["vote_bytes"], bandwidth) for x in turns]
         decode = [x["decode"] for x in turns]
         throughput = [row.batch / x for x in decode]
         plain = next((x for x in entries if x.contender == PLAIN and not x.row.error), None)

@@ -30,11 +30,11 @@ def load(name: str) -> ModuleType:
 
 
 kvpress = importlib.import_module("kvpress")  # untyped, and not installed beside keepkv
-turns, memory = load("bench/turns.py"), load("evaluation/memory.py")
+protocol, memory = load("bench/protocol.py"), load("measure/memory.py")
 if TYPE_CHECKING:
-    from keepkv.bench.turns import Runner
+    from keepkv.bench.protocol import Runner
 else:
-    Runner = turns.Runner
+    Runner = protocol.Runner
 
 
 class Press(Runner):
@@ -81,11 +81,11 @@ def build(spec: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     model: Any = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=getattr(torch, spec["dtype"]))
     model.set_attn_implementation("sdpa")
     press = Press(model.to(spec["device"]).eval(), spec["press"], spec["removed"])
-    made = turns.Turns(press, spec, memory.Peak)
+    made = protocol.Turns(press, spec, memory.Peak)
     made.warm()
     names = ("torch", "transformers", "kvpress")
     return made, {"versions": {name: version(name) for name in names} | {"python": platform.python_version()}}
 
 
 if __name__ == "__main__":
-    turns.serve(build)
+    protocol.serve(build)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from keepkv.bench.contenders import PLAIN, Contender
-from keepkv.bench.probe import BUFFER
+from keepkv.bench.hardware import BUFFER
 from keepkv.bench.shapes import Shape
-from keepkv.budget import Budget
+from keepkv.bench.systems import PLAIN, Contender
+from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

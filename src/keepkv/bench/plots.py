@@ -27,7 +27,7 @@ def draw(rows: Sequence[Row], into: Path, name: str = "bench") -> list[Path]:
     them. A panel for each model and device; rows of overhead and failed ones are left out."""
     from matplotlib import rc_context
 
-    from keepkv.evaluation.report.figures.look import LOOK
+    from keepkv.report.figures.look import LOOK
 
     shown = [row for row in rows if row.kind == "sweep" and row.error is None]
     pictures: dict[str, tuple[str, str, Number, Number, Number, Band | None, Number | None]] = {
@@ -58,9 +58,9 @@ def _picture(
     dotted: Number | None,
 ) -> str:
     """other: what else varies; each of its values has a line of its own, except batches that a cap decided."""
-    from keepkv.evaluation.report.figures import svg
-    from keepkv.evaluation.report.figures.look import headed, legend, panels
-    from keepkv.evaluation.report.style import PALETTE
+    from keepkv.report.figures import svg
+    from keepkv.report.figures.look import headed, legend, panels
+    from keepkv.report.style import PALETTE
 
     several = len({other(row) for row in rows if row.cap is None}) > 1
     word = "rows" if other is _batch else "tokens"

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from keepkv.bench.block import Block
+from keepkv.bench.models import Sources
 from keepkv.bench.plan import Sweep, at, blocks, points
 from keepkv.bench.rows import Row
-from keepkv.bench.sources import Sources
-from keepkv.evaluation.environment import revision
+from keepkv.measure.environment import revision
 
 Step = Callable[[int, str], None]
 

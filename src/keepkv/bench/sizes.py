@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from keepkv.bench.contenders import QUANTISED, Contender, slots_asked
-from keepkv.budget import Budget
+from keepkv.bench.systems import QUANTISED, Contender, slots_asked
+from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
 from keepkv.methods.base import METHODS, Method
 from keepkv.store.dense import SLACK

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from keepkv.core.when import When
 from keepkv.errors import KeepKVError, UnknownName
 from keepkv.evaluation.setup import Variant
 from keepkv.methods.base import method_info
-from keepkv.when import When
 
 _WORDS = {"true": True, "false": False, "none": None}
 

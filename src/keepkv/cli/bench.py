@@ -12,18 +12,18 @@ import torch
 import typer
 from transformers.utils import logging
 
-from keepkv.bench.contenders import Contender, peers
 from keepkv.bench.plan import Sweep, by_budget, total
 from keepkv.bench.plots import draw, name_of, need_matplotlib
 from keepkv.bench.rows import Row, Spread
 from keepkv.bench.run import run
 from keepkv.bench.shapes import Shape
-from keepkv.budget import Budget
+from keepkv.bench.systems import Contender, peers
 from keepkv.cli import arguments
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, table
+from keepkv.core.budget import Budget
+from keepkv.embedded import embedded_model
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.rows import folder, write
-from keepkv.models import embedded_model
 from keepkv.store import STORES
 
 MIB = 1 << 20

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from keepkv import tasks as known_tasks
-from keepkv.budget import Budget
 from keepkv.cli import arguments
 from keepkv.cli.load import load
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, table
+from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.rows import folder
 from keepkv.evaluation.runner import evaluate, total

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from keepkv.budget import Budget
 from keepkv.cli import arguments
 from keepkv.cli.load import load
 from keepkv.cli.output import console, one_line_errors, print_json, progress, table
+from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
 from keepkv.evaluation import FidelityRow
-from keepkv.evaluation.fidelity import ALWAYS
-from keepkv.evaluation.fidelity import fidelity as measure
+from keepkv.evaluation.fidelity.measure import ALWAYS
+from keepkv.evaluation.fidelity.measure import fidelity as measure
 from keepkv.evaluation.rows import folder, write
 from keepkv.evaluation.segments import cut, tokenise
 from keepkv.metrics import Estimate

@@ -18,7 +18,7 @@ def load(model: str | None, device: str = "auto") -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from keepkv.models import embedded_model
+    from keepkv.embedded import embedded_model
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

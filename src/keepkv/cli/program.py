@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from keepkv.cli.bench import bench
-from keepkv.cli.demo import demo
+from keepkv.cli.demo.command import demo
 from keepkv.cli.eval import evaluation
 from keepkv.cli.fidelity import fidelity
 from keepkv.cli.generate import generate

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from keepkv.cli.output import one_line_errors, print_json, progress
-from keepkv.evaluation.report import arrange, read, write
+from keepkv.report import arrange, read, write
 
 
 @one_line_errors

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from keepkv.cache import Cache
+from keepkv.engine.cache import Cache
 from keepkv.evaluation.asking import Asked, Encoded, Ids, probability, reply, rows_of
 from keepkv.tasks.scoring import Score, grade
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keepkv.cache import Cache
+from keepkv.engine.cache import Cache
 from keepkv.tasks.base import Item, Question, TaskError
 from keepkv.tasks.chat import Frame, frame
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keepkv.layer import Layer
+from keepkv.engine.layer import Layer
 
 
 def survival(cache: Any, tokens: int) -> Tensor:

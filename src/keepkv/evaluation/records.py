@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from keepkv.cache import Cache
+from keepkv.engine.cache import Cache
 from keepkv.evaluation.asking import Encoded
 from keepkv.evaluation.maps import survival
 from keepkv.evaluation.setup import Unit

@@ -7,13 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from keepkv.evaluation import environment
 from keepkv.evaluation.asking import Encoded
 from keepkv.evaluation.ledger import Ledger
 from keepkv.evaluation.records import Found, Record, failed
 from keepkv.evaluation.setup import Setup, Unit
 from keepkv.evaluation.summary import summarise
 from keepkv.evaluation.unit import build, run
+from keepkv.measure import environment
 
 Step = Callable[[int, str], None]  # rows done, and what comes next
 

@@ -8,9 +8,9 @@ from itertools import product
 from typing import Any
 
 from keepkv import tasks
-from keepkv.budget import Budget
+from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
-from keepkv.evaluation.fidelity import ALWAYS
+from keepkv.evaluation.fidelity.measure import ALWAYS
 from keepkv.evaluation.rows import label, plain
 
 MODES = ("agnostic", "aware")  # compressed before the question is seen, or with it

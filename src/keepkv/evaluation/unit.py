@@ -10,21 +10,21 @@ from typing import Any
 import torch
 
 from keepkv import tasks
-from keepkv.budget import Budget
-from keepkv.cache import Cache
+from keepkv.core.budget import Budget
+from keepkv.core.when import When
+from keepkv.engine.cache import Cache
+from keepkv.engine.layer import Layer
+from keepkv.engine.passes.rehearse import rehearse
+from keepkv.engine.passes.reread import reread
+from keepkv.engine.state import slot_bytes
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.answers import ask, in_turn, separately
 from keepkv.evaluation.asking import Asked, Encoded, Ids, encode, likely, pad, read
-from keepkv.evaluation.memory import Peak
 from keepkv.evaluation.records import Found, Record, enter, map_of, sizes_of
 from keepkv.evaluation.setup import FULL, Setup, Unit, Variant
-from keepkv.layer import Layer
+from keepkv.measure.memory import Peak
 from keepkv.methods import method_info
-from keepkv.plan import slot_bytes
-from keepkv.rehearse import rehearse
-from keepkv.reread import reread
 from keepkv.tasks.scoring import Score
-from keepkv.when import When
 
 ROWS = 64  # questions asked together
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from keepkv.budget import Budget
-from keepkv.cache import Cache
 from keepkv.cli import arguments
+from keepkv.core.budget import Budget
+from keepkv.engine.cache import Cache
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.asking import Ids, pad, read, rows_of, step
 from keepkv.methods import method_info

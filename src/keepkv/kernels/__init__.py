@@ -4,7 +4,6 @@ Nothing here is required: without Triton or a GPU the same functions compute the
 """
 
 from keepkv.kernels.assign import assign
-from keepkv.kernels.compact import compact
 from keepkv.kernels.decode import Decoded, decode
 from keepkv.kernels.dispatch import choose
 from keepkv.kernels.leverage import leverage
@@ -12,5 +11,5 @@ from keepkv.kernels.merge import Merged, merge_segments
 from keepkv.kernels.window import window_scores
 
 __all__ = [
-    "Decoded", "Merged", "assign", "choose", "compact", "decode", "leverage", "merge_segments", "window_scores",
+    "Decoded", "Merged", "assign", "choose", "decode", "leverage", "merge_segments", "window_scores",
 ]  # fmt: skip

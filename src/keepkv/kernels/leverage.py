@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from keepkv.core.rope import Rope
 from keepkv.kernels.dispatch import check, choose
-from keepkv.rope import Rope
 
 _SLOTS = 1024  # slots of a head that are looked at together, and stay in a processor's nearest cache
 

@@ -7,11 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from keepkv.core.rope import Rope
 from keepkv.kernels.layout import rowwise
 from keepkv.kernels.leverage import whitening
 from keepkv.kernels.rope_triton import content
 from keepkv.kernels.tiles import MIN_DOT, on, power, programs
-from keepkv.rope import Rope
 
 BLOCK_C = 32  # dimensions of a tile of the covariance
 SHARE = 32  # slots per dimension for each part of the sums: of bfloat16 keys and values they take 1/SHARE at most

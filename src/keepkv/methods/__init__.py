@@ -7,10 +7,10 @@ from keepkv.methods import (
     compactor,
     decoding,
     expected,
+    fitting,
     keepkv,
     keepkv2,
     merging,
-    rivals,
 )
 from keepkv.methods.base import METHODS, Method, MethodInfo, method_info, methods, register_method
 
@@ -24,11 +24,11 @@ __all__ = [
     "compactor",
     "decoding",
     "expected",
+    "fitting",
     "keepkv",
     "keepkv2",
     "merging",
     "method_info",
     "methods",
     "register_method",
-    "rivals",
 ]

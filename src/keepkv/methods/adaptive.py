@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from keepkv.allocate.adakv import AdaKV
+from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
 from keepkv.methods.keepkv import as_score
 from keepkv.score.base import Score
 from keepkv.score.kvzip import KVzip
-from keepkv.when import When
 
 
 @register_method("adakv", paper="arXiv 2407.11550")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from keepkv.allocate.pyramid import Pyramid
+from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
 from keepkv.score.h2o import H2O
 from keepkv.score.snapkv import SnapKV
 from keepkv.score.tova import TOVA
-from keepkv.when import When
 
 
 @register_method("snapkv", paper="arXiv 2404.14469")

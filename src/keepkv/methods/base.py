@@ -9,11 +9,11 @@ from typing import Any
 
 from keepkv.allocate.base import Allocate
 from keepkv.allocate.uniform import Uniform
+from keepkv.core.registry import Registry
+from keepkv.core.when import When
 from keepkv.reduce.base import Reduce
 from keepkv.reduce.drop import Drop
-from keepkv.registry import Registry
 from keepkv.score.base import Score
-from keepkv.when import When
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
 from keepkv.score.keydiff import KeyDiff
 from keepkv.score.knorm import KNorm
 from keepkv.score.random import Random
 from keepkv.score.streaming import Streaming
-from keepkv.when import When
 
 
 @register_method("full")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from keepkv.allocate.base import Allocate
+from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
 from keepkv.methods.keepkv import as_allocation
 from keepkv.score.compactor import Compactor
-from keepkv.when import When
 
 
 @register_method("compactor", paper="arXiv 2507.08143")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
 from keepkv.score.gkv import GKV
 from keepkv.score.rkv import RKV
-from keepkv.when import When
 
 
 @register_method("g-kv", paper="arXiv 2512.00504")

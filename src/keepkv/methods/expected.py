@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
 from keepkv.score.expected import ExpectedAttention
-from keepkv.when import When
 
 
 @register_method("expected-attention", paper="arXiv 2510.00636")

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from keepkv.allocate.base import ALLOCATIONS, Allocate
+from keepkv.core.slots import LayerView
+from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
+from keepkv.observe.masses import STATE
+from keepkv.observe.window import remember
 from keepkv.reduce.merge import KeepKV
 from keepkv.score.base import SCORES, Score, Wrapped
-from keepkv.score.masses import STATE
-from keepkv.score.window import remember
-from keepkv.slots import LayerView
-from keepkv.when import When
 
 
 @dataclass(frozen=True)

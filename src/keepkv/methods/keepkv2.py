@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from keepkv.allocate.adakv import Pooled
 from keepkv.allocate.base import Allocate
+from keepkv.core.when import When
 from keepkv.errors import KeepKVError
 from keepkv.methods.base import Method, register_method
 from keepkv.methods.keepkv import as_allocation, as_score
@@ -14,7 +15,6 @@ from keepkv.reduce.refit import Refit
 from keepkv.score.base import Score
 from keepkv.score.leverage import Leverage
 from keepkv.score.rehearsed import Rehearsed
-from keepkv.when import When
 
 
 @register_method("keepkv2")

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from keepkv.registry import Registry
+from keepkv.core.registry import Registry
+from keepkv.core.slots import LayerView, Slots
 from keepkv.score.base import Score
-from keepkv.slots import LayerView, Slots
 
 
 @dataclass(frozen=True)

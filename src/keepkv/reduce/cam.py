@@ -8,14 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
 from keepkv.kernels.assign import places
+from keepkv.observe.masses import exact_dtype, log_masses, recent
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
 from keepkv.score.base import Score
-from keepkv.score.masses import exact_dtype, log_masses, recent
 from keepkv.score.random import Random
-from keepkv.slots import LayerView
 
 _TILE = 2**24  # elements of one tile of the (leaving × kept) window matrix
 _DRAW = 0x43614D  # keeps the draws independent of the score "random", which hashes the same positions

@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
 from keepkv.kernels.assign import assign
 from keepkv.kernels.segments import segment_mean, segment_sum, spread
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
 from keepkv.score.base import Score
-from keepkv.slots import LayerView
 
 STATE = "d2o_threshold"  # view.state: τ (B,H) float, NaN for a head that has not compressed yet
 

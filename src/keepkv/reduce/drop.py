@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from keepkv.core.slots import LayerView
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.score.base import Score
-from keepkv.slots import LayerView
 
 
 @register_reduce("drop")

@@ -8,14 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from keepkv.core.slots import LayerView
 from keepkv.errors import CacheStateError, KeepKVError
+from keepkv.observe import attention
+from keepkv.observe.masses import recent
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
 from keepkv.reduce.matching import Fit, ridge, widest
-from keepkv.score import attention
 from keepkv.score.base import Score
-from keepkv.score.masses import recent
-from keepkv.slots import LayerView
 
 
 @register_reduce("grkv")

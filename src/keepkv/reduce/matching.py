@@ -8,14 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from keepkv.core.slots import LayerView, Slots
 from keepkv.errors import CacheStateError, KeepKVError
+from keepkv.observe import attention
+from keepkv.observe.masses import exact_dtype
+from keepkv.observe.sample import sample
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
-from keepkv.score import attention
 from keepkv.score.base import Score
-from keepkv.score.masses import exact_dtype
-from keepkv.score.sample import sample
-from keepkv.slots import LayerView, Slots
 
 _TILE = 2**24  # attention weights held at a time, of (heads × queries × slots)
 _LEAST = 1e-4  # mean squared row norm below which the ridge no longer shrinks with it

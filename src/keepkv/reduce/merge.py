@@ -8,16 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from keepkv.core.slots import LayerView, Slots
 from keepkv.errors import CacheStateError, KeepKVError
 from keepkv.kernels.assign import assign
 from keepkv.kernels.merge import merge_segments
 from keepkv.kernels.segments import segment_logsumexp, segment_sum, spread
+from keepkv.observe.masses import exact_dtype, log_masses, log_masses_of, recent
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
 from keepkv.reduce.forms import Groups, groups, integer_votes, zip_scale
 from keepkv.score.base import Score
-from keepkv.score.masses import exact_dtype, log_masses, log_masses_of, recent
-from keepkv.slots import LayerView, Slots
 
 FORMS = ("fixed", "bias", "zip", "code")
 

@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
+from keepkv.observe.rehearsal import QueryTile, parts, sizes
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
 from keepkv.reduce.matching import widest
 from keepkv.score.base import Score
-from keepkv.score.rehearsed import Part, parts, sizes
-from keepkv.slots import LayerView
 
 VOTES = (0.02, 50.0)  # what a slot is fitted to stand for at least and at most, times what it stood for
 
@@ -68,7 +68,7 @@ class Refit(Reduce):
         return replace(dropped, slots=kept.with_(log_votes=votes, values=values))
 
 
-def _heads(view: LayerView) -> Iterator[Part]:
+def _heads(view: LayerView) -> Iterator[QueryTile]:
     """All queries of one KV head after another."""
     return parts(view, queries=1 << 30, heads=1)
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from keepkv.allocate.select import ranks
+from keepkv.core.slots import LayerView, Slots
 from keepkv.errors import CacheStateError, KeepKVError
 from keepkv.kernels.segments import segment_logsumexp, segment_mean, segment_sum, spread
+from keepkv.observe.masses import exact_dtype, log_masses, log_masses_of, recent
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
 from keepkv.reduce.forms import integer_votes
 from keepkv.score.base import Score
-from keepkv.score.masses import exact_dtype, log_masses, log_masses_of, recent
-from keepkv.slots import LayerView, Slots
 
 BIASES = ("count", "mass")
 

@@ -4,7 +4,6 @@ from keepkv.score import (
     compactor,
     ema,
     expected,
-    future,
     gkv,
     h2o,
     keydiff,
@@ -21,7 +20,6 @@ from keepkv.score import (
 from keepkv.score.base import SCORES, FunctionScore, Score, register_score
 from keepkv.score.compactor import Compactor
 from keepkv.score.expected import ExpectedAttention
-from keepkv.score.future import Future
 from keepkv.score.gkv import GKV
 from keepkv.score.h2o import H2O
 from keepkv.score.keydiff import KeyDiff
@@ -44,7 +42,6 @@ __all__ = [
     "Compactor",
     "ExpectedAttention",
     "FunctionScore",
-    "Future",
     "KNorm",
     "KVzip",
     "KeyDiff",
@@ -57,7 +54,6 @@ __all__ = [
     "compactor",
     "ema",
     "expected",
-    "future",
     "gkv",
     "h2o",
     "keydiff",

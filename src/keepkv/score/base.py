@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from keepkv.registry import Registry
-from keepkv.slots import LayerView
+from keepkv.core.registry import Registry
+from keepkv.core.slots import LayerView
 
 SCORES: Registry[Score]
 

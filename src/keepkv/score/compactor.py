@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
+from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
-from keepkv.score.attention import room
+from keepkv.observe.attention import room
+from keepkv.observe.sketched_leverage import sketched_leverage
+from keepkv.observe.window import remember, window
 from keepkv.score.base import Score, register_score
-from keepkv.score.sketched import sketched_leverage
-from keepkv.score.window import remember, window
-from keepkv.slots import LayerView
 
 STAT = "block_attention"
 NEVER = -1.0  # a slot to whose block no query is known: attention is not negative

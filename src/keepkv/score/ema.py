@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
+from keepkv.observe.masses import latest, log_masses, recent
+from keepkv.observe.window import remember
 from keepkv.score.base import Score, register_score
-from keepkv.score.masses import latest, log_masses, recent
-from keepkv.score.window import remember
-from keepkv.slots import LayerView
 
 STAT = "log_ema"  # per slot: ln of the predicted mass; merging adds masses, as the prefix makes it do
 

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
+from keepkv.observe.gaussian import query_gaussian, remember_queries
 from keepkv.score.base import Score, register_score
-from keepkv.score.gaussian import query_gaussian, remember_queries
-from keepkv.slots import LayerView
 
 
 @register_score("expected-attention")

@@ -8,12 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
-from keepkv.score.attention import tiles
+from keepkv.observe.attention import tiles
+from keepkv.observe.redundancy import redundancy
+from keepkv.observe.window import remember, window
 from keepkv.score.base import Score, register_score
-from keepkv.score.rkv import before_window, crowned, redundancy
-from keepkv.score.window import remember, window
-from keepkv.slots import LayerView
+from keepkv.score.rkv import before_window, crowned
 
 STAT = "global_score"  # per slot: F after the last compression that it went through
 NEVER = -1.0  # a slot that went through none, as F is not negative

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
-from keepkv.score.attention import received
+from keepkv.observe.attention import received
 from keepkv.score.base import Score, register_score
-from keepkv.slots import LayerView
 
 
 @register_score("h2o")

@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from keepkv.core.slots import LayerView
 from keepkv.score.base import Score, register_score
-from keepkv.slots import LayerView
 
 
 @register_score("knorm")

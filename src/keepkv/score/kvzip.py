@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from keepkv.score.attention import strongest
+from keepkv.core.slots import LayerView
+from keepkv.observe.attention import strongest
 from keepkv.score.base import Score, register_score
-from keepkv.slots import LayerView
 
 STAT = "reread"
 

@@ -8,12 +8,12 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import max_pool1d
 
+from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
 from keepkv.kernels.leverage import leverage
-from keepkv.score.attention import received, strongest
+from keepkv.observe.attention import received, strongest
+from keepkv.observe.window import remember, window
 from keepkv.score.base import Score, register_score
-from keepkv.score.window import remember, window
-from keepkv.slots import LayerView
 
 MASS = "leverage_mass"  # view.memo: mean attention of each slot, of which merges take the logarithm
 

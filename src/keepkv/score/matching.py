@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
-from keepkv.score.attention import tiles
+from keepkv.observe.attention import tiles
+from keepkv.observe.sample import remember_sample, sample
 from keepkv.score.base import Score, register_score
-from keepkv.score.sample import remember_sample, sample
-from keepkv.slots import LayerView
 
 
 @register_score("matching")

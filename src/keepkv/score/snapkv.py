@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d, pad
 
+from keepkv.core.intervals import FAR, at
+from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
-from keepkv.score.attention import received
+from keepkv.observe.attention import received
+from keepkv.observe.window import remember, remember_in_spans, span_window, window
 from keepkv.score.base import Score, register_score
-from keepkv.score.window import remember, remember_in_spans, span_window, window
-from keepkv.slots import LayerView
-from keepkv.spans.intervals import FAR, at
 
 
 @register_score("snapkv")

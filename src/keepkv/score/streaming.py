@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from keepkv.core.slots import LayerView
 from keepkv.score.base import Score, register_score
-from keepkv.slots import LayerView
 
 
 @register_score("streaming")

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from keepkv.score.attention import received
+from keepkv.core.slots import LayerView
+from keepkv.observe.attention import received
+from keepkv.observe.window import remember, remember_in_spans, span_window, window
 from keepkv.score.base import Score, register_score
-from keepkv.score.window import remember, remember_in_spans, span_window, window
-from keepkv.slots import LayerView
 
 
 @register_score("tova")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from keepkv.core.intervals import FAR, Intervals
 from keepkv.errors import SpanError
 from keepkv.spans.base import Span, SpanPolicy
-from keepkv.spans.intervals import FAR, Intervals
 
 
 @dataclass(frozen=True)

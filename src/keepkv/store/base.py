@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from keepkv.attention.part import Part
-from keepkv.registry import Registry
-from keepkv.slots import Slots
+from keepkv.core.registry import Registry
+from keepkv.core.slots import Slots
 
 
 class Store(ABC):

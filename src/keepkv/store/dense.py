@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from keepkv.attention.part import Part
-from keepkv.slots import EMPTY, Slots
+from keepkv.core.slots import EMPTY, Slots
 from keepkv.store.base import STORES, Store, filled
 
 SLACK = 8  # columns allocated beyond need when a single token does not fit, or 1/16 of the length if more

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from keepkv.attention.part import Part
-from keepkv.slots import Slots
+from keepkv.core.slots import Slots
 from keepkv.store.base import STORES, Store, filled
 from keepkv.store.dense import DenseStore
 

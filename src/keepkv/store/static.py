@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from keepkv.attention.part import Part
+from keepkv.core.slots import EMPTY, Slots
 from keepkv.errors import CacheStateError
-from keepkv.slots import EMPTY, Slots
 from keepkv.store.base import STORES, Store, filled
 from keepkv.store.dense import DenseStore
 

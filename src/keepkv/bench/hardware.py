@@ -1,0 +1,79 @@
+"""What a device can do: how fast it copies, how much memory is free, what it is called."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from keepkv.bench.protocol import now
+from keepkv.errors import KeepKVError
+
+BUFFER = 256 << 20  # bytes copied at once: far more than any cache of a processor holds
+TIMES = 5
+
+
+def bandwidths(device: torch.device, threads: int, buffer: int = BUFFER) -> tuple[float, float]:
+    """Bytes per second of a copy within the memory of ``device``, each byte counted twice, read and written; and of a
+    sum, which only reads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        source = torch.ones(buffer // 4, dtype=torch.float32, device=device)
+        target = torch.empty_like(source)
+        copy = _seconds(device, lambda: target.copy_(source))
+        read = _seconds(device, source.sum)
+    finally:
+        torch.set_num_threads(before)
+    return 2 * source.nbytes / copy, source.nbytes / read
+
+
+def _seconds(device: torch.device, act: Callable[[], Any]) -> float:
+    """Median of a few times, after a first one that touches every page."""
+    taken = []
+    for _ in range(TIMES + 1):
+        started = now(device)
+        act()
+        taken.append(now(device) - started)
+    return median(taken[1:])
+
+
+def open_device(name: str) -> torch.device:
+    """The device ``name``; raises where there is none."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise KeepKVError(f"no device {name!r} here: {str(error).partition(chr(10))[0]}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise KeepKVError(f"device {name!r}: keepkv bench measures on cpu and cuda")
+    return device
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on ``device``; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def hardware(device: torch.device) -> str:
+    """Name of the GPU, or of the processor with its number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{(names or [platform.processor() or platform.machine()])[0]}, {os.cpu_count()} cores"

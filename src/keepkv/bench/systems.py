@@ -1,0 +1,99 @@
+"""Who takes part in a sweep: methods of keepkv, caches of transformers, methods of kvpress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from keepkv.core.budget import Budget
+from keepkv.errors import KeepKVError, UnknownName
+from keepkv.evaluation.rows import label, plain
+
+# Caches of transformers: backend and bits. fp8 has no bits to choose.
+QUANTISED: dict[str, tuple[str, int | None]] = {
+    "quanto-2": ("quanto", 2),
+    "quanto-4": ("quanto", 4),
+    "hqq-2": ("hqq", 2),
+    "hqq-4": ("hqq", 4),
+    "hqq-8": ("hqq", 8),
+    "fp8": ("fp8", None),
+}
+# Presses of kvpress 0.5.5 by the name of the method here, with its own defaults; wrapped in "press" what it adapts.
+PRESSES: dict[str, dict[str, Any]] = {
+    "adakv": {"press": "AdaKVPress", "inner": "SnapKVPress"},
+    "expected-attention": {"press": "ExpectedAttentionPress"},
+    "keydiff": {"press": "KeyDiffPress"},
+    "knorm": {"press": "KnormPress"},
+    "pyramidkv": {"press": "PyramidKVPress"},
+    "random": {"press": "RandomPress"},
+    "snapkv": {"press": "SnapKVPress"},
+    "streaming-llm": {"press": "StreamingLLMPress"},
+    "tova": {"press": "TOVAPress"},
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to hold the cache.
+
+    library: "keepkv", "transformers" or "kvpress". method: of keepkv; "plain" or a key of ``QUANTISED``; a key of
+    ``PRESSES``. budget: None for what has none. store, store_options: of keepkv. error: why it cannot run, if that is
+    known already: it then has a row that says so.
+    """
+
+    library: str
+    method: str
+    budget: float | int | str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    store: str | None = None
+    store_options: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """As the command line takes it: ``keepkv:key=zip``, ``plain``, ``kvpress:snapkv``."""
+        name = label(self.method, {key: plain(value) for key, value in self.options.items()})
+        return f"kvpress:{name}" if self.library == "kvpress" else name
+
+    def spec(self) -> dict[str, Any]:
+        """What a child process needs to know, as plain data."""
+        return {
+            "library": self.library,
+            "method": self.method,
+            "budget": self.budget,
+            "options": {key: plain(value) for key, value in self.options.items()},
+            "store": self.store,
+            "store_options": self.store_options,
+        }
+
+
+PLAIN = Contender("transformers", "plain")
+
+
+def peers(names: list[str], budgets: list[float | int | str]) -> list[Contender]:
+    """``plain``, ``fp8``, ``quanto-4`` … once each, and ``kvpress:METHOD`` with every budget; unknown names say so in
+    their rows."""
+    found: list[Contender] = []
+    for name in names:
+        library, colon, method = name.partition(":")
+        if not colon and (name == "plain" or name in QUANTISED):
+            found.append(Contender("transformers", name))
+        elif library == "kvpress" and method in PRESSES:
+            found += [Contender("kvpress", method, budget) for budget in budgets]
+        else:
+            known = ["plain", *QUANTISED, *(f"kvpress:{one}" for one in PRESSES)]
+            found.append(Contender("peer", name, error=str(UnknownName("peer", name, known))))
+    return list({(one.label, str(one.budget)): one for one in found}.values())
+
+
+def slots_asked(budget: float | int | str | None, context: int) -> int:
+    """Slots per head that a budget leaves of ``context`` tokens; None leaves all. Raises for a budget in bytes, which
+    is one of the whole cache and says nothing about a row."""
+    if budget is None:
+        return context
+    asked = Budget.of(budget)
+    if asked.bytes is not None:
+        raise KeepKVError(f"budget of {asked}: give a share or slots per head, which say what one row takes")
+    if asked.slots is not None:
+        return min(asked.slots, context)
+    return max(1, int(context * (asked.share or 1.0) + 1e-9))

@@ -1,0 +1,137 @@
+"""The process that measures one row of keepkv or transformers: ``python -m keepkv.bench.worker``."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, DynamicCache, QuantizedCache
+from transformers.utils import logging
+
+from keepkv.bench import roofline
+from keepkv.bench.protocol import Runner, Turns, now, serve
+from keepkv.bench.systems import QUANTISED
+from keepkv.core.when import When
+from keepkv.engine.cache import Cache
+from keepkv.engine.layer import Layer
+from keepkv.errors import KeepKVError
+from keepkv.measure.environment import versions
+from keepkv.measure.memory import Peak
+
+
+class Ours(Runner):
+    """A method of keepkv."""
+
+    def __init__(self, model: Any, spec: dict[str, Any]) -> None:
+        super().__init__(model)
+        when = spec["options"].get("when")
+        self.options = spec["options"] | ({"when": When(**when)} if isinstance(when, dict) else {})
+        self.spec = spec
+        self.seconds = 0.0
+
+    def start(self) -> Cache:
+        spec = self.spec
+        cache = Cache(
+            self.model, spec["method"], spec["budget"], store=spec["store"], store_options=spec["store_options"],
+            seed=spec["seed"], **self.options,
+        )  # fmt: skip
+        self.seconds = 0.0
+        for layer in cache.layers:
+            if isinstance(layer, Layer):
+                self._time(layer)
+        return cache
+
+    def _time(self, layer: Layer) -> None:
+        """Adds up the time of ``layer``'s compressions. The receipt's does not wait for a GPU to finish."""
+        compress = layer.compress
+
+        def timed(query: torch.Tensor | None = None) -> None:
+            started = now(self.device)
+            compress(query)
+            self.seconds += now(self.device) - started
+
+        layer.compress = timed  # type: ignore[method-assign]
+
+    def compression(self, cache: Any) -> float:
+        return self.seconds
+
+    def content(self, cache: Any) -> tuple[int, int]:
+        return roofline.content(cache)
+
+    def facts(self, cache: Any) -> dict[str, Any]:
+        receipt = cache.report()
+        heads = [slots for layer in receipt.kept.values() for row in layer for slots in row]
+        names = ("bytes", "full_bytes", "merged", "dropped", "compressed", "compressions")
+        return {name: getattr(receipt, name) for name in names} | {"slots": sum(heads) / max(1, len(heads))}
+
+    def rewind(self, cache: Any, tokens: int) -> None:
+        # Where it compressed meanwhile it cannot, and need not: it is at its bound and stays there.
+        if all(layer.store.tail >= tokens for layer in cache.layers if isinstance(layer, Layer)):
+            cache.crop(-tokens)
+
+
+class Plain(Runner):
+    """transformers' own growing cache."""
+
+    def start(self) -> Any:
+        return DynamicCache(config=self.model.config.get_text_config(decoder=True))
+
+    def content(self, cache: Any) -> tuple[int, int]:
+        return roofline.content(cache)
+
+    def facts(self, cache: Any) -> dict[str, Any]:
+        held = roofline.content(cache)[0]
+        return {"bytes": held, "full_bytes": held, "slots": float(cache.get_seq_length())}
+
+    def rewind(self, cache: Any, tokens: int) -> None:
+        cache.crop(-tokens)
+
+
+class Quantised(Plain):
+    """transformers' quantised caches."""
+
+    def __init__(self, model: Any, name: str) -> None:
+        super().__init__(model)
+        self.backend, self.bits = QUANTISED[name]
+
+    def start(self) -> Any:
+        bits = {} if self.bits is None else {"nbits": self.bits}
+        try:
+            return QuantizedCache(self.backend, self.model.config, **bits)
+        except ValueError as error:
+            raise KeepKVError(
+                f"transformers {transformers.__version__} has no quantised cache {self.backend!r} ({error}): take a "
+                "newer one, or leave this peer out"
+            ) from error
+
+    def facts(self, cache: Any) -> dict[str, Any]:
+        # What a plain cache would hold is arithmetic here, which the parent does.
+        return super().facts(cache) | {"full_bytes": None}
+
+    def rewind(self, cache: Any, tokens: int) -> None:
+        """Packed groups cannot be taken apart: it goes on."""
+
+
+def runner(model: Any, spec: dict[str, Any]) -> Runner:
+    """What ``spec`` asks for; the model's attention is set to what belongs to it."""
+    if spec["library"] == "keepkv":
+        return Ours(model, spec)
+    model.set_attn_implementation("sdpa")
+    return Plain(model) if spec["method"] == "plain" else Quantised(model, spec["method"])
+
+
+def build(spec: dict[str, Any]) -> tuple[Turns, dict[str, Any]]:
+    """Load the model of ``spec`` and warm up."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(spec["threads"])
+    loaded: Any = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=getattr(torch, spec["dtype"]))
+    turns = Turns(runner(loaded.to(spec["device"]).eval(), spec), spec, Peak)
+    turns.warm()
+    return turns, {"versions": versions() | {"python": platform.python_version()}}
+
+
+if __name__ == "__main__":
+    serve(build)

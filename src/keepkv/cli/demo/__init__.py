@@ -1,0 +1,1 @@
+"""``keepkv demo``: a document, several methods, what survives."""

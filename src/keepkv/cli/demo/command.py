@@ -1,0 +1,106 @@
+"""``keepkv demo``: several methods on one document, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from keepkv.cli import arguments
+from keepkv.cli.demo.material import Material, own, shipped
+from keepkv.cli.demo.measure import Row, measure
+from keepkv.cli.demo.show import show
+from keepkv.cli.demo.strip import cells
+from keepkv.cli.load import load
+from keepkv.cli.output import console, one_line_errors, print_json, progress
+from keepkv.errors import KeepKVError
+
+METHODS = (
+    "random",
+    "streaming-llm",
+    "snapkv",
+    "expected-attention",
+    "adakv",
+    "keydiff",
+    "keepkv",
+    "keepkv:key=zip",
+    "keepkv2",
+)
+
+
+@one_line_errors
+def demo(
+    document: Annotated[str | None, typer.Option(help="Your own text file; - for stdin.")] = None,
+    model: Annotated[str | None, typer.Option(help="Directory or Hub name; the embedded model if absent.")] = None,
+    question: Annotated[list[str] | None, typer.Option("--question", "-q", help="About your text. Repeatable.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help="NAME or NAME:key=value,key=value. Repeatable.")
+    ] = None,
+    budget: Annotated[
+        str, typer.Option("--budget", "-b", help="Share of the tokens (0.1), slots per head (512) or bytes (64MiB).")
+    ] = "0.1",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply, with your own text or model.")] = 24,
+    seed: Annotated[int, typer.Option(help="Another seed weaves other facts into the shipped document.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Compress a document once per method, before any question is seen, then ask.
+
+    Without arguments: a real document with facts woven in, and a small model; both are in the package.
+
+    \b
+    Examples:
+      keepkv demo
+      keepkv demo --budget 0.2 --method snapkv --method keepkv:key=zip
+      keepkv demo --document report.txt --question "Who wrote it?"
+      keepkv demo --document report.txt --model Qwen/Qwen3-0.6B --json
+    """
+    if question and document is None:
+        raise KeepKVError("--question is about a text of your own: give it with --document FILE")
+    variants = [arguments.variant(text) for text in method or METHODS]
+    text = None if document is None else arguments.read_text(document)
+    network, tokenizer = load(model, device)
+    if text is None:
+        material = shipped(tokenizer, network, seed)
+    else:
+        material = own(tokenizer, network, text, question or [])
+    is_plain = model is None and text is None  # the embedded model replies with exactly the answer
+    with progress(2 + len(variants)) as step:
+        rows = measure(
+            network,
+            tokenizer,
+            material.context,
+            material.asked,
+            [one for one in variants if one.method != "full"],
+            budget,
+            reply_tokens=None if is_plain else max_new_tokens,
+            step=step,
+        )
+    if as_json:
+        print_json(_as_dict(material, rows, budget))
+    else:
+        show(console(), material, rows, budget)
+
+
+def _as_dict(material: Material, rows: list[Row], budget: str) -> dict[str, Any]:
+    return {
+        "tokens": material.context.shape[1],
+        "budget": budget,
+        "questions": [asdict(one) for one in material.asked],
+        "rows": [
+            {
+                "method": row.label,
+                "right": row.right,
+                "asked": len(row.replies),
+                "agreement": row.agreement,
+                "kl": row.kl,
+                "prefill_tokens_per_second": row.prefill_per_second,
+                "decode_tokens_per_second": row.decode_per_second,
+                "replies": [asdict(reply) for reply in row.replies],
+                "receipt": row.receipt.to_dict(),
+                "survival": cells(row.survival, 64),
+            }
+            for row in rows
+        ],
+    }

@@ -1,0 +1,64 @@
+"""What the demo reads and asks: the shipped document with facts woven in, or the user's own text and questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from keepkv.cli.demo.measure import Asked
+from keepkv.errors import KeepKVError
+from keepkv.tasks import demo_document
+from keepkv.tasks.chat import frame
+
+QUESTIONS = (
+    "What is the text above about?",
+    "What does the text say first, and what does it say last?",
+    "Name three things that the text mentions.",
+)
+
+
+@dataclass(frozen=True)
+class Material:
+    """context (1,T) token ids. places: token of the context where the answer of each question stands, or ``None``."""
+
+    context: Tensor
+    asked: list[Asked]
+    places: list[int | None]
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the answers are known."""
+        return all(one.answer is not None for one in self.asked)
+
+
+def shipped(tokenizer: Any, model: Any, seed: int = 0) -> Material:
+    """The document that comes with the package, and a question for each fact in it."""
+    text, questions = demo_document(seed)
+    return _material(tokenizer, model, text, [Asked(one.prompt, one.answer) for one in questions])
+
+
+def own(tokenizer: Any, model: Any, text: str, questions: Sequence[str]) -> Material:
+    """The user's text and questions, in general ones where none are given; no answers are known."""
+    if not text.strip():
+        raise KeepKVError("the document is empty")
+    return _material(tokenizer, model, text, [Asked(f"\n\nQuestion: {one}\nAnswer:") for one in questions or QUESTIONS])
+
+
+def _material(tokenizer: Any, model: Any, text: str, asked: list[Asked]) -> Material:
+    around = frame(tokenizer)
+    ids = tokenizer.encode(around.before + text, add_special_tokens=not around.before)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and len(ids) > limit:
+        raise KeepKVError(f"the document has {len(ids)} tokens and the model reads {limit}: give a shorter one")
+    places = [_place(tokenizer, text, one.answer) for one in asked]
+    asked = [Asked(around.between + one.prompt + around.end, one.answer) for one in asked]
+    return Material(torch.tensor([ids], device=model.device), asked, places)
+
+
+def _place(tokenizer: Any, text: str, answer: str | None) -> int | None:
+    at = text.find(f"{answer}.") if answer else -1
+    return len(tokenizer.encode(text[:at])) if at >= 0 else None

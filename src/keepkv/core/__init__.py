@@ -1,0 +1,1 @@
+"""What every piece sees: slots, rotations, budgets, schedules, names. Knows torch alone."""

@@ -1,0 +1,137 @@
+"""Slots: what score, allocate and reduce see of one layer, as plain tensors.
+
+Symbols: B rows (batch), H KV heads, G query heads per KV head, S slots, T queries, D and Dv head dims.
+A piece that knows only this file can be tested on plain tensors and reused by any engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from keepkv.core.rope import Rope
+
+if TYPE_CHECKING:
+    from keepkv.core.intervals import Intervals
+
+EMPTY = -1  # position of a slot that holds nothing
+
+
+@dataclass
+class Slots:
+    """The slots of one layer in rectangular form, empty ones first within each (row, head).
+
+    keys (B,H,S,D) and values (B,H,S,Dv) in the model's dtype; log_votes (B,H,S) float32, the bias added to a
+    slot's attention logit (0 for an original token); positions (B,H,S) int32, the token's index in its row not
+    counting padding (of the anchor for a merged slot), ``EMPTY`` where nothing is stored; stats: what a score
+    keeps per slot, each (B,H,S) float32. A statistic whose name starts with ``log_`` adds up in log space when
+    slots merge, every other one by plain sum.
+    """
+
+    keys: Tensor
+    values: Tensor
+    log_votes: Tensor
+    positions: Tensor
+    stats: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def valid(self) -> Tensor:
+        """(B,H,S) bool: slots that hold something."""
+        return self.positions >= 0
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,H) int64: valid slots of each row and head."""
+        return self.valid.sum(-1)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(B, H, S)."""
+        b, h, s = self.positions.shape
+        return b, h, s
+
+    def select(self, keep: Tensor) -> Slots:
+        """The slots where ``keep`` (B,H,S) bool is true, order kept, empty ones first; a new object.
+
+        The result has as many slots as the fullest (row, head) keeps.
+        """
+        order, kept = self.places(keep)
+
+        def take(x: Tensor) -> Tensor:
+            index = order if x.dim() == 3 else order[..., None].expand(*order.shape, x.shape[-1])
+            return x.gather(2, index)
+
+        chosen = self.map(take)
+        chosen.positions.masked_fill_(~kept, EMPTY)
+        return chosen
+
+    def places(self, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Where ``select`` takes its slots from, (B,H,K) int64, and which of them are kept, (B,H,K) bool."""
+        keep = keep & self.valid
+        size = int(keep.sum(-1).max()) if keep.numel() else 0
+        # A stable sort moves kept slots behind the others without changing their order.
+        order = keep.to(torch.int8).sort(dim=-1, stable=True).indices[..., keep.shape[-1] - size :]
+        return order, keep.gather(-1, order)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Slots:
+        """``change`` applied to every field (B,H,S,…); a new object."""
+        stats = {name: change(x) for name, x in self.stats.items()}
+        return Slots(change(self.keys), change(self.values), change(self.log_votes), change(self.positions), stats)
+
+    def join(self, newer: Slots) -> Slots:
+        """These slots followed by ``newer`` ones of the same rows and heads."""
+        keys, values, votes, positions = (
+            torch.cat((getattr(self, name), getattr(newer, name)), dim=2)
+            for name in ("keys", "values", "log_votes", "positions")
+        )
+        stats = {name: torch.cat((x, newer.stats[name]), dim=2) for name, x in self.stats.items()}
+        return Slots(keys, values, votes, positions, stats)
+
+    def with_(self, **changes: Tensor | dict[str, Tensor]) -> Slots:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+@dataclass
+class LayerView:
+    """Everything a piece may look at when one layer is observed or compressed.
+
+    slots: the layer's slots, the newest last.
+    queries (B, H*G, T, D): queries of the latest forward, after RoPE, query heads of a KV head adjacent;
+        T may be 0 when compression was deferred: then only what ``observe`` kept is known.
+    query_positions (B,T) int64: their positions, ``EMPTY`` for padding.
+    state: per-row statistics of the score, each with leading dimension B; follows rows in beam search.
+    seen (B,) int64: tokens of each row so far, padding not counted = the next position.
+    budget (B,) int64: slots per KV head that the compression may leave on average; None where none is under way.
+    scaling, softcap, sinks: of the attention: logits = softcap(q·k·scaling) + log_votes, and an extra softmax
+        entry per query head with logit ``sinks`` (H*G,) where the model has attention sinks.
+    """
+
+    slots: Slots
+    queries: Tensor
+    query_positions: Tensor
+    seen: Tensor
+    scaling: float
+    state: dict[str, Tensor] = field(default_factory=dict)
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    rope: Rope | None = None
+    layer: int = 0
+    layers: int = 1
+    seed: int = 0
+    protected: Tensor | None = (
+        None  # (B,H,S) bool: sinks, recent window, protected spans: always kept, never merge targets
+    )
+    memo: dict[str, Tensor] = field(default_factory=dict)  # what a piece computed from this view that others may use
+    weights: Tensor | None = None  # (B,H,G,S): attention of the latest query, where it was one and computed them
+    budget: Tensor | None = None
+    spans: Intervals | None = None  # where given, each slot inside is scored by the queries of its own span alone
+
+    @property
+    def groups(self) -> int:
+        """G: query heads per KV head."""
+        return self.queries.shape[1] // self.slots.positions.shape[1]

@@ -1,0 +1,1 @@
+"""What meets transformers: the cache, its layers, the attention function, files and receipts."""

@@ -1,0 +1,1 @@
+"""Further readings of a text before it is compressed."""

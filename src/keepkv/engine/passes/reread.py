@@ -1,0 +1,132 @@
+"""Reading the text a second time, for scores that look at how the model repeats it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from keepkv.core.when import When
+from keepkv.engine.cache import Cache
+from keepkv.errors import CacheStateError, KeepKVError, UnsupportedInput
+from keepkv.score.base import Score
+
+LEAD = 8  # tokens before a chunk that are read with it, so that the model finds the place (KVzip's code)
+WATCH = When(prefill=None, every=1 << 62)  # every token is observed and none compressed
+
+Stats = list[dict[str, Tensor]]  # of each layer, (B,H,S) each
+
+
+@torch.no_grad()
+def reread(
+    model: PreTrainedModel,
+    cache: Cache,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    prompt_ids: Tensor | None = None,
+    chunk: int = 2048,
+) -> None:
+    """Let the score of ``cache`` observe how ``model`` repeats what it has read: what ``"kvzip"`` scores by.
+
+    cache: has read ``input_ids`` and was not compressed since, so its method has ``when=keepkv.When("deferred")``.
+        Nothing of it changes but the score's statistics, which start anew.
+    input_ids (B,T), attention_mask (B,T): all that was fed, as it was fed; padding on the left.
+    prompt_ids (P,) or (B,P): a request to repeat the text, read before each chunk.
+    chunk: tokens repeated at a time, each time on a new copy of the cache that knows nothing of earlier repeats; behind
+        the first ``LEAD`` more that precede the chunk, as in the paper. Rows are cut each from its own first token.
+
+        cache = keepkv.Cache(model, "kvzip", budget=0.3, when=keepkv.When("deferred"))
+        model(input_ids=context, past_key_values=cache)
+        keepkv.reread(model, cache, context, prompt_ids=repeat)
+        cache.compress()
+
+    Takes about as long as reading the text once, on a cache of that length, and the memory of a copy of the cache.
+    The paper's code takes the softmax of a chunk's queries over the chunk's slots, the first tokens and the repeat
+    alone; here they see the whole context, as in the paper's definition, and every slot they attend to counts.
+    """
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    if chunk < 2:
+        raise KeepKVError(f"reread(chunk={chunk}): at least 2 tokens, 2048 or so for speed")
+    if not cache.plan.method.score.rereads:
+        raise KeepKVError(
+            f"method {cache.plan.method.name!r} reads a text once; keepkv.reread is for those that read it twice, such "
+            "as 'kvzip'"
+        )
+    check_whole(cache, input_ids, mask, "reread")
+    rows = [ids[real] for ids, real in zip(input_ids, mask.bool(), strict=True)]
+    prompt = input_ids.new_empty(0) if prompt_ids is None else prompt_ids.to(input_ids.device)
+    prompts = prompt.expand(len(rows), prompt.shape[-1])
+    stats = [_fresh(layer.store.view().stats, cache.plan.stats) for layer in cache._ours]
+    for start in range(0, max(map(len, rows)), chunk):
+        # Rows whose part is of one length are read together. Padding behind a text would take up the window of sliding
+        # layers, which transformers counts in columns.
+        together: dict[int, list[int]] = {}
+        for i, row in enumerate(rows):
+            if start < len(row):
+                together.setdefault(min(len(row), start + chunk), []).append(i)
+        for end, members in together.items():
+            parts = [torch.cat((prompts[i], rows[i][max(0, start - LEAD) : end])) for i in members]
+            _observe(model, cache, torch.tensor(members, device=mask.device), torch.stack(parts), mask, stats)
+    for layer, found in zip(cache._ours, stats, strict=True):
+        layer.store.put(found)
+
+
+def check_whole(cache: Cache, input_ids: Tensor, mask: Tensor, name: str) -> None:
+    """Raise unless ``cache`` holds all of ``input_ids`` and nothing else; ``name``: of the function that asks."""
+    seen = cache.plan.clock.seen
+    if seen is None:
+        raise CacheStateError(f"the cache has not read anything yet: feed the prompt first, then call keepkv.{name}")
+    if any(layer.compressed for layer in cache._ours):
+        raise CacheStateError(
+            f"the cache was compressed before keepkv.{name} was called. Make it with when=keepkv.When('deferred'), "
+            f"feed the whole prompt, call keepkv.{name}, and then cache.compress()."
+        )
+    if (
+        input_ids.shape != mask.shape
+        or mask.shape[1] != cache.get_seq_length()
+        or not seen.equal(mask.sum(-1).to(seen))
+    ):
+        raise UnsupportedInput(
+            f"input_ids {tuple(input_ids.shape)} and a mask {tuple(mask.shape)} with {mask.sum(-1).tolist()} tokens "
+            f"are not what the cache has read: {cache.get_seq_length()} columns, tokens {seen.tolist()}. Give all of "
+            "it, with the attention mask it was read with."
+        )
+
+
+def _fresh(stats: dict[str, Tensor], starts: dict[str, float]) -> dict[str, Tensor]:
+    return {name: torch.full_like(x, starts[name]) for name, x in stats.items()}
+
+
+def _observe(model: PreTrainedModel, cache: Cache, rows: Tensor, ids: Tensor, mask: Tensor, stats: Stats) -> None:
+    """Read ``ids`` (R,T) behind a copy of ``rows`` (R,) of ``cache``, and update their ``stats`` in place."""
+    twin = watching(cache, rows if len(rows) < len(mask) else None)
+    for layer, held in zip(twin._ours, stats, strict=True):
+        layer.store.put({name: x[rows] for name, x in held.items()})
+    feed(model, twin, ids, mask[rows])
+    for layer, held in zip(twin._ours, stats, strict=True):
+        found = layer.store.view().stats
+        for name, x in held.items():
+            x[rows] = found[name][:, :, : mask.shape[1]]
+
+
+def watching(cache: Cache, rows: Tensor | None = None, score: Score | None = None) -> Cache:
+    """A copy of ``cache``, or of its ``rows`` (R,), that never compresses and whose ``score`` observes all."""
+    twin = cache.copy()
+    if rows is not None:
+        twin.batch_select_indices(rows)
+    method = twin.plan.method
+    twin.plan.method, twin.plan.compressing = replace(method, when=WATCH, score=score or method.score), True
+    for layer in twin._ours:
+        layer.pending = layer.record_past = False
+    return twin
+
+
+def feed(model: PreTrainedModel, cache: Cache, ids: Tensor, mask: Tensor) -> None:
+    """Read ``ids`` (B,T) behind what ``cache`` holds, which was read with ``mask`` (B, columns)."""
+    seen = torch.cat((mask, mask.new_ones(ids.shape)), dim=1)
+    model(
+        input_ids=ids, attention_mask=seen, position_ids=(seen.cumsum(-1) - 1)[:, -ids.shape[1] :],
+        past_key_values=cache, use_cache=True, logits_to_keep=1,
+    )  # fmt: skip

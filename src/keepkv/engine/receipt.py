@@ -1,0 +1,193 @@
+"""The receipt: what a cache was asked, what it holds, and what it gave up."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from keepkv.engine.layer import Layer
+from keepkv.spans.keep_rates import keep_rates
+
+if TYPE_CHECKING:
+    from keepkv.engine.cache import Cache
+    from keepkv.engine.state import Plan
+
+
+@dataclass(frozen=True)
+class SpanReceipt:
+    """What became of the spans of a cache.
+
+    keep_rate: share of the tokens of each span still held, mean over layers and heads, by name; "rest" is what lies in
+    no fair or protected span, "generated" what came after the prompt. scoring: "span" where fair spans were scored by
+    their own queries, else "global". requested, realised: slots per token that the budget asks for and that are held.
+    overflows: compressions of a layer whose budget did not hold what the spans demand.
+    """
+
+    keep_rate: dict[str, float]
+    fair_lambda: float
+    scoring: str
+    requested: float
+    realised: float
+    overflows: int
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value of each line of the printed table."""
+        overflows = f", {self.overflows} overflows" if self.overflows else ""
+        how = f"λ = {self.fair_lambda:g}, {self.scoring} scoring; asked {self.requested:.3f}, kept {self.realised:.3f}"
+        return [("spans", how + overflows), *((f"kept of {x}", f"{rate:.1%}") for x, rate in self.keep_rate.items())]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Report of one cache, from ``Cache.report()``; prints as a table.
+
+    method: what was asked. compressed: whether any compression ran; if not, nothing below is the method's doing.
+    seen: tokens of each row. kept: slots[layer][row][head] held now by each compressible layer. bytes: storage
+    really allocated, all layers, votes, positions and statistics included. full_bytes: a plain cache of the same
+    tokens. merged, dropped: slots, summed over layers, rows and heads. mass_dropped: share of the last query's
+    attention that the dropped slots held when they were dropped, mean over layers; None where it could not be
+    measured. largest_vote: most votes of a slot, 1.0 where none were merged. seconds: spent compressing. spans: None
+    where none were given.
+    """
+
+    method: str
+    options: dict[str, Any]
+    budget: float | int | str
+    compressed: bool
+    seen: list[int]
+    kept: dict[int, list[list[int]]]
+    bytes: int
+    full_bytes: int
+    merged: int
+    dropped: int
+    mass_dropped: float | None
+    largest_vote: float
+    compressions: int
+    seconds: float
+    spans: SpanReceipt | None = None
+
+    @property
+    def keep_rate(self) -> dict[str, float]:
+        """Share of the tokens of each span still held, by name; empty where no spans were given."""
+        return {} if self.spans is None else self.spans.keep_rate
+
+    @property
+    def ratio(self) -> float:
+        """bytes / full_bytes."""
+        return self.bytes / self.full_bytes if self.full_bytes else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        plain = {**asdict(self), "ratio": self.ratio}
+        return plain if self.spans is not None else {name: x for name, x in plain.items() if name != "spans"}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value of each line of the printed table."""
+        per_layer = [sum(map(sum, heads)) / max(1, sum(map(len, heads))) for heads in self.kept.values()]
+        span = f"{min(per_layer):.1f} to {max(per_layer):.1f} by layer" if per_layer else "no compressible layer"
+        options = ", ".join(f"{k}={v}" for k, v in self.options.items())
+        mass = "unknown" if self.mass_dropped is None else f"{self.mass_dropped:.1%}"
+        lines = [
+            ("method", self.method + (f" ({options})" if options else "")),
+            ("budget asked", str(self.budget)),
+            ("tokens seen", ", ".join(map(str, self.seen)) or "none"),
+            ("slots kept per head", span),
+            ("bytes", f"{self.bytes:,} of {self.full_bytes:,} = {self.ratio:.3f}"),
+            ("slots merged / dropped", f"{self.merged:,} / {self.dropped:,}"),
+            ("attention mass dropped", mass),
+            ("largest vote", f"{self.largest_vote:.1f}"),
+            ("compressions", f"{self.compressions} in {self.seconds:.3f} s"),
+        ]
+        if self.spans is not None:
+            lines += self.spans.rows()
+        if not self.compressed and self.method != "full":
+            lines.insert(1, ("NOTE", "nothing was compressed: the tokens fit the budget, or no compression was due"))
+        return lines
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        width = max(len(label) for label, _ in rows)
+        return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+
+def make_receipt(cache: Cache) -> Receipt:
+    """The receipt of ``cache`` as it stands."""
+    plan, ours = cache.plan, [x for x in cache.layers if isinstance(x, Layer)]
+    used = [x for x in ours if x.is_initialized and x.seen]
+    tallies = [x.tally for x in used]
+    masses = [t.mass_dropped for t in tallies if t.mass_dropped is not None]
+    seen = plan.clock.seen
+    return Receipt(
+        method=plan.method.name,
+        options=dict(plan.method.options),
+        budget=plan.budget.value,
+        compressed=any(t.compressions for t in tallies),
+        seen=[] if seen is None else seen.tolist(),
+        kept={x.place.index: x.store.view().lengths.tolist() for x in used},
+        bytes=sum(map(layer_bytes, cache.layers)),
+        full_bytes=sum(map(full_bytes, cache.layers)),
+        merged=sum(int(t.merged.sum()) for t in tallies if t.merged is not None),
+        dropped=sum(int(t.dropped.sum()) for t in tallies if t.dropped is not None),
+        mass_dropped=float(torch.stack(masses).mean()) if masses else None,
+        largest_vote=max([1.0, *(_largest_vote(x) for x in used)]),
+        compressions=sum(t.compressions for t in tallies),
+        seconds=sum(t.seconds for t in tallies),
+        spans=_span_receipt(plan, used),
+    )
+
+
+def _span_receipt(plan: Plan, used: list[Layer]) -> SpanReceipt | None:
+    spans, seen = plan.spans, plan.clock.seen
+    if spans is None:
+        return None
+    rates, requested, realised = {}, 1.0, 1.0
+    if seen is not None and used:
+        positions = [x.store.view().positions for x in used]
+        rates = keep_rates(spans, positions, seen)
+        tokens = max(1, len(used) * int(seen.sum()))
+        requested = sum(int(plan.layer_budget(x).minimum(seen).sum()) for x in used) / tokens
+        realised = sum(float((x >= 0).sum()) / x.shape[1] for x in positions) / tokens
+    scoring, overflows = "span" if plan.scopes else "global", sum(x.tally.overflows for x in used)
+    return SpanReceipt(rates, spans.policy.fair_lambda, scoring, requested, realised, overflows)
+
+
+def _largest_vote(layer: Layer) -> float:
+    slots = layer.store.view()
+    return float(slots.log_votes[slots.valid].max().exp()) if bool(slots.valid.any()) else 1.0
+
+
+def layer_bytes(layer: Any) -> int:
+    """Bytes of storage that a cache layer of any kind holds."""
+    if isinstance(layer, Layer):
+        return layer.store.nbytes + _storage(list(layer.state.values()))
+    return _storage(_tensors(vars(layer)))
+
+
+def full_bytes(layer: Any) -> int:
+    """Bytes that a plain cache holds for the same tokens; layers that stay stock weigh the same in both."""
+    if not isinstance(layer, Layer):
+        return layer_bytes(layer)
+    if not layer.is_initialized:
+        return 0
+    part = layer.part()
+    rows, heads = part.positions.shape[:2]
+    width = part.keys.shape[-1] + part.values.shape[-1]
+    return rows * heads * layer.seen * width * torch.empty((), dtype=layer.dtype).element_size()
+
+
+def _tensors(values: dict[Any, Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values.values():
+        if isinstance(value, Tensor) and value.dim() > 0:
+            found.append(value)
+        elif isinstance(value, dict):
+            found += _tensors(value)
+    return found
+
+
+def _storage(tensors: list[Tensor]) -> int:
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+    return sum(storages.values())

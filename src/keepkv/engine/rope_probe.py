@@ -1,0 +1,176 @@
+"""How a model of transformers rotates its keys, found by running its attention modules on made-up tokens."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+import transformers
+from packaging.version import Version
+from torch import Tensor, nn
+
+from keepkv.core.rope import Rope
+
+
+@dataclass(frozen=True)
+class UnknownRope:
+    """A layer whose rotary embedding cannot be undone, and why: scores with ``needs_rope`` are refused there."""
+
+    reason: str
+
+
+def _updates_in_place() -> bool:
+    """Whether transformers writes frequencies that depend on the input's length into the tensor that we refer to."""
+    return Version(transformers.__version__) >= Version("5.23")
+
+
+def rope_of(model: nn.Module) -> dict[int, Rope | UnknownRope | None]:
+    """How each attention layer of a transformers decoder rotates its keys, by layer index; None: not at all.
+
+    Nothing is assumed about the model class. Frequencies and scaling are read from its rotary module; then every
+    attention module is run on three made-up tokens, at position 0 and at others, up to where it hands its keys to
+    the cache, and the layout is the one that explains what changed. Pairing, partial rotation, layers without
+    rotation, and anything done to the keys afterwards show in the keys themselves. Costs six tokens per layer.
+    """
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    getter = getattr(model, "get_decoder", None)
+    decoder = getter() if getter is not None else model
+    decoder = decoder if isinstance(decoder, nn.Module) else model
+    layers = dict(_attention_layers(decoder))
+    rotaries = [m for m in decoder.modules() if any(name.endswith("inv_freq") for name, _ in _own_tensors(m))]
+    if not rotaries:
+        return dict.fromkeys(layers)
+    if _has_sections(config) and config is not getattr(model, "config", None):
+        # After an image the model counts on from a smaller position than the token's index. Undoing and redoing a
+        # rotation with the same offset cancels, so text keeps its meaning; across images it is an approximation.
+        warnings.warn(
+            f"{type(model).__name__} gives image tokens positions in three dimensions; scores that undo the rotary "
+            "embedding take the token's index instead: exact for text, approximate where the prompt holds images.",
+            stacklevel=2,
+        )
+    return {i: _probe_layer(model, layer, rotaries, config, i) for i, layer in layers.items()}
+
+
+def _has_sections(config: Any) -> bool:
+    """Whether the text model takes positions in three dimensions (M-RoPE)."""
+    return "mrope_section" in str(getattr(config, "rope_parameters", None) or "")
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_buffers(recurse=False)
+    yield from module.named_parameters(recurse=False)
+
+
+def _attention_layers(decoder: nn.Module) -> Iterator[tuple[int, nn.Module]]:
+    """Modules that write to a cache under a layer index; the first of each index is the self-attention."""
+    seen = set()
+    for module in decoder.modules():
+        index = getattr(module, "layer_idx", None)
+        inner = any(isinstance(getattr(m, "layer_idx", None), int) for m in module.modules() if m is not module)
+        if isinstance(index, int) and index not in seen and not inner:
+            seen.add(index)
+            yield index, module
+
+
+class _KeysSeen(Exception):
+    """Ends an attention module's forward once its keys are known."""
+
+
+class _Recorder:
+    """Stands in for a cache: keeps what the attention module stores first, and stops it there."""
+
+    def __init__(self) -> None:
+        self.stored: tuple[Tensor, ...] = ()
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> None:
+        self.stored = (keys.detach().double(), values.detach().double())
+        raise _KeysSeen
+
+    def get_seq_length(self, *_: Any) -> int:
+        return 0
+
+
+def _probe_layer(
+    model: nn.Module, layer: nn.Module, rotaries: list[nn.Module], config: Any, index: int
+) -> Rope | UnknownRope | None:
+    own = [m for m in layer.modules() if m in rotaries]
+    if len(own or rotaries) != 1:
+        return UnknownRope("it has several rotary modules, and which one this layer uses cannot be told")
+    rotary: Any = (own or rotaries)[0]
+    layer_types = getattr(config, "layer_types", None) or []
+    kind = layer_types[index] if index < len(layer_types) else None
+    typed = kind is not None and hasattr(rotary, f"{kind}_inv_freq")
+    prefix = f"{kind}_" if typed else ""
+    frequencies = getattr(rotary, f"{prefix}inv_freq", None)
+    if not isinstance(frequencies, Tensor):
+        return UnknownRope(f"its rotary module has no frequencies for layers of type {kind!r}")
+    rope_type = getattr(rotary, "rope_type", "default")
+    rope_type = rope_type.get(kind, "") if isinstance(rope_type, dict) else rope_type
+    if "dynamic" in rope_type:
+        return UnknownRope("its rotary frequencies change with the length of the input (rope_type 'dynamic')")
+    if (
+        "longrope" in (rope_type.get(kind, "") if isinstance(rope_type, dict) else rope_type)
+        and not _updates_in_place()
+    ):
+        return UnknownRope("transformers before 5.23 swaps its frequencies for long input where slots cannot follow")
+    sections = _has_sections(config)
+    scaling = float(getattr(rotary, f"{prefix}attention_scaling", 1.0))
+    before = frequencies.clone()
+    positions = torch.tensor([1, 3, 7], device=frequencies.device)
+    try:
+        base = _stored(model, layer, rotary, torch.zeros_like(positions), kind if typed else None, sections)
+        moved = _stored(model, layer, rotary, positions, kind if typed else None, sections)
+    except Exception as error:  # whatever a model's own code raises: the layer is then simply not understood
+        return UnknownRope(f"its layout could not be probed ({type(error).__name__}: {error})")
+    finally:
+        frequencies.data.copy_(before)  # some rotary modules rewrite them for the length that they last saw
+    # Latent attention stores (latent, rotated part); elsewhere only the keys may depend on the position.
+    for at_zero, at_p in zip(base, moved, strict=True):
+        tolerance = (1e-3 if next(layer.parameters()).dtype == torch.float32 else 0.05) * float(at_zero.abs().max())
+        if bool(((at_p - at_zero).abs() <= tolerance / 100).all()):
+            continue
+        for turn, interleaved in product((1, -1), (False, True)):  # −1: the other way round
+            # Not copied where it need not be: some rotary modules switch frequencies in place.
+            angle = frequencies.detach().to(at_zero.device, torch.float32)
+            rope = Rope(angle if turn == 1 else -angle, scaling, interleaved)
+            if rope.dims <= at_zero.shape[-1] and bool(
+                ((rope.rotate(at_zero / scaling, positions.to(at_zero.device)) - at_p).abs() <= tolerance).all()
+            ):
+                return rope
+        return UnknownRope("its keys do not turn with position in pairs (i, i + R/2) or (2i, 2i + 1)")
+    return None
+
+
+@torch.no_grad()
+def _stored(
+    model: Any, layer: nn.Module, rotary: nn.Module, positions: Tensor, kind: str | None, sections: bool
+) -> tuple[Tensor, ...]:
+    """What ``layer`` stores for three fixed tokens at ``positions`` (3,)."""
+    weight = next(p for p in layer.parameters() if p.dim() == 2)
+    dtype = weight.dtype if weight.dtype.is_floating_point else model.dtype
+    size = model.config.get_text_config(decoder=True).hidden_size
+    tokens = torch.arange(3 * size, device=weight.device).float().mul(1.7).sin().view(1, 3, size).to(dtype)
+    ids = positions[None].to(weight.device)
+    turned = rotary(tokens, ids.expand(3, 1, -1) if sections else ids, *([] if kind is None else [kind]))
+    recorder = _Recorder()
+    given = {
+        "position_embeddings": turned,
+        "position_ids": ids,
+        "attention_mask": None,
+        "past_key_values": recorder,
+        "layer_past": recorder,
+        "shared_kv_states": {},
+        "use_cache": True,
+    }
+    known = inspect.signature(layer.forward).parameters
+    try:
+        layer(tokens, **{name: value for name, value in given.items() if name in known})
+    except _KeysSeen:
+        return recorder.stored
+    raise RuntimeError(f"{type(layer).__name__} stores no keys")

@@ -1,0 +1,1 @@
+"""What compression changes, without labels: replies of the compressed cache against those of the full one."""

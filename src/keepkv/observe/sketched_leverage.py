@@ -1,0 +1,49 @@
+"""Leverage of keys in a random projection."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from keepkv.core.slots import LayerView
+from keepkv.observe.attention import room
+
+
+def sketched_leverage(view: LayerView, inside: Tensor, sketch: int, ridge: float) -> Tensor:
+    """ℓ_i = x_iᵀ(Σ x xᵀ + ridge·I)⁻¹x_i, x = Φᵀ(k − mean k), k keys before RoPE: (B,H,S), float32, or float64 as keys.
+
+    Over the slots ``inside`` (B,H,S) bool, 0 elsewhere; one of p votes counts p times. sketch: columns of Φ; 0: Φ = I.
+    """
+    slots = view.slots
+    (b, h, s), d = slots.shape, slots.keys.shape[-1]
+    dtype, device = torch.promote_types(slots.keys.dtype, torch.float32), slots.keys.device
+    exact = dtype if device.type == "mps" else torch.float64  # for sums of squares: the ridge is small beside them
+    votes = slots.log_votes.exp().masked_fill(~inside, 0.0).to(dtype)[..., None]
+    share = votes / votes.sum(2, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
+    phi = gaussian(view, sketch).to(device, dtype) if sketch else None
+    out = torch.empty(b, h, s, dtype=dtype, device=device)
+    step = max(1, min(h, room(slots.keys) // max(1, b * s * d)))
+    for first in range(0, h, step):
+        some = slice(first, first + step)
+        keys = slots.keys[:, some].to(dtype, copy=True)
+        if view.rope is not None:
+            keys = view.rope.unrotate(keys, slots.positions[:, some].clamp(min=0))
+        keys -= share[:, some].mT @ keys
+        x = (keys if phi is None else keys @ phi[some]).to(exact)
+        gram = (x * votes[:, some]).mT @ x
+        trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+        added = (x.shape[-1] * torch.finfo(exact).eps * trace).clamp(min=ridge)
+        gram.diagonal(dim1=-2, dim2=-1).add_(added[..., None])
+        white = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), x.mT, upper=False)
+        out[:, some] = torch.linalg.vecdot(white, white, dim=-2).to(dtype)
+    return out.masked_fill_(~inside, 0.0)
+
+
+def gaussian(view: LayerView, size: int) -> Tensor:
+    """Φ (H,D,``size``) float32 of variance 1/size, from the seed and the layer alone: the same for every row and at
+    every compression."""
+    generator = torch.Generator().manual_seed((view.seed * 1_000_003 + view.layer) % (1 << 63))
+    (_, h, _), d = view.slots.shape, view.slots.keys.shape[-1]
+    return torch.randn(h, d, size, generator=generator) / math.sqrt(size)

@@ -1,0 +1,63 @@
+"""Figures as matplotlib draws them, of the same numbers as the page; needs the extra ``plots``.
+
+Each function below takes the report, and some a mode and a length, and returns a figure, or None where there is nothing
+to draw. ``all_figures`` names them.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from keepkv.report.figures.curves import fidelity, leakage
+from keepkv.report.figures.grids import heat, kept, needle, survival
+from keepkv.report.figures.look import LOOK
+from keepkv.report.figures.scores import pareto, score, tasks
+from keepkv.report.numbers import Report
+
+PANELS: dict[str, Callable[[Report, str, int], Figure | None]] = {
+    "score": score,
+    "tasks": tasks,
+    "pareto": pareto,
+    "heat": heat,
+}
+WHOLE: dict[str, Callable[[Report], Figure | None]] = {
+    "needle": needle,
+    "kept": kept,
+    "survival": survival,
+    "leakage": leakage,
+    "fidelity": fidelity,
+}
+
+
+def all_figures(report: Report) -> Iterator[tuple[str, Figure]]:
+    """Name and figure, one after the other."""
+    with matplotlib.rc_context(LOOK):
+        for mode, length in report.panels():
+            for kind, build in PANELS.items():
+                if figure := build(report, mode, length):
+                    yield f"{kind}-{mode}-{length}", figure
+        for kind, whole in WHOLE.items():
+            if figure := whole(report):
+                yield kind, figure
+
+
+def png(figure: Figure) -> bytes:
+    """The picture: the same bytes for the same numbers."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def svg(figure: Figure) -> str:
+    """An element to put into a page: text stays text, and nothing refers to anything outside of it."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", facecolor="white")
+    text = buffer.getvalue()
+    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

@@ -1,0 +1,65 @@
+"""The scores as a table of Markdown, for a README or a discussion."""
+
+from __future__ import annotations
+
+from keepkv.report.numbers import Report, label
+from keepkv.report.page import MODES
+from keepkv.report.read import Cell
+
+
+def markdown(report: Report) -> str:
+    """One table for each mode and length: methods by rank, budgets across."""
+    run = report.evaluation.run
+    made = run.environment
+    versions = ", ".join(f"{name} {version}" for name, version in made.versions.items())
+    seeds = ", ".join(map(str, run.seeds))
+    lines = [
+        f"# Scores of {_plain(run.model)}",
+        "",
+        f"{run.items} items per task, length and seed; seeds {seeds}; {_plain(made.device)}, {_plain(made.dtype)}; "
+        f"{_plain(versions)}; revision {_plain(made.revision or 'unknown')}.",
+        "",
+        "Score with its 95 % interval over items, and in brackets the ratio: bytes held by bytes of the full cache. A "
+        "failed item counts as 0 in scores over all tasks. The texts are our own: never compare with published RULER "
+        "numbers.",
+    ]
+    for note in report.notes:
+        lines += ["", f"> {_plain(note)}"]
+    for mode, length in report.panels():
+        lines += [
+            "",
+            f"## {MODES[mode].split(':')[0]}, {length:,} tokens, {report.main(mode, length)}",
+            "",
+            MODES[mode],
+            "",
+        ]
+        lines += _table(report, mode, length)
+    return "\n".join(lines) + "\n"
+
+
+def _table(report: Report, mode: str, length: int) -> list[str]:
+    task, budget = report.main(mode, length), report.start[3]
+    cells = {(cell.method, label(cell.budget)): cell for cell in report.at(task, mode, length)}
+    ranked = list(dict.fromkeys(cell.method for cell in [*report.at(task, mode, length, budget), *cells.values()]))
+    rows = [f"| method | {' | '.join(report.budgets)} |", "|---" + "|---:" * len(report.budgets) + "|"]
+    for method in ranked:
+        full = next((cell for (name, _), cell in cells.items() if name == "full"), None)
+        own = [full if method == "full" else cells.get((method, one)) for one in report.budgets]
+        rows.append(f"| {_plain(method)} | {' | '.join(map(_cell, own))} |")
+    return rows
+
+
+def _cell(cell: Cell | None) -> str:
+    if cell is None or cell.score is None:
+        return "–"
+    spread = "" if cell.low is None or cell.high is None else f" {cell.low:.2f}–{cell.high:.2f}"
+    ratio = "" if cell.ratio is None else f" ({cell.ratio:.3f})"
+    failed = f", {cell.failed} failed" if cell.failed else ""
+    return f"{cell.score:.3f}{spread}{ratio}{failed}"
+
+
+def _plain(text: str) -> str:
+    """Nothing of ``text`` is read as Markdown or HTML."""
+    for mark in "\\`*_|[]<>":
+        text = text.replace(mark, f"\\{mark}" if mark not in "<>" else {"<": "&lt;", ">": "&gt;"}[mark])
+    return " ".join(text.split())

@@ -1,0 +1,271 @@
+"""What is shown: orders, pooled scores, needle grids, failures. Page, figures and tables all draw from here."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
+
+from keepkv.evaluation.fidelity.measure import ALWAYS
+from keepkv.metrics import Estimate, bootstrap
+from keepkv.report.read import Asked, Cell, Evaluation, Item, Key, Leakage, Speed
+
+T = TypeVar("T")
+ALL = "all tasks"
+BASELINES = ALWAYS  # the reference, the null and a plain eviction: never hidden
+UNKNOWN = Estimate(math.nan, None, None, ())
+USUAL = 0.1  # the budget that is shown first is the share nearest to this, whatever the results
+
+
+class Place(NamedTuple):
+    """Where a needle lies, and what became of it. depth: 0 at the start of the context, 1 at its end."""
+
+    task: str
+    mode: str
+    method: str
+    budget: str
+    depth: float
+    length: int
+    score: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """An evaluation in the order in which it is shown.
+
+    cells: also those of ``ALL``. budgets: labels, the full cache's left out. positions: of the budgets on an axis from
+    0 to 1. methods: by rank, best first, at the first mode, length and budget shown. chosen: the methods shown first.
+    """
+
+    evaluation: Evaluation
+    cells: list[Cell]
+    tasks: list[str]
+    lengths: list[int]
+    modes: list[str]
+    methods: list[str]
+    budgets: list[str]
+    positions: list[float]
+    start: tuple[str, str, int, str]  # task, mode, length and budget shown first
+    chosen: list[str]
+    needles: list[Place]
+    failures: list[tuple[str, str, int, list[str]]]  # method, error, how many, on which tasks
+    notes: list[str]
+
+    def at(self, task: str, mode: str, length: int, budget: str | None = None) -> list[Cell]:
+        """Cells of a task, mode and length, best first; of one budget and the full cache where ``budget`` is given."""
+        found = [cell for cell in self.cells if (cell.task, cell.mode, cell.length) == (task, mode, length)]
+        if budget is not None:
+            found = [cell for cell in found if cell.method == "full" or label(cell.budget) == budget]
+        return sorted(found, key=lambda cell: -(cell.score if cell.score is not None else -1.0))
+
+    def panels(self) -> list[tuple[str, int]]:
+        """Modes and lengths of which there are cells."""
+        held = {(cell.mode, cell.length) for cell in self.cells}
+        return [(mode, length) for mode in self.modes for length in self.lengths if (mode, length) in held]
+
+    def main(self, mode: str, length: int) -> str:
+        """The task that stands for a mode and length: all of them where they are pooled, else the first."""
+        held = {cell.task for cell in self.cells if (cell.mode, cell.length) == (mode, length)}
+        return next(task for task in (ALL, *self.tasks) if task in held)
+
+    @property
+    def lost(self) -> list[Cell]:
+        """Cells whose whole interval lies below the full cache, worst first."""
+        worse = [cell for cell in self.cells if cell.minus_full_high is not None and cell.minus_full_high < 0]
+        return sorted((c for c in worse if c.task != ALL and c.method != "random"), key=lambda c: c.minus_full or 0)
+
+
+def label(budget: Asked) -> str:
+    """``10 %``, ``512 slots`` or ``256MiB``."""
+    if isinstance(budget, float):
+        return f"{100 * budget:g} %"
+    return f"{budget} slots" if isinstance(budget, int) else budget
+
+
+def arrange(evaluation: Evaluation, step: Callable[[str], None] = lambda what: None) -> Report:
+    """Pools and orders what was read. ``step`` is told what comes next."""
+    run, cells = evaluation.run, evaluation.cells
+    pooled, notes = _pool(evaluation, step)
+    tasks = _order(run.tasks, (cell.task for cell in cells))
+    modes = _order(run.modes, (cell.mode for cell in cells))
+    lengths = sorted({cell.length for cell in cells})
+    asked = list({label(c.budget): c.budget for c in cells if c.method != "full"}.values()) or [1.0]
+    asked.sort(key=lambda one: (isinstance(one, str), isinstance(one, int), one if not isinstance(one, str) else 0))
+    shares = [one for one in asked if isinstance(one, float)]
+    budget = label(min(shares, key=lambda one: abs(math.log(one / USUAL)))) if shares else label(asked[0])
+    found = [*pooled, *cells]
+    mode = modes[0]
+    held = {(cell.length, cell.task) for cell in cells if cell.mode == mode}
+    length = max((n for n, _ in held), key=lambda n: (sum(one == n for one, _ in held), n))  # where most was asked
+    measured = {cell.task for cell in found if (cell.mode, cell.length) == (mode, length)}
+    start = (next(task for task in (ALL, *tasks) if task in measured), mode, length, budget)
+    names = _order(["full", *run.methods], (cell.method for cell in cells))
+    report = Report(
+        evaluation,
+        found,
+        tasks,
+        lengths,
+        modes,
+        [],
+        [label(one) for one in asked],
+        _positions(asked),
+        start,
+        [],
+        _needles(evaluation.items),
+        _failures(evaluation.items),
+        [*notes, *_doubts(evaluation)],
+    )
+    ranked = _order([cell.method for cell in report.at(*start)], names)
+    ranked = [name for name in ranked if name in {cell.method for cell in cells}]
+    leading = [name for name in ranked if name not in BASELINES][:6]
+    return replace(report, methods=ranked, chosen=[n for n in ranked if n in BASELINES or n in leading])
+
+
+def peaks(rows: Sequence[Leakage]) -> list[Leakage]:
+    """Of each method, order and handling of spans, the row that leaks most; worst first."""
+    worst: dict[tuple[str, str, str], Leakage] = {}
+    for row in rows:
+        key = (row.method, row.order, row.spans)
+        if key not in worst or (row.leak or 0) > (worst[key].leak or 0):
+            worst[key] = row
+    return sorted(worst.values(), key=lambda row: -(row.leak or 0))
+
+
+def front(points: Iterable[tuple[float, float, T]], small: bool) -> list[tuple[float, float, T]]:
+    """Points (x, y, what) that no other beats in both: a larger y, and a smaller x if ``small``, else a larger one."""
+    held: list[tuple[float, float, T]] = []
+    for point in sorted(points, key=lambda p: (p[0] if small else -p[0], -p[1])):
+        if not held or point[1] > held[-1][1]:
+            held.append(point)
+    return held
+
+
+def _order(given: Sequence[str], found: Iterable[str]) -> list[str]:
+    """What was found, in the given order, and after it what is not in that order."""
+    held = list(dict.fromkeys(found))
+    return [*(one for one in dict.fromkeys(given) if one in held), *(one for one in held if one not in given)]
+
+
+def _positions(asked: Sequence[Asked]) -> list[float]:
+    """By the logarithm where all are shares, else evenly."""
+    if len(asked) < 2:
+        return [0.5] * len(asked)
+    if shares := [math.log(one) for one in asked if isinstance(one, float)]:
+        if len(shares) == len(asked):
+            return [(one - shares[0]) / (shares[-1] - shares[0]) for one in shares]
+    return [i / (len(asked) - 1) for i in range(len(asked))]
+
+
+def _pool(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[Cell], list[str]]:
+    """One cell for each mode, length, method and budget, over the items of all tasks, a failed item as 0.
+
+    The unit of the bootstrap is the item, and the same items are drawn for every method: differences are paired. A
+    method that was not given all of the items has no pooled score, which a note says.
+    """
+    panels: dict[tuple[str, int], dict[tuple[str, str], dict[tuple[str, int], Item]]] = defaultdict(dict)
+    for item in evaluation.items:
+        own = panels[item.mode, item.length].setdefault((item.method, label(item.budget)), {})
+        own[item.task, item.seed] = item
+    speed = _speeds(evaluation.speed)
+    parts: dict[tuple[str, int, str, str], list[Cell]] = defaultdict(list)
+    for cell in evaluation.cells:
+        parts[cell.mode, cell.length, cell.method, label(cell.budget)].append(cell)
+    made, notes = [], []
+    short: dict[tuple[str, int, int, int], list[str]] = defaultdict(list)  # methods that were not given every item
+    for (mode, length), groups in panels.items():
+        wanted = sorted(set().union(*groups.values()))
+        if len({task for task, _ in wanted}) < 2:
+            continue
+        full = next((items for (method, _), items in groups.items() if method == "full"), {})
+        for (method, budget), items in groups.items():
+            step(f"{mode}, {length} tokens: {method} at {budget}")
+            if len(items) < len(wanted):
+                short[mode, length, len(items), len(wanted)].append(method)
+                continue
+            scores = [items[key].score or 0.0 for key in wanted]
+            score = bootstrap(scores)
+            minus = UNKNOWN
+            if len(full) == len(wanted):
+                minus = bootstrap([a - (full[key].score or 0.0) for a, key in zip(scores, wanted, strict=True)])
+            of = parts.get((mode, length, method, budget), [])
+            read, written = speed.get((mode, length, method, budget), (None, None))
+            made.append(
+                Cell(
+                    ALL, length, next(iter(items.values())).mode, method, next(iter(items.values())).budget,
+                    n=len(wanted), failed=sum(one.score is None for one in items.values()), score=score.mean,
+                    low=score.low, high=score.high, minus_full=None if minus is UNKNOWN else minus.mean,
+                    minus_full_low=minus.low, minus_full_high=minus.high,
+                    ratio=_mean(c.ratio for c in of), bytes=_mean(c.bytes for c in of),
+                    full_bytes=_mean(c.full_bytes for c in of),
+                    peak_bytes=max((c.peak_bytes for c in of if c.peak_bytes is not None), default=None),
+                    read_per_s=read, written_per_s=written, leaked=None,
+                )
+            )  # fmt: skip
+    for (mode, length, given, wanted_items), methods in short.items():
+        names = ", ".join(dict.fromkeys(methods))
+        notes.append(
+            f"{names} ({mode}, {length} tokens): given {given} of {wanted_items} items, hence no score over all tasks."
+        )
+    return made, notes
+
+
+def _speeds(rows: Iterable[Speed]) -> dict[tuple[str, int, str, str], tuple[float | None, float | None]]:
+    """Tokens read and written per second, all batches of a mode, length, method and budget together."""
+    sums: dict[tuple[str, int, str, str], list[float]] = defaultdict(lambda: [0.0] * 4)
+    for row in rows:
+        key = (row.mode, row.length, row.method, label(row.budget))
+        for i, value in enumerate((row.tokens_read, row.prefill_s, row.tokens_written, row.answer_s)):
+            sums[key][i] += value
+    return {k: (a / b if b > 0 else None, c / d if d > 0 else None) for k, (a, b, c, d) in sums.items()}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    held = [value for value in values if value is not None]
+    return sum(held) / len(held) if held else None
+
+
+def _needles(items: Iterable[Item]) -> list[Place]:
+    """Of items with a depth, scores by depth, in tenths, and length."""
+    found: dict[tuple[str, str, str, str, float, int], list[float]] = defaultdict(list)
+    for item in items:
+        if "depth" in item.tags:
+            depth = round(min(1.0, max(0.0, item.tags["depth"])), 1)
+            key = (item.task, item.mode, item.method, label(item.budget), depth, item.length)
+            found[key].append(item.score or 0.0)
+    return [Place(*key, sum(scores) / len(scores), len(scores)) for key, scores in found.items()]
+
+
+def _failures(items: Iterable[Item]) -> list[tuple[str, str, int, list[str]]]:
+    found: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for item in items:
+        if item.score is None:
+            found[item.method, item.error or "no score, and no error given"][item.task] += 1
+    rows = [(method, error, tasks.total(), list(tasks)) for (method, error), tasks in found.items()]
+    return sorted(rows, key=lambda row: -row[2])
+
+
+def _place(key: Key) -> tuple[str, int, str, str, str]:
+    return key.task, key.length, key.mode, key.method, label(key.budget)
+
+
+def _doubts(evaluation: Evaluation) -> list[str]:
+    """What a reader should know before believing the numbers."""
+    counts = Counter(_place(item) for item in evaluation.items)
+    stale = [cell for cell in evaluation.cells if counts[_place(cell)] not in (cell.n, cell.n + cell.failed)]
+    notes = []
+    if stale:
+        notes.append(
+            f"{len(stale)} of {len(evaluation.cells)} cells count other items than items.jsonl holds, the first "
+            f"{stale[0].method} on {stale[0].task}: the summary is older than the items, or from another run."
+        )
+    idle = [item for item in evaluation.items if not (item.compressed or item.error or item.budget == 1.0)]
+    whole = Counter(item.method for item in idle if item.method != "full")
+    for method, n in whole.items():
+        notes.append(f"{method} compressed nothing in {n} items: read those scores as the full cache's.")
+    missing = [name for name in BASELINES if name not in {cell.method for cell in evaluation.cells}]
+    if missing:
+        notes.append(f"Not measured, so there is nothing to compare with: {', '.join(missing)}.")
+    return notes

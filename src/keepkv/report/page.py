@@ -1,0 +1,195 @@
+"""The page: a template with the numbers in it as JSON. Nothing in it is fetched from anywhere.
+
+What is drawn is drawn by the page's own script from that JSON; without scripts the tables of scores and figures made
+by ``figures`` are shown instead. Every string from data reaches the page through ``html.escape`` or as text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from keepkv.evaluation.rows import label as named
+from keepkv.report.numbers import ALL, BASELINES, Report, label, peaks
+from keepkv.report.read import Cell, Map
+from keepkv.report.style import styles
+
+COLUMNS = (
+    "n", "failed", "score", "low", "high", "minus_full", "minus_full_low", "minus_full_high", "ratio", "bytes",
+    "full_bytes", "peak_bytes", "read_per_s", "written_per_s", "leaked",
+)  # fmt: skip
+MODES = {
+    "agnostic": "Query-agnostic: the context is compressed before any question is seen.",
+    "aware": "Query-aware: the question is in the prompt when it is compressed.",
+    "decode": "Decode: what the model itself writes is compressed as it goes on.",
+}
+MAPS_LIMIT = 2_500_000  # characters; maps beyond them are left out, and the page says so
+# One character for each token's survival, in 64ths: four times shorter than numbers.
+STEPS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+
+def page(report: Report, figures: Sequence[str] = ()) -> str:
+    """The whole document. figures: SVGs for readers without scripts."""
+    parts = {
+        "title": escape(f"keepkv: {report.evaluation.run.model}"),
+        "style": _part("page.css"),
+        "headline": _headline(report),
+        "notes": "".join(f"<li>{escape(note)}</li>" for note in report.notes),
+        "summary": "".join(_summary(report, *panel) for panel in report.panels()),
+        "figures": "".join(f"<figure>{svg}</figure>" for svg in figures),
+        # A closing tag within a string would end the script.
+        "data": json.dumps(_finite(data(report)), separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"),
+        "script": _part("charts.js") + _part("page.js"),
+    }
+    text = _part("page.html")
+    # In one pass, so that nothing in the data is taken for a place to fill.
+    pieces = text.split("{{")
+    return pieces[0] + "".join(parts[piece.partition("}}")[0]] + piece.partition("}}")[2] for piece in pieces[1:])
+
+
+def data(report: Report) -> dict[str, Any]:
+    """What the page's script draws from, as plain data; tasks, modes, methods and budgets as indices into lists."""
+    ev = report.evaluation
+    extra = [named(row.method, row.options) for row in ev.fidelity] + [row.method for row in ev.leakage]
+    methods = list(dict.fromkeys([*report.methods, *(m.method for m in ev.maps), *extra]))
+    style = styles(methods)
+    tasks = [ALL, *report.tasks]
+    budgets = list(dict.fromkeys([*report.budgets, *(label(c.budget) for c in report.cells)]))
+    maps, left_out = _maps(report, methods)
+    task, mode, length, budget = report.start
+    return {
+        "tasks": tasks,
+        "modes": [[mode, MODES[mode]] for mode in report.modes],
+        "lengths": report.lengths,
+        "methods": [{"name": m, "hue": style[m].hue, "dash": style[m].dash, "base": m in BASELINES} for m in methods],
+        "measured": [methods.index(m) for m in report.methods],
+        "budgets": budgets,
+        "asked": len(report.budgets),
+        "positions": report.positions,
+        "start": {"task": task, "mode": mode, "length": length, "budget": budget, "methods": report.chosen},
+        "columns": COLUMNS,
+        "cells": [
+            [tasks.index(c.task), report.modes.index(c.mode), report.lengths.index(c.length), methods.index(c.method)]
+            + [budgets.index(label(c.budget)), *(_short(getattr(c, name)) for name in COLUMNS)]
+            for c in report.cells
+        ],
+        "needles": [
+            [tasks.index(p.task), report.modes.index(p.mode), methods.index(p.method), budgets.index(p.budget)]
+            + [p.depth, p.length, _short(p.score), p.n]
+            for p in report.needles
+            if p.budget in budgets
+        ],
+        "maps": maps,
+        "maps_left_out": left_out,
+        "failures": [[m, e, n, t] for m, e, n, t in report.failures],
+        "leakage": [asdict(row) | {"method": methods.index(row.method)} for row in ev.leakage],
+        "peaks": [ev.leakage.index(row) for row in peaks(ev.leakage)],
+        "fidelity": [
+            {"method": methods.index(named(row.method, row.options)), "budget": label(row.budget), "ratio": row.ratio}
+            | {"segments": row.segments, "context": row.context}
+            | {name: [one.mean, one.low, one.high] for name, one in row.metrics.items()}
+            for row in ev.fidelity
+        ],
+    }
+
+
+def _part(name: str) -> str:
+    return (files(__package__) / "template" / name).read_text(encoding="utf-8")
+
+
+def _headline(report: Report) -> str:
+    run = report.evaluation.run
+    made = run.environment
+    counts = sorted({cell.n for cell in report.cells if cell.task != ALL})
+    items = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    facts = {
+        "Model": run.model,
+        "Tasks": f"{len(report.tasks)}",
+        "Items per cell": items,
+        "Tokens": ", ".join(f"{length:,}" for length in report.lengths),
+        "Methods": f"{len(report.methods)}",
+        "Budgets": ", ".join(report.budgets),
+        "Seeds": ", ".join(map(str, run.seeds)),
+        "Device": f"{made.device}, {made.dtype}",
+        "Versions": ", ".join(f"{name} {version}" for name, version in made.versions.items()),
+        "Revision": _commit(made.revision),
+    }
+    return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts.items())
+
+
+def _commit(revision: str | None) -> str:
+    if revision is None:
+        return "not from a repository"
+    commit, _, state = revision.partition("-")
+    return commit[:10] + (f", {state}" if state else "")
+
+
+def _summary(report: Report, mode: str, length: int) -> str:
+    """The scores of a mode and length as a table: what a reader without scripts has."""
+    task = report.main(mode, length)
+    cells = {(cell.method, label(cell.budget)): cell for cell in report.at(task, mode, length)}
+    full = next((cell for (method, _), cell in cells.items() if method == "full"), None)
+    ranked = dict.fromkeys(cell.method for cell in report.at(task, mode, length, report.start[3]))
+    head = "".join(f"<th scope=col>{escape(budget)}</th>" for budget in report.budgets)
+    rows = []
+    for method in ranked:
+        shown = [full] * len(report.budgets) if method == "full" else [cells.get((method, b)) for b in report.budgets]
+        rows.append(f"<tr><th scope=row>{escape(method)}</th>{''.join(map(_score, shown))}</tr>")
+    where = f"{MODES[mode].split(':')[0]}, {length:,} tokens, {task}"
+    return (
+        f'<table class="summary" data-mode="{escape(mode)}" data-length="{length}"><caption>{escape(where)}</caption>'
+        f"<thead><tr><th scope=col>method</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _score(cell: Cell | None) -> str:
+    if cell is None or cell.score is None:
+        return "<td>–</td>"
+    spread = "" if cell.low is None or cell.high is None else f" <small>{cell.low:.2f}–{cell.high:.2f}</small>"
+    return f"<td>{cell.score:.3f}{spread}</td>"
+
+
+def _maps(report: Report, methods: list[str]) -> tuple[dict[str, Any], int]:
+    """Maps, each text once, and how many are left out. Shorter texts and the budget shown first come first."""
+    texts: list[dict[str, Any]] = []
+    known: dict[Any, int] = {}
+    rows: list[list[Any]] = []
+    size = 0
+    shown = report.start[3]
+
+    def turn(one: Map) -> tuple[int, bool, int]:
+        return one.length, one.method != "full" and label(one.budget) != shown, report.modes.index(one.mode)
+
+    ordered = sorted(report.evaluation.maps, key=turn)
+    for one in ordered:
+        key = (tuple(one.tokens), tuple(one.questions))
+        fresh = sum(len(token) + 3 for token in one.tokens) if key not in known else 0
+        size += fresh + len(one.survival) + 4 * sum(map(len, one.kept)) + 40
+        if size > MAPS_LIMIT:
+            break
+        if key not in known:
+            known[key] = len(texts)
+            texts.append({"tokens": one.tokens, "questions": one.questions, "answers": one.answers})
+        survival = "".join(STEPS[round(63 * min(1.0, max(0.0, value)))] for value in one.survival)
+        where = [one.task, one.mode, one.length, methods.index(one.method), label(one.budget)]
+        rows.append([*where, known[key], one.kept, survival])
+    return {"texts": texts, "rows": rows, "steps": STEPS}, len(ordered) - len(rows)
+
+
+def _short(value: float | None) -> float | None:
+    """Six digits: no chart or table shows more."""
+    return value if value is None or isinstance(value, int) else float(f"{value:.6g}")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: null in its place."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

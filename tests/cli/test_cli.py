@@ -1,0 +1,227 @@
+"""The command line, run in this process on a tiny random model, and once as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+import keepkv
+from keepkv.cli import arguments, main
+from keepkv.cli.demo import measure, strip
+from keepkv.cli.program import program
+from keepkv.core.when import When
+from keepkv.errors import KeepKVError, UnknownName
+
+TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen jugs. " * 4
+
+
+def run(*args: str, code: int = 0, stdin: str | None = None) -> Any:
+    result = CliRunner().invoke(program, list(args), input=stdin)
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def random_llama(vocab: int) -> LlamaForCausalLM:
+    """Two KV heads in each of two layers, and weights large enough that what is attended to changes the logits."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": vocab}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, eos_token_id=0, initializer_range=0.3)).eval()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Directory of a random Llama with a tokenizer of single bytes."""
+    folder = str(tmp_path_factory.mktemp("tiny"))
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={"<eos>": 0} | {c: i + 1 for i, c in enumerate(letters)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="<eos>", model_input_names=["input_ids", "attention_mask"]
+    )
+    tokenizer.save_pretrained(folder)
+    random_llama(257).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> str:
+    path = tmp_path / "document.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("verb", ["demo", "generate", "methods"])
+def test_help_shows_examples(verb: str) -> None:
+    assert f"keepkv {verb}" in run(verb, "--help").output.split("Examples:")[1]
+
+
+def test_no_arguments_show_the_verbs() -> None:
+    output = CliRunner().invoke(program, []).output
+    assert all(verb in output for verb in ("demo", "generate", "methods"))
+
+
+def test_methods_lists_every_method() -> None:
+    listed = json.loads(run("methods", "--json").stdout)
+    assert [one["name"] for one in listed] == [info.name for info in keepkv.methods()]
+    printed = run("methods").stdout
+    assert all(one["name"] in printed for one in listed)
+
+
+def test_methods_describes_one() -> None:
+    described = json.loads(run("methods", "keepkv", "--json").stdout)
+    assert described["paper"] and "key" in described["options"]
+    assert "threshold" in run("methods", "keepkv").stdout
+
+
+def test_generate_streams_and_prints_the_receipt(tiny: str, document: str) -> None:
+    shown = run("generate", "--model", tiny, "--prompt-file", document, "--budget", "0.5", "--max-new-tokens", "4")
+    assert "budget asked" in shown.stdout and "slots kept per head" in shown.stdout
+
+
+def test_generate_json_equals_the_library(tiny: str) -> None:
+    args = ("generate", "--model", tiny, "--prompt", TEXT, "--budget", "60", "--max-new-tokens", "5")
+    found = json.loads(run(*args, "--method", "snapkv", "--option", "window=8", "--json").stdout)
+    assert found["receipt"]["options"] == {"window": 8}
+    assert found["receipt"]["compressions"] > 0 and found["receipt"]["ratio"] < 0.5
+    assert found["receipt"]["seen"] == [len(TEXT) + 4]
+    assert len(found["text"]) > 0
+
+
+def test_generate_reads_stdin(tiny: str) -> None:
+    args = ("generate", "--model", tiny, "--prompt-file", "-", "--max-new-tokens", "2", "--json", "--method", "full")
+    assert json.loads(run(*args, stdin=TEXT).stdout)["receipt"]["seen"] == [len(TEXT) + 1]
+
+
+def test_generate_compresses_while_decoding(tiny: str) -> None:
+    args = ("generate", "--model", tiny, "--prompt", TEXT, "--budget", "64", "--max-new-tokens", "40", "--json")
+    one, many = (
+        json.loads(run(*args, "--method", "snapkv", *extra).stdout)["receipt"]
+        for extra in ((), ("--option", "when.every=10"))
+    )
+    assert many["compressions"] > one["compressions"]
+    assert sum(many["kept"]["0"][0]) < sum(one["kept"]["0"][0])
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("generate", "--prompt", "a", "--method", "snapvk"), ["snapvk", "Did you mean 'snapkv'"]),
+        (("generate", "--prompt", "a", "--option", "windw=3"), ["windw", "Did you mean 'window'"]),
+        (("generate", "--prompt", "a", "--option", "window"), ["key=value"]),
+        (("generate",), ["--prompt TEXT or --prompt-file FILE"]),
+        (("generate", "--prompt", "a", "--prompt-file", "b"), ["either"]),
+        (("generate", "--prompt-file", "/nowhere/at/all.txt"), ["/nowhere/at/all.txt", "No such file"]),
+        (("generate", "--prompt", "a", "--model", "/nowhere/model"), ["/nowhere/model"]),
+        (("generate", "--model", "TINY", "--prompt", ""), ["empty"]),
+        (("generate", "--model", "TINY", "--prompt", TEXT, "--budget", "1.5"), ["1.5", "share"]),
+        (("generate", "--model", "TINY", "--prompt", TEXT, "--budget", "lots"), ["lots", "256MiB"]),
+        (("generate", "--model", "TINY", "--prompt", TEXT, "--budget", "2"), ["2 slots", "at least"]),
+        (("generate", "--model", "TINY", "--prompt", TEXT, "--budget", "10B"), ["bytes"]),
+        (("generate", "--model", "TINY", "--prompt", TEXT, "--device", "warp"), ["warp"]),
+        (("demo", "--document", "/nowhere/text.txt"), ["/nowhere/text.txt"]),
+        (("demo", "--question", "Who?"), ["--document"]),
+        (("demo", "--method", "keepkv:kye=zip"), ["kye", "Did you mean 'key'"]),
+        (("methods", "keepvk"), ["keepvk", "Did you mean 'keepkv'"]),
+    ],
+)
+def test_one_line_and_code_2(args: tuple[str, ...], words: list[str], tiny: str) -> None:
+    result = run(*(tiny if arg == "TINY" else arg for arg in args), code=2)
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
+    assert all(word in result.stderr for word in words), result.stderr
+    assert not result.stdout.strip()
+
+
+def test_demo_on_own_text_and_model(tiny: str, document: str) -> None:
+    args = ("demo", "--document", document, "--model", tiny, "-q", "Who?", "-q", "What?", "--max-new-tokens", "4")
+    args += ("-m", "snapkv", "-m", "keepkv:window=8", "--budget", "0.5")
+    found = json.loads(run(*args, "--json").stdout)
+    full, *others = found["rows"]
+    assert (full["method"], full["right"], full["agreement"], full["kl"]) == ("full", 2, 1.0, 0.0)
+    assert [row["method"] for row in others] == ["snapkv", "keepkv:window=8"]
+    for row in others:
+        assert 0 < row["receipt"]["ratio"] < 0.7 and row["kl"] > 0
+        assert 0.4 < sum(row["survival"]) / len(row["survival"]) < 0.6
+    printed = run(*args).stdout
+    assert "same" in printed and "agree" in printed and "▼" not in printed
+
+
+def test_demo_as_it_comes() -> None:
+    args = ("demo", "--budget", "0.25", "-m", "random", "-m", "keepkv")
+    full, by_chance, keepkv_row = json.loads(run(*args, "--json").stdout)["rows"]
+    assert full["asked"] == 12 and full["right"] >= 11
+    assert keepkv_row["right"] > by_chance["right"] and keepkv_row["kl"] < by_chance["kl"]
+    assert all(0.2 < row["receipt"]["ratio"] < 0.27 for row in (by_chance, keepkv_row))
+    printed = run(*args).stdout
+    assert printed.count("▼") >= 8 and f"{full['right']}/12" in printed
+    assert max(len(line) for line in printed.splitlines()) <= 80
+
+
+def test_demo_says_when_the_document_is_too_long(tiny: str, tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text(TEXT * 3, encoding="utf-8")
+    assert "512" in run("demo", "--document", str(path), "--model", tiny, code=2).stderr
+
+
+def test_budget_of_everything_changes_nothing(tiny: str, document: str) -> None:
+    args = ("demo", "--document", document, "--model", tiny, "--max-new-tokens", "3", "--budget", "1.0", "--json")
+    for row in json.loads(run(*args).stdout)["rows"]:
+        assert row["agreement"] == 1.0 and row["kl"] < 1e-6 and set(row["survival"]) == {1.0}
+
+
+def test_the_command_is_installed() -> None:
+    """As a user runs it: its own process, its entry point, its exit code."""
+    command = Path(sys.executable).with_name("keepkv")
+    found = subprocess.run([command, "methods", "nothing"], capture_output=True, text=True, check=False)
+    assert found.returncode == 2 and "unknown method 'nothing'" in found.stderr
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_missing_extra_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("keepkv.cli.", f"{missing}."))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(SystemExit, match=f"needs {missing}.*pip install 'keepkv\\[cli\\]'"):
+        main.app()
+
+
+def test_options() -> None:
+    pairs = ["key=zip", "threshold=none", "alpha=0.5", "window=16", "when.every=64", "seed=3"]
+    expected = {"key": "zip", "threshold": None, "alpha": 0.5, "window": 16, "seed": 3, "when": When(every=64)}
+    assert arguments.options(pairs, "keepkv") == expected
+    assert arguments.variant("keepkv:key=zip,window=64").label == "keepkv:key=zip,window=64"
+    assert arguments.variant("snapkv").label == "snapkv"
+    with pytest.raises(UnknownName):
+        arguments.variant("keepvk:key=zip")
+    with pytest.raises(KeepKVError, match="None"):
+        arguments.options(["when.prefill=sometimes"], "keepkv")
+
+
+def test_strip() -> None:
+    assert strip.cells([1.0, 0.0, 0.5, 0.5], 2) == [0.5, 0.5]
+    assert strip.cells([1.0, 0.0, 1.0], 80) == [1.0, 0.0, 1.0]
+    assert [strip.cell_of(token, 10, 3) for token in (0, 2, 3, 5, 6, 9)] == [0, 0, 1, 1, 2, 2]
+    assert strip.strip([0.0, 1e-4, 0.1, 9 / 64, 0.3, 0.7, 1.0], {}).plain == " ▁▃▃▅▇█"
+    marked = strip.strip([0.5, 0.5, 0.5], {1: True, 2: False})
+    assert [span.style for span in marked.spans] == ["cyan", "bold green", "bold red"]
+    assert strip.pointers({1, 3}, 5).plain == " ▼ ▼ "
+
+
+def test_survival_counts_layers_and_heads() -> None:
+    model = random_llama(64)
+    cache = keepkv.Cache(model, "random", budget=20, sinks=4)
+    with torch.inference_mode():
+        model(input_ids=torch.randint(0, 64, (1, 50)), past_key_values=cache)
+    shares = measure.survival(cache, 50)
+    assert shares.shape == (50,) and float(shares[:4].min()) == 1.0
+    assert float(shares.sum()) == pytest.approx(20)

@@ -1,0 +1,341 @@
+"""The runner: batches score as items alone do, budgets are bytes, and a killed run goes on as if it had not been."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import keepkv
+from keepkv import tasks
+from keepkv.core.when import When
+from keepkv.embedded import embedded_model
+from keepkv.engine.layer import Layer
+from keepkv.errors import KeepKVError
+from keepkv.evaluation.ledger import ITEMS, Ledger, read_lines
+from keepkv.evaluation.runner import evaluate, total
+from keepkv.evaluation.setup import FULL, HELD_OUT, Setup, Unit, Variant
+from keepkv.evaluation.summary import cells
+from keepkv.evaluation.unit import build, compressed, make_cache, run
+from keepkv.measure import environment
+from keepkv.methods import METHODS
+from keepkv.tasks.base import Item, Question, Task, TaskError
+
+EVERY_METHOD = [name for name in METHODS if name != "full"]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Any:
+    path = embedded_model()
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(path)
+
+
+def setup(**changes: Any) -> Setup:
+    held = Setup("embedded", ("niah-multikey-1",), (Variant("keepkv"),), (0.25,), (256,), items=3, batch=2)
+    return replace(held, **changes)
+
+
+def unit(**changes: Any) -> Unit:
+    held = Unit("niah-multikey-1", 256, "agnostic", Variant("keydiff"), (0.25,), (HELD_OUT, HELD_OUT + 1), 0, True)
+    return replace(held, **changes)
+
+
+def alone(model: Any, tokenizer: Any, task: str, seed: int, variant: Variant, budget: float) -> list[float]:
+    """What the simplest code says: one item, compressed at once, its questions asked one by one."""
+    s = setup(sinks=4, window=16)
+    item = build(tokenizer, s, unit(task=task, items=(seed,)))[0]
+    cache = make_cache(model, s, variant, budget, 0, When())
+    with torch.inference_mode():
+        model(torch.tensor([item.context]), past_key_values=cache)
+    cache.compressing = False
+    return [tasks.score(model, tokenizer, cache.copy(), question).value for question in item.item.questions]
+
+
+@pytest.mark.parametrize("task", ["niah-multikey-1", "variable-tracking", "secret"])
+def test_a_batch_scores_as_each_item_does_alone(task: str, loaded: Any) -> None:
+    one = unit(task=task, variant=Variant("keydiff"), budgets=(120, 200))
+    found = run(*loaded, setup(), one, build(loaded[1], setup(), one))
+    assert [row["seed"] for row in found.items] == [*one.items, *one.items]
+    for row in found.items:
+        assert row["scores"] == alone(*loaded, task, row["seed"], one.variant, row["budget"])
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD)
+def test_one_prefill_for_all_budgets_keeps_what_compressing_at_once_keeps(method: str, loaded: Any) -> None:
+    model, tokenizer = loaded
+    one = unit(variant=Variant(method), items=(HELD_OUT,))
+    [item] = build(tokenizer, setup(), one)
+    ids = torch.tensor([item.context])
+    with torch.inference_mode():
+        shared = make_cache(model, setup(), one.variant, 1.0, 0, When("deferred"))
+        model(ids, past_key_values=shared)
+        for budget in (64, 100):
+            once = make_cache(model, setup(), one.variant, budget, 0, When())
+            model(ids, past_key_values=once)
+            mine = compressed(shared, one, budget)
+            for layer in range(len(once.layers)):
+                assert torch.equal(mine.kept_positions(layer), once.kept_positions(layer))
+    assert not shared.report().compressed  # the copies left it alone
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("mode", ["agnostic", "aware"])
+def test_the_whole_budget_scores_as_the_full_cache(method: str, mode: str, loaded: Any) -> None:
+    whole = unit(variant=Variant(method), budgets=(1.0,), mode=mode, items=(HELD_OUT,), task="qa-1")
+    items = build(loaded[1], setup(), whole)
+    full = run(*loaded, setup(), replace(whole, variant=FULL), items).items
+    mine = run(*loaded, setup(), whole, items).items
+    assert [row["replies"] for row in mine] == [row["replies"] for row in full]
+
+
+def test_shares_are_of_bytes_and_equal_for_every_method(loaded: Any) -> None:
+    for method in EVERY_METHOD:
+        one = unit(variant=Variant(method), length=400)
+        rows = run(*loaded, setup(), one, build(loaded[1], setup(), one)).items
+        # Statistics of a score that are in use while decoding only are gone; per-row state is a few queries at most.
+        assert all(0.9 * 0.25 < row["ratio"] <= 0.25 * 1.03 for row in rows), (method, rows[0]["ratio"])
+
+
+def test_turns_are_one_conversation(loaded: Any) -> None:
+    model, tokenizer = loaded
+    one = unit(task="shared-context", items=(HELD_OUT,), budgets=(100,))
+    [item] = items = build(tokenizer, setup(), one)
+    [row] = run(model, tokenizer, setup(), one, items).items
+    cache = make_cache(model, setup(), one.variant, 100, 0, When())
+    with torch.inference_mode():
+        model(torch.tensor([item.context]), past_key_values=cache)
+        cache.compressing = False
+        last: list[int] = []
+        for question, reply in zip(item.item.questions, row["replies"], strict=True):
+            fed = last + tokenizer.encode(question.prompt, add_special_tokens=False)
+            said: list[int] = []
+            while len(said) < len(tokenizer.encode(question.answer, add_special_tokens=False)):
+                logits = model(torch.tensor([fed]), past_key_values=cache).logits
+                said.append(int(logits[0, -1].argmax()))
+                fed = said[-1:]
+            last = said[-1:]
+            assert tokenizer.decode(said) == reply
+
+
+def test_the_question_is_seen_where_the_mode_says_so(loaded: Any) -> None:
+    """SnapKV's window ends in the question: with it, what is asked for survives."""
+    scores = {}
+    for mode in ("agnostic", "aware"):
+        one = unit(
+            variant=Variant("snapkv"),
+            mode=mode,
+            length=500,
+            budgets=(0.15,),
+            items=tuple(range(HELD_OUT, HELD_OUT + 3)),
+        )
+        rows = run(*loaded, setup(), one, build(loaded[1], setup(), one)).items
+        scores[mode] = sum(row["score"] for row in rows)
+    assert scores["aware"] > scores["agnostic"] + 1
+
+
+def test_long_replies_are_compressed_while_they_grow(loaded: Any) -> None:
+    one = unit(task="long-decode", mode="decode", variant=Variant("tova"), length=120, budgets=(40,))
+    found = run(*loaded, setup(every=4), one, build(loaded[1], setup(), one))
+    assert all(row["compressed"] and row["slots"] <= 40 + 4 for row in found.items)
+
+
+def test_a_row_that_was_not_compressed_fails_aloud(tmp_path: Any, loaded: Any) -> None:
+    short = setup(budgets=(5000,), items=1)
+    found = evaluate(*loaded, short, tmp_path)
+    assert [cell["failed"] for cell in found if cell["method"] != "full"] == [1, 1, 1]
+    assert "compressed nothing" in found[-1]["error"]
+
+
+def test_failed_items_are_counted_and_do_not_take_others_with_them(tmp_path: Any, loaded: Any) -> None:
+    def build(rng: random.Random, count: Any, length: int) -> Item:
+        number = rng.randrange(1000, 9999)
+        prompt = "\nWhat is it?" if number % 2 else ""  # an empty prompt cannot be answered
+        return Item(f"The code is {number}. " * 8, (Question(prompt, f" {number}"),))
+
+    task = tasks.register(Task("half-broken", "for this test", build))
+    try:
+        found = evaluate(*loaded, setup(tasks=(task.name,), items=6, batch=3, budgets=(0.5,)), tmp_path)
+    finally:
+        tasks._TASKS.pop(task.name)
+    for cell in found:
+        assert cell["n"] + cell["failed"] == 6 and 0 < cell["failed"] < 6, cell
+    assert len(list(read_lines(tmp_path, ITEMS))) == total(setup(items=6, budgets=(0.5,)))
+
+
+def test_what_was_run_item_by_item_is_found_again(tmp_path: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit with a failure is recorded in pieces: resuming keeps them all."""
+    monkeypatch.setattr(environment, "revision", lambda: None)
+
+    def build(rng: random.Random, count: Any, length: int) -> Item:
+        number = rng.randrange(1000, 9999)
+        return Item(f"The code is {number}. " * 8, (Question("\nWhat is it?" if number % 2 else "", f" {number}"),))
+
+    task = tasks.register(Task("half-broken", "for this test", build))
+    try:
+        for _ in range(2):
+            evaluate(*loaded, setup(tasks=(task.name,), items=6, batch=3, budgets=(0.5,)), tmp_path)
+            speed = list(read_lines(tmp_path, "speed.jsonl"))
+            assert any(len(row["seeds"]) == 1 for row in speed)
+            scored = [row for row in read_lines(tmp_path, ITEMS) if row["error"] is None]
+            assert sum(len(row["seeds"]) for row in speed) == len(scored)
+    finally:
+        tasks._TASKS.pop(task.name)
+
+
+def test_a_task_that_does_not_fit_fails_for_every_method(tmp_path: Any, loaded: Any) -> None:
+    found = evaluate(*loaded, setup(lengths=(12,), items=1), tmp_path)
+    assert all(cell["failed"] == 1 and "TaskError" in cell["error"] for cell in found)
+
+
+def test_wherever_a_run_is_cut_it_ends_the_same(tmp_path: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "revision", lambda: None)  # a commit made meanwhile is another evaluation
+    some = setup(
+        tasks=("niah-multivalue",), items=4, batch=2, budgets=(0.3, 0.6), modes=("agnostic", "aware"), lengths=(160,)
+    )
+    (tmp_path / "whole").mkdir()
+    evaluate(*loaded, some, tmp_path / "whole")
+    whole = {name: (tmp_path / "whole" / name).read_bytes() for name in ("items.jsonl", "maps.jsonl", "run.json")}
+    rng = random.Random(0)
+    for k in range(10):
+        folder = tmp_path / str(k)
+        folder.mkdir()
+        for name in ("items.jsonl", "maps.jsonl", "speed.jsonl"):
+            data = (tmp_path / "whole" / name).read_bytes()
+            (folder / name).write_bytes(data[: rng.randrange(len(data) + 1)] if name == "items.jsonl" else data)
+        (folder / "run.json").write_bytes(whole["run.json"])
+        evaluate(*loaded, some, folder)
+        assert (folder / "items.jsonl").read_bytes() == whole["items.jsonl"]
+        assert sorted((folder / "maps.jsonl").read_text().splitlines()) == sorted(
+            whole["maps.jsonl"].decode().splitlines()
+        )
+        assert len(list(read_lines(folder, "speed.jsonl"))) == len(list(read_lines(tmp_path / "whole", "speed.jsonl")))
+
+
+def test_a_killed_run_is_resumed(tmp_path: Any) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "keepkv.cli",
+        "eval",
+        "-t",
+        "niah-single-2",
+        "-l",
+        "160",
+        "-b",
+        "0.3",
+        "--items",
+        "6",
+    ]
+    words += ["--batch", "1", "--out"]
+    kept = tmp_path / "killed"
+    process = subprocess.Popen([*words, str(kept)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    began = time.monotonic()
+    while not (kept / ITEMS).exists() or not (kept / ITEMS).stat().st_size:
+        assert process.poll() is None and time.monotonic() - began < 120
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for folder in (kept, tmp_path / "whole"):
+        subprocess.run([*words, str(folder)], check=True, capture_output=True)
+    assert (kept / ITEMS).read_bytes() == (tmp_path / "whole" / ITEMS).read_bytes()
+
+
+def test_another_evaluation_in_the_directory_is_refused(tmp_path: Any, loaded: Any) -> None:
+    Ledger(tmp_path, setup(), {"device": "cpu"})
+    with pytest.raises(KeepKVError, match="items"):
+        Ledger(tmp_path, setup(items=9), {"device": "cpu"})
+    with pytest.raises(KeepKVError, match="environment"):
+        Ledger(tmp_path, setup(), {"device": "cuda"})
+
+
+def test_cells_pair_each_item_with_the_full_cache() -> None:
+    base = {"task": "t", "length": 9, "mode": "agnostic", "error": None, "leaked": [False], "bytes": 1, "full_bytes": 4}
+    base |= {"ratio": 0.25, "slots": 2.0, "tokens": 9}
+    scores = {"full": [1.0, 0.5, 1.0], "random": [0.0, 0.5, 0.5]}
+    rows = [
+        {
+            **base,
+            "method": method,
+            "budget": 1.0 if method == "full" else 0.25,
+            "seed": seed,
+            "score": value,
+            "scores": [value],
+        }
+        for method, values in scores.items()
+        for seed, value in enumerate(values)
+    ]
+    rows.append({**rows[-1], "seed": 3, "score": None, "scores": [], "leaked": [], "error": "TaskError: no"})
+    speed = [
+        {**{k: rows[0][k] for k in ("task", "length", "mode", "method", "budget")}, "peak_bytes": 7, "prefill_s": 2.0}
+    ]
+    speed[0] |= {"answer_s": 4.0, "tokens_read": 100, "tokens_written": 8}
+    full, mine = cells(rows, speed)
+    assert (full["score"], full["minus_full"], full["failed"], full["read_per_s"], full["written_per_s"]) == (
+        2.5 / 3,
+        0,
+        0,
+        50,
+        2,
+    )
+    assert mine["n"] == 3 and mine["failed"] == 1 and mine["error"] == "TaskError: no"
+    assert mine["minus_full"] == pytest.approx((-1 + 0 - 0.5) / 3)
+    assert -1 <= mine["minus_full_low"] <= mine["minus_full"] <= mine["minus_full_high"] <= 0
+
+
+def test_compressed_files_are_read_as_they_are(tmp_path: Any) -> None:
+    for name in ("items.jsonl", "items-peer.jsonl"):
+        (tmp_path / name).write_text(f'{{"from": "{name}"}}\n')
+    plain = list(read_lines(tmp_path, ITEMS))
+    assert len(plain) == 2
+    for name in ("items.jsonl", "items-peer.jsonl"):
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data))
+        assert list(read_lines(tmp_path, ITEMS)) == plain  # not twice
+        (tmp_path / name).unlink()
+        assert sorted(map(str, read_lines(tmp_path, ITEMS))) == sorted(map(str, plain))
+
+
+def test_every_row_says_what_it_was_made_with(tmp_path: Any, loaded: Any) -> None:
+    found = evaluate(*loaded, setup(items=1, modes=("agnostic",)), tmp_path)
+    for cell in found:
+        assert cell["versions"] == environment.versions() and cell["device"] == "cpu" and cell["dtype"] == "float32"
+        assert {"revision", "seed", "ratio", "bytes", "peak_bytes", "read_per_s", "written_per_s"} <= set(cell)
+    assert [cell["method"] for cell in found] == ["full", "random", "snapkv", "keepkv"]
+    assert json.loads((tmp_path / "run.json").read_text())["methods"] == ["full", "random", "snapkv", "keepkv"]
+    header = (tmp_path / "cells.csv").read_text().splitlines()[0]
+    assert "score,low,high,minus_full" in header and "torch" in header
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ("nonsense",)}, "nonsense"),
+        ({"modes": ("sideways",)}, "sideways"),
+        ({"budgets": ()}, "budgets"),
+        ({"budgets": (1.5,)}, "1.5"),
+        ({"items": 0}, "at least 1"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is_read(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises((KeepKVError, TaskError), match=message):
+        setup(**changes)
+
+
+def test_survival_is_of_the_first_row(loaded: Any) -> None:
+    one = unit(budgets=(50,))
+    found = run(*loaded, setup(), one, build(loaded[1], setup(), one))
+    [held] = found.maps
+    heads = [count for layer in held["kept"] for count in layer]
+    assert sum(held["survival"]) == pytest.approx(sum(heads) / len(heads), abs=0.05)
+    assert held["survival"][:4] == [1.0] * 4 and len(held["tokens"]) == len(held["survival"])
+    assert isinstance(keepkv.Cache(loaded[0], "full").layers[0], Layer)

@@ -1,0 +1,107 @@
+"""Compile every kernel for a GPU that need not be here, and print what each needs.
+
+    python tests/compile_kernels.py CAPABILITY [DTYPE] [HEAD_DIM]
+
+A line for each specialisation: kernel, bytes of shared memory, registers of a thread, bytes spilled. Launches are made
+by the very functions that launch them on a GPU, and stop short of running.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+
+from keepkv.core.rope import Rope
+from keepkv.kernels import (
+    assign_triton,
+    decode_triton,
+    leverage_triton,
+    merge_triton,
+    window_triton,
+)
+from keepkv.kernels.layout import layout
+
+compiled: list[tuple[str, Any]] = []
+
+
+class Offline:
+    """What Triton asks of a driver on the way to machine code."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def stop_short(capability: int) -> None:
+    """From here on, launches compile and go no further."""
+    driver.set_active(Offline(capability))
+    run = JITFunction.run
+
+    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        compiled.append((self.fn.__name__, kernel))
+        return kernel
+
+    JITFunction.run = compile_only
+
+
+def launch_all(dtype: torch.dtype, d: int) -> None:
+    """Every kernel, with all of its options and with none."""
+    b, h, g, s = 1, 2, 4, 1000
+    query, keys, values = (torch.zeros(*shape, dtype=dtype) for shape in ((b, h * g, d), (b, h, s, d), (b, h, s, d)))
+    votes, positions = torch.zeros(b, h, s), torch.zeros(b, h, s, dtype=torch.int32)
+    flat = [x.flatten(0, 2) for x in (keys, values, votes)]
+    where = torch.zeros(b, h, dtype=torch.int64), torch.full((b, h), s)
+    rectangle, ragged = layout(keys, 1, None, None, None), layout(flat[0], 1, *where, s)
+    decode_triton.decode(query, keys, values, votes, positions, rectangle, 0.1, 30.0, torch.zeros(h * g), True)
+    decode_triton.decode(query, keys, values, None, None, rectangle, 0.1, None, None, False)
+    decode_triton.decode(query, *flat, None, ragged, 0.1, None, None, True)
+    queries, asked = query[:, :, None].repeat(1, 1, 32, 1), torch.zeros(b, 32, dtype=torch.int64)
+    window_triton.window_scores(queries, asked, asked[:, 0], keys, positions, votes, rectangle, 0.1, 30.0, None, True)
+    window_triton.window_scores(
+        queries, asked, asked[:, 0], flat[0], positions.flatten(), None, ragged, 0.1, None, None, False
+    )
+    drawn = torch.zeros(b, h, 8, dtype=torch.long)
+    for rope in (None, Rope(torch.ones(d // 2)), Rope(torch.ones(d // 4), 1.2, True)):
+        for at in (None, drawn):
+            leverage_triton.leverage(keys, positions, votes if rope is None else None, 1.0, rope, at)
+    half = torch.arange(s).expand(b, h, s) < s // 2
+    assign_triton.assign(keys, half, ~half)
+    merge_triton.merge_segments(votes, keys, values, positions.long(), 5)
+    merge_triton.merge_segments(votes, None, values, positions.long(), 5)
+
+
+def needs(kernel: Any) -> tuple[int, int]:
+    """Registers of a thread and bytes spilled, from the machine code itself."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.findall(rf"{name}:(\d+)", text)[0]) for name in ("REG", "STACK", "LOCAL"))
+    return registers, stack + local
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    stop_short(int(given[0]))
+    launch_all(getattr(torch, given[1] if given[1:] else "bfloat16"), int(given[2]) if given[2:] else 128)
+    for name, kernel in compiled:
+        print(name, kernel.metadata.shared, *needs(kernel))

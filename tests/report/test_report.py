@@ -1,0 +1,370 @@
+"""The report of an evaluation: what is read, what is computed, and what is written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from dataclasses import replace
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import evaluation_rows
+import pytest
+from evaluation_rows import rows
+from typer.testing import CliRunner
+
+from keepkv.cli.program import program
+from keepkv.metrics import bootstrap
+from keepkv.report import Report, ReportError, arrange, output, read, write
+from keepkv.report import page as page_of
+from keepkv.report.numbers import ALL, front, label, peaks
+from keepkv.report.page import page
+from keepkv.report.style import styles
+
+pytest_plugins = ["report_run"]
+OPTIONAL = ("speed", "maps", "leakage", "fidelity")
+
+
+def data_of(text: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert found
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+# What is read
+
+
+def test_everything_is_read(directory: Path, report: Report) -> None:
+    for name in ("cells", "items", *OPTIONAL):
+        assert len(getattr(report.evaluation, name)) == len(rows(directory, name)) > 0
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_optional_files_may_be_missing(copy: Path, name: str) -> None:
+    (copy / f"{name}.jsonl").unlink()
+    found = arrange(read(copy))
+    assert getattr(found.evaluation, name) == []
+    assert data_of(page(found))["cells"]
+
+
+def test_peers_have_files_of_their_own(copy: Path, text: str) -> None:
+    lines = (copy / "items.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (copy / "items.jsonl").write_text("".join(one for one in lines if "kvpress" not in one), encoding="utf-8")
+    (copy / "items-kvpress.jsonl").write_text("".join(one for one in lines if "kvpress" in one), encoding="utf-8")
+    cells, expected = (data_of(one)["cells"] for one in (page(arrange(read(copy))), text))
+    assert sorted(cells, key=str) == sorted(expected, key=str)
+
+
+def test_not_an_evaluation(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="is not a directory"):
+        read(tmp_path / "nowhere")
+    with pytest.raises(ReportError, match=r"no run\.json and no cells\.jsonl and no items\.jsonl"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("cells", lambda row: row.pop("score"), r"cells\.jsonl, line 3: no score"),
+        ("cells", lambda row: row.update(score="good"), 'line 3: score is "good", expected float'),
+        ("cells", lambda row: row.update(mode="blind"), "line 3: mode is \"blind\", expected 'agnostic' or 'aware'"),
+        ("cells", lambda row: row.update(n=True), "line 3: n is true, expected int"),
+        ("items", lambda row: row.update(tags={"depth": "deep"}), r'items\.jsonl, line 3: tags\.depth is "deep"'),
+        ("maps", lambda row: row["tokens"].pop(), r"maps\.jsonl, line 3: 60 values of survival for 59 tokens"),
+        ("maps", lambda row: row["kept"][1].append(None), r"line 3: kept\[1\]\[2\] is null"),
+        ("fidelity", lambda row: row["metrics"]["kl"].pop("mean"), r"line 3: no metrics\.kl\.mean"),
+        ("leakage", lambda row: row.update(leak=[1]), r"leakage\.jsonl, line 3: leak is \[1\]"),
+    ],
+)
+def test_broken_rows_are_named(copy: Path, name: str, change: Any, message: str) -> None:
+    held = rows(copy, name)
+    change(held[2])
+    evaluation_rows.lines(copy / f"{name}.jsonl", held)
+    with pytest.raises(ReportError, match=message):
+        read(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", "{}", r"run\.json: no model"),
+        ("run.json", "[]", "a row is .*, not an object"),
+        ("cells.jsonl", "", "is empty: there is nothing to report"),
+        ("items.jsonl", '{"task": "qa', r"items\.jsonl, line 1: not JSON .* cut off"),
+    ],
+)
+def test_broken_files_are_named(copy: Path, name: str, content: str, message: str) -> None:
+    (copy / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ReportError, match=message):
+        read(copy)
+
+
+def test_a_file_that_is_not_text(copy: Path) -> None:
+    (copy / "maps.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ReportError, match=r"cannot read .*maps\.jsonl"):
+        read(copy)
+
+
+def test_a_cell_twice(copy: Path) -> None:
+    held = rows(copy, "cells")
+    evaluation_rows.lines(copy / "cells.jsonl", [*held, held[1]])
+    with pytest.raises(ReportError, match=rf"line {len(held) + 1}: snapkv at 0\.1 on qa-1 is there twice"):
+        read(copy)
+
+
+# What is computed
+
+
+def test_pooled_scores_are_over_items_in_pairs(directory: Path, report: Report) -> None:
+    items: dict[tuple[Any, ...], dict[tuple[str, int], float]] = defaultdict(dict)
+    for row in rows(directory, "items"):
+        items[row["mode"], row["length"], row["method"], row["budget"]][row["task"], row["seed"]] = row["score"] or 0.0
+    pooled = [cell for cell in report.cells if cell.task == ALL]
+    assert len(pooled) == len(items)
+    for cell in pooled:
+        own, full = items[cell.mode, cell.length, cell.method, cell.budget], items[cell.mode, cell.length, "full", 1.0]
+        assert cell.score == pytest.approx(fmean(own.values()))
+        differences = bootstrap([own[key] - full[key] for key in sorted(own)])
+        found = (cell.minus_full, cell.minus_full_low, cell.minus_full_high)
+        assert found == (differences.mean, differences.low, differences.high)
+        assert cell.n == 24 and cell.failed == (1 if cell.method == "kvpress/snapkv" else 0)
+
+
+def test_a_method_that_missed_items_is_not_pooled(copy: Path) -> None:
+    held = [row for row in rows(copy, "items") if not (row["method"] == "keepkv" and row["task"] == "needle")]
+    evaluation_rows.lines(copy / "items.jsonl", held)
+    found = arrange(read(copy))
+    assert not [cell for cell in found.cells if cell.task == ALL and cell.method == "keepkv"]
+    assert any(note.startswith("keepkv (agnostic, 512 tokens): given 16 of 24 items") for note in found.notes)
+    assert any("cells count other items than items.jsonl holds" in note for note in found.notes)
+    assert "keepkv" in found.methods
+
+
+def test_what_compressed_nothing_and_what_was_not_measured_is_said(copy: Path) -> None:
+    for name in ("items", "cells"):
+        held = [row for row in rows(copy, name) if row["method"] != "random"]
+        for row in held:
+            row["compressed"] = row["method"] != "keepkv"
+        evaluation_rows.lines(copy / f"{name}.jsonl", held)
+    notes = arrange(read(copy)).notes
+    assert "keepkv compressed nothing in 288 items: read those scores as the full cache's." in notes
+    assert "Not measured, so there is nothing to compare with: random." in notes
+
+
+def test_methods_are_ranked_and_baselines_always_shown(report: Report) -> None:
+    scores = [cell.score for cell in report.at(*report.start)]
+    assert scores == sorted(scores, key=lambda score: -(score or 0))
+    assert report.methods == [cell.method for cell in report.at(*report.start)]
+    assert {"full", "random", "snapkv"} <= set(report.chosen)
+
+
+def test_failures_are_counted(directory: Path, report: Report) -> None:
+    failed = [row for row in rows(directory, "items") if row["score"] is None]
+    assert report.failures == [("kvpress/snapkv", failed[0]["error"], len(failed), ["qa-1"])]
+
+
+def test_losses_lie_below_the_full_cache(report: Report) -> None:
+    assert report.lost and all(cell.minus_full_high < 0 for cell in report.lost if cell.minus_full_high is not None)
+    assert [cell.minus_full for cell in report.lost] == sorted(cell.minus_full or 0 for cell in report.lost)
+
+
+def test_front() -> None:
+    points = [(1.0, 0.5, "a"), (2.0, 0.4, "b"), (3.0, 0.9, "c"), (3.0, 0.8, "d")]
+    assert [name for _, _, name in front(points, small=True)] == ["a", "c"]
+    assert [name for _, _, name in front(points, small=False)] == ["c"]
+
+
+def test_peaks_are_the_worst_of_each_curve(report: Report) -> None:
+    curves: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for row in report.evaluation.leakage:
+        curves[row.method, row.order, row.spans].append(row.leak or 0)
+    found = {(row.method, row.order, row.spans): row.leak for row in peaks(report.evaluation.leakage)}
+    assert found == {key: max(leaks) for key, leaks in curves.items()} and len(found) == 5 * 3 * 4
+
+
+def test_labels() -> None:
+    assert [label(one) for one in (0.1, 1.0, 1, 512, "256MiB")] == ["10 %", "100 %", "1 slots", "512 slots", "256MiB"]
+
+
+def test_styles_differ() -> None:
+    names = [f"method-{i}" for i in range(30)]
+    found = styles([*names, "full"])
+    assert len({(found[name].colour, found[name].dash) for name in [*names, "full", "random", "snapkv"]}) == 33
+
+
+# What is written
+
+
+def test_page_refers_to_nothing_outside(report: Report) -> None:
+    from keepkv.report.figures import all_figures, svg
+
+    drawn = next(svg(figure) for name, figure in all_figures(report) if name.startswith("score-"))
+    text = page(report, [drawn])
+    refers = ("src", "href", "srcset", "action", "poster", "data")
+    links = [value for _, given in Tags(text).found for name, value in given.items() if name.split(":")[-1] in refers]
+    assert links.count("data:,") == 1  # no icon is asked for
+    assert all(link == "data:," or (link or "").startswith("#") for link in links)
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
+    assert not re.search(r"@import|\bfetch\(|XMLHttpRequest|\bimport\(|WebSocket|sendBeacon", text)
+
+
+def test_numbers_on_the_page_are_those_of_the_rows(directory: Path, report: Report, text: str) -> None:
+    data = data_of(text)
+    head = ("task", "mode", "length", "method", "budget")
+    names = {"task": data["tasks"], "mode": [mode for mode, _ in data["modes"]], "length": data["lengths"]}
+    names |= {"method": [one["name"] for one in data["methods"]], "budget": data["budgets"]}
+    shown = {}
+    for row in data["cells"]:
+        key = tuple(names[name][i] for name, i in zip(head, row, strict=False))
+        shown[key] = dict(zip(data["columns"], row[5:], strict=True))
+    assert len(shown) == len(report.cells)
+    for row in rows(directory, "cells"):
+        cell = shown[(*(row[name] for name in head[:4]), label(row["budget"]))]
+        assert {name for name in cell if cell[name] is None} == {name for name in cell if row[name] is None}
+        known = {name: value for name, value in cell.items() if value is not None}
+        assert {name: row[name] for name in known} == pytest.approx(known, rel=1e-5)
+
+
+def test_tables_have_the_scores(report: Report, text: str, tmp_path: Path) -> None:
+    from keepkv.report.markdown import markdown
+
+    table = re.search(r'<table class="summary" data-mode="aware" data-length="512">.*?</table>', text, re.DOTALL)
+    assert table
+    by_html = {
+        unescape(name): [float(score) for score in re.findall(r"<td>([\d.]+)", cells)]
+        for name, cells in re.findall(r"<th scope=row>(.*?)</th>(.*?)</tr>", table[0])
+    }
+    section = markdown(report).split("## Query-aware, 512 tokens")[1].split("\n## ")[0]
+    by_markdown = {
+        name: [float(cell.split()[0]) for cell in cells.split(" | ")]
+        for name, cells in re.findall(r"^\| ([^|]+) \| (.*) \|$", section, re.MULTILINE)
+        if name != "method"
+    }
+    for method in report.methods:
+        own = [c for c in report.cells if (c.task, c.mode, c.length, c.method) == (ALL, "aware", 512, method)]
+        expected = [round(cell.score or 0, 3) for cell in own] * (3 if method == "full" else 1)
+        assert by_html[method] == by_markdown[method] == expected
+
+
+def test_strings_from_data_are_never_markup(copy: Path) -> None:
+    evil = '</script><script>alert("{{data}}")</script><img src=x>'
+    for name in ("items", "cells", "maps"):
+        evaluation_rows.lines(
+            copy / f"{name}.jsonl",
+            [row | ({"method": evil} if row["method"] == "keepkv" else {}) for row in rows(copy, name)],
+        )
+    found = arrange(read(copy))
+    text = page(replace(found, notes=[evil]))
+    tags = [tag for tag, _ in Tags(text).found]
+    assert tags.count("script") == 2 and "img" not in tags and "i" in tags
+    assert evil in [one["name"] for one in data_of(text)["methods"]]
+    from keepkv.report.markdown import markdown
+
+    assert "<script>" not in markdown(found)
+
+
+def test_infinite_divergence_is_unknown(copy: Path) -> None:
+    held = rows(copy, "fidelity")
+    held[1]["metrics"]["kl"] |= {"mean": float("inf"), "high": float("inf")}
+    evaluation_rows.lines(copy / "fidelity.jsonl", held)
+    assert data_of(page(arrange(read(copy))))["fidelity"][1]["kl"] == [None, held[1]["metrics"]["kl"]["low"], None]
+
+
+def test_maps_that_do_not_fit_are_left_out_and_counted(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = data_of(page(report))
+    assert whole["maps_left_out"] == 0 and len(whole["maps"]["texts"]) == 1  # one text, however many maps of it
+    monkeypatch.setattr(page_of, "MAPS_LIMIT", 5000)
+    fewer = data_of(page(report))
+    assert 0 < len(fewer["maps"]["rows"]) == len(whole["maps"]["rows"]) - fewer["maps_left_out"]
+
+
+def test_survival_is_packed_to_a_64th(directory: Path, text: str) -> None:
+    data, first = data_of(text), next(row for row in rows(directory, "maps") if row["method"] == "keepkv")
+    steps = data["maps"]["steps"]
+    found = next(
+        row
+        for row in data["maps"]["rows"]
+        if row[:3] == [first["task"], first["mode"], first["length"]]
+        and data["methods"][row[3]]["name"] == "keepkv"
+        and row[4] == label(first["budget"])
+    )
+    assert [steps.index(one) / 63 for one in found[7]] == pytest.approx(first["survival"], abs=1 / 126)
+    assert found[6] == first["kept"]
+
+
+def test_figures_show_the_same_numbers(report: Report) -> None:
+    pytest.importorskip("matplotlib")
+    from keepkv.report.figures.scores import score
+
+    figure = score(report, "aware", 512)
+    drawn = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
+    for method in report.chosen:
+        own = [c for c in report.cells if (c.task, c.mode, c.length, c.method) == (ALL, "aware", 512, method)]
+        assert drawn[method] == [cell.score for cell in own] * (2 if method == "full" else 1)
+
+
+def test_every_figure_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    sizes = evaluation_rows.Sizes(
+        tasks=("qa-1", "needle"), lengths=(512,), modes=("decode",), budgets=(0.1, 64, "1MiB")
+    )
+    found = arrange(read(evaluation_rows.write(tmp_path / "run", sizes)))
+    written = write(found, tmp_path / "out")
+    assert {path.stem.split("-")[0] for path in written.figures} == {
+        "score", "tasks", "pareto", "heat", "needle", "kept", "survival", "leakage", "fidelity",
+    }  # fmt: skip
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in written.figures)
+    assert written.page.read_text("utf-8").count("<figure><svg") == 1
+    assert found.budgets == ["10 %", "64 slots", "1MiB"] and found.positions == [0, 0.5, 1]
+
+
+# The command
+
+
+def run(*args: str, code: int = 0) -> Any:
+    result = CliRunner().invoke(program, ["report", *args])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def test_command(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Report) -> None:
+    monkeypatch.setattr(output, "find_spec", lambda name: None)  # as without matplotlib
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    result = run(str(directory), "--out", str(tmp_path / "a" / "b"), "--open")
+    assert "keepkv[plots]" in result.stderr and "report.html" in result.stdout
+    assert opened == [(tmp_path / "a" / "b" / "report.html").as_uri()]
+    assert (tmp_path / "a" / "b" / "report.html").read_text("utf-8") == page(report)
+    found = json.loads(run(str(directory), "--out", str(tmp_path), "--json").stdout)
+    assert Path(found["table"]).read_text("utf-8").startswith("# Scores of embedded") and found["figures"] == []
+
+
+def test_command_fails_with_one_line(tmp_path: Path) -> None:
+    assert run(str(tmp_path), code=2).stderr.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_to(report: Report, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ReportError, match="cannot write to"):
+        write(report, tmp_path / "file")
+
+
+def test_help_shows_examples() -> None:
+    assert "keepkv report results" in run("--help").output.split("Examples:")[1]

@@ -1,0 +1,103 @@
+"""The report of an evaluation as a browser really draws it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import evaluation_rows
+import pytest
+from evaluation_rows import rows
+
+from keepkv.report import Report, arrange, read
+from keepkv.report.numbers import ALL
+from keepkv.report.page import page
+
+pytest_plugins = ["report_run"]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BEFORE = """<script>window.problems = []; addEventListener("error", (e) => problems.push(e.message));
+console.error = (...all) => problems.push(all.join(" "));</script>"""
+AFTER = f"<script>{Path(__file__).with_name('report_probe.js').read_text('utf-8')}</script>"
+
+
+def look(text: str, folder: Path, fragment: str = "", size: str = "1280,2000") -> dict[str, Any]:
+    """What the page says of itself in a browser, before and after some of its buttons are pressed."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium here: install it to test the page in a browser")
+    path = folder / "page.html"
+    path.write_text(text.replace("<body>", "<body>" + BEFORE).replace("</body>", AFTER + "</body>"), encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    flags += f"--disable-component-update --disable-sync --virtual-time-budget=5000 --window-size={size} --dump-dom"
+    command = [CHROMIUM, *flags.split(), f"--user-data-dir={folder / 'profile'}", path.as_uri() + fragment]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    probe = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert probe, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(unescape(probe[1]))
+    return found
+
+
+def test_browser_draws_everything(report: Report, text: str, tmp_path: Path) -> None:
+    found = look(text, tmp_path)
+    assert found["problems"] == [] and found["ready"] == "yes"
+    sections = ("score", "tasks", "pareto", "heat", "needle", "map", "text", "leak", "fidelity", "lost", "table")
+    assert list(found["charts"]) == [f"s-{name}" for name in sections]
+    for name, boxes in found["charts"].items():
+        assert boxes and all(width > 20 and height > 5 for width, height in boxes), (name, boxes)
+    assert found["answer"] == " 4821" and found["rings"] > 0
+
+    def marks(task: str, mode: str) -> list[list[str]]:
+        return [[cell.method, f"{cell.score:.3f}"] for cell in report.at(task, mode, 1024, "10 %")]
+
+    first, clicked, baselines, task = (found[name] for name in ("first", "clicked", "baselines", "task"))
+    assert sorted(first["marks"]) == sorted(marks(ALL, "agnostic"))
+    assert first["tables"] == ["Query-agnostic, 1,024 tokens, all tasks"]
+    assert sorted(clicked["marks"]) == sorted(marks(ALL, "aware")) and clicked["marks"] != first["marks"]
+    assert clicked["tables"] == ["Query-aware, 1,024 tokens, all tasks"]
+    assert (clicked["shown"], baselines["shown"]) == (6, 3)
+    assert task["task"] == "qa-1" and sorted(task["marks"]) == sorted(marks("qa-1", "aware"))
+    assert found["down"] == sorted(found["down"], reverse=True) != found["up"] == sorted(found["up"])
+    assert "task=qa-1" in found["hash"] and "mode=aware" in found["hash"]
+
+
+def test_browser_opens_at_a_view_and_fits_a_phone(report: Report, text: str, tmp_path: Path) -> None:
+    found = look(text, tmp_path, "#task=needle&mode=aware&length=512&budget=25+%25&methods=keepkv", "500,900")
+    assert found["problems"] == []
+    assert found["first"]["sub"].startswith("needle, query-aware, 512 tokens") and found["first"]["shown"] == 4
+    expected = [[cell.method, f"{cell.score:.3f}"] for cell in report.at("needle", "aware", 512, "25 %")]
+    assert sorted(found["first"]["marks"]) == sorted(expected)
+    assert found["wide"][0] <= found["wide"][1]  # nothing sticks out
+
+
+def test_browser_hides_what_was_not_measured(copy: Path, tmp_path: Path) -> None:
+    for name in ("speed", "maps", "leakage", "fidelity"):
+        (copy / f"{name}.jsonl").unlink()
+    found = look(page(arrange(read(copy))), tmp_path)
+    assert found["problems"] == []
+    assert not {"s-map", "s-text", "s-leak", "s-fidelity"} & set(found["charts"])
+
+
+def test_browser_goes_where_there_is_something(copy: Path, tmp_path: Path) -> None:
+    """One task in each mode: choosing the other mode changes the task, and there is no score over all tasks."""
+    for name in ("items", "cells", "speed", "maps"):
+        held = [
+            row for row in rows(copy, name) if (row["task"], row["mode"]) in (("qa-1", "agnostic"), ("secret", "aware"))
+        ]
+        evaluation_rows.lines(copy / f"{name}.jsonl", held)
+    report = arrange(read(copy))
+    assert report.start[:2] == ("qa-1", "agnostic")
+    assert not [cell for cell in report.cells if cell.task == ALL]
+    found = look(page(report), tmp_path, "#task=needle")
+    assert found["problems"] == []
+    assert (found["first"]["task"], found["clicked"]["task"]) == ("qa-1", "secret")
+    assert found["clicked"]["sub"].startswith("secret, query-aware")
+    assert found["clicked"]["tables"] == ["Query-aware, 1,024 tokens, secret"]
+
+
+def test_browser_errors_would_be_seen(text: str, tmp_path: Path) -> None:
+    found = look(text.replace("settle(true);\nrender();", "settle(true);\nrender();\nnothing.at.all();", 1), tmp_path)
+    assert any("nothing is not defined" in problem for problem in found["problems"])
