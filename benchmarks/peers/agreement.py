@@ -152,8 +152,7 @@ def reading_twice(reference: Reference, directory: str, seeds: int) -> list[dict
                 if theirs.error:
                     row.errors.append(f"kvpress: {theirs.error}")
                     continue
-                theirs.logits, twin = theirs.logits[0], cache.copy()
-                twin.plan.budget = keepkv.Budget.of(round(ids.shape[1] * (1 - ratio)))
+                theirs.logits, twin = theirs.logits[0], cache.copy(budget=round(ids.shape[1] * (1 - ratio)))
                 twin.compress()
                 kept = [kept_lists(twin.kept_positions(layer)) for layer in range(len(twin.layers))]
                 size = twin.report()

@@ -130,7 +130,7 @@ def test_image_blocks_attend_in_both_directions() -> None:
         for loaded in (None, False, True):
             cache = DynamicCache(config=config.get_text_config()) if loaded is None else keepkv.Cache(model, "full")
             model(input_ids=ids[:, :16], token_type_ids=inputs["token_type_ids"][:, :16], past_key_values=cache)
-            for layer in cache._ours if loaded else ():
+            for layer in cache.compressible if loaded else ():
                 layer.store.load(layer.store.view().map(torch.clone))
                 layer.compressed = True
             outs.append(model(**second, attention_mask=inputs["attention_mask"], past_key_values=cache).logits)

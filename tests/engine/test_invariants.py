@@ -14,6 +14,7 @@ from packaging.version import Version
 from running import LENGTHS, batch, generate, hot, plain, row
 
 import keepkv
+from keepkv.engine.compression import layer_budget
 from keepkv.errors import UnsupportedModel
 
 pytestmark = [pytest.mark.parametrize("method", METHODS), pytest.mark.parametrize("arch", ARCHITECTURES)]
@@ -40,12 +41,11 @@ def test_storage_stays_within_the_budget(arch: str, method: Method) -> None:
         zoo.model(arch)(**inputs, past_key_values=mine)
     mine.compress()  # where layers share slots, it would be the next forward that compresses
     held = allowed = 0
-    for layer in mine._ours:
-        part = layer.part()
+    for layer in mine.compressible:
+        plain = layer.store.slot_bytes().plain
         names = ("keys", "values")
         held += sum(x.untyped_storage().nbytes() for n, x in layer.store.tensors().items() if n.endswith(names))
-        width = part.keys.shape[-1] + part.values.shape[-1]
-        allowed += len(LENGTHS) * part.keys.shape[1] * BUDGET * width * part.keys.element_size()
+        allowed += len(LENGTHS) * BUDGET * plain
     assert 0 < held <= allowed * 1.03
 
 
@@ -78,7 +78,7 @@ def test_chunked_prefill_is_bounded(arch: str, method: Method) -> None:
         pytest.skip("this version of transformers cannot prefill Qwen2-VL in chunks, with its own cache neither")
     model, chunk, inputs = zoo.model(arch), 8, row(batch(), 0)
     mine = cache(arch, method, BUDGET)
-    ours, longest = list(mine._ours), 0
+    ours, longest = list(mine.compressible), 0
     for layer in ours:
         append = layer.store.append
 
@@ -86,12 +86,13 @@ def test_chunked_prefill_is_bounded(arch: str, method: Method) -> None:
             nonlocal longest
             append(*args)
             # Ragged heads share one budget, and layers may: what is bounded is the mean over all that share.
-            held = [x.store.lengths for x in (ours if mine.plan.method.allocate.joint else [layer]) if x.is_initialized]
+            sharing = ours if mine.settings.method.allocate.joint else [layer]
+            held = [x.store.lengths for x in sharing if x.is_initialized]
             longest = max(longest, int(torch.cat(held, dim=1).sum(-1).max()) / sum(x.shape[1] for x in held))
 
         layer.store.append = watch  # type: ignore[method-assign]
     generate(model, inputs, mine, prefill_chunk_size=chunk, new=2)
-    deepest = max(int(mine.plan.layer_budget(layer).max()) for layer in ours)
+    deepest = max(int(layer_budget(layer).max()) for layer in ours)
     assert 0 < longest <= deepest + chunk
     deferred = {"when": keepkv.When(prefill="deferred")}
     chunked = generate(model, inputs, cache(arch, method, BUDGET, **deferred), prefill_chunk_size=chunk)
@@ -159,7 +160,7 @@ def test_extreme_logits_stay_finite(arch: str, method: Method) -> None:
         pytest.skip("refused as it should be")
     outs = [generate(model, batch(), c).scores_ for c in caches]
     assert torch.isfinite(outs[0]).all() and torch.equal(*outs)
-    for layer in caches[0]._ours:
+    for layer in caches[0].compressible:
         slots = layer.store.view()
         assert all(torch.isfinite(x[slots.valid]).all() for x in (slots.keys, slots.values, slots.log_votes))
 

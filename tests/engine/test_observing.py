@@ -25,7 +25,7 @@ def decoded(arch: str, method: str, store: str) -> tuple[Any, list[dict[str, Ten
     options = {"score": score} if score else {}
     cache = keepkv.Cache(model, name, 16, sinks=2, window=4, when=EVERY, store=store, **options)
     out = generate(model, batch((30, 17)), cache, new=11)
-    return out.scores_, [layer.store.view().stats for layer in cache._ours]
+    return out.scores_, [layer.store.view().stats for layer in cache.compressible]
 
 
 @pytest.mark.parametrize("store", ["dense", "static", "int8"])
@@ -47,7 +47,7 @@ def test_the_same_statistics_as_from_the_keys(
     logits, stats = decoded(arch, method, store)
     assert any(given)
     given.clear()
-    monkeypatch.setattr(Layer, "_counts", lambda layer: False)
+    monkeypatch.setattr(Layer, "_follows", lambda layer: False)
     again, expected = decoded(arch, method, store)
     assert given and not any(given)
     assert_close(logits, again, rtol=1e-4, atol=1e-4)

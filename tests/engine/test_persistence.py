@@ -24,7 +24,7 @@ def made(arch: str, method: str = "keepkv", **options: Any) -> keepkv.Cache:
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "gemma4", "gpt-oss", "deepseek-v3"])
-@pytest.mark.parametrize("store", ["dense", "flat", "int8"])
+@pytest.mark.parametrize("store", ["dense", "ragged", "int8"])
 @pytest.mark.parametrize("every", [None, 3])
 def test_round_trip(tmp_path: Path, arch: str, store: str, every: int | None) -> None:
     """A loaded cache continues as the saved one does, further compressions included."""

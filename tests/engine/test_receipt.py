@@ -51,15 +51,15 @@ def test_bytes_stay_within_the_budget(method: tuple[str, dict[str, Any]], budget
     ids = torch.randint(3, zoo.VOCAB, (2, PROMPT))
     with torch.no_grad():
         wide()(input_ids=ids, past_key_values=cache)
-    state = sum(x.numel() * x.element_size() for layer in cache._ours for x in layer.state.values())
+    state = sum(x.numel() * x.element_size() for layer in cache.compressible for x in layer.score_state.values())
     receipt = cache.report()
     assert receipt.compressed and receipt.full_bytes == 2 * LAYERS * HEADS * PROMPT * 2 * DIM * 4
-    protected = cache.plan.method.sinks + cache.plan.method.window
+    protected = cache.settings.method.sinks + cache.settings.method.window
     floor = protected * receipt.full_bytes / PROMPT if protected > budget * PROMPT else 0
     assert receipt.bytes - state <= budget * receipt.full_bytes * 1.03 + floor
     slots = [sum(heads) for layer in receipt.kept.values() for heads in layer]
     assert sum(slots) == pytest.approx(2 * LAYERS * HEADS * budget * PROMPT, abs=LAYERS * HEADS * 2)
-    assert state == 0 or cache.plan.method.score.observes
+    assert state == 0 or cache.settings.method.score.observes
 
 
 def test_adaptive_heads_free_memory() -> None:
@@ -68,7 +68,8 @@ def test_adaptive_heads_free_memory() -> None:
     receipt = prefill(cache, prompt=1600)
     lengths = receipt.kept[0][0]
     assert len(set(lengths)) > 1  # heads really differ
-    tail = sum(x.nbytes for layer in cache._ours for n, x in layer.store.tensors().items() if n.startswith("tail."))
+    tensors = [pair for layer in cache.compressible for pair in layer.store.tensors().items()]
+    tail = sum(x.nbytes for name, x in tensors if name.startswith("tail."))
     assert (receipt.bytes - tail) / receipt.full_bytes <= 0.26
 
 
@@ -78,7 +79,7 @@ def test_budget_in_bytes_is_kept() -> None:
         ids = torch.randint(3, zoo.VOCAB, (2, PROMPT))
         with torch.no_grad():
             wide()(input_ids=ids, past_key_values=cache)
-        held = sum(layer.store.nbytes for layer in cache._ours)
+        held = sum(layer.store.nbytes for layer in cache.compressible)
         assert 0.93 * 500 * 1024 < held <= 500 * 1024, slots
     with pytest.raises(BudgetError, match="one slot in every layer"):
         prefill(keepkv.Cache(wide(), "random", "1KiB", sinks=0))
@@ -88,8 +89,8 @@ def test_hybrid_models_count_their_sliding_layers() -> None:
     """A byte budget leaves room for what transformers' own sliding layers hold."""
     cache = keepkv.Cache(zoo.model("gemma3"), "random", "12KiB", sinks=0)
     generate(zoo.model("gemma3"), row(batch(), 0), cache, new=2)
-    stores = [layer.store for layer in cache._ours]
-    since = sum(x.tensors()["keys"].shape[2] - (x.length - x.tail) for x in stores)  # the decoded token and slack
+    stores = [layer.store for layer in cache.compressible]
+    since = sum(x.tensors()["keys"].shape[2] - (x.length - x.appended) for x in stores)  # the decoded token and slack
     held = cache.report().bytes - since * 2 * (2 * 16 * 4 + 4)
     assert 11 * 1024 < held <= 12 * 1024 + 64
 
@@ -150,7 +151,7 @@ def test_votes_and_drops_account_for_every_token(key: str, every: int | None) ->
     generate(model, batch(), cache, new=10)
     seen, receipt = torch.tensor(cache.report().seen), cache.report()
     assert receipt.merged > 0 and receipt.largest_vote >= 2
-    for layer in cache._ours:
+    for layer in cache.compressible:
         slots = layer.store.view()
         votes = (slots.log_votes.double().exp() * slots.valid).sum(-1)
         assert torch.allclose(votes, votes.round(), atol=1e-4)

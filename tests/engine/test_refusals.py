@@ -157,7 +157,7 @@ def test_input_that_a_compressed_cache_cannot_honour_raises() -> None:
         model(input_ids=inputs["input_ids"], attention_mask=four, past_key_values=cache)
     cache = keepkv.Cache(model, "snapkv", 14, **SMALL)
     with pytest.raises(UnsupportedModel, match="position_bias"):
-        cache._ours[0].check_input({"position_bias": torch.zeros(1)})
+        cache.compressible[0].check_input({"position_bias": torch.zeros(1)})
     generate(model, inputs, cache)
     with pytest.raises(UnsupportedInput, match="batch of 3"), torch.no_grad():
         model(**batch(), past_key_values=cache)
@@ -165,11 +165,11 @@ def test_input_that_a_compressed_cache_cannot_honour_raises() -> None:
 
 def test_a_forward_that_failed_midway_is_not_continued() -> None:
     model, cache = zoo.model("llama"), keepkv.Cache(zoo.model("llama"), "snapkv", 14, **SMALL)
-    attend = cache._ours[1].attend
-    cache._ours[1].attend = lambda *a, **k: (_ for _ in ()).throw(MemoryError("out of memory"))  # type: ignore[method-assign]
+    attend = cache.compressible[1].attend
+    cache.compressible[1].attend = lambda *a, **k: (_ for _ in ()).throw(MemoryError("out of memory"))  # type: ignore[method-assign]
     with pytest.raises(MemoryError):
         generate(model, row(batch(), 0), cache)
-    cache._ours[1].attend = attend  # type: ignore[method-assign]
+    cache.compressible[1].attend = attend  # type: ignore[method-assign]
     with pytest.raises(CacheStateError, match="reset"):
         generate(model, row(batch(), 0), cache)
     cache.reset()
@@ -180,7 +180,7 @@ def test_the_handle_has_no_tensor_behaviour() -> None:
     from keepkv.engine.handle import KVHandle
 
     cache = keepkv.Cache(zoo.model("llama"), "snapkv", 14, **SMALL)
-    handle = KVHandle(cache._ours[0], torch.zeros(1, 2, 3, 16), 7)
+    handle = KVHandle(cache.compressible[0], torch.zeros(1, 2, 3, 16), 7)
     assert handle.shape == (1, 2, 7, 16) and handle.to("cpu") is handle
     for misuse in (lambda: handle + 1, lambda: handle.transpose(1, 2), lambda: torch.cat([handle]), lambda: handle[0]):
         with pytest.raises(UnsupportedModel, match="attention implementation"):
@@ -244,18 +244,18 @@ def test_extreme_logits_stay_finite_and_repeatable(method: tuple[str, dict[str, 
     options = {"when": keepkv.When(every=3)} if compresses(method) else {}
     largest: list[float] = []
     caches = [keepkv.Cache(model, method[0], 14, **method[1], **options) for _ in range(2)]
-    attend = caches[0]._ours[0].attend
+    attend = caches[0].compressible[0].attend
 
     def watch(module: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        keys = caches[0]._ours[0].store.view().keys.repeat_interleave(2, dim=1)
+        keys = caches[0].compressible[0].store.view().keys.repeat_interleave(2, dim=1)
         largest.append(float((query.float() @ keys.float().transpose(-1, -2)).abs().max()) * query.shape[-1] ** -0.5)
         return attend(module, query, *args, **kwargs)
 
-    caches[0]._ours[0].attend = watch  # type: ignore[method-assign]
+    caches[0].compressible[0].attend = watch  # type: ignore[method-assign]
     outs = [generate(model, batch(), c).scores_ for c in caches]
     assert max(largest) > 150, max(largest)
     assert torch.isfinite(outs[0]).all() and torch.equal(*outs)
-    for layer in caches[0]._ours:
+    for layer in caches[0].compressible:
         slots = layer.store.view()
         assert all(torch.isfinite(x[slots.valid]).all() for x in (slots.keys, slots.values, slots.log_votes))
 
@@ -271,7 +271,7 @@ def test_votes_equal_duplicated_slots(store: str) -> None:
     for cache in caches:
         with torch.no_grad():
             model(input_ids=ids, past_key_values=cache)
-    for voted, copied in zip(caches[0]._ours, caches[1]._ours, strict=True):
+    for voted, copied in zip(caches[0].compressible, caches[1].compressible, strict=True):
         slots = voted.store.view()
         voted.store.load(slots.with_(log_votes=counts.float().log()))
         copy = torch.arange(ids.shape[1]).repeat_interleave(counts[0, 0])
@@ -302,10 +302,10 @@ def test_the_receipt_counts_stay_with_their_rows() -> None:
     """Beam reordering moves counters with rows; a copy's counters are its own."""
     model, cache = zoo.model("llama"), keepkv.Cache(zoo.model("llama"), "random", 14, sinks=0)
     generate(model, batch(), cache)
-    dropped = cache._ours[0].tally.dropped
+    dropped = cache.compressible[0].tally.dropped
     assert dropped is not None
     cache.reorder_cache(torch.tensor([2, 1, 0]))
-    assert torch.equal(cache._ours[0].tally.dropped, dropped.flip(0))
+    assert torch.equal(cache.compressible[0].tally.dropped, dropped.flip(0))
     twin = cache.copy()
     twin.reset()
     assert cache.report().dropped > 0 and twin.report().dropped == 0

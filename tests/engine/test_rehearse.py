@@ -211,10 +211,10 @@ def test_a_row_alone_compresses_as_in_its_batch(name: str, store: str) -> None:
     before = mine.copy()
     keepkv.rehearse(zoo.model(name), mine, **inputs, questions=QUESTIONS, pieces=3, piece=6)
     assert mine.get_seq_length() == 41 and not mine.report().compressed
-    for one, other in zip(mine._ours, before._ours, strict=True):  # nothing but what is remembered has changed
+    for one, other in zip(mine.compressible, before.compressible, strict=True):  # only what is remembered changed
         a, b = one.store.tensors(), other.store.tensors()
         assert a.keys() == b.keys() and all(torch.equal(x, b[key]) for key, x in a.items())
-        asked = one.state[NAMES[1]]
+        asked = one.score_state[NAMES[1]]
         assert asked.shape == (3, 4 + 2 + 3 * 6) and (asked >= 0).sum(-1).tolist() == [24, 24, 21]
         assert (asked[:, :4] == torch.tensor(LENGTHS)[:, None] + torch.arange(4)).all()
     out = after(name, mine, inputs)
@@ -225,7 +225,8 @@ def test_a_row_alone_compresses_as_in_its_batch(name: str, store: str) -> None:
         own.reset()
         feed(name, own, **alone)
         keepkv.rehearse(zoo.model(name), own, alone["input_ids"], questions=QUESTIONS, pieces=3, piece=6)
-        assert_close(after(name, own, alone)[0], out[i], rtol=1e-3, atol=1e-3)
+        # In 8 bits, numbers that differ in the last place may fall on either side of a step.
+        assert_close(after(name, own, alone)[0], out[i], rtol=1e-3, atol=2e-2 if store == "int8" else 1e-3)
 
 
 def test_what_was_remembered_is_let_go() -> None:
@@ -234,7 +235,7 @@ def test_what_was_remembered_is_let_go() -> None:
     held = cache.report().bytes
     cache.compress()
     assert cache.report().bytes < held / 2
-    assert not any(layer.state for layer in cache._ours)
+    assert not any(layer.score_state for layer in cache.compressible)
 
 
 def test_pieces_begin_and_end_with_the_text(monkeypatch: pytest.MonkeyPatch) -> None:

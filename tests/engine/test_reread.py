@@ -68,7 +68,7 @@ def feed(model: Any, cache: keepkv.Cache, input_ids: Tensor, attention_mask: Ten
 
 
 def stats(cache: keepkv.Cache) -> list[Tensor]:
-    return [layer.store.view().stats[STAT].clone() for layer in cache._ours]
+    return [layer.store.view().stats[STAT].clone() for layer in cache.compressible]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt-oss"])  # plain; sliding layers between, and attention sinks
@@ -79,21 +79,21 @@ def test_the_statistic_against_a_plain_model(name: str, chunk: int, prompt: Tens
     keepkv.reread(zoo.model(name), mine, **inputs, prompt_ids=prompt, chunk=chunk)
     for i, length in enumerate(LENGTHS):
         alone = repeated(name, row(inputs, i)["input_ids"][0], PROMPT[:0] if prompt is None else PROMPT, chunk)
-        for layer, got in zip(mine._ours, stats(mine), strict=True):
-            assert_close(got[i, :, -length:], alone[layer.place.index], rtol=1e-4, atol=1e-6)
+        for layer, got in zip(mine.compressible, stats(mine), strict=True):
+            assert_close(got[i, :, -length:], alone[layer.info.index], rtol=1e-4, atol=1e-6)
             assert (got[i, :, : max(LENGTHS) - length] == 0).all()
 
 
-@pytest.mark.parametrize("store", ["dense", "flat", "int8", "static"])
+@pytest.mark.parametrize("store", ["ragged", "int8", "static"])
 def test_nothing_but_the_statistic_changes(store: str) -> None:
     """And what follows is as if the text had been read once, but for the choice of slots."""
     mine, inputs = prefilled(store=store)
     twin = mine.copy()
     keepkv.reread(zoo.model("llama"), mine, **inputs)
-    assert mine.get_seq_length() == 41 and torch.equal(mine.plan.clock.seen, torch.tensor(LENGTHS))
-    assert mine.plan.method.when == DEFERRED and not mine.report().compressed
-    assert torch.equal(mine.plan.clock.positions, twin.plan.clock.positions)
-    for one, other in zip(mine._ours, twin._ours, strict=True):
+    assert mine.get_seq_length() == 41 and torch.equal(mine.shared.positions.seen, torch.tensor(LENGTHS))
+    assert mine.settings.method.when == DEFERRED and not mine.report().compressed
+    assert torch.equal(mine.shared.positions.positions, twin.shared.positions.positions)
+    for one, other in zip(mine.compressible, twin.compressible, strict=True):
         a, b = one.store.tensors(), other.store.tensors()
         assert a.keys() == b.keys() and one.pending and one.seen == other.seen
         assert all(torch.equal(x, b[name]) == (not name.endswith(STAT)) for name, x in a.items() if x.dim() > 1)
@@ -134,13 +134,13 @@ def test_without_a_second_reading_it_is_the_largest_attention_of_the_first() -> 
             assert_close(got[i, :, -length:], a[0].amax(1).view(2, 2, length).amax(1), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("store", ["dense", "static"])
+@pytest.mark.parametrize("store", ["ragged", "static"])
 def test_decoded_tokens_add_what_they_attend_to(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the weights that attention computed, and from the keys."""
     options = dict(sinks=2, when=keepkv.When("deferred", every=4), store=store)
     caches = [keepkv.Cache(zoo.model("llama"), "kvzip", 16, **options) for _ in range(2)]
     first = generate(zoo.model("llama"), batch((30, 17)), caches[0], new=11).scores_
-    monkeypatch.setattr(keepkv.engine.layer.Layer, "_counts", lambda layer: False)
+    monkeypatch.setattr(keepkv.engine.layer.Layer, "_follows", lambda layer: False)
     assert_close(generate(zoo.model("llama"), batch((30, 17)), caches[1], new=11).scores_, first, rtol=1e-4, atol=1e-4)
     for one, two in zip(stats(caches[0]), stats(caches[1]), strict=True):
         assert_close(one, two, rtol=1e-4, atol=1e-5)

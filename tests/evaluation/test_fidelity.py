@@ -136,7 +136,7 @@ def test_output_error_is_that_of_attention_over_the_slots_that_are_left() -> Non
         outputs = replay(small, calls)
     assert [call.index for call in calls] == [0, 1, 2] and small.get_seq_length() == CONTEXT
     for i, (call, found) in enumerate(zip(calls, outputs, strict=True)):
-        part = twin.layers[i].part()
+        part = next(next(iter(twin.layers[i].store.parts())).rectangles())
         keys, values = part.keys[0].double(), part.values[0].double()
         for head, position in ((0, 0), (1, 7), (3, 19)):
             kv = head // 2

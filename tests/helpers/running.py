@@ -66,14 +66,14 @@ def hot(name: str) -> PreTrainedModel:
 
     def watch(layer: Any, attend: Any) -> None:
         def watched(module: Any, query: Tensor, *args: Any, scaling: float, **kwargs: Any) -> Tensor:
-            keys = kwargs["dense"][0] if "dense" in kwargs else layer.part().keys
+            keys = kwargs["dense"][0] if "dense" in kwargs else next(next(iter(layer.store.parts())).rectangles()).keys
             keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
             largest[module] = max(largest.get(module, 0.0), float((query @ keys.mT).abs().max()) * scaling)
             return attend(module, query, *args, scaling=scaling, **kwargs)
 
         layer.attend = watched
 
-    for layer in probe._ours:
+    for layer in probe.compressible:
         watch(layer, layer.attend)
     with torch.no_grad():
         model(**batch(), past_key_values=probe)

@@ -35,7 +35,8 @@ from keepkv.kernels.layout import layout
 from keepkv.kernels.tiling import TILE, tiles
 from keepkv.kernels.tolerance import ATOL, EXACT, RTOL
 from keepkv.observe import attention
-from keepkv.store.flat import FlatStore
+from keepkv.store import Held
+from keepkv.store.ragged import RaggedStore
 
 # decode
 
@@ -123,13 +124,13 @@ def test_decode_reads_a_flat_store_as_it_lies() -> None:
     slots = rectangle(2, 2, 2, 40, 16, 16)
     positions = slots["positions"].masked_fill(torch.rand(2, 2, 40, device=DEVICE) < 0.3, -1)
     positions[1, 0] = -1
-    store = FlatStore({})
+    store = RaggedStore(Held())
     store.load(Slots(slots["keys"], slots["values"], slots["log_votes"], positions))
-    body = store.body
-    assert store._space is not None
+    body, layout = store.body.fields, store.body.layout
+    assert layout is not None
     got = kernels.decode(
         slots["query"], body["keys"], body["values"], body["log_votes"], body["positions"], scaling=0.25,
-        offsets=store._space.first, lengths=body["lengths"], longest=store._space.longest, backend="triton",
+        offsets=layout.first, lengths=layout.lengths, longest=layout.longest, backend="triton",
     )  # fmt: skip
     expected = kernels.decode(**(slots | {"positions": positions}), scaling=0.25, backend="reference")
     assert_close(got.output, expected.output)

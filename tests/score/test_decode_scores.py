@@ -169,7 +169,7 @@ def test_a_row_that_fits_is_not_scored(every: int) -> None:
     for i in range(2):
         alone, own = run(row(inputs, i))
         assert torch.allclose(alone[0], scores[i], atol=1e-5)
-        for one, both in zip(own._ours, cache._ours, strict=True):
+        for one, both in zip(own.compressible, cache.compressible, strict=True):
             a, b = one.store.view(), both.store.view()
             size = a.shape[2]
             assert torch.equal(a.positions[0], b.positions[i, :, -size:])
@@ -182,8 +182,8 @@ def test_a_protected_prompt_stays(method: str) -> None:
     model, when = zoo.model("llama"), keepkv.When(every=3)
     cache = keepkv.Cache(model, method, 24, window=W, when=when, spans=[Span(0, 12, "protect")])
     generate(model, row(batch(), 0), cache, new=20)
-    assert cache.report().compressions > 3 * len(cache._ours)
-    for layer in range(len(cache._ours)):
+    assert cache.report().compressions > 3 * len(cache.compressible)
+    for layer in range(len(cache.compressible)):
         kept = cache.kept_positions(layer)[0]
         assert all(set(range(12)) <= set(head.tolist()) for head in kept)
         assert (kept.diff(dim=-1) > 0).all()
@@ -213,7 +213,7 @@ def test_no_graph_is_kept_where_gradients_are_on(method: str) -> None:
     cache = keepkv.Cache(zoo.model("llama"), method, 14, **({} if method == "kvzip" else {"window": W}))
     zoo.model("llama")(**row(batch(), 0), past_key_values=cache)
     assert cache.report().compressed
-    assert not any(x.requires_grad for layer in cache._ours for x in layer.store.tensors().values())
+    assert not any(x.requires_grad for layer in cache.compressible for x in layer.store.tensors().values())
 
 
 @pytest.mark.parametrize("options", [{"window": 0}, {"alpha": 1.5}, {"mode": "median"}, {"lam": -0.1}])

@@ -21,7 +21,7 @@ X, Y, LAW = Span(3, 15, name="X"), Span(15, 40, name="Y"), Span(5, 9, "protect",
 
 def kept(cache: keepkv.Cache) -> list[torch.Tensor]:
     """(B,H,S) positions of each layer."""
-    return [cache.kept_positions(layer.place.index) for layer in cache._ours]
+    return [cache.kept_positions(layer.info.index) for layer in cache.compressible]
 
 
 def inside(positions: torch.Tensor, span: Span) -> torch.Tensor:
@@ -50,7 +50,7 @@ def test_protected_tokens_stay_and_totals_do_not_change(method: tuple[str, dict[
     assert all(bool((inside(x, LAW) == 4).all()) for x in kept(spans))
     totals = [[sum(map(sum, heads)) for heads in cache.report().kept.values()] for cache in (plain, spans)]
     assert sum(totals[0]) == sum(totals[1])
-    joint = plain.plan.method.allocate.joint  # what one layer must keep, another may have to give
+    joint = plain.settings.method.allocate.joint  # what one layer must keep, another may have to give
     if method[0] != "pyramidkv" and not joint:  # what the layers slope over is what is not protected
         assert totals[0] == totals[1]
 
@@ -140,11 +140,11 @@ def test_files_keep_spans(tmp_path: Any) -> None:
         cache.reorder_cache(torch.tensor([1, 1, 0]))
         cache.save(tmp_path / "cache.safetensors")
         loaded = keepkv.Cache.load(tmp_path / "cache.safetensors", model)
-        assert loaded.plan.spans is not None and cache.plan.spans is not None
-        assert loaded.plan.spans.policy == cache.plan.spans.policy
+        assert loaded.shared.spans is not None and cache.shared.spans is not None
+        assert loaded.shared.spans.policy == cache.shared.spans.policy
         assert loaded.report().to_dict() == cache.report().to_dict()
         for one in (cache, loaded):
-            one.layers[0].compress()
+            one.compress()
         assert all(map(torch.equal, kept(loaded), kept(cache)))
 
 
@@ -170,7 +170,7 @@ def test_a_second_turn_keeps_what_the_first_protected() -> None:
     cache = keepkv.Cache(model, "snapkv", 24, spans=[X, Y, LAW], window=4, sinks=2)
     ids = generate(model, first, cache, new=4).sequences
     before = cache.report().keep_rate
-    assert any(name.startswith("span_") for name in cache._ours[0].state)
+    assert any(name.startswith("span_") for name in cache.compressible[0].score_state)
     ids = torch.cat((ids, second["input_ids"]), dim=1)
     generate(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, cache, new=4)
     after = cache.report().keep_rate

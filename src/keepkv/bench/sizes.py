@@ -11,11 +11,11 @@ from keepkv.bench.systems import QUANTISED, Contender, slots_asked
 from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
 from keepkv.methods.base import METHODS, Method
-from keepkv.store.dense import SLACK
-from keepkv.store.packed import RESIDUAL
+from keepkv.store import CODECS, Held, choose
+from keepkv.store.base import VOTES
+from keepkv.store.columns import SLACK
 
 GROUP, RECENT = 64, 128  # of transformers' quantised caches: values that share a scale, tokens in full precision
-POSITION, VOTE, STATISTIC = 4, 4, 4  # bytes per slot
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,21 @@ def _ours(geometry: Geometry, contender: Contender, context: int, new: int) -> i
     slots = context if full else max(pinned, slots_asked(contender.budget, context))
     new = new if method.when.every is None else min(new, method.when.every)
     item, width = geometry.dtype.itemsize, geometry.width
-    beside = POSITION + VOTE * method.reduce.merges + STATISTIC * len(method.score.stats)
-    store = contender.store or method.store
-    store = ("flat" if method.allocate.ragged else "dense") if store == "auto" else store
-    if store == "dense":
-        mine = grown(slots, new) * (width * item + beside)
-    elif store == "flat":
-        mine = (slots + grown(0, new)) * (width * item + beside) + 8  # and its length
-    elif store == "int8":
-        exact = min(slots, RESIDUAL)
-        recent = min(exact + new, 2 * RESIDUAL)
-        mine = (slots + new - recent) * (width + 2 * item + beside)
-        mine += grown(exact, recent - exact) * (width * item + beside)
-    elif store == "static":
-        mine = contender.store_options.get("capacity", 4096) * (width * item + POSITION + VOTE + STATISTIC)
+    beside = Held(dict.fromkeys(method.score.stats, 0.0), votes=method.reduce.merges).beside
+    layout, name = choose(contender.store or method.store, "none", method.allocate.ragged)
+    codec = CODECS.build(name)
+    exact, encoded = width * item + beside, codec.slot_bytes(width // 2, width - width // 2, geometry.dtype) + beside
+    if layout == "static":
+        capacity: int = contender.store_options.get("capacity", 4096)
+        return geometry.layers * geometry.heads * capacity * (exact + VOTES)
+    if layout not in ("dense", "ragged"):
+        raise KeepKVError(f"store {layout!r}: what it takes is not computed beforehand. Give --batch instead of --cap.")
+    if codec.exact is not None:
+        recent = min(new, 2 * codec.exact)  # tokens that are not encoded yet
+        mine = grown(0, recent) * exact + (slots + new - recent) * encoded
     else:
-        raise KeepKVError(f"store {store!r}: what it takes is not computed beforehand. Give --batch instead of --cap.")
+        mine = (grown(slots, new) if layout == "dense" else slots + grown(0, new)) * exact
+    mine += 8 * (layout == "ragged")  # the length of a head
     return geometry.layers * geometry.heads * mine
 
 

@@ -15,7 +15,6 @@ from keepkv.bench.protocol import Runner, Turns, now, serve
 from keepkv.bench.systems import QUANTISED
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
-from keepkv.engine.layer import Layer
 from keepkv.errors import KeepKVError
 from keepkv.measure.environment import versions
 from keepkv.measure.memory import Peak
@@ -29,7 +28,6 @@ class Ours(Runner):
         when = spec["options"].get("when")
         self.options = spec["options"] | ({"when": When(**when)} if isinstance(when, dict) else {})
         self.spec = spec
-        self.seconds = 0.0
 
     def start(self) -> Cache:
         spec = self.spec
@@ -37,25 +35,12 @@ class Ours(Runner):
             self.model, spec["method"], spec["budget"], store=spec["store"], store_options=spec["store_options"],
             seed=spec["seed"], **self.options,
         )  # fmt: skip
-        self.seconds = 0.0
-        for layer in cache.layers:
-            if isinstance(layer, Layer):
-                self._time(layer)
+        cache.shared.clock = lambda: now(self.device)  # waits for a GPU to finish
         return cache
 
-    def _time(self, layer: Layer) -> None:
-        """Adds up the time of ``layer``'s compressions. The receipt's does not wait for a GPU to finish."""
-        compress = layer.compress
-
-        def timed(query: torch.Tensor | None = None) -> None:
-            started = now(self.device)
-            compress(query)
-            self.seconds += now(self.device) - started
-
-        layer.compress = timed  # type: ignore[method-assign]
-
     def compression(self, cache: Any) -> float:
-        return self.seconds
+        seconds: float = cache.report().seconds
+        return seconds
 
     def content(self, cache: Any) -> tuple[int, int]:
         return roofline.content(cache)
@@ -68,7 +53,7 @@ class Ours(Runner):
 
     def rewind(self, cache: Any, tokens: int) -> None:
         # Where it compressed meanwhile it cannot, and need not: it is at its bound and stays there.
-        if all(layer.store.tail >= tokens for layer in cache.layers if isinstance(layer, Layer)):
+        if all(layer.store.appended >= tokens for layer in cache.compressible):
             cache.crop(-tokens)
 
 

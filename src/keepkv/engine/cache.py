@@ -14,16 +14,18 @@ from transformers import PreTrainedModel
 from transformers import cache_utils as stock
 
 from keepkv.core.budget import Budget
-from keepkv.engine import persistence
-from keepkv.engine.layer import Layer, flush
+from keepkv.core.when import When
+from keepkv.engine import persistence, rows
+from keepkv.engine.compression import compress, compress_waiting
+from keepkv.engine.layer import Layer
 from keepkv.engine.mask_rule import MaskRule, note_cache
-from keepkv.engine.model import attach
+from keepkv.engine.model import prepare_model
 from keepkv.engine.receipt import Receipt, make_receipt
-from keepkv.engine.state import Plan
+from keepkv.engine.state import CacheState, Settings
 from keepkv.errors import BudgetError, CacheStateError, KeepKVError
 from keepkv.methods import METHODS, Method, method_info
 from keepkv.spans import RowSpans, Span, SpanPolicy
-from keepkv.store import STORES
+from keepkv.store import CODECS, STORES, Held, choose
 
 
 class Cache(stock.Cache):
@@ -33,7 +35,9 @@ class Cache(stock.Cache):
         it cannot be served.
     method: a name from ``keepkv.methods()`` with its options as keywords, or a ``keepkv.Method``.
     budget: share of the tokens (float), slots per KV head (int), or bytes for the whole cache ("256MiB").
-    store: layout of the slots: "auto", "dense", "flat", "static" (compiled decode), "int8".
+    store: layout of the slots: "auto", "dense", "ragged", "static" (compiled decode), or one of your own.
+    codec: how keys and values are written: "none", "int8", or one of your own.
+    store_options, codec_options: of the two.
     seed: of methods that draw at random.
     spans: parts of the prompt that share the budget fairly or are protected: a list of ``keepkv.Span`` for every row, a
         list of such lists, or a ``keepkv.SpanPolicy``.
@@ -49,7 +53,9 @@ class Cache(stock.Cache):
         budget: Budget | float | int | str | None = None,
         *,
         store: str | None = None,
+        codec: str = "none",
         store_options: dict[str, Any] | None = None,
+        codec_options: dict[str, Any] | None = None,
         seed: int = 0,
         spans: SpanPolicy | Sequence[Span] | Sequence[Sequence[Span]] | None = None,
         **options: Any,
@@ -59,52 +65,69 @@ class Cache(stock.Cache):
             raise BudgetError(
                 f"method {chosen.name!r} needs a budget, e.g. budget=0.1 or budget=1024 or budget='256MiB'"
             )
-        parts = None if spans is None else RowSpans(SpanPolicy.of(spans))
-        self.plan = Plan(chosen, Budget.of(1.0 if budget is None else budget), seed, spans=parts)
-        layout = store or chosen.store
-        layout = ("flat" if chosen.allocate.ragged else "dense") if layout == "auto" else layout
-        make_store = STORES.factory(layout)
-        stats = self.plan.stats
-        first = make_store(stats, **(store_options or {}))
-        model_length = int(getattr(first, "capacity", 0)) if first.compileable else None
-        attached = attach(model, chosen, model_length)
+        policy = None if spans is None else SpanPolicy.of(spans)
+        settings = Settings(chosen, Budget.of(1.0 if budget is None else budget), seed, policy)
+        self.layout, self.codec = choose(store or chosen.store, codec, chosen.allocate.ragged)
+        self.store_options, self.codec_options = dict(store_options or {}), dict(codec_options or {})
+        held = Held(settings.stats, chosen.reduce.merges, CODECS.build(self.codec, **self.codec_options))
+        template = STORES.build(self.layout, held=held, **self.store_options)
+        prepared = prepare_model(model, chosen, template.static_length)
         self.attached_config = persistence.fingerprint(model)
-        layers = list(attached.stock)
-        for index, place in attached.places.items():
-            layers[index] = Layer(place, self.plan, make_store(stats, **(store_options or {})))
-        self.plan.window_tokens = sum(getattr(layer, "sliding_window", 0) for layer in layers)
+        layers = list(prepared.stock)
+        sliding = sum(getattr(layer, "sliding_window", 0) for i, layer in enumerate(layers) if i not in prepared.ours)
+        self.shared = CacheState(
+            replace(settings, sliding_tokens=sliding), spans=None if policy is None else RowSpans(policy)
+        )
+        for index, (info, form) in prepared.ours.items():
+            layers[index] = Layer(info, form, self.shared, template.empty(replace(held, layer=info)))
         super().__init__(layers=layers)
-        self._ours = [layers[i] for i in attached.places]
 
     # --- for users ---------------------------------------------------------------------------------------------
 
+    @property
+    def compressible(self) -> tuple[Layer, ...]:
+        """The layers that are compressed; transformers keeps the others as they are."""
+        return tuple(layer for layer in self.layers if isinstance(layer, Layer))
+
+    @property
+    def settings(self) -> Settings:
+        """What was asked for: method, budget, seed, spans."""
+        return self.shared.settings
+
+    @property
+    def seen(self) -> Tensor:
+        """(B,) int64: tokens of each row so far, padding not counted; (0,) before the first forward."""
+        seen = self.shared.positions.seen
+        return torch.zeros(0, dtype=torch.int64) if seen is None else seen.clone()
+
     def report(self) -> Receipt:
         """The receipt: what was asked, kept, merged, dropped, and what it weighs now."""
-        return make_receipt(self)
+        return make_receipt(self.layers, self.shared)
 
     @property
     def compressing(self) -> bool:
         """Whether compressions run when they fall due. Set to False to ask questions about a compressed context
         without compressing the questions and answers; what was remembered for the next compression is then freed."""
-        return self.plan.compressing
+        return self.shared.compressing
 
     @compressing.setter
     def compressing(self, value: bool) -> None:
-        self.plan.compressing = value
+        self.shared.compressing = value
         if not value:
-            for layer in self._ours:
-                layer.state.clear()
+            for layer in self.compressible:
+                layer.score_state.clear()
 
     def compress(self) -> None:
         """Run now, in every layer, the compression that is due or pending; to be used when the prefill schedule is
         "deferred" and no token is decoded yet."""
-        for layer in self._ours:
+        for layer in self.compressible:
             if layer.is_initialized and layer.seen:
-                layer.compress()
-        flush(self.plan)
-        for layer in self._ours:
-            if self.plan.method.when.every is None:
-                layer.forget()
+                compress(layer)
+        compress_waiting(self.shared)
+        self.shared.decoded = [0] * len(self.shared.decoded)
+        for layer in self.compressible:
+            if self.settings.method.when.every is None:
+                layer.drop_score_state()
 
     def kept_positions(self, layer: int) -> Tensor:
         """(B,H,S) int32: the token each slot of ``layer`` came from, counted in its row without padding; −1 empty."""
@@ -113,16 +136,80 @@ class Cache(stock.Cache):
             raise KeepKVError(f"layer {layer} is {type(mine).__name__}, which transformers keeps as it is")
         return mine.store.view().positions.clone()
 
-    def copy(self) -> Cache:
-        """An independent copy: compress a context once, ask many questions."""
+    def copy(
+        self,
+        *,
+        budget: Budget | float | int | str | None = None,
+        when: When | None = None,
+        method: Method | None = None,
+        observing: bool = False,
+    ) -> Cache:
+        """An independent copy: compress a context once, ask many questions.
+
+        budget, when, method: those of the copy, where they are to be others. Nothing is compressed yet: call
+        ``compress`` on the copy, or go on. Another method must be able to do with what this one's score remembered.
+        observing: the copy never compresses, and its score sees every token that is fed.
+        """
+        settings = self._changed(budget, when, method, observing)
         twin = copying.copy(self)
-        twin.plan = copying.copy(self.plan)
-        twin.plan.due = []
-        twin.plan.clock = self.plan.clock.copy()
-        twin.plan.spans = None if self.plan.spans is None else self.plan.spans.copy()
-        twin.layers = [x.copy(twin.plan) if isinstance(x, Layer) else copying.deepcopy(x) for x in self.layers]
-        twin._ours = [x for x in twin.layers if isinstance(x, Layer)]
+        twin.shared = self.shared.copy(settings)
+        if observing:
+            twin.shared.observing, twin.shared.compressing = True, False
+        twin.layers = [x.copy(twin.shared) if isinstance(x, Layer) else copying.deepcopy(x) for x in self.layers]
         return twin
+
+    def _changed(self, budget: Any, when: When | None, method: Method | None, observing: bool) -> Settings:
+        mine = self.settings
+        chosen = method or mine.method
+        changed = replace(
+            mine,
+            method=chosen if when is None else replace(chosen, when=when),
+            budget=mine.budget if budget is None else Budget.of(budget),
+        )
+        score, read_with = chosen.score, mine.method.score
+        blind = not observing and score != read_with and (score.observes or changed.stats.keys() - mine.stats.keys())
+        if blind and self.shared.positions.columns:
+            raise KeepKVError(
+                f"copy(method={chosen.name!r}): its score must see the text while it is read, and this cache was read "
+                f"for {mine.method.name!r}. Read the text again with a cache of that method."
+            )
+        more = [
+            what
+            for what, a, b in (
+                ("undoes the rotary embedding", score.needs_rope, read_with.needs_rope),
+                ("merges slots", chosen.reduce.merges, mine.method.reduce.merges),
+                ("keeps different numbers of slots in each head", chosen.allocate.ragged, mine.method.allocate.ragged),
+            )
+            if a and not b
+        ]
+        if more:
+            raise KeepKVError(
+                f"copy(method={chosen.name!r}): it {' and '.join(more)}, and this cache was made for "
+                f"{mine.method.name!r}, which does not. Make the cache with that method."
+            )
+        return changed
+
+    def join(self, other: Cache) -> None:
+        """Add the rows of ``other`` behind those of this cache; ``other`` is empty afterwards.
+
+        Both were made alike: model, method and options, budget, store and codec. Their rows then decode as one batch,
+        each as if it were alone; ragged stores hold no padding for the shorter ones. Compressions that waited for the
+        first decoded token run now. The next forward takes ``attention_mask(1)``.
+        """
+        rows.join(self, other)
+
+    def split(self, which: Sequence[int]) -> Cache:
+        """Take the rows ``which`` out of this cache, as a cache of their own; the others stay.
+
+        The next forward of either takes its own ``attention_mask(1)``.
+        """
+        twin: Cache = rows.split(self, which)
+        return twin
+
+    def attention_mask(self, new: int = 1) -> Tensor:
+        """(B, columns + new) int64: 1 for tokens, 0 for the padding in front of shorter rows. For rows without padding
+        between their tokens."""
+        return rows.attention_mask(self, new)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cache:
         return self.copy()
@@ -154,59 +241,73 @@ class Cache(stock.Cache):
         if not isinstance(self.layers[layer_idx], Layer):
             return
         batch, _, length, _ = rule.shape
-        clock, progress = self.plan.clock, {layer.get_seq_length() for layer in self._ours}
+        positions, progress = self.shared.positions, {layer.get_seq_length() for layer in self.compressible}
         if len(progress) > 1:
             raise CacheStateError(
                 "an earlier forward failed midway and left this cache inconsistent; call cache.reset()"
             )
-        unfinished = clock.columns - progress.pop()
+        unfinished = positions.columns - progress.pop()
         if unfinished:  # announced before, but no layer has seen it
-            clock.crop(unfinished)
-        spans, device = self.plan.spans, torch.device(rule.arguments["device"])
+            positions.crop(unfinished)
+        spans, device = self.shared.spans, torch.device(rule.arguments["device"])
         if spans is not None:
             spans.check(batch)
-            if length == 1 and clock.seen is not None:
-                spans.end_prompt(clock.seen)
+            if length == 1 and positions.seen is not None:
+                spans.end_prompt(positions.seen)
         if unfinished != length:
-            for layer in self._ours:
-                layer.settle_due(length)
-            flush(self.plan)
-            for layer in self._ours:
-                layer.begin_step(length)
-        clock.begin(batch, length, rule.padding, device)
+            self._settle(length)
+        positions.begin(batch, length, rule.padding, device)
+        self.shared.decoded = self.shared.decoded or [0] * batch
         if spans is not None:
             spans.begin(batch, device)
 
+    def _settle(self, length: int) -> None:
+        """Run what is due before a forward of ``length`` tokens, and count them."""
+        shared, layers, every = self.shared, self.compressible, self.settings.method.when.every
+        over = [every is not None and n >= every for n in shared.decoded]
+        seen = shared.positions.seen
+        due = torch.tensor(over, device=seen.device) if any(over) and seen is not None else None
+        waited = [layer.pending for layer in layers]
+        for layer in layers:
+            layer.compress_if_due(length, due)
+        compress_waiting(shared, None if any(waited) else due)
+        ran = [was and not layer.pending for was, layer in zip(waited, layers, strict=True)]
+        if any(ran):
+            shared.decoded = [0] * len(shared.decoded)
+        elif due is not None and shared.compressing:
+            shared.decoded = [0 if hit else n for hit, n in zip(over, shared.decoded, strict=True)]
+        for layer in layers:
+            layer.begin_step(length)
+        if layers and not layers[0].progress.prefilling:
+            shared.decoded = [n + length for n in shared.decoded]
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[arg-type]
-        self.plan.index(beam_idx)
+        self.shared.index(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        rows = torch.arange(max(0, self.batch_size)).repeat_interleave(repeats)
+        which = torch.arange(max(0, self.batch_size)).repeat_interleave(repeats)
         super().batch_repeat_interleave(repeats)
-        self.plan.index(rows)
+        self.shared.index(which)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        rows = torch.arange(max(0, self.batch_size))[indices.cpu()]
+        which = torch.arange(max(0, self.batch_size))[indices.cpu()]
         super().batch_select_indices(indices)
-        self.plan.index(rows)
+        self.shared.index(which)
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove > 0:
             raise CacheStateError(f"crop({tokens_to_remove}): give the number of tokens to remove as a negative number")
-        short = [x for x in self._ours if x.is_initialized and x.store.tail < -tokens_to_remove]
+        short = [x for x in self.compressible if x.is_initialized and x.store.appended < -tokens_to_remove]
         if short:
             short[0].crop(tokens_to_remove)  # raises before any layer has changed
         super().crop(tokens_to_remove)
-        self.plan.clock.crop(-tokens_to_remove)
+        self.shared.positions.crop(-tokens_to_remove)
+        self.shared.decoded = [max(0, n + tokens_to_remove) for n in self.shared.decoded]
 
     def reset(self) -> None:
         super().reset()
-        fresh = type(self.plan.clock)()
-        self.plan.clock.__dict__.update(fresh.__dict__)
-        self.plan.due.clear()
-        if self.plan.spans is not None:
-            self.plan.spans.reset()
+        self.shared.reset()
 
 
 def _method(method: str | Method, options: dict[str, Any]) -> Method:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from keepkv.core.budget import Budget
 from keepkv.engine.cache import Cache
 from keepkv.engine.interface import NAME
-from keepkv.engine.model import switch
+from keepkv.engine.model import set_attention
 from keepkv.methods import Method
 
 
@@ -32,7 +32,7 @@ def compressed(
     >>> print(caches[-1].report())  # doctest: +SKIP
     """
     caches: list[Cache] = []
-    previous = switch(model, NAME)
+    previous = set_attention(model, NAME)
     try:
         Cache(model, method, budget, **options)  # refuses bad arguments here rather than inside generate
         prepare: Any = model._prepare_cache_for_generation
@@ -50,4 +50,4 @@ def compressed(
         finally:
             del model._prepare_cache_for_generation
     finally:
-        switch(model, previous)
+        set_attention(model, previous)

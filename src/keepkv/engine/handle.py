@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
 from keepkv.errors import UnsupportedModel
-
-if TYPE_CHECKING:
-    from keepkv.engine.layer import Layer
 
 _REMEDY = (
     "This model uses the cached keys or values outside the attention function, or its attention implementation is "
@@ -19,11 +16,19 @@ _REMEDY = (
 )
 
 
+class Attends(Protocol):
+    """What a handle leads to: a layer that attends over its slots. The way up, on purpose: see ``Layer.attend``."""
+
+    def check_input(self, kwargs: dict[str, Any]) -> None: ...
+
+    def attend(self, module: torch.nn.Module, query: torch.Tensor, rule: Any, **kwargs: Any) -> torch.Tensor: ...
+
+
 class KVHandle:
     """Stands for the keys (or values) of a layer. Only the keepkv attention function knows what to do with it;
     any tensor operation on it raises, because a dense tensor of past keys does not exist."""
 
-    def __init__(self, layer: Layer, like: torch.Tensor, length: int) -> None:
+    def __init__(self, layer: Attends, like: torch.Tensor, length: int) -> None:
         self.layer = layer
         self.shape = torch.Size((*like.shape[:2], length, like.shape[3]))
         self.dtype = like.dtype

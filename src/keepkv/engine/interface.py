@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from keepkv.engine import latent
-from keepkv.engine.handle import KVHandle
+from keepkv.engine.handle import Attends, KVHandle
+from keepkv.engine.kv_form import is_latent
 from keepkv.engine.layer import Layer
 from keepkv.engine.mask_rule import MaskRule, mask_rule
 from keepkv.engine.stock import plain_attention
@@ -29,7 +29,7 @@ def attention(
     rule = attention_mask if isinstance(attention_mask, MaskRule) else None
     if isinstance(key, KVHandle):
         return _over_slots(key.layer, module, query, rule, attention_mask, kwargs), None
-    if rule is not None and rule.cache is not None and latent.is_latent(module):
+    if rule is not None and rule.cache is not None and is_latent(module):
         layer = rule.cache.layers[module.layer_idx]  # type: ignore[index]
         if isinstance(layer, Layer):
             return _over_slots(layer, module, query, rule, attention_mask, {**kwargs, "dense": (key, value)}), None
@@ -38,7 +38,7 @@ def attention(
 
 
 def _over_slots(
-    layer: Layer, module: torch.nn.Module, query: Tensor, rule: MaskRule | None, given: Any, kwargs: dict[str, Any]
+    layer: Attends, module: torch.nn.Module, query: Tensor, rule: MaskRule | None, given: Any, kwargs: dict[str, Any]
 ) -> Tensor:
     if rule is None:
         raise UnsupportedInput(

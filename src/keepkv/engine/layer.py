@@ -1,40 +1,43 @@
-"""One layer of a cache: keeps slots in a store, attends to them, and compresses them when due."""
+"""One layer of a cache: keeps slots in a store, attends to them, and is compressed when that is due."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from keepkv.attention.attend import attend
-from keepkv.attention.part import Part
-from keepkv.core.rope import Rope
-from keepkv.engine import latent
-from keepkv.engine.compression import Tally, compress
+from keepkv.core.layer_info import LayerInfo
+from keepkv.engine.compression import compress, compress_waiting
 from keepkv.engine.handle import KVHandle
+from keepkv.engine.kv_form import KVForm
 from keepkv.engine.mask_rule import MaskRule
+from keepkv.engine.state import CacheState
 from keepkv.engine.stock import plain_attention
-from keepkv.engine.view import look
+from keepkv.engine.tally import Tally
+from keepkv.engine.view import SlotsOnDemand, view_of
 from keepkv.errors import CacheStateError, UnsupportedInput, UnsupportedModel
 from keepkv.store.base import Store
 
-if TYPE_CHECKING:
-    from keepkv.engine.state import Plan
 
+@dataclass
+class Progress:
+    """How far a layer has come; what of it is written to files beside tensors.
 
-@dataclass(frozen=True)
-class Place:
-    """Where a layer stands in the model. index: among all layers; rank of ranks: among the compressible ones."""
+    seen: columns fed. pending: a prompt waits for its deferred compression. compressed: the store holds something else
+    than every token in order. record_past: the newest tokens may be rolled back. prefilling: the forward that runs
+    reads a prompt. query_heads: of the model's attention, 0 before it was called.
+    """
 
-    index: int
-    rank: int
-    ranks: int
-    rope: Rope | None = None
-    is_latent: bool = False
-    is_shared: bool = False  # other layers attend to this layer's slots
+    seen: int = 0
+    pending: bool = False
+    compressed: bool = False
+    record_past: bool = False
+    prefilling: bool = False
+    query_heads: int = 0
 
 
 class Layer(CacheLayerMixin):
@@ -44,21 +47,16 @@ class Layer(CacheLayerMixin):
     is_croppable = True
     supports_early_init = False
 
-    def __init__(self, place: Place, plan: Plan, store: Store) -> None:
+    def __init__(self, info: LayerInfo, form: KVForm, shared: CacheState, store: Store) -> None:
         super().__init__()
-        self.place = place
-        self.plan = plan
+        self.info = info
+        self.form = form
+        self.shared = shared
         self.store = store
-        self.state: dict[str, Tensor] = {}  # per-row statistics of the score
+        self.score_state: dict[str, Tensor] = {}
+        self.attention: dict[str, Any] | None = None
         self.tally = Tally()
-        self.seen = 0  # columns fed to this layer
-        self.pending = False  # a prefill waits for its deferred compression
-        self.decoded = 0  # one-token forwards since the last compression
-        self.compressed = False  # the store holds something else than every token in order
-        self.record_past = False  # the newest tokens may be rolled back
-        self.prefilling = False  # the forward that runs reads a prompt
-        self.attention: dict[str, Any] | None = None  # scaling, softcap and sinks, as the model calls attention
-        self.query_heads = 0
+        self.progress = Progress()
 
     # --- what transformers calls -------------------------------------------------------------------------------
 
@@ -71,13 +69,14 @@ class Layer(CacheLayerMixin):
 
     @property
     def batch_size(self) -> int:
-        seen = self.plan.clock.seen
+        seen = self.shared.positions.seen
         return -1 if seen is None else seen.shape[0]
 
     def get_seq_length(self) -> int:
+        positions = self.shared.positions
         if torch.compiler.is_compiling():
-            return self.plan.clock.columns_tensor  # type: ignore[return-value]
-        return self.plan.clock.columns if self._is_traced(1) else self.seen
+            return positions.columns_tensor  # type: ignore[return-value]
+        return positions.columns if self._is_traced(1) else self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
@@ -86,37 +85,38 @@ class Layer(CacheLayerMixin):
         return -1
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Store T new tokens; returns handles that only the "keepkv" attention function can use, or for latent
-        attention the latents that the model expands itself."""
-        clock, length = self.plan.clock, key_states.shape[2]
+        """Store T new tokens; returns handles that only the "keepkv" attention function can use, or where the model
+        expands what is cached, that."""
+        positions, length = self.shared.positions, key_states.shape[2]
         if self._is_traced(length):  # nothing that changes from step to step may be read as a Python number
-            assert clock.positions is not None
-            self.store.append(key_states, value_states, clock.positions)
-            if self.place.is_latent:
-                return key_states, value_states
-            return KVHandle(self, key_states, 1), KVHandle(self, value_states, 1)
-        if clock.positions is None or clock.columns != self.seen + length:
+            assert positions.positions is not None
+            self.store.append(key_states, value_states, positions.positions)
+            return self._handed_out(key_states, value_states, 1)
+        if positions.positions is None or positions.columns != self.seen + length:
             raise UnsupportedModel(
-                f"layer {self.place.index} was given {length} tokens that no attention mask announced: the model does "
+                f"layer {self.info.index} was given {length} tokens that no attention mask announced: the model does "
                 "not build its mask through transformers' mask interface, or its attention implementation is not "
                 "'keepkv'. Make the cache with keepkv.Cache(model, …) and leave the implementation as it is."
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.store.append(key_states.detach(), value_states.detach(), clock.positions)
-        self.seen += length
-        if self.place.is_latent:
-            if not self._is_plain():
-                return key_states, value_states
+        self.store.append(key_states.detach(), value_states.detach(), positions.positions)
+        self.progress.seen += length
+        if self.form.model_expands and self._holds_all():
             part = next(iter(self.store.parts()))
             return part.keys, part.values
-        return KVHandle(self, key_states, self.seen), KVHandle(self, value_states, self.seen)
+        return self._handed_out(key_states, value_states, self.seen)
+
+    def _handed_out(self, keys: Tensor, values: Tensor, length: int) -> Any:
+        if self.form.model_expands:
+            return keys, values
+        return KVHandle(self, keys, length), KVHandle(self, values, length)
 
     def _is_traced(self, length: int) -> bool:
-        return length == 1 and self.store.compileable and not self.store.is_plain
+        return length == 1 and self.store.compileable and not self.store.holds_all
 
-    def _is_plain(self) -> bool:
-        return not self.compressed and self.store.is_plain
+    def _holds_all(self) -> bool:
+        return not self.compressed and self.store.holds_all
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._index(beam_idx)
@@ -134,33 +134,56 @@ class Layer(CacheLayerMixin):
             return
         rows = rows.to(self.device)
         self.store.index(rows)
-        self.state = {name: x.index_select(0, rows) for name, x in self.state.items()}
-        for name in ("merged", "dropped", "votes_dropped", "mass_dropped"):
-            count = getattr(self.tally, name)
-            if count is not None:
-                setattr(self.tally, name, count.index_select(0, rows))
+        self.score_state = {name: x.index_select(0, rows) for name, x in self.score_state.items()}
+        self.tally.index(rows)
 
     def activate_past_recording(self) -> None:
-        self.record_past = True
+        self.progress.record_past = True
 
     def crop(self, tokens_to_remove: int) -> None:
         tokens = abs(tokens_to_remove)
         if tokens == 0 or not self.is_initialized:
             return
-        if tokens > self.store.tail:
+        if tokens > self.store.appended:
             raise CacheStateError(
-                f"crop({tokens_to_remove}): only the {self.store.tail} tokens since the last compression can be taken "
-                "back. Copy the cache before (cache.copy()), or compress less often."
+                f"crop({tokens_to_remove}): only the {self.store.appended} tokens since the last compression can be "
+                "taken back. Copy the cache before (cache.copy()), or compress less often."
             )
         self.store.crop(tokens)
-        self.seen -= tokens
-        self.decoded = max(0, self.decoded - tokens)
+        self.progress.seen -= tokens
 
     def reset(self) -> None:
         self.store = self.store.empty()
-        self.state, self.tally = {}, Tally()
-        self.seen, self.decoded = 0, 0
-        self.pending = self.compressed = self.record_past = self.prefilling = self.is_initialized = False
+        self.score_state, self.attention = {}, None
+        self.tally, self.progress = Tally(), Progress()
+        self.is_initialized = False
+
+    # --- how far it has come -----------------------------------------------------------------------------------
+
+    @property
+    def seen(self) -> int:
+        """Columns fed to this layer."""
+        return self.progress.seen
+
+    @property
+    def query_heads(self) -> int:
+        return self.progress.query_heads
+
+    @property
+    def pending(self) -> bool:
+        return self.progress.pending
+
+    @pending.setter
+    def pending(self, value: bool) -> None:
+        self.progress.pending = value
+
+    @property
+    def compressed(self) -> bool:
+        return self.progress.compressed
+
+    @compressed.setter
+    def compressed(self, value: bool) -> None:
+        self.progress.compressed = value
 
     # --- what the attention function calls ---------------------------------------------------------------------
 
@@ -181,136 +204,127 @@ class Layer(CacheLayerMixin):
         ``dense``: the expanded keys and values of latent attention, used while nothing is compressed.
         """
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        is_own = getattr(module, "layer_idx", self.place.index) == self.place.index  # not a layer sharing our slots
-        absorbed = latent.absorb_query(module, query) if self.place.is_latent else query
-        weights = None
-        if self._is_plain():
+        is_own = getattr(module, "layer_idx", self.info.index) == self.info.index  # not a layer sharing our slots
+        inner, weights = self.form.query(module, query), None
+        if self._holds_all():
             part = next(iter(self.store.parts()))
             keys, values = dense or (part.keys, part.values)
             out = plain_attention(
                 module, query, keys, values, rule.dense(), scaling=scaling, softcap=softcap, s_aux=s_aux, **kwargs
             )
         else:
-            parts = map(latent.absorbed_part, self.store.parts()) if self.place.is_latent else self.store.parts()
+            parts = map(self.form.part, self.store.parts())
             block = None if query.shape[2] == 1 else rule.new_block()
             out, weights = attend(
-                absorbed, parts, scaling, block=block, softcap=softcap, sinks=s_aux, weights=is_own and self._counts()
+                inner, parts, scaling, block=block, softcap=softcap, sinks=s_aux, weights=is_own and self._follows()
             )
-            out = latent.expand_output(module, out) if self.place.is_latent else out
-            out = out.transpose(1, 2).contiguous()
+            out = self.form.output(module, out).transpose(1, 2).contiguous()
         if is_own:
-            self._after_attention(absorbed, weights, scaling, softcap, s_aux)
+            self._after_attention(inner, weights, {"scaling": scaling, "softcap": softcap, "sinks": s_aux})
         return out
 
-    def _counts(self) -> bool:
+    def _follows(self) -> bool:
         """Whether the score follows the attention of every token decoded."""
-        method = self.plan.method
-        return self.plan.compressing and method.when.every is not None and method.score.counts
+        method = self.shared.settings.method
+        return method.score.counts and (
+            self.shared.observing or (self.shared.compressing and method.when.every is not None)
+        )
 
-    def _after_attention(
-        self, query: Tensor, weights: Tensor | None, scaling: float, softcap: float | None, sinks: Tensor | None
-    ) -> None:
-        when, length = self.plan.method.when, query.shape[2]
+    def _observes(self) -> bool:
+        """Whether the score remembers something of this forward: only where a compression may follow."""
+        shared, method = self.shared, self.shared.settings.method
+        may_follow = method.when.every is not None or (self.progress.prefilling and method.when.prefill is not None)
+        return method.score.observes and (shared.observing or (shared.compressing and may_follow))
+
+    def _after_attention(self, query: Tensor, weights: Tensor | None, attention: dict[str, Any]) -> None:
+        when, length, shared = self.shared.settings.method.when, query.shape[2], self.shared
         if self.attention is None:
-            self.query_heads = query.shape[1]
-            self.attention = {"scaling": scaling, "softcap": softcap, "sinks": sinks}
-        if not self.plan.compressing:
-            return
-        if self.plan.method.score.observes and (when.every is not None or (self.prefilling and when.prefill)):
+            self.progress.query_heads, self.attention = query.shape[1], attention
+        if self._observes():
             self._observe(query, weights)
-        if length == 1:
+        if length == 1 or not shared.compressing:
             return
-        if self.prefilling and when.prefill is not None:
+        if self.progress.prefilling and when.prefill is not None:
             self.pending = True
-            if when.prefill == "immediate" and not self.place.is_shared and not self.record_past:
-                self.compress(query)
-                if self.place.rank == self.place.ranks - 1:
-                    flush(self.plan)
-        if not self.place.is_shared:  # or other layers still have to attend to what this forward appended
-            self.store.settle()
+            if when.prefill == "immediate" and not self.info.is_shared and not self.progress.record_past:
+                compress(self, query)
+                if self.info.rank == self.info.ranks - 1:
+                    compress_waiting(shared)
+                    shared.decoded = [0] * len(shared.decoded)
+        if not self.info.is_shared:  # or other layers still have to attend to what this forward appended
+            self.store.after_prefill()
 
     def _observe(self, query: Tensor, weights: Tensor | None) -> None:
-        view = look(self, query, live=True)
+        view, score = view_of(self, query, live=True), self.shared.settings.method.score
         if weights is not None:
             view.weights = weights * (view.query_positions >= 0)[:, None, None]
-        self.plan.method.score.observe(view)
+        score.observe(view)
         if view.spans is not None:
-            self.plan.method.score.observe_spans(view)
-        if not self.store.views_share_memory:
-            self.store.put(view.slots.stats)
+            score.observe_spans(view)
+        looked_at = not isinstance(view.slots, SlotsOnDemand) or view.slots.gathered
+        if looked_at and not self.store.views_share_memory:
+            self.store.write_stats(view.slots.stats)
 
-    # --- compression -------------------------------------------------------------------------------------------
+    # --- the schedule ------------------------------------------------------------------------------------------
 
-    def settle_due(self, length: int) -> None:
-        """Before a forward of ``length`` tokens: run, or announce to ``flush``, the compression that was deferred."""
-        when, plan = self.plan.method.when, self.plan
+    def compress_if_due(self, length: int, due: Tensor | None) -> None:
+        """Before a forward of ``length`` tokens: run the compression that waited for it, or that of the rows ``due``,
+        (B,) bool."""
+        when, shared, progress = self.shared.settings.method.when, self.shared, self.progress
         if self._is_traced(1):
-            self.seen = plan.clock.columns  # one-token steps are not counted where they are traced
+            progress.seen = shared.positions.columns  # one-token steps are not counted where they are traced
         # With rollback on, several tokens at once are a verification, unless they are the first.
-        self.prefilling = length > 1 and not (self.record_past and self.seen)
-        if plan.compressing and self.is_initialized:
-            late = length == 1 or self.record_past or (self.place.is_shared and when.prefill == "immediate")
-            if (self.pending and late) or (when.every is not None and self.decoded >= when.every):
-                self.compress()
+        progress.prefilling = length > 1 and not (progress.record_past and self.seen)
+        if not shared.compressing or not self.is_initialized:
+            return
+        late = length == 1 or progress.record_past or (self.info.is_shared and when.prefill == "immediate")
+        if self.pending and late:
+            compress(self)
+        elif due is not None:
+            compress(self, rows=due)
 
     def begin_step(self, length: int) -> None:
-        """Before a forward of ``length`` tokens, after all that was due: count, and let go what is not needed."""
-        when, plan = self.plan.method.when, self.plan
-        if plan.compressing and self.is_initialized and not self.prefilling and when.every is None:
-            self.forget()
-        self.decoded += 0 if self.prefilling else length
-        if self.place.is_shared and self.is_initialized:
-            self.store.settle()
+        """Runs after due compressions, before a forward of ``length`` tokens: drops score state that the next
+        compression cannot use, and readies the store."""
+        shared = self.shared
+        no_more = shared.settings.method.when.every is None and not shared.observing
+        if shared.compressing and self.is_initialized and not self.progress.prefilling and no_more:
+            self.drop_score_state()
+        if self.info.is_shared and self.is_initialized:
+            self.store.after_prefill()
         if length == 1:
             self.store.begin_decode()
 
-    def compress(self, query: Tensor | None = None) -> None:
-        """Compress now, if any row holds more than its budget; where layers share one, when ``flush`` is called."""
-        if not self.plan.method.allocate.joint:
-            run([self], query)
-        elif self not in self.plan.due:
-            self.plan.due.append(self)
+    def drop_score_state(self) -> None:
+        """Forget what no compression can need before the next prompt: all but what spans remember."""
+        self.score_state = {name: x for name, x in self.score_state.items() if name.startswith("span_")}
 
-    def forget(self) -> None:
-        """Let go what no compression can need before the next prompt: all but what spans remember."""
-        self.state = {name: x for name, x in self.state.items() if name.startswith("span_")}
+    # --- copies ------------------------------------------------------------------------------------------------
 
-    def copy(self, plan: Plan) -> Layer:
-        """An independent copy that belongs to ``plan``."""
-        twin = Layer(self.place, plan, self.store.clone())
-        twin.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("plan", "store", "state", "tally")})
-        twin.state = {name: x.clone() for name, x in self.state.items()}
-        twin.tally = Tally(**self.tally.__dict__)
+    def copy(self, shared: CacheState, rows: Tensor | None = None) -> Layer:
+        """An independent copy that belongs to ``shared``, of the ``rows`` (R,) int64 if they are given."""
+        twin = Layer(self.info, self.form, shared, self.store.clone() if rows is None else self.store.empty())
+        twin.attention = self.attention
+        twin.tally, twin.progress = replace(self.tally), replace(self.progress)
+        twin.score_state = (
+            {name: x.clone() for name, x in self.score_state.items()} if rows is None else self.score_state
+        )
+        if self.is_initialized:
+            twin.is_initialized, twin.dtype, twin.device = True, self.dtype, self.device
+        if self.is_initialized and rows is not None:
+            twin.store.restore(self.store.tensors())  # shared only until the rows are picked
+            twin._index(rows)
         return twin
-
-    def part(self) -> Part:
-        """The first rectangle of slots, for what asks for sizes."""
-        return next(next(iter(self.store.parts())).rectangles())
 
     def check_input(self, kwargs: dict[str, Any]) -> None:
         """Refuse what attention over compressed slots would silently ignore."""
         for name in ("position_bias", "indices", "block_indices"):
             if kwargs.get(name) is not None:
                 raise UnsupportedModel(
-                    f"layer {self.place.index} passes {name!r} to attention, which is defined over every past token; "
+                    f"layer {self.info.index} passes {name!r} to attention, which is defined over every past token; "
                     "a compressed cache cannot honour it. Use transformers' DynamicCache with this model."
                 )
         if kwargs.get("output_attentions"):
             raise UnsupportedInput(
                 "output_attentions=True: a compressed cache has no weight per past token; leave it out"
             )
-
-
-def run(layers: list[Layer], query: Tensor | None = None) -> None:
-    """Compress ``layers`` together. Where that raises they are still due."""
-    done = compress(layers, query)
-    for layer in layers:
-        layer.compressed |= done
-        layer.pending, layer.decoded = False, 0
-
-
-def flush(plan: Plan) -> None:
-    """Compress the layers that wait for each other, because they share one budget."""
-    layers, plan.due = plan.due, []
-    if layers:
-        run(layers)

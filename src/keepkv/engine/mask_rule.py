@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-if TYPE_CHECKING:
-    from keepkv.engine.cache import Cache
-
 _note = threading.local()  # which cache the mask that is about to be built is for
 
 
-def note_cache(cache: Cache, layer: int) -> None:
+class Steps(Protocol):
+    """What a mask rule tells that a forward begins: a cache. The way up, on purpose: see ``Cache.begin_step``."""
+
+    layers: list[Any]
+
+    def begin_step(self, rule: MaskRule, layer_idx: int) -> None: ...
+
+
+def note_cache(cache: Steps, layer: int) -> None:
     """Called by ``Cache.get_mask_sizes``, which transformers calls right before the mask function."""
     _note.value = (cache, layer)
 
 
-def _noted_cache() -> tuple[Cache | None, int]:
-    noted: tuple[Cache | None, int] = getattr(_note, "value", (None, 0))
+def _noted_cache() -> tuple[Steps | None, int]:
+    noted: tuple[Steps | None, int] = getattr(_note, "value", (None, 0))
     _note.value = (None, 0)
     return noted
 
@@ -35,7 +40,7 @@ class MaskRule:
 
     ndim = 4
 
-    def __init__(self, arguments: dict[str, Any], cache: Cache | None) -> None:
+    def __init__(self, arguments: dict[str, Any], cache: Steps | None) -> None:
         self.arguments = arguments
         self.cache = cache
         self._dense: Tensor | None = None

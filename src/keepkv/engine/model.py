@@ -10,24 +10,24 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer, StaticCache
 
+from keepkv.core.layer_info import LayerInfo
 from keepkv.core.rope import Rope
-from keepkv.engine import latent
 from keepkv.engine.interface import NAME
-from keepkv.engine.layer import Place
+from keepkv.engine.kv_form import KVForm, form_of
 from keepkv.engine.rope_probe import UnknownRope, rope_of
 from keepkv.errors import UnsupportedModel
 from keepkv.methods.base import Method
 
 
 @dataclass(frozen=True)
-class Attachment:
-    """A model as the cache needs it: stock cache layers, and the places where ours take over."""
+class PreparedModel:
+    """A model as the cache needs it: transformers' cache layers, and by index those that ours take over."""
 
     stock: list[Any]
-    places: dict[int, Place]
+    ours: dict[int, tuple[LayerInfo, KVForm]]
 
 
-def attach(model: PreTrainedModel, method: Method, static_length: int | None = None) -> Attachment:
+def prepare_model(model: PreTrainedModel, method: Method, static_length: int | None = None) -> PreparedModel:
     """Switch the text part of ``model`` to "keepkv" and describe its layers.
 
     static_length: build the layers that stay stock for compiled decode, for so many tokens. Raises
@@ -45,13 +45,13 @@ def attach(model: PreTrainedModel, method: Method, static_length: int | None = N
             f"{type(model).__name__} selects past tokens with its own index over every token (sparse attention); "
             "dropping tokens would break that index. Use transformers' DynamicCache with it."
         )
-    previous = switch(model, NAME)
+    previous = set_attention(model, NAME)
     try:
-        places = _places(model, config, [i for i, layer in enumerate(layers) if type(layer) is DynamicLayer], method)
+        ours = _ours(model, config, [i for i, layer in enumerate(layers) if type(layer) is DynamicLayer], method)
     except UnsupportedModel:
-        switch(model, previous)
+        set_attention(model, previous)
         raise
-    if not places:
+    if not ours:
         warnings.warn(
             f"{type(model).__name__}: every layer has a sliding window, a recurrent state or no cache, so there is "
             "nothing to compress; the cache behaves like transformers' own.",
@@ -59,10 +59,10 @@ def attach(model: PreTrainedModel, method: Method, static_length: int | None = N
         )
     if static_length is not None:
         layers = StaticCache(config=config, max_cache_len=static_length).layers
-    return Attachment(layers, places)
+    return PreparedModel(layers, ours)
 
 
-def switch(model: PreTrainedModel, implementation: str) -> str:
+def set_attention(model: PreTrainedModel, implementation: str) -> str:
     """Set the attention implementation of the text part only; returns the previous one."""
     config = model.config.get_text_config(decoder=True)
     previous: str = config._attn_implementation
@@ -74,7 +74,9 @@ def switch(model: PreTrainedModel, implementation: str) -> str:
     return previous
 
 
-def _places(model: PreTrainedModel, config: Any, indices: list[int], method: Method) -> dict[int, Place]:
+def _ours(
+    model: PreTrainedModel, config: Any, indices: list[int], method: Method
+) -> dict[int, tuple[LayerInfo, KVForm]]:
     modules = attention_modules(model)
     missing = [i for i in indices if i not in modules]
     if missing:
@@ -84,7 +86,7 @@ def _places(model: PreTrainedModel, config: Any, indices: list[int], method: Met
             "set_attn_implementation."
         )
     ropes = rope_of(model) if method.score.needs_rope else {}
-    places = {}
+    found = {}
     for rank, i in enumerate(indices):
         rope: Rope | UnknownRope | None = ropes.get(i)
         if isinstance(rope, UnknownRope):
@@ -92,16 +94,16 @@ def _places(model: PreTrainedModel, config: Any, indices: list[int], method: Met
                 f"method {method.name!r} must undo the rotary embedding of {type(model).__name__}: {rope.reason}. "
                 "Choose a method that does not, such as 'snapkv' or 'keydiff'."
             )
-        is_latent = latent.is_latent(modules[i])
-        if is_latent and method.reduce.merges:
+        form = form_of(modules[i])
+        if form.one_content and method.reduce.merges:
             raise UnsupportedModel(
                 f"method {method.name!r} merges keys and values apart, but {type(model).__name__} caches one latent "
                 "for both. Choose a method that evicts, such as 'snapkv' or 'expected-attention'."
             )
         # Gemma 3n and 4: later layers attend to the slots of this one.
         is_shared = getattr(modules[i], "store_full_length_kv", False)
-        places[i] = Place(i, rank, len(indices), rope, is_latent, is_shared)
-    return places
+        found[i] = LayerInfo(i, rank, len(indices), rope, is_shared), form
+    return found
 
 
 def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:

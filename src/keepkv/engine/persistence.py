@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,18 +17,27 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from keepkv.core.when import When
-from keepkv.engine.layer import Layer
+from keepkv.engine.layer import Layer, Progress
+from keepkv.engine.state import CacheState
+from keepkv.engine.tally import Tally
 from keepkv.errors import CacheFileError, CacheStateError
 from keepkv.methods import METHODS, Method
 from keepkv.spans import SpanPolicy
-from keepkv.store import STORES
-
-if TYPE_CHECKING:
-    from keepkv.engine.cache import Cache
 
 FORMAT = "keepkv-cache-1"
-_HOST = ("seen", "pending", "decoded", "compressed", "record_past", "prefilling", "query_heads")
-_COUNTS = ("merged", "dropped", "votes_dropped", "mass_dropped")
+FORMER = {"flat": ("ragged", "none"), "int8": ("dense", "int8")}  # stores of files from before codecs
+
+
+class Saved(Protocol):
+    """What is written of a cache."""
+
+    layers: list[Any]
+    shared: CacheState
+    layout: str
+    codec: str
+    store_options: dict[str, Any]
+    codec_options: dict[str, Any]
+    attached_config: dict[str, Any]
 
 
 def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
@@ -44,29 +54,32 @@ def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     return {name: getattr(config, name, None) for name in names} | {"dtype": str(model.dtype)}
 
 
-def save(cache: Cache, path: Path) -> None:
+def save(cache: Saved, path: Path) -> None:
     """Write ``cache`` to ``path``; see ``Cache.save``."""
+    shared, settings = cache.shared, cache.shared.settings
+    positions, spans, method = shared.positions, shared.spans, settings.method
     tensors: dict[str, Tensor] = {}
     layers: list[dict[str, Any]] = []
     for i, layer in enumerate(cache.layers):
         tensors |= {f"{i}.{name}": x for name, x in _layer_tensors(layer).items()}
         layers.append(_layer_header(layer))
-    clock = cache.plan.clock
-    if clock.seen is not None and clock.positions is not None:
-        tensors |= {"clock.seen": clock.seen, "clock.positions": clock.positions}
-    spans = cache.plan.spans
+    if positions.seen is not None and positions.positions is not None:
+        tensors |= {"clock.seen": positions.seen, "clock.positions": positions.positions}
     tensors |= {} if spans is None else {f"spans.{name}": x for name, x in spans.tensors().items()}
     tensors = {name: x.detach().contiguous().clone() for name, x in tensors.items()}
-    method = cache.plan.method
     header = {
         "model": cache.attached_config,
         "method": method.name,
         "options": {k: asdict(v) if isinstance(v, When) else v for k, v in method.options.items()},
-        "budget": cache.plan.budget.value,
-        "seed": cache.plan.seed,
-        "compressing": cache.plan.compressing,
+        "budget": settings.budget.value,
+        "seed": settings.seed,
+        "store": [cache.layout, cache.store_options],
+        "codec": [cache.codec, cache.codec_options],
+        "compressing": shared.compressing,
         "spans": None if spans is None else spans.policy.to_dict(),
-        "columns": clock.columns,
+        "columns": positions.columns,
+        "gaps": positions.gaps,
+        "decoded": shared.decoded,
         "layers": layers,
     }
     try:
@@ -76,7 +89,10 @@ def save(cache: Cache, path: Path) -> None:
     save_file(tensors, path, {"format": FORMAT, "header": text, "digest": _digest(text, tensors)})
 
 
-def load(kind: type[Cache], path: Path, model: PreTrainedModel, method: Method | None) -> Cache:
+Made = TypeVar("Made", bound=Saved)
+
+
+def load(make: Callable[..., Made], path: Path, model: PreTrainedModel, method: Method | None) -> Made:
     """Read a cache; see ``Cache.load``. Nothing is built before everything is checked."""
     header, tensors = _read(path)
     expected = fingerprint(model)
@@ -88,23 +104,38 @@ def load(kind: type[Cache], path: Path, model: PreTrainedModel, method: Method |
             f"{path}: made with method {header['method']!r}, which is not registered here; register it, or pass it as "
             "keepkv.Cache.load(path, model, method=…)"
         )
-    store = next((x["store"] for x in header["layers"] if x["kind"] == "keepkv"), None)
     options = {k: When(**v) if k == "when" else v for k, v in header["options"].items()}
     chosen: dict[str, Any] = {"method": header["method"], **options} if method is None else {"method": method}
     spans = SpanPolicy.from_dict(header["spans"]) if header.get("spans") else None
-    cache = kind(model, budget=header["budget"], store=store, seed=header["seed"], spans=spans, **chosen)
-    cache.plan.compressing = header["compressing"]
-    clock = cache.plan.clock
-    clock.columns, device = header["columns"], model.device
+    cache = make(model, budget=header["budget"], seed=header["seed"], spans=spans, **_store(header), **chosen)
+    shared, device = cache.shared, model.device
+    shared.compressing = header["compressing"]
+    positions = shared.positions
+    positions.columns, positions.gaps = header["columns"], header.get("gaps", False)
     if "clock.seen" in tensors:
-        clock.seen, clock.positions = tensors["clock.seen"].to(device), tensors["clock.positions"].to(device)
-    if cache.plan.spans is not None:
-        mine = {n.split(".", 1)[1]: x.to(device) for n, x in tensors.items() if n.startswith("spans.")}
-        cache.plan.spans.restore(mine)
+        positions.seen, positions.positions = (tensors[f"clock.{x}"].to(device) for x in ("seen", "positions"))
+        shared.decoded = header.get("decoded") or _decoded_before(header, len(positions.seen))
+    if shared.spans is not None:
+        shared.spans.restore({n.split(".", 1)[1]: x.to(device) for n, x in tensors.items() if n.startswith("spans.")})
     for i, (layer, entry) in enumerate(zip(cache.layers, header["layers"], strict=True)):
         mine = {n.split(".", 1)[1]: x.to(device) for n, x in tensors.items() if n.split(".", 1)[0] == str(i)}
         _restore(layer, entry, mine)
     return cache
+
+
+def _store(header: dict[str, Any]) -> dict[str, Any]:
+    """Layout and codec with their options."""
+    if "store" in header:
+        (layout, mine), (codec, its) = header["store"], header["codec"]
+        return {"store": layout, "codec": codec, "store_options": mine, "codec_options": its}
+    former = next((x["store"] for x in header["layers"] if x["kind"] == "keepkv"), "auto")
+    layout, codec = FORMER.get(former, (former, "none"))
+    return {"store": layout, "codec": codec}
+
+
+def _decoded_before(header: dict[str, Any], rows: int) -> list[int]:
+    """Of files in which layers counted, all rows together."""
+    return [next((x["host"].get("decoded", 0) for x in header["layers"] if x["kind"] == "keepkv"), 0)] * rows
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -135,11 +166,10 @@ def _digest(header: str, tensors: dict[str, Tensor]) -> str:
 
 def _layer_tensors(layer: Any) -> dict[str, Tensor]:
     if isinstance(layer, Layer):
-        counts = {f"count.{n}": x for n in _COUNTS if (x := getattr(layer.tally, n)) is not None}
-        state = {f"state.{name}": x for name, x in layer.state.items()}
-        attention = layer.attention or {}
-        sinks = {"sinks": attention["sinks"]} if attention.get("sinks") is not None else {}
-        return {f"store.{name}": x for name, x in layer.store.tensors().items()} | state | counts | sinks
+        groups = {"store": layer.store.tensors(), "state": layer.score_state, "count": layer.tally.tensors()}
+        sinks = (layer.attention or {}).get("sinks")
+        named = {f"{group}.{name}": x for group, held in groups.items() for name, x in held.items()}
+        return named if sinks is None else {**named, "sinks": sinks}
     if type(layer).__name__ == "DummyLayer":  # by name: transformers before 5.20 does not have it
         return {}
     if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
@@ -153,10 +183,8 @@ def _layer_header(layer: Any) -> dict[str, Any]:
     if not isinstance(layer, Layer):
         return {"kind": type(layer).__name__, "cumulative_length": getattr(layer, "cumulative_length", 0)}
     attention = {k: v for k, v in (layer.attention or {}).items() if k != "sinks"}
-    host = {name: getattr(layer, name) for name in _HOST}
     tally = {name: getattr(layer.tally, name) for name in ("compressions", "overflows", "seconds")}
-    store = next(name for name in STORES if type(layer.store) is STORES.factory(name))
-    return {"kind": "keepkv", "store": store, "host": host, "tally": tally, "attention": attention}
+    return {"kind": "keepkv", "host": asdict(layer.progress), "tally": tally, "attention": attention}
 
 
 def _restore(layer: Any, entry: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -172,14 +200,13 @@ def _restore(layer: Any, entry: dict[str, Any], tensors: dict[str, Tensor]) -> N
         if name != "sinks":
             group, rest = name.split(".", 1)
             groups[group][rest] = x
-    for name, value in entry["host"].items():
-        setattr(layer, name, value)
-    for name, value in {**entry["tally"], **groups["count"]}.items():
-        setattr(layer.tally, name, value)
-    layer.state = groups["state"]
+    layer.progress = Progress(**{x.name: entry["host"][x.name] for x in fields(Progress)})
+    counts: dict[str, Any] = {**entry["tally"], **groups["count"]}
+    layer.tally = Tally(**counts)
+    layer.score_state = groups["state"]
     if groups["store"]:
         layer.store.restore(groups["store"])
-        part = layer.part()
+        part = next(iter(layer.store.parts()))
         layer.lazy_initialization(part.keys, part.values)
     if entry["attention"]:
         layer.attention = {**entry["attention"], "sinks": tensors.get("sinks")}

@@ -1,4 +1,4 @@
-"""The row clock: which token of its row each column of a forward is. Shared by the layers of a cache."""
+"""Which token of its row each column of a forward is. Shared by the layers of a cache."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from keepkv.core.slots import EMPTY
-from keepkv.errors import UnsupportedInput
+from keepkv.errors import CacheStateError, UnsupportedInput
 
 
-class Clock:
+class RowPositions:
     """Counts tokens per row, without padding.
 
     columns: tokens fed so far, padding included (the logical length transformers knows). seen (B,): tokens of each
@@ -22,6 +22,7 @@ class Clock:
         self.columns_tensor = torch.zeros((), dtype=torch.int64)  # the same for compiled code, which reads no numbers
         self.seen: Tensor | None = None
         self.positions: Tensor | None = None
+        self.gaps = False  # a row has padding between its tokens
 
     def begin(self, batch: int, length: int, padding: Tensor | None, device: torch.device) -> None:
         """A forward of ``length`` columns starts; ``padding`` (B, all columns) bool or None."""
@@ -37,6 +38,7 @@ class Clock:
             new = torch.ones(batch, length, dtype=torch.bool, device=device)
         else:
             new = padding[:, -length:].to(device)
+            self.gaps |= bool((~new & (self.seen > 0)[:, None]).any())
             # Left padding only: a row that ends in padding would continue from a padding token.
             if length > 1 and bool((~new[:, -1] & new.any(-1)).any()):
                 raise UnsupportedInput(
@@ -73,11 +75,32 @@ class Clock:
         else:
             self.seen, self.positions = self.seen[rows], self.positions[rows]
 
-    def copy(self) -> Clock:
+    def copy(self) -> RowPositions:
         """An independent copy."""
-        twin = Clock()
+        twin = RowPositions()
         twin.columns = self.columns
         twin.columns_tensor = self.columns_tensor.clone()
         twin.seen = None if self.seen is None else self.seen.clone()
         twin.positions = None if self.positions is None else self.positions.clone()
+        twin.gaps = self.gaps
         return twin
+
+    def join(self, other: RowPositions) -> None:
+        """Add the rows of ``other``; the shorter ones count as padded on the left."""
+        if self.seen is None or other.seen is None or self.positions is None or other.positions is None:
+            raise CacheStateError("a cache that has read nothing was joined: feed its prompt first")
+        self.seen = torch.cat((self.seen, other.seen.to(self.seen.device)))
+        self.positions = torch.cat((self.positions[:, -1:], other.positions[:, -1:].to(self.positions.device)))
+        self._count(max(self.columns, other.columns))
+
+    def trim(self) -> int:
+        """Forget columns before the first token of every row; returns how many. Not possible where rows have gaps."""
+        if self.seen is None or self.gaps or not self.seen.numel():
+            return 0
+        spare = self.columns - int(self.seen.max())
+        self._count(self.columns - spare)
+        return spare
+
+    def _count(self, columns: int) -> None:
+        self.columns = columns
+        self.columns_tensor = torch.full_like(self.columns_tensor, columns)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from keepkv.engine.compression import layer_budget
 from keepkv.engine.layer import Layer
+from keepkv.engine.state import CacheState
 from keepkv.spans.keep_rates import keep_rates
-
-if TYPE_CHECKING:
-    from keepkv.engine.cache import Cache
-    from keepkv.engine.state import Plan
 
 
 @dataclass(frozen=True)
@@ -113,34 +112,32 @@ class Receipt:
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
 
-def make_receipt(cache: Cache) -> Receipt:
-    """The receipt of ``cache`` as it stands."""
-    plan, ours = cache.plan, [x for x in cache.layers if isinstance(x, Layer)]
-    used = [x for x in ours if x.is_initialized and x.seen]
-    tallies = [x.tally for x in used]
+def make_receipt(layers: Sequence[Any], shared: CacheState) -> Receipt:
+    """The receipt of a cache of ``layers`` as it stands."""
+    used = [x for x in layers if isinstance(x, Layer) and x.is_initialized and x.seen]
+    tallies, settings, seen = [x.tally for x in used], shared.settings, shared.positions.seen
     masses = [t.mass_dropped for t in tallies if t.mass_dropped is not None]
-    seen = plan.clock.seen
     return Receipt(
-        method=plan.method.name,
-        options=dict(plan.method.options),
-        budget=plan.budget.value,
+        method=settings.method.name,
+        options=dict(settings.method.options),
+        budget=settings.budget.value,
         compressed=any(t.compressions for t in tallies),
         seen=[] if seen is None else seen.tolist(),
-        kept={x.place.index: x.store.view().lengths.tolist() for x in used},
-        bytes=sum(map(layer_bytes, cache.layers)),
-        full_bytes=sum(map(full_bytes, cache.layers)),
+        kept={x.info.index: x.store.lengths.tolist() for x in used},
+        bytes=sum(map(layer_bytes, layers)),
+        full_bytes=sum(map(full_bytes, layers)),
         merged=sum(int(t.merged.sum()) for t in tallies if t.merged is not None),
         dropped=sum(int(t.dropped.sum()) for t in tallies if t.dropped is not None),
         mass_dropped=float(torch.stack(masses).mean()) if masses else None,
         largest_vote=max([1.0, *(_largest_vote(x) for x in used)]),
         compressions=sum(t.compressions for t in tallies),
         seconds=sum(t.seconds for t in tallies),
-        spans=_span_receipt(plan, used),
+        spans=_span_receipt(shared, used),
     )
 
 
-def _span_receipt(plan: Plan, used: list[Layer]) -> SpanReceipt | None:
-    spans, seen = plan.spans, plan.clock.seen
+def _span_receipt(shared: CacheState, used: list[Layer]) -> SpanReceipt | None:
+    spans, seen = shared.spans, shared.positions.seen
     if spans is None:
         return None
     rates, requested, realised = {}, 1.0, 1.0
@@ -148,13 +145,16 @@ def _span_receipt(plan: Plan, used: list[Layer]) -> SpanReceipt | None:
         positions = [x.store.view().positions for x in used]
         rates = keep_rates(spans, positions, seen)
         tokens = max(1, len(used) * int(seen.sum()))
-        requested = sum(int(plan.layer_budget(x).minimum(seen).sum()) for x in used) / tokens
+        requested = sum(int(layer_budget(x).minimum(seen).sum()) for x in used) / tokens
         realised = sum(float((x >= 0).sum()) / x.shape[1] for x in positions) / tokens
-    scoring, overflows = "span" if plan.scopes else "global", sum(x.tally.overflows for x in used)
+    scoring, overflows = "span" if shared.settings.scopes else "global", sum(x.tally.overflows for x in used)
     return SpanReceipt(rates, spans.policy.fair_lambda, scoring, requested, realised, overflows)
 
 
 def _largest_vote(layer: Layer) -> float:
+    """Most votes of a slot of ``layer``."""
+    if not layer.store.held.votes:
+        return 1.0
     slots = layer.store.view()
     return float(slots.log_votes[slots.valid].max().exp()) if bool(slots.valid.any()) else 1.0
 
@@ -162,7 +162,7 @@ def _largest_vote(layer: Layer) -> float:
 def layer_bytes(layer: Any) -> int:
     """Bytes of storage that a cache layer of any kind holds."""
     if isinstance(layer, Layer):
-        return layer.store.nbytes + _storage(list(layer.state.values()))
+        return layer.store.nbytes + _storage(list(layer.score_state.values()))
     return _storage(_tensors(vars(layer)))
 
 
@@ -170,12 +170,7 @@ def full_bytes(layer: Any) -> int:
     """Bytes that a plain cache holds for the same tokens; layers that stay stock weigh the same in both."""
     if not isinstance(layer, Layer):
         return layer_bytes(layer)
-    if not layer.is_initialized:
-        return 0
-    part = layer.part()
-    rows, heads = part.positions.shape[:2]
-    width = part.keys.shape[-1] + part.values.shape[-1]
-    return rows * heads * layer.seen * width * torch.empty((), dtype=layer.dtype).element_size()
+    return layer.batch_size * layer.seen * layer.store.slot_bytes().plain if layer.is_initialized else 0
 
 
 def _tensors(values: dict[Any, Any]) -> list[Tensor]:

@@ -1,58 +1,60 @@
-"""What the layers of one cache share: method, budget, clock."""
+"""What the layers of one cache share: what was asked for, and how far the rows have come."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from keepkv.core.budget import Budget
-from keepkv.engine.positions import Clock
+from keepkv.core.layer_info import LayerInfo
+from keepkv.engine.kv_form import KVForm
+from keepkv.engine.positions import RowPositions
+from keepkv.engine.tally import Tally
 from keepkv.errors import BudgetError
 from keepkv.methods.base import Method
+from keepkv.spans.base import SpanPolicy
 from keepkv.spans.rows import RowSpans
-
-if TYPE_CHECKING:
-    from keepkv.engine.layer import Layer
+from keepkv.store.base import Store
 
 
-@dataclass
-class Plan:
-    """Settings and clock of one cache. ``compressing``: whether compressions that fall due are run. ``scopes``: whether
-    fair spans are scored by their own queries."""
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for. Raises ``BudgetError`` where a budget cannot hold what must be kept.
+
+    sliding_tokens: what layers with a sliding window, which transformers keeps, may hold per row, summed over layers.
+    scopes: whether fair spans are scored by their own queries.
+    """
 
     method: Method
     budget: Budget
     seed: int = 0
-    clock: Clock = field(default_factory=Clock)
-    compressing: bool = True
-    window_tokens: int = 0  # what sliding layers, which transformers keeps, may hold per row, summed over layers
-    spans: RowSpans | None = None
-    scopes: bool = field(init=False, default=False)
-    due: list[Layer] = field(init=False, default_factory=list)  # layers that share a budget and wait for the others
+    policy: SpanPolicy | None = None
+    sliding_tokens: int = 0
+    scopes: bool = field(init=False, default=False)  # not a property: compiled code asks for it
 
     def __post_init__(self) -> None:
-        pinned = self.method.sinks + self.method.window
-        if self.budget.slots is not None and self.budget.slots < pinned:
+        method, slots = self.method, self.budget.slots
+        scopes = self.policy is not None and self.policy.scopes and method.score.scopes
+        object.__setattr__(self, "scopes", scopes)
+        pinned = method.sinks + method.window
+        if slots is not None and slots < pinned:
             raise BudgetError(
-                f"budget of {self.budget.slots} slots per head is below the {pinned} that {self.method.name!r} always "
-                f"keeps ({self.method.sinks} sinks + {self.method.window} recent). Give at least {pinned}, or smaller "
-                "sinks= and window= options."
+                f"budget of {slots} slots per head is below the {pinned} that {method.name!r} always keeps "
+                f"({method.sinks} sinks + {method.window} recent). Give at least {pinned}, or smaller sinks= and "
+                "window= options."
             )
-        self.scopes = self.spans is not None and self.spans.policy.scopes and self.method.score.scopes
-        self._check_spans()
-
-    def _check_spans(self) -> None:
-        """Raise what is certain before any text is known; the rest is found out when a layer is compressed."""
-        when, slots = self.method.when, self.budget.slots
-        if self.spans is None or self.spans.policy.on_overflow != "error" or slots is None:
+        # What is certain before any text is known; the rest is found out when a layer is compressed.
+        if self.policy is None or self.policy.on_overflow != "error" or slots is None:
             return
-        least = self.spans.least(self.method.sinks)
-        if slots < least and (when.prefill is not None or when.every is not None):
+        least = RowSpans(self.policy).least(method.sinks)
+        if slots < least and (method.when.prefill is not None or method.when.every is not None):
             raise BudgetError(
                 f"budget of {slots} slots per head is below the {least} tokens of the protected spans and the "
-                f"{self.method.sinks} sinks. Give at least {least}, protect less, or choose "
+                f"{method.sinks} sinks. Give at least {least}, protect less, or choose "
                 "SpanPolicy(on_overflow='grow') or 'trim'."
             )
 
@@ -61,30 +63,64 @@ class Plan:
         """What is kept per slot, and the value a new slot starts with."""
         return self.method.score.stats | (self.method.score.span_stats if self.scopes else {})
 
+
+@dataclass
+class CacheState:
+    """What changes as a cache is used.
+
+    decoded: columns fed one by one to each row since it was last compressed. compressing: whether compressions that
+    fall due are run. observing: the score sees every token, whether a compression may follow or not. waiting: layers
+    that share a budget and wait for the others. clock: what compressions are timed by, in seconds.
+    """
+
+    settings: Settings
+    positions: RowPositions = field(default_factory=RowPositions)
+    spans: RowSpans | None = None
+    decoded: list[int] = field(default_factory=list)
+    compressing: bool = True
+    observing: bool = False
+    waiting: list[Compressible] = field(default_factory=list)
+    clock: Callable[[], float] = time.perf_counter
+
     def index(self, rows: Tensor) -> None:
         """Row i becomes the present row ``rows[i]``."""
-        self.clock.index(rows)
+        self.positions.index(rows)
+        self.decoded = [self.decoded[i] for i in rows.tolist()] if self.decoded else []
         if self.spans is not None:
             self.spans.index(rows)
 
-    def layer_budget(self, layer: Layer) -> Tensor:
-        """(B,) int64: slots per KV head that ``layer`` may hold on average now, at least 1."""
-        place, seen, allocate = layer.place, self.clock.seen, self.method.allocate
-        assert seen is not None
-        content, extra = slot_bytes(layer)
-        reserved = content * self.window_tokens * len(seen)
-        mean = self.budget.per_head(seen, (content + extra) * place.ranks, reserved)
-        # Every layer holds the protected spans: what layers divide among themselves is the rest.
-        held = 0 if self.spans is None else self.spans.protected_tokens(seen)
-        mine = allocate.layer_budget(mean - held, place.rank, place.ranks, seen - held).floor().long() + held
-        # Where every token fits, no layer gives any up, however the allocation slopes.
-        return mine.clamp_min(1).where(mean < seen, seen)
+    def copy(self, settings: Settings | None = None) -> CacheState:
+        """An independent copy, with other settings if they are given."""
+        spans = None if self.spans is None else self.spans.copy()
+        twin = CacheState(settings or self.settings, self.positions.copy(), spans, list(self.decoded))
+        twin.compressing, twin.observing = self.compressing, self.observing
+        return twin
+
+    def reset(self) -> None:
+        """Forget the rows."""
+        fresh = RowPositions()
+        self.positions.__dict__.update(fresh.__dict__)
+        self.decoded, self.waiting = [], []
+        if self.spans is not None:
+            self.spans.reset()
 
 
-def slot_bytes(layer: Layer) -> tuple[int, int]:
-    """Bytes that one slot of every KV head of ``layer`` takes for one row: its content, and what is kept beside it
-    (position, votes where slots merge, statistics)."""
-    part, method = layer.part(), layer.plan.method
-    heads = part.keys.shape[1]
-    content = sum(x.shape[-1] * x.element_size() for x in (part.keys, part.values))
-    return heads * content, heads * (4 + 4 * method.reduce.merges + 4 * len(layer.plan.stats))
+class Compressible(Protocol):
+    """What a compression takes of a layer, and leaves in it.
+
+    score_state: what the score remembers per row. attention: scaling, softcap and sinks of the latest call, None before
+    the first. pending: a prompt waits to be compressed. compressed: the store holds something else than every token.
+    """
+
+    info: LayerInfo
+    form: KVForm
+    shared: CacheState
+    store: Store
+    score_state: dict[str, Tensor]
+    attention: dict[str, Any] | None
+    tally: Tally
+    pending: bool
+    compressed: bool
+
+    @property
+    def query_heads(self) -> int: ...

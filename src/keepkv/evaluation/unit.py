@@ -10,13 +10,10 @@ from typing import Any
 import torch
 
 from keepkv import tasks
-from keepkv.core.budget import Budget
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
-from keepkv.engine.layer import Layer
 from keepkv.engine.passes.rehearse import rehearse
 from keepkv.engine.passes.reread import reread
-from keepkv.engine.state import slot_bytes
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.answers import ask, in_turn, separately
 from keepkv.evaluation.asking import Asked, Encoded, Ids, encode, likely, pad, read
@@ -24,6 +21,7 @@ from keepkv.evaluation.records import Found, Record, enter, map_of, sizes_of
 from keepkv.evaluation.setup import FULL, Setup, Unit, Variant
 from keepkv.measure.memory import Peak
 from keepkv.methods import method_info
+from keepkv.store import SlotBytes
 from keepkv.tasks.scoring import Score
 
 ROWS = 64  # questions asked together
@@ -59,13 +57,12 @@ def make_cache(model: Any, setup: Setup, variant: Variant, budget: Any, draw: in
         if name in known and value is not None:
             options.setdefault(name, value)
     cache = Cache(model, variant.method, budget, seed=draw, **options)
-    cache.plan.method = replace(cache.plan.method, when=when)
-    return cache
+    return cache.copy(when=when)
 
 
 def look_again(model: Any, cache: Cache, rows: Sequence[Ids], questions: Sequence[Ids] = ()) -> None:
     """What the method of ``cache`` does between reading the contexts ``rows`` and compressing them."""
-    score = cache.plan.method.score
+    score = cache.settings.method.score
     if score.rereads:
         reread(model, cache, *pad(rows, model.device))
     if score.rehearses:
@@ -141,12 +138,7 @@ def _last(one: Asked) -> Asked:
 
 def compressed(cache: Cache, unit: Unit, budget: Any) -> Cache:
     """A copy of ``cache``, which holds a whole prompt, within ``budget``."""
-    twin = cache.copy()
-    layer = next(layer for layer in twin.layers if isinstance(layer, Layer))
-    twin.plan = replace(twin.plan, budget=Budget.of(_share(budget, slot_bytes(layer))))
-    for held in twin.layers:
-        if isinstance(held, Layer):
-            held.plan = twin.plan
+    twin = cache.copy(budget=_share(budget, cache.compressible[0].store.slot_bytes()))
     if unit.variant != FULL:
         twin.compress()
         _check(twin, unit, budget)
@@ -154,19 +146,18 @@ def compressed(cache: Cache, unit: Unit, budget: Any) -> Cache:
     return twin
 
 
-def _share(budget: Any, slot: tuple[int, int]) -> Any:
+def _share(budget: Any, slot: SlotBytes) -> Any:
     """A share of the bytes of a plain cache as a share of its tokens: a slot also has a position, and may have votes
     and statistics."""
-    content, extra = slot
     is_share = isinstance(budget, float) and budget < 1
-    return budget * content / (content + extra) if is_share else budget
+    return min(1.0, budget * slot.plain / (slot.content + slot.beside)) if is_share else budget
 
 
 def _budget(model: Any, setup: Setup, unit: Unit, budget: Any) -> Any:
     """The same before anything is read: the size of a slot is found on one token."""
     probe = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
     read(model, probe, [[0]])
-    return _share(budget, slot_bytes(next(layer for layer in probe.layers if isinstance(layer, Layer))))
+    return _share(budget, probe.compressible[0].store.slot_bytes())
 
 
 def _check(cache: Cache, unit: Unit, budget: Any) -> None:

@@ -175,7 +175,7 @@ class KeepKVLM(HFLM):  # type: ignore[misc]
         ):
             cache = self.new_cache()
             mask = read(self.model, cache, [list(context) for context in contexts])
-            if cache.plan.method.when.prefill == "deferred":
+            if cache.settings.method.when.prefill == "deferred":
                 cache.compress()
             rows = [contexts.index(tuple(context[:-1])) for context, _ in pairs]
             twin, mask = rows_of(cache, mask, rows)

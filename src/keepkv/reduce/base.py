@@ -32,6 +32,7 @@ class Reduce:
     """Base of reductions, frozen dataclasses without state."""
 
     merges: ClassVar[bool] = False  # changes log_votes or contents of kept slots
+    row_starts: ClassVar[dict[str, float]] = {}  # entries of ``view.state`` of a row that has none yet; else 0
     drops: ClassVar[bool] = False  # kept slots stay as they are: a store may write them straight from the view
 
     def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:

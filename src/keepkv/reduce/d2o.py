@@ -38,6 +38,7 @@ class D2O(Reduce):
     beta: float = 0.5
 
     merges: ClassVar[bool] = True
+    row_starts: ClassVar[dict[str, float]] = {STATE: math.nan}
 
     def __post_init__(self) -> None:
         if self.weights not in ("paper", "code"):

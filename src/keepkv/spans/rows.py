@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -91,6 +91,15 @@ class RowSpans:
             rows = rows.to(self.which.device)
             self.which, self._groups = self.which[rows], self.groups.rows(rows)
             self.prompt = None if self.prompt is None else self.prompt[rows]
+
+    def join(self, other: RowSpans) -> None:
+        """Add the rows of ``other``, whose prompts have ended as these have."""
+        assert self.which is not None and other.which is not None and self.prompt is not None
+        assert other.prompt is not None
+        which = torch.cat((self.which, other.which + len(self.policy.lists)))
+        self.policy = replace(self.policy, spans=[*self.policy.lists, *other.policy.lists])
+        self.prompt = torch.cat((self.prompt, other.prompt))
+        self._set(which)
 
     def reset(self) -> None:
         """Forget the rows."""

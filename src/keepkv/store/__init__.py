@@ -1,6 +1,20 @@
-"""Stores, one layout per file; importing this package registers them all."""
+"""Stores: a layout, one per file, times a codec; importing this package registers them all."""
 
-from keepkv.store import dense, flat, packed, static
-from keepkv.store.base import STORES, Store
+from keepkv.store import dense, ragged, static
+from keepkv.store.base import STORES, Held, SlotBytes, Store, choose, register_store
+from keepkv.store.codec import CODECS, Codec, register_codec
 
-__all__ = ["STORES", "Store", "dense", "flat", "packed", "static"]
+__all__ = [
+    "CODECS",
+    "STORES",
+    "Codec",
+    "Held",
+    "SlotBytes",
+    "Store",
+    "choose",
+    "dense",
+    "ragged",
+    "register_codec",
+    "register_store",
+    "static",
+]

@@ -3,29 +3,69 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from keepkv.attention.part import Part
+from keepkv.core.layer_info import LayerInfo
 from keepkv.core.registry import Registry
 from keepkv.core.slots import Slots
+from keepkv.errors import KeepKVError
+from keepkv.store.codec import CODECS, Codec, Plain
+
+POSITION = VOTES = STATISTIC = 4  # bytes
+
+
+class SlotBytes(NamedTuple):
+    """Bytes that one slot of every KV head of a layer takes for one row.
+
+    content: its key and value as they are held. beside: what is kept with them: position, votes where slots merge,
+    statistics. plain: key and value in the model's dtype, all that a plain cache holds.
+    """
+
+    content: int
+    beside: int
+    plain: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a store is made for.
+
+    stats: the statistics kept per slot, and the value a new slot starts with. votes: whether slots may have any.
+    codec: how content is written. layer: whose slots they are. calibration: tensors of that layer by name, where some
+    were made for it.
+    """
+
+    stats: Mapping[str, float] = field(default_factory=dict)
+    votes: bool = True
+    codec: Codec = field(default_factory=Plain)
+    layer: LayerInfo = field(default_factory=LayerInfo)
+    calibration: Mapping[str, Tensor] | None = None
+
+    @property
+    def beside(self) -> int:
+        """Bytes of one slot of one head beside its content."""
+        return POSITION + VOTES * self.votes + STATISTIC * len(self.stats)
 
 
 class Store(ABC):
     """Slots of one layer: rows B × KV heads H, each with its own number of valid slots.
 
-    Two zones: what the last ``load`` wrote, and the tail of tokens appended since, newest last. Fields per slot:
-    keys, values, positions, log_votes (allocated only when a slot has any) and the score's statistics.
+    Subclass it for a new layout and register it. Two zones: what the last ``load`` wrote, and the tokens appended
+    since, newest last. Fields per slot: what the codec writes for keys and values, positions, log_votes (allocated only
+    once a slot has any) and the score's statistics.
     """
 
-    lossy: ClassVar[bool] = False  # what is read differs from what was written
     compileable: ClassVar[bool] = False  # decode runs inside one compiled graph
+    ragged: ClassVar[bool] = False  # heads of different lengths take no more than they hold
+    encodes: ClassVar[bool] = True  # takes codecs other than "none"
 
-    def __init__(self, stats: dict[str, float]) -> None:
-        self.stats = stats  # per-slot statistics and the value they start with
+    def __init__(self, held: Held) -> None:
+        self.held = held
 
     @property
     @abstractmethod
@@ -39,14 +79,19 @@ class Store(ABC):
 
     @property
     @abstractmethod
-    def tail(self) -> int:
-        """Columns appended since the last ``load``."""
+    def appended(self) -> int:
+        """Columns appended since the last ``load`` that ``crop`` can still remove."""
 
     @property
     @abstractmethod
-    def is_plain(self) -> bool:
-        """Whether ``parts`` is one rectangle in which every appended column still stands as it was given, provided
-        that ``load`` was never called."""
+    def holds_all(self) -> bool:
+        """True if one rectangle, the first of ``parts``, holds every appended token as it was given, provided that
+        ``load`` was never called: stock attention may read it."""
+
+    @property
+    def static_length(self) -> int | None:
+        """Tokens that layers which stay stock must have room for, where decode is compiled; else None."""
+        return None
 
     @property
     def views_share_memory(self) -> bool:
@@ -59,35 +104,39 @@ class Store(ABC):
 
     @abstractmethod
     def parts(self) -> Iterator[Part]:
-        """All slots as rectangles in order, for attention; the last one ends with the tail."""
+        """All slots in order, for attention; the last part ends with the tokens appended last."""
 
     @abstractmethod
     def load(self, slots: Slots) -> None:
         """Replace everything by ``slots``; memory of what was held before is freed."""
 
     def load_kept(self, slots: Slots, keep: Tensor) -> None:
-        """``load`` those of ``slots`` that ``keep`` (B,H,S) bool, valid ones, is true of."""
+        """``load`` those of ``slots`` where ``keep`` (B,H,S) bool is true, all of them valid."""
         self.load(slots.select(keep))
 
     @abstractmethod
     def view(self) -> Slots:
-        """All slots in rectangular form. Statistics may share memory with the store; ``put`` writes them back."""
+        """All slots in rectangular form. Statistics may share memory with the store; ``write_stats`` stores them."""
 
     def live_view(self) -> Slots:
         """The view that statistics are updated through after each forward; may hold empty slots anywhere."""
         return self.view()
 
     @abstractmethod
-    def put(self, stats: dict[str, Tensor]) -> None:
-        """Write back the statistics of a ``view``, each (B,H,length)."""
+    def write_stats(self, stats: dict[str, Tensor]) -> None:
+        """Store the statistics of a ``view``, each (B,H,length)."""
 
     @abstractmethod
     def index(self, rows: Tensor) -> None:
         """Row i becomes the present row ``rows[i]``; the number of rows may change."""
 
     @abstractmethod
+    def join(self, other: Store) -> None:
+        """Add the rows of ``other``, a store of the same kind, behind the present ones."""
+
+    @abstractmethod
     def crop(self, tokens: int) -> None:
-        """Remove the newest ``tokens`` columns, at most ``tail``."""
+        """Remove the newest ``tokens`` columns, at most ``appended``."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -97,7 +146,7 @@ class Store(ABC):
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take over what ``tensors`` of the same class returned."""
 
-    def settle(self) -> None:  # noqa: B027 most stores have nothing to do
+    def after_prefill(self) -> None:  # noqa: B027 most stores have nothing to do
         """Called after the attention of a forward of more than one token."""
 
     def begin_decode(self) -> None:  # noqa: B027
@@ -110,9 +159,20 @@ class Store(ABC):
             twin.restore({name: x.clone() for name, x in tensors.items()})
         return twin
 
-    def empty(self) -> Store:
-        """A store of the same kind and options that holds nothing."""
-        return type(self)(self.stats)
+    def empty(self, held: Held | None = None) -> Store:
+        """A store of the same kind and options that holds nothing; ``held``: for another layer."""
+        return type(self)(held or self.held)
+
+    def slot_bytes(self) -> SlotBytes:
+        """What one slot takes; of a store that holds something."""
+        part = next(next(iter(self.parts())).rectangles())
+        return self._bytes_of(part.keys, part.values, part.positions.shape[1])
+
+    def _bytes_of(self, keys: Tensor, values: Tensor, heads: int) -> SlotBytes:
+        """From any keys (…,D) and values (…,Dv)."""
+        widths, dtype = (keys.shape[-1], values.shape[-1]), keys.dtype
+        content = self.held.codec.slot_bytes(*widths, dtype)
+        return SlotBytes(heads * content, heads * self.held.beside, heads * sum(widths) * dtype.itemsize)
 
     @property
     def nbytes(self) -> int:
@@ -122,8 +182,37 @@ class Store(ABC):
 
 
 STORES: Registry[Store] = Registry("store")
+FORMER = {"flat": ("ragged", "none"), "int8": ("auto", "int8")}  # names of before layouts and codecs were apart
 
 
-def filled(like: Tensor, shape: tuple[int, ...], value: float, dtype: torch.dtype | None = None) -> Tensor:
-    """A new tensor of ``shape`` on the device of ``like``."""
-    return torch.full(shape, value, dtype=dtype or like.dtype, device=like.device)
+def register_store(name: str) -> Callable[[Any], Any]:
+    """Register a ``Store`` subclass, a layout, under ``name``."""
+    return STORES.register(name)
+
+
+def choose(layout: str, codec: str, ragged: bool) -> tuple[str, str]:
+    """Names of layout and codec, "auto" and former names resolved.
+
+    ragged: whether heads may keep different numbers of slots. Raises ``KeepKVError`` for a pair that does not work.
+    """
+    if layout in FORMER:
+        if codec not in ("none", FORMER[layout][1]):
+            raise KeepKVError(
+                f"store={layout!r} is the former name of codec={FORMER[layout][1]!r}; codec={codec!r} "
+                "was given too. Give the codec alone."
+            )
+        layout, codec = FORMER[layout]
+    layout = ("ragged" if ragged else "dense") if layout == "auto" else layout
+    kind: Any = STORES.factory(layout)
+    CODECS.factory(codec)
+    if codec != "none" and not kind.encodes:
+        raise KeepKVError(
+            f"store {layout!r} holds slots as they are; codec={codec!r} needs a store that encodes them: "
+            f"{', '.join(repr(x) for x in STORES if getattr(STORES.factory(x), 'encodes', False))}"
+        )
+    if ragged and layout == "dense":
+        raise KeepKVError(
+            "store 'dense' is a rectangle as wide as the fullest head, and this method keeps different numbers of "
+            "slots in each head: little would be freed. Use store='ragged', or an allocation such as 'uniform'."
+        )
+    return layout, codec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,11 +11,11 @@ from torch import Tensor
 from keepkv.attention.part import Part
 from keepkv.core.slots import EMPTY, Slots
 from keepkv.errors import CacheStateError
-from keepkv.store.base import STORES, Store, filled
+from keepkv.store.base import Held, Store, register_store
 from keepkv.store.dense import DenseStore
 
 
-@STORES.register("static")
+@register_store("static")
 class StaticStore(Store):
     """Grows like ``DenseStore`` while a prompt is read; from the first one-token forward on, slots lie in buffers of
     ``capacity`` columns that are written at a cursor tensor and never move, compressions included.
@@ -23,31 +24,36 @@ class StaticStore(Store):
     schedule without decode compression every token to be generated.
     """
 
-    compileable = True
+    compileable: ClassVar[bool] = True
+    encodes: ClassVar[bool] = False  # tokens are written one by one inside a compiled graph
     views_share_memory = True
 
-    def __init__(self, stats: dict[str, float], capacity: int = 4096) -> None:
-        super().__init__(stats)
+    def __init__(self, held: Held, capacity: int = 4096) -> None:
+        super().__init__(held)
         self.capacity = capacity
-        self.growing: DenseStore | None = DenseStore(stats)  # while a prompt is read
+        self.growing: DenseStore | None = DenseStore(held)  # while a prompt is read
         self.fields: dict[str, Tensor] = {}
         self.cursor = torch.zeros(1, dtype=torch.int64)
         self._used = 0  # host copy of the cursor, kept outside of the graph
-        self._tail = 0
+        self._appended = 0
 
-    def empty(self) -> Store:
-        return StaticStore(self.stats, self.capacity)
+    def empty(self, held: Held | None = None) -> Store:
+        return StaticStore(held or self.held, self.capacity)
+
+    @property
+    def static_length(self) -> int | None:
+        return self.capacity
 
     @property
     def length(self) -> int:
         return self._used if self.growing is None else self.growing.length
 
     @property
-    def tail(self) -> int:
-        return self._tail
+    def appended(self) -> int:
+        return self._appended
 
     @property
-    def is_plain(self) -> bool:
+    def holds_all(self) -> bool:
         return self.growing is not None
 
     def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
@@ -61,15 +67,15 @@ class StaticStore(Store):
             self.cursor += 1
             return
         if self.growing is None:  # a new turn: the prompt is read into growing buffers again
-            slots, tail = self.view(), self._tail
-            self.growing = DenseStore(self.stats)
+            slots, appended = self.view(), self._appended
+            self.growing = DenseStore(self.held)
             self.growing.load(slots.map(torch.clone))
-            self._tail = tail
+            self._appended = appended
         self.growing.append(keys, values, positions)
-        self._tail += t
+        self._appended += t
 
     def begin_decode(self) -> None:
-        if self.growing is not None and self.growing.fields:
+        if self.growing is not None and self.growing.recent.fields:
             slots = self.growing.view()
             self.growing = None
             self._write(slots)
@@ -81,7 +87,7 @@ class StaticStore(Store):
                 f"store_options={{'capacity': N}}, compress while decoding (When(every=…)), or use store='dense'."
             )
         self._used += 1
-        self._tail += 1
+        self._appended += 1
 
     def _write(self, slots: Slots) -> None:
         used = slots.positions.shape[2]
@@ -95,13 +101,13 @@ class StaticStore(Store):
         fits = self.fields and self.fields["positions"].shape[0] == slots.positions.shape[0]
         if not fits:
             for name, x in contents.items():
-                self.fields[name] = filled(x, (*x.shape[:2], self.capacity, *x.shape[3:]), 0)
+                self.fields[name] = x.new_zeros(*x.shape[:2], self.capacity, *x.shape[3:])
                 torch._dynamo.mark_static_address(self.fields[name])
             self.cursor = torch.zeros(1, dtype=torch.int64, device=slots.keys.device)
             torch._dynamo.mark_static_address(self.cursor)
         for name, x in contents.items():
             self.fields[name][:, :, :used] = x
-            self.fields[name][:, :, used:] = {"positions": EMPTY}.get(name, self.stats.get(name, 0.0))
+            self.fields[name][:, :, used:] = {"positions": EMPTY}.get(name, self.held.stats.get(name, 0.0))
         self.cursor.fill_(used)
         self._used = used
 
@@ -113,7 +119,7 @@ class StaticStore(Store):
             yield Part(f["keys"], f["values"], f["log_votes"], f["positions"])
 
     def load(self, slots: Slots) -> None:
-        self._tail = 0
+        self._appended = 0
         if self.growing is not None:
             self.growing.load(slots)
         else:
@@ -123,18 +129,20 @@ class StaticStore(Store):
         if self.growing is not None:
             return self.growing.view()
         used = {name: x[:, :, : self._used] for name, x in self.fields.items()}
-        stats = {name: used[name] for name in self.stats}
+        stats = {name: used[name] for name in self.held.stats}
         return Slots(used["keys"], used["values"], used["log_votes"], used["positions"], stats)
 
     def live_view(self) -> Slots:
         if self.growing is not None:
             return self.growing.view()
         f = self.fields  # whole buffers: a slice of the used columns would be a new graph at every step
-        return Slots(f["keys"], f["values"], f["log_votes"], f["positions"], {name: f[name] for name in self.stats})
+        return Slots(
+            f["keys"], f["values"], f["log_votes"], f["positions"], {name: f[name] for name in self.held.stats}
+        )
 
-    def put(self, stats: dict[str, Tensor]) -> None:
+    def write_stats(self, stats: dict[str, Tensor]) -> None:
         if self.growing is not None:
-            self.growing.put(stats)
+            self.growing.write_stats(stats)
             return
         for name, x in stats.items():
             self.fields[name][:, :, : x.shape[2]].copy_(x)
@@ -148,6 +156,15 @@ class StaticStore(Store):
             else:
                 self.fields[name] = x.index_select(0, rows)
 
+    def join(self, other: Store) -> None:
+        assert isinstance(other, StaticStore)
+        both = DenseStore(self.held)
+        both.load(self.view())
+        theirs = DenseStore(self.held)
+        theirs.load(other.view())
+        both.join(theirs)
+        self.growing, self.fields, self._appended = both, {}, 0  # decode moves them into buffers of their own
+
     def crop(self, tokens: int) -> None:
         if self.growing is not None:
             self.growing.crop(tokens)
@@ -155,21 +172,21 @@ class StaticStore(Store):
             self._used -= tokens
             self.cursor -= tokens
             self.fields["positions"][:, :, self._used :] = EMPTY
-        self._tail -= tokens
+        self._appended -= tokens
 
     def tensors(self) -> dict[str, Tensor]:
         if self.growing is not None:
-            return {f"growing.{name}": x for name, x in self.growing.tensors().items()} | self._tail_tensor()
-        return {**self.fields, "cursor": self.cursor} | self._tail_tensor()
+            return {f"growing.{name}": x for name, x in self.growing.tensors().items()} | self._counts()
+        return {**self.fields, "cursor": self.cursor} | self._counts()
 
-    def _tail_tensor(self) -> dict[str, Tensor]:
-        return {"appended": torch.tensor([self._tail])}
+    def _counts(self) -> dict[str, Tensor]:
+        return {"appended": torch.tensor([self._appended])}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        self._tail = int(tensors["appended"][0])
+        self._appended = int(tensors["appended"][0])
         growing = {name[8:]: x for name, x in tensors.items() if name.startswith("growing.")}
         if growing or "cursor" not in tensors:
-            self.growing = DenseStore(self.stats)
+            self.growing = DenseStore(self.held)
             if growing:
                 self.growing.restore(growing)
             return

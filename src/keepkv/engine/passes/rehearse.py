@@ -45,7 +45,7 @@ def rehearse(
     Each is read by itself on a copy of the cache: the time of as many short forwards, and the memory of the copy.
     """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    method = cache.plan.method
+    method = cache.settings.method
     if not method.score.rehearses:
         raise KeepKVError(
             f"method {method.name!r} does not look at questions before they are asked; 'keepkv2' with rehearsed=True "
@@ -62,9 +62,9 @@ def rehearse(
     if not texts:
         raise KeepKVError("rehearse(questions=(), pieces=0): give questions, pieces of the text to read again, or both")
     heard = [_hear(model, cache, text, mask) for text in texts]
-    for layer, *found in zip(cache._ours, *heard, strict=True):
+    for layer, *found in zip(cache.compressible, *heard, strict=True):
         # Queries of one text behind those of another: along the dimension that follows rows and heads.
-        layer.state |= {name: torch.cat([x[name] for x in found], dim=1 + (name != NAMES[1])) for name in NAMES}
+        layer.score_state |= {name: torch.cat([x[name] for x in found], dim=1 + (name != NAMES[1])) for name in NAMES}
 
 
 def _hear(model: PreTrainedModel, cache: Cache, texts: list[Tensor], mask: Tensor) -> list[dict[str, Tensor]]:
@@ -74,14 +74,14 @@ def _hear(model: PreTrainedModel, cache: Cache, texts: list[Tensor], mask: Tenso
     together, longest = defaultdict(list), max(map(len, texts))
     for i, ids in enumerate(texts):
         together[len(ids)].append(i)
-    found: list[dict[str, Tensor]] = [{} for _ in cache._ours]
+    found: list[dict[str, Tensor]] = [{} for _ in cache.compressible]
     for length, members in together.items():
         rows = torch.tensor(members, device=mask.device)
         twin = watching(cache, rows, Listen())
         feed(model, twin, torch.stack([texts[i] for i in members]), mask[rows])
-        for layer, mine in zip(twin._ours, found, strict=True):
+        for layer, mine in zip(twin.compressible, found, strict=True):
             for name in NAMES:
-                x, dim = layer.state[name], 1 + (name != NAMES[1])
+                x, dim = layer.score_state[name], 1 + (name != NAMES[1])
                 if name not in mine:
                     shape = (len(texts), *x.shape[1:dim], longest, *x.shape[dim + 1 :])
                     mine[name] = x.new_full(shape, EMPTY if name == NAMES[1] else 0)

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from keepkv.core.when import When
 from keepkv.engine.cache import Cache
 from keepkv.errors import CacheStateError, KeepKVError, UnsupportedInput
 from keepkv.score.base import Score
 
 LEAD = 8  # tokens before a chunk that are read with it, so that the model finds the place (KVzip's code)
-WATCH = When(prefill=None, every=1 << 62)  # every token is observed and none compressed
 
 Stats = list[dict[str, Tensor]]  # of each layer, (B,H,S) each
 
@@ -49,16 +47,16 @@ def reread(
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     if chunk < 2:
         raise KeepKVError(f"reread(chunk={chunk}): at least 2 tokens, 2048 or so for speed")
-    if not cache.plan.method.score.rereads:
+    if not cache.settings.method.score.rereads:
         raise KeepKVError(
-            f"method {cache.plan.method.name!r} reads a text once; keepkv.reread is for those that read it twice, such "
-            "as 'kvzip'"
+            f"method {cache.settings.method.name!r} reads a text once; keepkv.reread is for those that read it twice, "
+            "such as 'kvzip'"
         )
     check_whole(cache, input_ids, mask, "reread")
     rows = [ids[real] for ids, real in zip(input_ids, mask.bool(), strict=True)]
     prompt = input_ids.new_empty(0) if prompt_ids is None else prompt_ids.to(input_ids.device)
     prompts = prompt.expand(len(rows), prompt.shape[-1])
-    stats = [_fresh(layer.store.view().stats, cache.plan.stats) for layer in cache._ours]
+    stats = [_fresh(layer.store.view().stats, cache.settings.stats) for layer in cache.compressible]
     for start in range(0, max(map(len, rows)), chunk):
         # Rows whose part is of one length are read together. Padding behind a text would take up the window of sliding
         # layers, which transformers counts in columns.
@@ -69,16 +67,16 @@ def reread(
         for end, members in together.items():
             parts = [torch.cat((prompts[i], rows[i][max(0, start - LEAD) : end])) for i in members]
             _observe(model, cache, torch.tensor(members, device=mask.device), torch.stack(parts), mask, stats)
-    for layer, found in zip(cache._ours, stats, strict=True):
-        layer.store.put(found)
+    for layer, found in zip(cache.compressible, stats, strict=True):
+        layer.store.write_stats(found)
 
 
 def check_whole(cache: Cache, input_ids: Tensor, mask: Tensor, name: str) -> None:
     """Raise unless ``cache`` holds all of ``input_ids`` and nothing else; ``name``: of the function that asks."""
-    seen = cache.plan.clock.seen
+    seen = cache.shared.positions.seen
     if seen is None:
         raise CacheStateError(f"the cache has not read anything yet: feed the prompt first, then call keepkv.{name}")
-    if any(layer.compressed for layer in cache._ours):
+    if any(layer.compressed for layer in cache.compressible):
         raise CacheStateError(
             f"the cache was compressed before keepkv.{name} was called. Make it with when=keepkv.When('deferred'), "
             f"feed the whole prompt, call keepkv.{name}, and then cache.compress()."
@@ -102,10 +100,10 @@ def _fresh(stats: dict[str, Tensor], starts: dict[str, float]) -> dict[str, Tens
 def _observe(model: PreTrainedModel, cache: Cache, rows: Tensor, ids: Tensor, mask: Tensor, stats: Stats) -> None:
     """Read ``ids`` (R,T) behind a copy of ``rows`` (R,) of ``cache``, and update their ``stats`` in place."""
     twin = watching(cache, rows if len(rows) < len(mask) else None)
-    for layer, held in zip(twin._ours, stats, strict=True):
-        layer.store.put({name: x[rows] for name, x in held.items()})
+    for layer, held in zip(twin.compressible, stats, strict=True):
+        layer.store.write_stats({name: x[rows] for name, x in held.items()})
     feed(model, twin, ids, mask[rows])
-    for layer, held in zip(twin._ours, stats, strict=True):
+    for layer, held in zip(twin.compressible, stats, strict=True):
         found = layer.store.view().stats
         for name, x in held.items():
             x[rows] = found[name][:, :, : mask.shape[1]]
@@ -113,13 +111,10 @@ def _observe(model: PreTrainedModel, cache: Cache, rows: Tensor, ids: Tensor, ma
 
 def watching(cache: Cache, rows: Tensor | None = None, score: Score | None = None) -> Cache:
     """A copy of ``cache``, or of its ``rows`` (R,), that never compresses and whose ``score`` observes all."""
-    twin = cache.copy()
+    method = cache.settings.method
+    twin = cache.copy(method=method if score is None else replace(method, score=score), observing=True)
     if rows is not None:
         twin.batch_select_indices(rows)
-    method = twin.plan.method
-    twin.plan.method, twin.plan.compressing = replace(method, when=WATCH, score=score or method.score), True
-    for layer in twin._ours:
-        layer.pending = layer.record_past = False
     return twin
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keepkv.core.budget import Budget
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
 from keepkv.engine.layer import Layer
@@ -189,7 +188,7 @@ class _Run:
             options = self.options.get(method, {})
             cache = Cache(self.model, method, 1.0, seed=seed, spans=policy(prompts, spans), **options)
             if method != "full":
-                cache.plan.method = replace(cache.plan.method, when=When("deferred"))
+                cache = cache.copy(when=When("deferred"))
             mask = read(self.model, cache, [prompt.ids for prompt in prompts])
         except Exception as error:
             return self._again(prompts, method, spans, removed, seed, error)
@@ -248,9 +247,8 @@ class _Run:
 
 def compressed(cache: Cache, removed: float) -> Cache:
     """A copy of ``cache``, which holds whole prompts, without the share ``removed``; it compresses no more."""
-    twin = cache.copy()
+    twin = cache.copy(budget=round(1.0 - removed, 9) if removed else None)
     if removed:
-        twin.plan.budget = Budget.of(round(1.0 - removed, 9))
         twin.compress()
     twin.compressing = False
     return twin

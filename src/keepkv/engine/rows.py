@@ -1,0 +1,236 @@
+"""Rows that join a batch and leave it: continuous batching over slots of different lengths."""
+
+from __future__ import annotations
+
+import copy as copying
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicSlidingWindowLayer
+
+from keepkv.core.budget import Budget
+from keepkv.core.slots import EMPTY
+from keepkv.engine.compression import compress, compress_waiting
+from keepkv.engine.layer import Layer
+from keepkv.engine.state import CacheState, Settings
+from keepkv.errors import CacheStateError, UnsupportedModel
+
+
+class Rows(Protocol):
+    """What joining and splitting take of a cache."""
+
+    layers: list[Any]
+    shared: CacheState
+    attached_config: dict[str, Any]
+    layout: str
+    codec: str
+
+    def reset(self) -> None: ...
+
+    def batch_select_indices(self, indices: Tensor) -> None: ...
+
+
+def join(cache: Rows, other: Rows) -> None:
+    """Add the rows of ``other`` to ``cache``; see ``Cache.join``. Raises, and changes nothing, where they differ."""
+    mine, theirs = cache.shared, other.shared
+    if theirs.positions.seen is None:
+        raise CacheStateError("the cache that joins has read nothing yet: feed its prompt first")
+    settings = _joined_settings(cache, other)
+    if mine.positions.seen is None:  # an empty batch takes over what comes
+        cache.shared, cache.layers, other.shared, other.layers = theirs, other.layers, mine, cache.layers
+        return
+    if any(type(layer) not in (Layer, DynamicSlidingWindowLayer) for layer in cache.layers if _holds(layer)):
+        kinds = sorted({type(layer).__name__ for layer in cache.layers} - {"Layer"})
+        raise UnsupportedModel(f"layers of kind {', '.join(kinds)} cannot be joined; decode these caches one by one")
+    if any(isinstance(layer, DynamicSlidingWindowLayer) for layer in cache.layers):
+        _check_gaps(mine, theirs)
+    for one in (cache, other):
+        _compress_prompt(one)
+    counts = (len(mine.positions.seen), len(theirs.positions.seen))
+    mine.positions.join(theirs.positions)
+    for layer, more in zip(cache.layers, other.layers, strict=True):
+        if isinstance(layer, Layer):
+            _join_layer(layer, more, counts, mine.positions.columns)
+        elif _holds(layer):
+            _join_sliding(layer, more, mine.positions.columns)
+    mine.decoded = mine.decoded + theirs.decoded
+    mine.settings = settings
+    if mine.spans is not None and theirs.spans is not None:
+        mine.spans.join(theirs.spans)
+        mine.settings = replace(settings, policy=mine.spans.policy)
+    other.reset()
+
+
+def split(cache: Any, which: Sequence[int]) -> Any:
+    """The rows ``which`` of ``cache`` as a cache of their own; see ``Cache.split``."""
+    shared, seen = cache.shared, cache.shared.positions.seen
+    count = 0 if seen is None else len(seen)
+    wrong = [row for row in which if not 0 <= row < count]
+    if wrong or not which or len(set(which)) < len(which):
+        raise CacheStateError(f"split({list(which)}): give different rows out of 0 to {count - 1}, one at least")
+    budget = shared.settings.budget
+    rest = [row for row in range(count) if row not in set(which)]
+    twin = copying.copy(cache)
+    twin.shared, twin.layers = shared.copy(), []
+    rows = torch.tensor(which)
+    for layer in cache.layers:
+        if isinstance(layer, Layer):
+            twin.layers.append(layer.copy(twin.shared, rows))
+        else:
+            twin.layers.append(copying.deepcopy(layer))
+            if _holds(layer):
+                twin.layers[-1].batch_select_indices(rows)
+    twin.shared.index(rows)
+    if rest:
+        cache.batch_select_indices(torch.tensor(rest))
+        _trim(cache)
+    else:
+        cache.reset()
+    _trim(twin)
+    if budget.bytes is not None:
+        for one, rows_left in ((cache, rest), (twin, which)):
+            part = Budget(bytes=budget.bytes * len(rows_left) // count) if rows_left else budget
+            one.shared.settings = replace(one.shared.settings, budget=part)
+    return twin
+
+
+def attention_mask(cache: Any, new: int) -> Tensor:
+    """(B, columns + new) int64 for the next forward of ``new`` tokens; see ``Cache.attention_mask``."""
+    positions = cache.shared.positions
+    if positions.seen is None:
+        raise CacheStateError("the cache has read nothing yet: its first mask is that of the prompt")
+    _check_gaps(cache.shared)
+    columns = torch.arange(positions.columns + new, device=positions.seen.device)
+    mask: Tensor = columns >= positions.columns - positions.seen[:, None]
+    return mask.long()
+
+
+def _joined_settings(cache: Rows, other: Rows) -> Settings:
+    """Those of the joined cache. Budgets in bytes add up; all else must be the same."""
+    mine, theirs = cache.shared.settings, other.shared.settings
+    counts = [x.shared.positions.seen for x in (cache, other)]
+    one, two = mine.budget, theirs.budget
+    if one.bytes is not None and two.bytes is not None and counts[0] is not None and counts[1] is not None:
+        if one.bytes * len(counts[1]) != two.bytes * len(counts[0]):
+            raise CacheStateError(
+                f"budgets of {one.bytes} bytes for {len(counts[0])} rows and {two.bytes} for {len(counts[1])} were "
+                "joined: rows of one batch share its bytes evenly, so give as many bytes for each row, or slots or a "
+                "share of the tokens"
+            )
+        one = Budget(bytes=one.bytes + two.bytes)
+        theirs = replace(theirs, budget=mine.budget)
+    policies = [x.policy and replace(x.policy, spans=()) for x in (mine, theirs)]
+    different: list[str] = [
+        name
+        for name, a, b in (
+            ("model", cache.attached_config, other.attached_config),
+            ("store", (cache.layout, cache.codec), (other.layout, other.codec)),
+            ("method", mine.method, theirs.method), ("budget", mine.budget, theirs.budget),
+            ("seed", mine.seed, theirs.seed), ("span policy", policies[0], policies[1]),
+            ("compressing", cache.shared.compressing, other.shared.compressing),
+        )
+        if a != b
+    ]  # fmt: skip
+    if different:
+        raise CacheStateError(
+            f"caches that differ in {', '.join(different)} were joined: rows decode as one batch only where they were "
+            "made alike"
+        )
+    return replace(mine, budget=one)
+
+
+def _compress_prompt(cache: Rows) -> None:
+    """Run what waits for the first decoded token, so that no row waits for another."""
+    shared, when = cache.shared, cache.shared.settings.method.when
+    layers = [x for x in cache.layers if isinstance(x, Layer)]
+    if shared.spans is not None and shared.positions.seen is not None:
+        shared.spans.end_prompt(shared.positions.seen)
+    if not shared.compressing:
+        return
+    if any(layer.pending for layer in layers):
+        for layer in layers:
+            if layer.pending:
+                compress(layer)
+        compress_waiting(shared)
+        shared.decoded = [0] * len(shared.decoded)
+    if when.every is None:
+        for layer in layers:
+            layer.drop_score_state()
+
+
+def _join_layer(layer: Layer, other: Layer, counts: tuple[int, int], columns: int) -> None:
+    layer.store.join(other.store)
+    layer.tally.join(other.tally, counts)
+    reduce, joined = layer.shared.settings.method.reduce, {}
+    for name, like in {**other.score_state, **layer.score_state}.items():
+        start = reduce.row_starts.get(name)
+        halves = [
+            x.score_state.get(name, _start(name, like, count, start))
+            for x, count in zip((layer, other), counts, strict=True)
+        ]
+        joined[name] = torch.cat(_padded(halves))
+    layer.score_state = joined
+    layer.progress.seen = columns
+    layer.progress.compressed = True  # the slots are no longer every column in order
+    layer.progress.record_past |= other.progress.record_past
+
+
+def _start(name: str, like: Tensor, rows: int, start: float | None) -> Tensor:
+    """What a row holds of which nothing is known: zeros, or ``EMPTY`` in integer tensors, unless ``start`` says."""
+    blank = like[:1].expand(rows, *like.shape[1:])
+    return torch.full_like(blank, _blank(like) if start is None else start)
+
+
+def _blank(x: Tensor) -> float:
+    return 0.0 if x.is_floating_point() else float(EMPTY)
+
+
+def _padded(halves: list[Tensor]) -> list[Tensor]:
+    """The same sizes behind the rows: fewer remembered queries start with ones at position ``EMPTY``."""
+    sizes = [max(pair) for pair in zip(*(x.shape[1:] for x in halves), strict=True)]
+    out = []
+    for x in halves:
+        wide = x.new_full((len(x), *sizes), _blank(x))
+        wide[(slice(None), *(slice(size - n, None) for size, n in zip(sizes, x.shape[1:], strict=True)))] = x
+        out.append(wide)
+    return out
+
+
+def _join_sliding(layer: Any, other: Any, columns: int) -> None:
+    """Columns of a layer with a sliding window: the shorter ones are padding, which the mask hides."""
+    held = min(columns, layer.sliding_window - 1)
+    for name in ("keys", "values"):
+        both = [x[:, :, max(0, x.shape[2] - held) :] for x in (getattr(layer, name), getattr(other, name))]
+        setattr(layer, name, torch.cat([torch.nn.functional.pad(x, (0, 0, held - x.shape[2], 0)) for x in both]))
+    layer.cumulative_length = columns
+
+
+def _trim(cache: Rows) -> None:
+    """Forget the columns in front of the longest row."""
+    spare = cache.shared.positions.trim()
+    columns = cache.shared.positions.columns
+    for layer in cache.layers:
+        if isinstance(layer, Layer):
+            layer.progress.seen -= spare
+            layer.progress.compressed |= spare > 0
+        elif isinstance(layer, DynamicSlidingWindowLayer) and layer.is_initialized:
+            held = min(columns, layer.sliding_window - 1)
+            for name in ("keys", "values"):
+                setattr(layer, name, getattr(layer, name)[:, :, max(0, getattr(layer, name).shape[2] - held) :])
+            layer.cumulative_length = columns
+
+
+def _holds(layer: Any) -> bool:
+    """Whether a layer that transformers keeps has anything of its own: layers that share slots have not."""
+    return bool(getattr(layer, "is_initialized", True)) and type(layer).__name__ != "DummyLayer"
+
+
+def _check_gaps(*caches: CacheState) -> None:
+    if any(shared.positions.gaps for shared in caches):
+        raise CacheStateError(
+            "a row has padding between its tokens (a second prompt was padded), which its mask must repeat: build the "
+            "mask yourself, and feed turns row by row where caches are to be joined"
+        )

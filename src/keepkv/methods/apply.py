@@ -1,0 +1,166 @@
+"""Compression as a pure function: what a method keeps of the slots in views, and what becomes of the rest.
+
+Three steps, of which the second needs all layers that share a budget:
+
+    scored = score(method, view, budget, spans)          each layer
+    counts = share(method, scored, views, budgets)       all of them together
+    keep   = choose(method, view, scored, counts, spans)  each layer; then method.reduce
+
+``compress`` is all three. Nothing here knows a cache, a store or a model: whoever can gather slots into views, a
+serving engine say, compresses with it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from keepkv.allocate.select import keep_mask, tiers
+from keepkv.core.slots import LayerView
+from keepkv.errors import BudgetError
+from keepkv.methods.base import Method
+from keepkv.reduce.base import Reduced
+from keepkv.spans.rows import RowSpans
+from keepkv.spans.select import keep_by_span, needed, trim
+
+
+@dataclass
+class Scored:
+    """A layer whose slots have scores (B,H,S) and tiers (B,H,S), see ``allocate.select``. protected and memo of its
+    view are kept too: another view of the same slots could not know them."""
+
+    scores: Tensor
+    tier: Tensor
+    protected: Tensor | None
+    memo: dict[str, Tensor]
+
+
+def compress(
+    method: Method, views: Sequence[LayerView], budgets: Sequence[Tensor], spans: RowSpans | None = None
+) -> list[Reduced]:
+    """What ``method`` leaves of each of ``views``, given their budgets, (B,) int64 each: slots per KV head.
+
+    Several views are the layers of one model, whose budget a joint allocation shares out; others look at each by
+    itself. A row that fits its budget keeps all of its slots. Statistics that the score leaves in ``view.memo`` are
+    taken over. Changes ``view.protected``, ``view.budget`` and ``view.memo``, and moves empty slots to the front.
+    """
+    budgets = [demanded(method, view, budget, spans)[0] for view, budget in zip(views, budgets, strict=True)]
+    over = over_budget([view.slots.lengths for view in views], budgets)
+    scored = [score(method, view, budget, spans) for view, budget in zip(views, budgets, strict=True)]
+    counts = share(method, scored, views, budgets)
+    done = []
+    for view, one, wanted in zip(views, scored, counts, strict=True):
+        keep, scores = choose(method, view, one, wanted, spans)
+        take_stats(view, over)
+        done.append(method.reduce(view, keep, scores, method.score))
+    return done
+
+
+def over_budget(lengths: Sequence[Tensor], budgets: Sequence[Tensor]) -> Tensor:
+    """(B,) bool: rows of which a head of any layer, with ``lengths`` (B,H) slots, holds more than its budget (B,)."""
+    held = zip(lengths, budgets, strict=True)
+    return torch.stack([(length > budget[:, None]).any(-1) for length, budget in held]).any(0)
+
+
+def score(method: Method, view: LayerView, budget: Tensor, spans: RowSpans | None = None) -> Scored:
+    """Score the slots of ``view``, whose rows may keep ``budget`` (B,) slots per KV head."""
+    close_gaps(view)
+    view.protected, view.budget = protected(method, view, spans), budget
+    scores = method.score(view)
+    trims = spans is not None and spans.demanding and spans.policy.on_overflow == "trim"
+    if spans is not None and trims and _demand(method, view, spans, budget) is not None:
+        view.protected = trim(scores, budget, view, pins(method, view))
+    return Scored(scores, tiers(view), view.protected, view.memo)
+
+
+def share(
+    method: Method, scored: Sequence[Scored], views: Sequence[LayerView], budgets: Sequence[Tensor]
+) -> list[Tensor]:
+    """Slots to keep (B,H) int64 of each layer. A joint allocation does not look at ``views``."""
+    if method.allocate.joint:
+        return method.allocate.across([x.scores for x in scored], [x.tier for x in scored], list(budgets))
+    return [method.allocate(x.scores, view, b) for x, view, b in zip(scored, views, budgets, strict=True)]
+
+
+def choose(
+    method: Method, view: LayerView, scored: Scored, counts: Tensor, spans: RowSpans | None = None
+) -> tuple[Tensor, Tensor]:
+    """Which slots (B,H,S) bool are kept, ``counts`` (B,H) of each head, and the scores that chose them."""
+    if spans is None:
+        return keep_mask(scored.scores, counts, view), scored.scores
+    scores = scored.scores if view.spans is None else method.score.span_scores(view, scored.scores)
+    return keep_by_span(scores, counts, view, spans, scored.scores), scores
+
+
+def take_stats(view: LayerView, rows: Tensor) -> None:
+    """Take over the statistics that the score left in ``view.memo``, for ``rows`` (B,) bool: a row that fits its budget
+    would not have been scored if it were alone."""
+    stats = view.slots.stats
+    left = {name: view.memo[name].detach().to(x.dtype) for name, x in stats.items() if name in view.memo}
+    if left:
+        new = {name: torch.where(rows[:, None, None], x, stats[name]) for name, x in left.items()}
+        view.slots = view.slots.with_(stats={**stats, **new})
+
+
+# --- what must stay ------------------------------------------------------------------------------------------------
+
+
+def pins(method: Method, view: LayerView) -> Tensor:
+    """(B,H,S) bool: sink tokens and recent window of the method."""
+    slots, recent = view.slots, (view.seen - method.window)[:, None, None]
+    return slots.valid & ((slots.positions < method.sinks) | (slots.positions >= recent))
+
+
+def protected(method: Method, view: LayerView, spans: RowSpans | None) -> Tensor:
+    """(B,H,S) bool: slots that are kept whatever their score: pins, and tokens of protected spans."""
+    kept = pins(method, view)
+    return kept if spans is None else kept | (view.slots.valid & spans.protects(view.slots.positions))
+
+
+def demanded(
+    method: Method, view: LayerView, budget: Tensor, spans: RowSpans | None, name: str = "the layer"
+) -> tuple[Tensor, bool]:
+    """The budget (B,) that holds what spans demand of a layer, and whether ``budget`` (B,) did not.
+
+    As the policy says: raises ``BudgetError``, grows the budget, or warns that tokens are given up. ``name`` is the
+    layer's in these messages.
+    """
+    if spans is None or not spans.demanding:
+        return budget, False
+    view.protected = protected(method, view, spans)
+    over = _demand(method, view, spans, budget)
+    if over is None:
+        return budget, False
+    row = int(over.int().argmax())
+    said = (
+        f"{name}, row {row}: protected spans, min_keep, sinks and window need {int(over[row])} slots per head, the "
+        f"budget holds {int(budget[row])}"
+    )
+    if spans.policy.on_overflow == "error":
+        raise BudgetError(
+            f"{said}. Give a larger budget, protect less, or choose SpanPolicy(on_overflow='grow') or 'trim'. Call "
+            "cache.reset() before using the cache again."
+        )
+    if spans.policy.on_overflow == "trim":
+        warnings.warn(f"{said}; protected tokens were given up", stacklevel=2)
+        return budget, True
+    return budget.maximum(over), True
+
+
+def _demand(method: Method, view: LayerView, spans: RowSpans, budget: Tensor) -> Tensor | None:
+    """(B,) int64: slots per head that the spans of each row need, 0 where the budget (B,) holds them; None: everywhere.
+    Pins alone may exceed a budget, as they may without spans."""
+    need, lengths = needed(view, spans), view.slots.lengths.amax(-1)
+    over = (need > budget) & (need > pins(method, view).sum(-1).amax(-1)) & (lengths > budget)
+    return torch.where(over, need, 0) if bool(over.any()) else None
+
+
+def close_gaps(view: LayerView) -> None:
+    """Padding between turns: move empty slots to the front, so that neighbours in memory are neighbours in the text."""
+    valid = view.slots.valid
+    if bool((valid[..., :-1] & ~valid[..., 1:]).any()):
+        view.slots = view.slots.select(valid)

@@ -1,0 +1,112 @@
+"""Ragged store: each (row, head) has its own length, and nothing is allocated beyond it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from keepkv.attention.part import Part
+from keepkv.core.slots import Slots
+from keepkv.store.base import Held, Store, register_store
+from keepkv.store.columns import Columns
+from keepkv.store.segments import Segments
+from keepkv.store.zones import Zones, fields_of
+
+
+@register_store("ragged")
+class RaggedStore(Zones):
+    """What ``load`` writes lies in segments, encoded where there is a codec; tokens appended since lie in rectangles,
+    since every head gets one slot per token."""
+
+    ragged: ClassVar[bool] = True
+
+    def __init__(self, held: Held) -> None:
+        super().__init__(held)
+        self.body = Segments()
+
+    @property
+    def length(self) -> int:
+        return self.body.length + super().length
+
+    @property
+    def lengths(self) -> Tensor:
+        if self.body.lengths is None:
+            return super().lengths
+        held = self.body.lengths
+        for zone in (self.coded, self.recent):
+            held = held + (zone.used()["positions"] >= 0).sum(-1) if zone.length else held
+        return held
+
+    @property
+    def holds_all(self) -> bool:
+        return self.body.lengths is None and super().holds_all
+
+    def _older(self) -> list[dict[str, Tensor]]:
+        return ([self.body.rectangle()] if self.body.length else []) + super()._older()
+
+    def _older_parts(self) -> Iterator[Part]:
+        if self.body.length and self.held.codec.exact is None:
+            f = self.body.fields
+            yield Part(f["keys"], f["values"], f.get("log_votes"), f["positions"], self.body.layout)
+        elif self.body.length:
+            step = self._tile()
+            for start in range(0, self.body.length, step):
+                yield self._part(self.body.rectangle(start, start + step))
+        yield from super()._older_parts()
+
+    def _one(self) -> dict[str, Tensor]:
+        return self.body.rectangle(0, 1) if self.body.length else super()._one()
+
+    def load(self, slots: Slots) -> None:
+        self.load_kept(slots, slots.valid)
+
+    def load_kept(self, slots: Slots, keep: Tensor) -> None:
+        where = keep.flatten().nonzero()[:, 0]  # once, as the host waits for it
+        kept = {name: x.flatten(0, 2).index_select(0, where) for name, x in fields_of(slots).items()}
+        self.body.set(self._written(kept), keep.sum(-1))
+        self.coded, self.recent = Columns(self.coded.starts), Columns(self.recent.starts)
+        self._appended = 0
+
+    def write_stats(self, stats: dict[str, Tensor]) -> None:
+        if self.body.length:
+            self.body.put({name: x[:, :, : self.body.length] for name, x in stats.items()})
+        super().write_stats(stats)
+
+    @property
+    def _rows(self) -> int:
+        return super()._rows if self.body.lengths is None else len(self.body.lengths)
+
+    def index(self, rows: Tensor) -> None:
+        self.body.index(rows)
+        super().index(rows)
+
+    def join(self, other: Store) -> None:
+        """As ``Store.join``; everything moves into segments, so that no empty column is held for a shorter row."""
+        assert isinstance(other, RaggedStore)
+        for store in (self, other):
+            if store.length > store.body.length or store.body.lengths is None:
+                store.load(store.view())
+        self.body.join(other.body)
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {f"body.{name}": x for name, x in self.body.tensors().items()}
+        named |= {f"coded.{name}": x for name, x in self.coded.tensors().items()}
+        named |= {f"tail.{name}": x for name, x in self.recent.tensors().items()}
+        encodes = self.held.codec.exact is not None  # otherwise all that lies in the tail was appended
+        return {**named, "appended": torch.tensor([self._appended])} if named and encodes else named
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        found: dict[str, dict[str, Tensor]] = {"body": {}, "coded": {}, "tail": {}}
+        for name, x in tensors.items():
+            zone, _, rest = name.partition(".")
+            if rest:
+                found[zone][rest] = x
+        self.body = Segments()
+        if found["body"]:
+            self.body.restore(found["body"])
+        self.coded.restore(found["coded"])
+        self.recent.restore(found["tail"])
+        self._appended = int(tensors["appended"][0]) if "appended" in tensors else self.recent.length
