@@ -9,7 +9,7 @@ from torch import Tensor
 
 from keepkv.attention.part import Part
 from keepkv.core.slots import EMPTY, Slots
-from keepkv.kernels.layout import Layout
+from keepkv.kernels.segments import Segments
 from keepkv.store.base import STORES, Store, filled
 from keepkv.store.dense import DenseStore
 
@@ -23,7 +23,7 @@ class FlatStore(Store):
         super().__init__(stats)
         self.body: dict[str, Tensor] = {}  # fields (N, …) over all slots, and "lengths" (B,H) int64
         self.recent = DenseStore(stats)
-        self._space: Layout | None = None  # of the body
+        self._space: Segments | None = None  # of the body
 
     @property
     def _longest(self) -> int:
@@ -68,7 +68,7 @@ class FlatStore(Store):
         b, h = lengths.shape
         first = lengths.flatten().cumsum(0).view_as(lengths) - lengths
         longest = int(lengths.max()) if lengths.numel() else 0
-        self._space = Layout(b, h, longest, len(fields["positions"]), True, first, lengths)
+        self._space = Segments(b, h, longest, len(fields["positions"]), True, first, lengths)
 
     def _take(self, rows: Tensor | slice, columns: Tensor) -> dict[str, Tensor]:
         """Fields of the body at ``columns`` (…,c) counted from the start of each segment of ``rows``; of another slot
