@@ -67,7 +67,7 @@ def launch_all(dtype: torch.dtype, d: int) -> None:
     query, keys, values = (torch.zeros(*shape, dtype=dtype) for shape in ((b, h * g, d), (b, h, s, d), (b, h, s, d)))
     votes, positions = torch.zeros(b, h, s), torch.zeros(b, h, s, dtype=torch.int32)
     flat = [x.flatten(0, 2) for x in (keys, values, votes)]
-    rectangle = segments_of(keys, None, None, None)
+    rectangle = segments_of(keys)
     segments = segments_of(flat[0], torch.zeros(b, h, dtype=torch.int64), torch.full((b, h), s), s)
     full = KeySlots(keys, votes, positions, rectangle, 0.1, 30.0, torch.zeros(h * g))
     decode.decode_attention(query, full, values, True)

@@ -207,7 +207,7 @@ def test_strides_do_not_matter() -> None:
 
 def tiled(slots: dict[str, Any], scaling: float, softcap: float | None = None) -> kernels.Decoded:
     """``decode_in_tiles`` of slots as ``ragged`` gives them."""
-    where = segments_of(slots["keys"], slots["offsets"], slots["lengths"], None)
+    where = segments_of(slots["keys"], slots["offsets"], slots["lengths"])
     fields = (slots[name] for name in ("query", "keys", "values", "log_votes"))
     return decode_in_tiles(*fields, where, scaling, softcap)
 
@@ -242,7 +242,7 @@ def test_decode_in_tiles_any_ragged_shape(lengths: list[list[int]], g: int) -> N
 
 def test_tiles_say_where_they_cannot() -> None:
     for slots in (ragged([[TILE - 1]]), ragged([[50, 50]], gap=2)):
-        assert segments_of(slots["keys"], slots["offsets"], slots["lengths"], None).tiles is None
+        assert segments_of(slots["keys"], slots["offsets"], slots["lengths"]).tiles is None
 
 
 def test_every_slot_is_in_one_tile_of_its_segment() -> None:

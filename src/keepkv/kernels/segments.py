@@ -85,7 +85,9 @@ class Segments:
         return (0, 0, x.stride(0)) if self.ragged else (x.stride(0), x.stride(1), x.stride(2))
 
 
-def segments_of(keys: Tensor, offsets: Tensor | None, lengths: Tensor | None, longest: int | None) -> Segments:
+def segments_of(
+    keys: Tensor, offsets: Tensor | None = None, lengths: Tensor | None = None, longest: int | None = None
+) -> Segments:
     """Where the slots of ``keys`` lie, a rectangle (B,H,S,D) or one buffer (N,D).
 
     offsets (B,H) int: given for a buffer, with ``lengths``: the first slot of each (row, head), which needs not be the

@@ -7,18 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from keepkv.kernels import launch
 from keepkv.kernels.addressing import finite, load_keys, log_sum, logits, segment
 from keepkv.kernels.decode.reference import Decoded
-from keepkv.kernels.launch import (
-    MIN_DOT,
-    device_of,
-    next_power_of_two,
-    rowwise,
-    slot_arguments,
-    slots_per_tile,
-    split,
-    upcast,
-)
 from keepkv.kernels.logits import KeySlots
 
 
@@ -121,34 +112,34 @@ def _normalise(
 
 def decode_attention(query: Tensor, slots: KeySlots, values: Tensor, weights: bool) -> Decoded:
     """As ``reference.decode_attention``."""
-    query, values, segments = rowwise(query), rowwise(values), slots.segments
+    query, values, segments = launch.rowwise(query), launch.rowwise(values), slots.segments
     b, heads, d = query.shape
     dv, h = values.shape[-1], segments.heads
     pairs, g = b * h, heads // h
-    block_n = slots_per_tile(slots.keys, d, dv)
-    chunk, parts = split(segments.longest, segments.total, block_n, query.device)
+    block_n = launch.slots_per_tile(slots.keys, d, dv)
+    chunk, parts = launch.split(segments.longest, segments.total, block_n, query.device)
     out, lse = query.new_empty(b, heads, dv), query.new_empty(b, heads, dtype=torch.float32)
     parts_out = query.new_empty(pairs, parts, g, dv, dtype=torch.float32)
     parts_lse = query.new_empty(pairs, parts, g, dtype=torch.float32)
     per_slot = segments.empty_per_query(slots.keys, g, torch.float32) if weights else None
-    given, strides = slot_arguments(slots)
-    with device_of(query):
+    given, strides = launch.slot_arguments(slots)
+    with launch.device_of(query):
         _attend[pairs, parts](
             query, values, *given, parts_out, parts_lse, per_slot,
             *query.stride()[:2], *segments.strides(values), *strides, *segments.strides(per_slot),
             slots.scaling, slots.softcap or 0.0, h, segments.longest, chunk,
-            G=g, D=d, DV=dv, BLOCK_G=next_power_of_two(g, MIN_DOT), BLOCK_N=block_n,
-            BLOCK_D=next_power_of_two(d, MIN_DOT), BLOCK_DV=next_power_of_two(dv, MIN_DOT),
-            SOFTCAP=slots.softcap is not None, UPCAST=upcast(query), num_warps=4, num_stages=2,
+            G=g, D=d, DV=dv, BLOCK_G=launch.next_power_of_two(g, launch.MIN_DOT), BLOCK_N=block_n,
+            BLOCK_D=launch.next_power_of_two(d, launch.MIN_DOT), BLOCK_DV=launch.next_power_of_two(dv, launch.MIN_DOT),
+            SOFTCAP=slots.softcap is not None, UPCAST=launch.upcast(query), num_warps=4, num_stages=2,
         )  # fmt: skip
         _combine[pairs, g](
             parts_out, parts_lse, slots.sinks, out, lse, h, parts,
-            G=g, DV=dv, BLOCK_DV=next_power_of_two(dv), num_warps=1,
+            G=g, DV=dv, BLOCK_DV=launch.next_power_of_two(dv), num_warps=1,
         )  # fmt: skip
         if per_slot is not None:
             block = 512
             _normalise[pairs, max(1, -(-segments.longest // block))](
                 per_slot, lse, segments.first, segments.lengths, *segments.strides(per_slot), h, segments.longest,
-                G=g, BLOCK_G=next_power_of_two(g), BLOCK_N=block, num_warps=4,
+                G=g, BLOCK_G=launch.next_power_of_two(g), BLOCK_N=block, num_warps=4,
             )  # fmt: skip
     return Decoded(out, lse, per_slot)

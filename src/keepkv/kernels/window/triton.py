@@ -7,18 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from keepkv.kernels import launch
 from keepkv.kernels.addressing import finite, load_keys, log_sum, logits, segment
-from keepkv.kernels.launch import (
-    MIN_DOT,
-    device_of,
-    next_power_of_two,
-    rows_per_tile,
-    rowwise,
-    slot_arguments,
-    slots_per_tile,
-    split,
-    upcast,
-)
 from keepkv.kernels.logits import KeySlots, with_sinks
 
 
@@ -102,23 +92,23 @@ def _received(
 
 def window_scores(queries: Tensor, query_positions: Tensor, slots: KeySlots, divisor: Tensor, peak: bool) -> Tensor:
     """As ``reference.window_scores``, float32."""
-    queries, asked, segments = rowwise(queries), query_positions.contiguous(), slots.segments
+    queries, asked, segments = launch.rowwise(queries), query_positions.contiguous(), slots.segments
     b, heads, w, d = queries.shape
     h, g, pairs, longest = segments.heads, heads // segments.heads, b * segments.heads, segments.longest
     out = segments.empty_per_query(slots.keys, g, torch.float32)
     if w == 0 or longest == 0:
         return out.zero_()
-    block_n = slots_per_tile(slots.keys, d)
-    chunk, parts = split(longest, segments.total, block_n, queries.device)
-    block_r = rows_per_tile(queries, g * w, d)
+    block_n = launch.slots_per_tile(slots.keys, d)
+    chunk, parts = launch.split(longest, segments.total, block_n, queries.device)
+    block_r = launch.rows_per_tile(queries, g * w, d)
     blocks = -(-g * w // block_r)
     lse = queries.new_empty(pairs, parts, g * w, dtype=torch.float32)
-    given, strides = slot_arguments(slots)
+    given, strides = launch.slot_arguments(slots)
     strides = (*queries.stride()[:3], *strides)
     scales = (slots.scaling, slots.softcap or 0.0)
-    sizes = {"G": g, "D": d, "BLOCK_N": block_n, "BLOCK_D": next_power_of_two(d, MIN_DOT)}
-    options = {"SOFTCAP": slots.softcap is not None, "UPCAST": upcast(queries), "num_warps": 4}
-    with device_of(queries):
+    sizes = {"G": g, "D": d, "BLOCK_N": block_n, "BLOCK_D": launch.next_power_of_two(d, launch.MIN_DOT)}
+    options = {"SOFTCAP": slots.softcap is not None, "UPCAST": launch.upcast(queries), "num_warps": 4}
+    with launch.device_of(queries):
         _normalisers[pairs * blocks, parts](
             queries, asked, *given, lse, *strides, *scales, h, longest, chunk, w, blocks,
             BLOCK_R=block_r, **sizes, **options, num_stages=2,
@@ -126,6 +116,6 @@ def window_scores(queries: Tensor, query_positions: Tensor, slots: KeySlots, div
         z = with_sinks(lse.logsumexp(1).view(b, h, g, w), slots.sinks).contiguous()
         _received[pairs, -(-longest // block_n)](
             queries, asked, *given, z, divisor, out, *strides, *segments.strides(out), *scales, h, longest, w,
-            BLOCK_W=rows_per_tile(queries, w, d), **sizes, **options, PEAK=peak, num_stages=1,
+            BLOCK_W=launch.rows_per_tile(queries, w, d), **sizes, **options, PEAK=peak, num_stages=1,
         )  # fmt: skip
     return out
