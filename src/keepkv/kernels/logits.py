@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from keepkv.errors import UnsupportedInput
 from keepkv.kernels.dispatch import check
 from keepkv.kernels.segments import Segments
 
@@ -29,8 +30,7 @@ def with_sinks(lse: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.where(lse.isneginf(), lse, torch.logaddexp(lse, sinks))
 
 
-@dataclass(frozen=True)
-class KeySlots:
+class KeySlots(NamedTuple):
     """The slots that queries meet, and what makes their logits: softcap(q·k·scaling) + log_votes.
 
     keys (B,H,S,D), log_votes (B,H,S) float32 or None, positions (B,H,S) int or None, below 0 where a slot is empty; for
@@ -56,23 +56,18 @@ class KeySlots:
         )
         check(self.sinks is None or self.sinks.numel() == heads, f"{heads} query heads need as many sinks")
         for name, x in {**fields, "log_votes": self.log_votes, "positions": self.positions}.items():
-            if x is not None:
-                got = list(x.shape)
-                check(got == slots, f"{name} for slots {got}, keys for slots {slots}: they must be the same")
+            if x is not None and (got := list(x.shape)) != slots:
+                raise UnsupportedInput(f"{name} for slots {got}, keys for slots {slots}: they must be the same")
 
     def logits(self, queries: Tensor, index: Tensor | None, inside: Tensor | None) -> Tensor:
-        """Logits (B,H,G,W,longest) of queries (B,Hq,W,D), float32 or float64, whether a slot is seen or not.
+        """Logits (B,H,R,longest) of queries (B,H,R,D), whether they see a slot or not; float32, or float64 for float64.
 
-        index, inside as ``Segments.index`` returns them.
+        R counts the queries of all query heads of a KV head. index, inside as ``Segments.index`` returns them.
         """
-        b, heads, w, d = queries.shape
-        h, wide = self.segments.heads, torch.promote_types(queries.dtype, torch.float32)
-        grouped = queries.to(wide).reshape(b, h, heads // h * w, d)
-        u: Tensor = grouped @ self.segments.take(self.keys, index, inside).to(wide).mT * self.scaling
-        u = cap_logits(u, self.softcap).unflatten(2, (heads // h, w))
-        if self.log_votes is None:
-            return u
-        return u + self.segments.take(self.log_votes, index, inside)[:, :, None, None]
+        wide = torch.promote_types(queries.dtype, torch.float32)
+        keys = self.segments.take(self.keys, index, inside).to(wide)
+        u = cap_logits(queries.to(wide) @ keys.transpose(-1, -2) * self.scaling, self.softcap)
+        return u if self.log_votes is None else u + self.segments.take(self.log_votes, index, inside)[:, :, None]
 
     def held(self, index: Tensor | None, inside: Tensor | None) -> Tensor | None:
         """Positions (B,H,longest) of the slots, below 0 where there is none; None where every column holds one.

@@ -23,10 +23,9 @@ class Decoded(NamedTuple):
 
 def decode_attention(query: Tensor, slots: KeySlots, values: Tensor, weights: bool) -> Decoded:
     """``kernels.decode_attention`` with its arguments checked: output in the query's dtype, the rest float32 or 64."""
-    b, heads, _ = query.shape
-    segments = slots.segments
+    (b, heads, d), segments = query.shape, slots.segments
     index, inside = segments.index()
-    u = slots.logits(query[:, :, None], index, inside)[:, :, :, 0]  # (B,H,G,longest)
+    u = slots.logits(query.reshape(b, segments.heads, -1, d), index, inside)  # (B,H,G,longest)
     if (held := slots.held(index, inside)) is not None:
         u = u.masked_fill((held < 0)[:, :, None], float("-inf"))
     lse = with_sinks(u.logsumexp(-1), slots.sinks)

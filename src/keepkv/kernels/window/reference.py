@@ -9,8 +9,11 @@ from keepkv.kernels.logits import KeySlots, with_sinks
 
 def window_scores(queries: Tensor, query_positions: Tensor, slots: KeySlots, divisor: Tensor, peak: bool) -> Tensor:
     """``kernels.window_scores`` with its arguments checked; sums are divided by ``divisor`` (B,)."""
+    b, heads, w, d = queries.shape
+    h = slots.segments.heads
     index, inside = slots.segments.index()
-    u = slots.logits(queries, index, inside)  # (B,H,G,W,longest)
+    u = slots.logits(queries.reshape(b, h, heads // h * w, d), index, inside)
+    u = u.view(b, h, heads // h, w, u.shape[-1])
     held = slots.held(index, inside)
     assert held is not None
     sees = (held[:, :, None] >= 0) & (held[:, :, None] <= query_positions[:, None, :, None])  # (B,H,W,longest)
