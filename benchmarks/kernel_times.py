@@ -1,6 +1,6 @@
 """How near each kernel comes to the time that its memory traffic needs, beside its reference and torch's own attention.
 
-    python benchmarks/kernel_times.py [--only decode] [--out benchmarks/results/kernels]  # on a CUDA device
+    python benchmarks/kernel_times.py [--only decode_attention] [--out benchmarks/results/kernels]  # on a CUDA device
     python benchmarks/kernel_times.py --interpret  # tiny, on the CPU: does it run?
 
 The floor of a row is the bytes that must move (inputs once, outputs once) by the bandwidth of a device copy, measured
@@ -53,10 +53,10 @@ class Shape:
 
 ACCEPTANCE = Shape("acceptance", 16, 32768)
 SHAPES = {
-    "decode": (ACCEPTANCE, Shape("one row", 1, 32768), Shape("long", 1, 131072), Shape("short", 8, 4096)),
+    "decode_attention": (ACCEPTANCE, Shape("one row", 1, 32768), Shape("long", 1, 131072), Shape("short", 8, 4096)),
     "window_scores": (Shape("prompt", 4, 32768), Shape("long prompt", 1, 131072)),
-    "assign": (Shape("prompt", 4, 32768),),
-    "merge_segments": (Shape("prompt", 4, 32768),),
+    "nearest_key": (Shape("prompt", 4, 32768),),
+    "merge_groups": (Shape("prompt", 4, 32768),),
 }
 TINY = Shape("tiny", 2, 64, heads=2, groups=2, dim=32, window=4)
 
@@ -145,31 +145,31 @@ def cases(kernel: str, shape: Shape, device: torch.device) -> Iterator[Case]:
     scaling = d**-0.5
     kept = torch.rand(b, h, s, device=device) < shape.share
 
-    if kernel == "decode":
+    if kernel == "decode_attention":
         query = normal(b, h * g, d)
         moved = 2 * n * d * width + 4 * n + 2 * b * h * g * d * width
         flops = 4 * n * g * d
 
         def ours(backend: str, **options: Any) -> Callable[[], Any]:
-            return lambda: kernels.decode(query, keys, values, votes, **common, backend=backend, **options)
+            return lambda: kernels.decode_attention(query, keys, values, votes, **common, backend=backend, **options)
 
         common: dict[str, Any] = {"scaling": scaling}
         grouped, mask = query.view(b, h, g, d), votes[:, :, None].to(shape.dtype)
         plain = {"scale": scaling}
-        yield Case("decode", "rectangle, votes", shape, moved, flops, {
+        yield Case("decode_attention", "rectangle, votes", shape, moved, flops, {
             "reference": ours("reference"),
             "triton": ours("triton"),
             "sdpa, votes as a mask": lambda: scaled_dot_product_attention(grouped, keys, values, mask, **plain),
         })  # fmt: skip
-        yield Case("decode", "rectangle, votes, weights out", shape, moved + 4 * n * g, flops, {
+        yield Case("decode_attention", "rectangle, votes, weights out", shape, moved + 4 * n * g, flops, {
             "reference": ours("reference", weights=True), "triton": ours("triton", weights=True),
         })  # fmt: skip
 
         def unvoted(backend: str) -> Callable[[], Any]:
-            return lambda: kernels.decode(query, keys, values, scaling=scaling, backend=backend)
+            return lambda: kernels.decode_attention(query, keys, values, scaling=scaling, backend=backend)
 
         spread_out = query[:, :, None]
-        yield Case("decode", "rectangle, no votes", shape, moved - 4 * n, flops, {
+        yield Case("decode_attention", "rectangle, no votes", shape, moved - 4 * n, flops, {
             "reference": unvoted("reference"), "triton": unvoted("triton"),
             "sdpa": lambda: scaled_dot_product_attention(grouped, keys, values, **plain),
             "sdpa, enable_gqa": lambda: scaled_dot_product_attention(
@@ -184,8 +184,9 @@ def cases(kernel: str, shape: Shape, device: torch.device) -> Iterator[Case]:
         flat = keys.view(n, d)[:total], values.view(n, d)[:total], votes.view(n)[:total]
         where = {"offsets": offsets, "lengths": lengths, "longest": longest, "scaling": scaling}
         scale = total / n
-        yield Case("decode", "ragged, votes", shape, int(moved * scale), int(flops * scale), {
-            way: lambda way=way: kernels.decode(query, *flat, **where, backend=way) for way in ("reference", "triton")
+        yield Case("decode_attention", "ragged, votes", shape, int(moved * scale), int(flops * scale), {
+            way: lambda way=way: kernels.decode_attention(query, *flat, **where, backend=way)
+            for way in ("reference", "triton")
         })  # fmt: skip
     elif kernel == "window_scores":
         w = shape.window
@@ -197,19 +198,20 @@ def cases(kernel: str, shape: Shape, device: torch.device) -> Iterator[Case]:
             )
             for way in ("reference", "triton")
         })  # fmt: skip
-    elif kernel == "assign":
+    elif kernel == "nearest_key":
         targets = int(kept.sum())
         pairs = int((kept.sum(-1) * (~kept).sum(-1)).sum())
         moved = n * d * width + n * (8 + 4) + 8 * n
         yield Case(kernel, f"{targets} targets of {n}", shape, moved, 2 * pairs * d, {
-            way: lambda way=way: kernels.assign(keys, ~kept, kept, backend=way)[::-1] for way in ("reference", "triton")
+            way: lambda way=way: kernels.nearest_key(keys, ~kept, kept, backend=way)[::-1]
+            for way in ("reference", "triton")
         })  # fmt: skip
     else:
         size = max(1, int(shape.share * s))
         group = torch.randint(0, size, (b, h, s), device=device)
         moved = 2 * n * d * width + n * (4 + 8) + b * h * size * (2 * d + 1) * 4
         yield Case(kernel, f"into {size} groups", shape, moved, 4 * n * d, {
-            way: lambda way=way: kernels.merge_segments(votes, keys, values, group, size, backend=way)
+            way: lambda way=way: kernels.merge_groups(votes, keys, values, group, size, backend=way)
             for way in ("reference", "triton")
         })  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 from statistics import median
 
@@ -82,6 +83,16 @@ def test_imports_run_downwards() -> None:
         if FLOOR.get(room, len(FLOORS)) >= FLOOR[room_of(path)]
     }
     assert not upwards
+
+
+def test_no_imports_run_in_circles() -> None:
+    """Those inside of functions and for type checkers count too; a package is what its ``__init__`` is."""
+    module = {f"keepkv.{name_of(path)}".removesuffix(".__init__"): path for path in FILES if room_of(path) != "engine"}
+    known = {
+        name: {x if x in module else x.rpartition(".")[0] for x in imports(tree_of(path))} & module.keys() - {name}
+        for name, path in module.items()
+    }
+    TopologicalSorter(known).prepare()  # raises CycleError, which names the circle
 
 
 def test_transformers_is_known_from_the_engine_on() -> None:

@@ -55,6 +55,6 @@ def test_without_a_gpu_it_says_so_in_one_line(benchmark: Any, capsys: pytest.Cap
 
 
 def test_the_shape_to_be_judged_by(benchmark: Any) -> None:
-    shape = benchmark.SHAPES["decode"][0]
+    shape = benchmark.SHAPES["decode_attention"][0]
     assert (shape.rows, shape.slots, shape.heads, shape.groups, shape.dim) == (16, 32768, 8, 4, 128)
     assert shape.dtype == torch.bfloat16

@@ -48,6 +48,21 @@ def ragged(lengths: list[list[int]], d: int = 16, g: int = 2, gap: int = 0) -> d
     return {"query": normal(b, h * g, d), "keys": keys, "values": values, "log_votes": votes, **where}
 
 
+def asked(b: int, w: int, s: int) -> Tensor:
+    """Positions of the last ``w`` of ``s`` tokens; the last row has three queries of padding."""
+    positions = torch.arange(s - w, s, device=DEVICE).repeat(b, 1)
+    positions[-1, : min(3, w - 1)] = -1
+    return positions
+
+
+def masks(b: int, h: int, s: int) -> tuple[Tensor, Tensor]:
+    """Slots that leave, and targets: a third each; one head has no target, another nothing that leaves."""
+    draw = torch.rand(b, h, s, device=DEVICE)
+    leaving, targets = draw < 0.3, draw > 0.6
+    targets[0, 0], leaving[-1, -1] = False, False
+    return leaving, targets
+
+
 def wide(x: Any) -> Any:
     return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
 

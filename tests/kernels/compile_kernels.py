@@ -1,6 +1,6 @@
 """Compile every kernel for a GPU that need not be here, and print what each needs.
 
-    python tests/compile_kernels.py CAPABILITY [DTYPE] [HEAD_DIM]
+    python tests/kernels/compile_kernels.py CAPABILITY [DTYPE] [HEAD_DIM]
 
 A line for each specialisation: kernel, bytes of shared memory, registers of a thread, bytes spilled. Launches are made
 by the very functions that launch them on a GPU, and stop short of running.
@@ -21,14 +21,13 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 from keepkv.core.rope import Rope
-from keepkv.kernels import (
-    assign_triton,
-    decode_triton,
-    leverage_triton,
-    merge_triton,
-    window_triton,
-)
-from keepkv.kernels.layout import layout
+from keepkv.kernels.assign import triton as assign
+from keepkv.kernels.decode import triton as decode
+from keepkv.kernels.leverage import triton as leverage
+from keepkv.kernels.logits import KeySlots
+from keepkv.kernels.merge import triton as merge
+from keepkv.kernels.segments import segments_of
+from keepkv.kernels.window import triton as window
 
 compiled: list[tuple[str, Any]] = []
 
@@ -68,24 +67,24 @@ def launch_all(dtype: torch.dtype, d: int) -> None:
     query, keys, values = (torch.zeros(*shape, dtype=dtype) for shape in ((b, h * g, d), (b, h, s, d), (b, h, s, d)))
     votes, positions = torch.zeros(b, h, s), torch.zeros(b, h, s, dtype=torch.int32)
     flat = [x.flatten(0, 2) for x in (keys, values, votes)]
-    where = torch.zeros(b, h, dtype=torch.int64), torch.full((b, h), s)
-    rectangle, ragged = layout(keys, 1, None, None, None), layout(flat[0], 1, *where, s)
-    decode_triton.decode(query, keys, values, votes, positions, rectangle, 0.1, 30.0, torch.zeros(h * g), True)
-    decode_triton.decode(query, keys, values, None, None, rectangle, 0.1, None, None, False)
-    decode_triton.decode(query, *flat, None, ragged, 0.1, None, None, True)
+    rectangle = segments_of(keys)
+    segments = segments_of(flat[0], torch.zeros(b, h, dtype=torch.int64), torch.full((b, h), s), s)
+    full = KeySlots(keys, votes, positions, rectangle, 0.1, 30.0, torch.zeros(h * g))
+    decode.decode_attention(query, full, values, True)
+    decode.decode_attention(query, KeySlots(keys, None, None, rectangle, 0.1, None, None), values, False)
+    decode.decode_attention(query, KeySlots(flat[0], flat[2], None, segments, 0.1, None, None), flat[1], True)
     queries, asked = query[:, :, None].repeat(1, 1, 32, 1), torch.zeros(b, 32, dtype=torch.int64)
-    window_triton.window_scores(queries, asked, asked[:, 0], keys, positions, votes, rectangle, 0.1, 30.0, None, True)
-    window_triton.window_scores(
-        queries, asked, asked[:, 0], flat[0], positions.flatten(), None, ragged, 0.1, None, None, False
-    )
+    window.window_scores(queries, asked, full, asked[:, 0], True)
+    ragged = KeySlots(flat[0], None, positions.flatten(), segments, 0.1, None, None)
+    window.window_scores(queries, asked, ragged, asked[:, 0], False)
     drawn = torch.zeros(b, h, 8, dtype=torch.long)
     for rope in (None, Rope(torch.ones(d // 2)), Rope(torch.ones(d // 4), 1.2, True)):
         for at in (None, drawn):
-            leverage_triton.leverage(keys, positions, votes if rope is None else None, 1.0, rope, at)
+            leverage.key_leverage(keys, positions, votes if rope is None else None, 1.0, rope, at)
     half = torch.arange(s).expand(b, h, s) < s // 2
-    assign_triton.assign(keys, half, ~half)
-    merge_triton.merge_segments(votes, keys, values, positions.long(), 5)
-    merge_triton.merge_segments(votes, None, values, positions.long(), 5)
+    assign.nearest_key(keys, half, ~half)
+    merge.merge_groups(votes, keys, values, positions.long(), 5)
+    merge.merge_groups(votes, None, values, positions.long(), 5)
 
 
 def needs(kernel: Any) -> tuple[int, int]:

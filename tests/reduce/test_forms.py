@@ -13,7 +13,7 @@ from torch import Tensor
 
 from keepkv.core.slots import LayerView, Slots
 from keepkv.errors import KeepKVError
-from keepkv.kernels.segments import segment_logsumexp, spread
+from keepkv.kernels.groups import expand_groups, group_logsumexp
 from keepkv.observe import attention
 from keepkv.reduce.base import Reduced
 from keepkv.reduce.cam import CaM
@@ -35,13 +35,13 @@ def test_segments_agree_with_loops() -> None:
     rng = torch.Generator().manual_seed(0)
     x = 300 * torch.randn(2, 3, 50, generator=rng, dtype=F64)
     group = torch.randint(0, 8, (2, 3, 50), generator=rng)  # 7 is in no group
-    got = segment_logsumexp(x, group, 7)
+    got = group_logsumexp(x, group, 7)
     for b in range(2):
         for h in range(3):
             for j in range(7):
                 want = x[b, h][group[b, h] == j].logsumexp(0)
                 assert got[b, h, j] == want or abs(got[b, h, j] - want) <= 1e-12 * abs(want)
-    assert (spread(got, group, fill=9.0)[group == 7] == 9).all()
+    assert (expand_groups(got, group, fill=9.0)[group == 7] == 9).all()
 
 
 def test_12_integer_votes_survive_many_merges_in_float32() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from keepkv.core.slots import LayerView, Slots
 from keepkv.errors import CacheStateError
-from keepkv.kernels.assign import assign
+from keepkv.kernels.assign import nearest_key
 from keepkv.methods import METHODS
 from keepkv.observe.window import remember
 from keepkv.reduce.base import Reduce, Reduced
@@ -284,7 +283,7 @@ def test_low_precision_caches(key: str, dtype: torch.dtype) -> None:
 def test_only_cosines_above_the_threshold_merge() -> None:
     view = make_view(22, heads=1, slots=30)
     keep = keep_every(view, 3)
-    cosines = assign(view.slots.keys, ~keep, keep)[1]
+    cosines = nearest_key(view.slots.keys, ~keep, keep)[1]
     for threshold in cosines[~keep].tolist():
         assert torch.equal(run(KeepKV(threshold=threshold), view, keep).lost, ~keep & (cosines <= threshold))
 
@@ -292,11 +291,11 @@ def test_only_cosines_above_the_threshold_merge() -> None:
 def test_routing_in_tiles_equals_routing_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     view = make_view(18, rows=2, heads=3, slots=50)
     keep = keep_every(view, 4)
-    whole = assign(view.slots.keys, ~keep, keep)
-    monkeypatch.setattr(sys.modules["keepkv.kernels.assign"], "_TILE", 200)  # the name is that of a function too
-    monkeypatch.setattr("keepkv.kernels.segments._TILE", 500)
+    whole = nearest_key(view.slots.keys, ~keep, keep)
+    monkeypatch.setattr("keepkv.kernels.assign.reference._TILE", 200)
+    monkeypatch.setattr("keepkv.kernels.groups._TILE", 500)
     monkeypatch.setattr("keepkv.observe.masses._TILE", 2000)
-    tiled = assign(view.slots.keys, ~keep, keep)
+    tiled = nearest_key(view.slots.keys, ~keep, keep)
     assert torch.equal(whole[0], tiled[0])
     torch.testing.assert_close(whole[1], tiled[1], rtol=0, atol=1e-14)
     small = run(KeepKV("bias"), view, keep).slots

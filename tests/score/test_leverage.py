@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +20,7 @@ from keepkv import kernels
 from keepkv.core.rope import Rope
 from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
-from keepkv.kernels.leverage import evenly
+from keepkv.kernels.leverage.reference import evenly_spaced
 from keepkv.score.leverage import Leverage
 
 ROPE = Rope(torch.tensor([1.0, 0.3, 0.05]))
@@ -33,7 +32,7 @@ def view_of(seed: int, rope: Rope | None = ROPE, **options: Any) -> LayerView:
 
 def leverage(view: LayerView, ridge: float, sample: int | None = None) -> Tensor:
     s = view.slots
-    return kernels.leverage(s.keys, s.positions, s.log_votes, ridge=ridge, rope=view.rope, sample=sample)
+    return kernels.key_leverage(s.keys, s.positions, s.log_votes, ridge=ridge, rope=view.rope, sample=sample)
 
 
 def naive_leverage(view: LayerView, b: int, h: int, ridge: float, sample: int | None = None) -> Tensor:
@@ -68,14 +67,14 @@ def test_leverage_is_what_an_inverse_gives(rope: Rope | None, ridge: float, samp
 def test_tiles_of_slots_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     view = together([view_of(3), view_of(4, slots=9)])
     whole = [leverage(view, 1.0, sample) for sample in (None, 4)]
-    monkeypatch.setattr(sys.modules["keepkv.kernels.leverage"], "_SLOTS", 3)
+    monkeypatch.setattr("keepkv.kernels.leverage.reference._SLOTS", 3)
     assert_close([leverage(view, 1.0, sample) for sample in (None, 4)], whole)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 12))
 def test_a_sample_is_spread_over_the_valid_slots(held: list[bool], sample: int) -> None:
     """Wherever empty slots are; all are taken where there are no more."""
-    at = evenly(torch.tensor(held)[None, None], sample)
+    at = evenly_spaced(torch.tensor(held)[None, None], sample)
     valid = [i for i, v in enumerate(held) if v]
     if at is None:
         assert len(held) <= sample

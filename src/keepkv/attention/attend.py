@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from keepkv.attention.part import Part
-from keepkv.attention.step import Attended, step
-from keepkv.kernels.layout import MASKED
+from keepkv.attention.step import Attended, attend_one_token
+from keepkv.kernels.logits import MASKED, cap_logits
 
 TILE_BYTES = 64 << 20  # logits held at once for long query blocks
 
@@ -30,14 +30,14 @@ def attend(
     """Attention of ``query`` (B,Hq,T,D) over all slots of ``parts``.
 
     block (B|1,1,T,T) bool: which of the last T slots each query sees; None: all. They must lie in the last part.
-    sinks (Hq,): logit of an extra softmax entry without value. Softmax and accumulation in float32 (float64 for
-    float64 input); log votes are added after the soft cap. weights: of one token over rectangles, the attention weight
-    of each slot too, for which no key is read again.
+    sinks (Hq,): logit of an extra softmax entry without value. Softmax and accumulation are float32 (float64 for
+    float64 input); log votes are added after the soft cap. weights: return the attention weight of each slot too, for
+    one token over rectangles; no key is read again for it.
     """
     t = query.shape[2]
     parts = list(parts)
     if t == 1 and block is None:
-        return step(query, parts, scaling, softcap, sinks, weights)
+        return attend_one_token(query, parts, scaling, softcap, sinks, weights)
     parts = [rectangle for part in parts for rectangle in part.rectangles()]
     b, heads = query.shape[:2]
     tile = max(1, TILE_BYTES // (4 * b * heads * max(p.positions.shape[-1] for p in parts)))
@@ -52,6 +52,7 @@ def attend(
 def _attend(
     query: Tensor, parts: list[Part], scaling: float, block: Tensor | None, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
+    """Output (B,Hq,T,Dv) over rectangles."""
     b, heads, t, d = query.shape
     h = parts[0].positions.shape[1]
     wide = torch.promote_types(query.dtype, torch.float32)
@@ -59,9 +60,7 @@ def _attend(
     out: Tensor | None = None
     lse: Tensor | None = None
     for i, part in enumerate(parts):
-        logits = grouped @ part.keys.to(wide).transpose(-1, -2)
-        if softcap is not None:
-            logits = torch.tanh(logits / softcap) * softcap
+        logits = cap_logits(grouped @ part.keys.to(wide).mT, softcap)
         logits = logits.view(b, h, heads // h, t, -1) + part.bias()[:, :, None, None]
         if block is not None and i == len(parts) - 1:
             new = logits[..., logits.shape[-1] - block.shape[-1] :]

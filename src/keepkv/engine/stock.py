@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+from keepkv.kernels.logits import cap_logits
+
 
 def plain_attention(
     module: torch.nn.Module,
@@ -29,8 +31,7 @@ def plain_attention(
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     logits = (query @ key.transpose(-1, -2)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
+    logits = cap_logits(logits, softcap)
     if mask is None:
         mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril(
             logits.shape[-1] - logits.shape[-2]

@@ -1,15 +1,16 @@
-"""Fused kernels, each beside the plain torch that it must agree with: functions on tensors, for any engine.
+"""Fused kernels: functions on tensors, for any engine.
 
-Nothing here is required: without Triton or a GPU the same functions compute the same by their references.
+Each kernel is a folder: ``__init__`` checks the arguments and decides what computes, ``reference`` is plain torch, and
+``triton`` must agree with it. Nothing needs Triton or a GPU: without them the references compute the same.
 """
 
-from keepkv.kernels.assign import assign
-from keepkv.kernels.decode import Decoded, decode
+from keepkv.kernels.assign import nearest_key
+from keepkv.kernels.decode import Decoded, decode_attention
 from keepkv.kernels.dispatch import choose
-from keepkv.kernels.leverage import leverage
-from keepkv.kernels.merge import Merged, merge_segments
+from keepkv.kernels.leverage import key_leverage
+from keepkv.kernels.merge import Merged, merge_groups
 from keepkv.kernels.window import window_scores
 
 __all__ = [
-    "Decoded", "Merged", "assign", "choose", "decode", "leverage", "merge_segments", "window_scores",
+    "Decoded", "Merged", "choose", "decode_attention", "key_leverage", "merge_groups", "nearest_key", "window_scores",
 ]  # fmt: skip

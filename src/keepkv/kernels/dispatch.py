@@ -18,13 +18,12 @@ MAX_HEAD_DIM = 256  # a tile of keys and one of values must fit into shared memo
 CAPABILITY = (8, 0)  # bfloat16 and asynchronous copies
 
 
-def choose(backend: str | None, *tensors: Tensor | None, computes: bool = True) -> str:
+def choose(backend: str | None, *tensors: Tensor | None) -> str:
     """``"triton"`` or ``"reference"`` for a computation on ``tensors``, whose last dimension is that of a head.
 
     backend: "auto" takes Triton on CUDA tensors where nothing stands against it; "triton" insists, and raises
     ``KeepKVError`` with what stands against it; None: what the environment variable ``KEEPKV_KERNELS`` says, else
-    "auto". Not ``computes``: slots are only moved, of any dtype and dimension. Tensors on the CPU are served by Triton
-    when that is asked for and its interpreter is switched on.
+    "auto". Tensors on the CPU are served by Triton when that is asked for and its interpreter is switched on.
     """
     if backend is None and torch.compiler.is_compiling():
         return "reference"
@@ -34,7 +33,7 @@ def choose(backend: str | None, *tensors: Tensor | None, computes: bool = True) 
     if asked == "reference":
         return asked
     given = [x for x in tensors if x is not None]
-    obstacle = _place(given, interpreted=asked == "triton" and interpreting()) or (_kind(given) if computes else None)
+    obstacle = _place(given, interpreted=asked == "triton" and interpreting()) or _kind(given)
     if asked == "triton" and obstacle:
         raise KeepKVError(f"the Triton kernels were asked for, but {obstacle}. Use backend='auto' or 'reference'.")
     return "reference" if obstacle else "triton"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from keepkv.core.slots import LayerView, Slots
 from keepkv.kernels.dispatch import choose
+from keepkv.kernels.logits import cap_logits, with_sinks
 from keepkv.kernels.window import window_scores
 
 TILE = 1 << 20  # attention weights that ``received`` holds at a time (4 MiB of float32)
@@ -34,9 +35,7 @@ def logits(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     # One matmul per KV head over all its queries: no key is repeated.
     keys = slots.keys if slots.keys.dtype == torch.float64 else slots.keys.float()
     raw = (grouped.flatten(2, 3).to(keys.dtype) * view.scaling) @ keys.transpose(-1, -2)
-    raw = raw.view(*grouped.shape[:4], -1)
-    if view.softcap is not None:
-        raw = torch.tanh(raw / view.softcap) * view.softcap
+    raw = cap_logits(raw, view.softcap).view(*grouped.shape[:4], -1)
     if torch.compiler.is_compiling() or positions.shape[1] == 1:
         visible = slots.valid[:, :, None] & (slots.positions[:, :, None] <= positions[:, None, :, None])
         bias = slots.log_votes[:, :, None].masked_fill(~visible, float("-inf"))  # (B,H,T,S)
@@ -73,11 +72,7 @@ def log_normalizer(view: LayerView, u: Tensor) -> Tensor:
 
     −inf where a query sees nothing.
     """
-    z = u.logsumexp(-1)
-    if view.sinks is None:
-        return z
-    sinks = view.sinks.to(z.dtype).view(1, u.shape[1], u.shape[2], 1)
-    return torch.where(z.isneginf(), z, torch.logaddexp(z, sinks))
+    return with_sinks(u.logsumexp(-1), view.sinks)
 
 
 def weights(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:

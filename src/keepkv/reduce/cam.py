@@ -10,7 +10,7 @@ from torch import Tensor
 
 from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
-from keepkv.kernels.assign import places
+from keepkv.kernels.assign.reference import padded_indices
 from keepkv.observe.masses import exact_dtype, log_masses, recent
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
@@ -52,8 +52,8 @@ class CaM(Reduce):
         keep = keep & slots.valid
         leaving = slots.valid & ~keep
         targets = keep if view.protected is None else keep & ~view.protected
-        source, real = places(self._candidates(leaving, scores))
-        to, real_to = places(targets)
+        source, real = padded_indices(self._candidates(leaving, scores))
+        to, real_to = padded_indices(targets)
         if source.shape[-1] == 0 or to.shape[-1] == 0:
             return Drop()(view, keep, scores, score)
         # exp, so that windows are plain means; a mass that underflows has nothing to give.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
-from keepkv.kernels.assign import assign
-from keepkv.kernels.segments import segment_mean, segment_sum, spread
+from keepkv.kernels.assign import nearest_key
+from keepkv.kernels.groups import expand_groups, group_mean, group_sum
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
 from keepkv.score.base import Score
@@ -50,7 +50,7 @@ class D2O(Reduce):
         slots = view.slots
         keep = keep & slots.valid
         leaving = slots.valid & ~keep
-        into, u = assign(slots.keys, leaving, keep if view.protected is None else keep & ~view.protected)
+        into, u = nearest_key(slots.keys, leaving, keep if view.protected is None else keep & ~view.protected)
         merged = (into >= 0) & (u >= self._threshold(view, into, u)[..., None])
         if not bool(merged.any()):
             return Drop()(view, keep, scores, score)
@@ -59,13 +59,13 @@ class D2O(Reduce):
         weights = u.exp() if self.weights == "paper" else u
         own = math.e if self.weights == "paper" else 1.0
         per_slot = weights if self.weights == "paper" else torch.ones_like(weights)
-        total = segment_sum(torch.where(merged, per_slot, 0.0), group, size) + own
-        receives = segment_sum(merged.to(torch.int32), group, size) > 0
+        total = group_sum(torch.where(merged, per_slot, 0.0), group, size) + own
+        receives = group_sum(merged.to(torch.int32), group, size) > 0
         # Weights sum to 1 over a group in the paper, so partial sums stay in range.
-        weights = torch.where(merged, weights, 0.0) / spread(total, group, fill=1.0)
+        weights = torch.where(merged, weights, 0.0) / expand_groups(total, group, fill=1.0)
 
         def mix(x: Tensor) -> Tensor:
-            new = segment_mean(x, weights, group, size) + x.to(weights.dtype) * (own / total)[..., None]
+            new = group_mean(x, weights, group, size) + x.to(weights.dtype) * (own / total)[..., None]
             return torch.where(receives[..., None], new.to(x.dtype), x)
 
         lost = leaving & ~merged

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from keepkv.kernels.segments import segment_logsumexp, segment_mean, segment_sum, spread
+from keepkv.kernels.groups import expand_groups, group_logsumexp, group_mean, group_sum
 
 ZIP_MIN_LOGIT = 1e-6  # below this |ℓ̄| the scale (L − ln P)/ℓ̄ means nothing
 
@@ -40,23 +40,23 @@ class Groups:
 
     def mean(self, x: Tensor) -> Tensor:
         """Σw̃x over each group: x (B,H,S,D) to (B,H,size,D), in the dtype of the weights."""
-        return segment_mean(x, self.weights, self.group, self.size)
+        return group_mean(x, self.weights, self.group, self.size)
 
     def mean_logit(self, logits: Tensor | None = None) -> Tensor:
         """ℓ̄ = Σw̃ℓ over each group (B,H,size)."""
         logits = self.logits if logits is None else logits
         # A member without mass has ℓ = −inf and must add 0, not NaN.
         products = torch.where(self.weights > 0, self.weights * logits, 0.0)
-        return segment_sum(products, self.group, self.size)
+        return group_sum(products, self.group, self.size)
 
 
 def groups(u: Tensor, log_votes: Tensor, group: Tensor, size: int) -> Groups:
     """Group statistics from log masses ``u`` (B,H,S) and biases ``log_votes`` (B,H,S)."""
     log_votes = log_votes.to(u.dtype)
-    log_mass = segment_logsumexp(u, group, size)
+    log_mass = group_logsumexp(u, group, size)
     floor = log_mass.masked_fill(log_mass.isneginf(), 0.0)
-    weights = (u - spread(floor, group)).exp() * (group < size)
-    return Groups(group, size, weights, log_mass, segment_logsumexp(log_votes, group, size), u - log_votes)
+    weights = (u - expand_groups(floor, group)).exp() * (group < size)
+    return Groups(group, size, weights, log_mass, group_logsumexp(log_votes, group, size), u - log_votes)
 
 
 def integer_votes(log_votes: Tensor, group: Tensor, size: int) -> Tensor:
@@ -68,7 +68,7 @@ def integer_votes(log_votes: Tensor, group: Tensor, size: int) -> Tensor:
     votes = log_votes.to(torch.float32 if log_votes.device.type == "mps" else torch.float64).exp()
     near = votes.round()
     votes = torch.where((votes - near).abs() <= 1e-4 * near, near, votes)
-    return segment_sum(votes, group, size).log().to(log_votes.dtype)
+    return group_sum(votes, group, size).log().to(log_votes.dtype)
 
 
 def zip_scale(g: Groups, softcap: float | None = None) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from keepkv.core.slots import LayerView, Slots
 from keepkv.errors import CacheStateError, KeepKVError
-from keepkv.kernels.assign import assign
-from keepkv.kernels.merge import merge_segments
-from keepkv.kernels.segments import segment_logsumexp, segment_sum, spread
+from keepkv.kernels.assign import nearest_key
+from keepkv.kernels.groups import expand_groups, group_logsumexp, group_sum
+from keepkv.kernels.merge import merge_groups
 from keepkv.observe.masses import exact_dtype, log_masses, log_masses_of, recent
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
@@ -76,7 +76,7 @@ class KeepKV(Reduce):
         if self.coverage < 1:
             u = predicted if predicted is not None else log_masses(view, recent(view, self.window, self.alpha))[0]
             worth = heaviest(u, leaving, self.coverage)
-        into, cosine = assign(slots.keys, worth, keep if view.protected is None else keep & ~view.protected)
+        into, cosine = nearest_key(slots.keys, worth, keep if view.protected is None else keep & ~view.protected)
         merged = into >= 0 if self.threshold is None else (into >= 0) & (cosine > self.threshold)
         if not bool(merged.any()):
             return Drop()(view, keep, scores, score)
@@ -87,7 +87,7 @@ class KeepKV(Reduce):
         own = torch.where(keep, column, size)
         group = torch.where(merged, column.gather(2, into.clamp(min=0)), own)
         keys, values, log_votes, merges = self._merge(view, kept, group, own, merged, predicted)
-        merged = merged & spread(merges.to(torch.int8), group).bool()
+        merged = merged & expand_groups(merges.to(torch.int8), group).bool()
         group = torch.where(merged, group, own)
         stats = {
             name: torch.where(merges, _stat(name, x, group, size).to(x.dtype), kept.stats[name])
@@ -109,10 +109,10 @@ class KeepKV(Reduce):
             if bool((merged.flatten(1).any(-1) & past.empty).any()):
                 raise CacheStateError("keepkv: a row has slots to merge but none of its queries is known")
             u, log_z = log_masses(view, past, raw=self.key == "zip")
-        joined = merge_segments(u, None if self.key == "fixed" else view.slots.keys, view.slots.values, group, size)
-        merges = segment_sum(merged.to(torch.int32), group, size) > 0
+        joined = merge_groups(u, None if self.key == "fixed" else view.slots.keys, view.slots.values, group, size)
+        merges = group_sum(merged.to(torch.int32), group, size) > 0
         if joined.keys is None:
-            keys, bias = kept.keys, kept.log_votes + (joined.log_mass - segment_logsumexp(u, own, size))
+            keys, bias = kept.keys, kept.log_votes + (joined.log_mass - group_logsumexp(u, own, size))
         else:
             g = groups(u, view.slots.log_votes, group, size)
             keys, bias, merges = self._moved(view, kept, joined.keys, g, merges)
@@ -146,4 +146,4 @@ def heaviest(u: Tensor, among: Tensor, share: float) -> Tensor:
 
 def _stat(name: str, x: Tensor, group: Tensor, size: int) -> Tensor:
     """A statistic of merged slots: logs add up in log space, others by sum (see ``Slots``)."""
-    return segment_logsumexp(x, group, size) if name.startswith("log_") else segment_sum(x, group, size)
+    return group_logsumexp(x, group, size) if name.startswith("log_") else group_sum(x, group, size)

@@ -11,7 +11,7 @@ from torch import Tensor
 from keepkv.allocate.select import ranks
 from keepkv.core.slots import LayerView, Slots
 from keepkv.errors import CacheStateError, KeepKVError
-from keepkv.kernels.segments import segment_logsumexp, segment_mean, segment_sum, spread
+from keepkv.kernels.groups import expand_groups, group_logsumexp, group_mean, group_sum
 from keepkv.observe.masses import exact_dtype, log_masses, log_masses_of, recent
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
@@ -68,7 +68,7 @@ class Residual(Reduce):
         into = column.new_full((*count.shape, size + 1), size)
         into.scatter_(2, torch.where(last, block, size), torch.where(last, column, size))
         group = torch.where(pool, into.gather(2, block), size)
-        changes = segment_sum(pool.to(torch.int32), group, size) > 0
+        changes = group_sum(pool.to(torch.int32), group, size) > 0
         keys, values, bias = self._merge(view, group, kept)
         log_votes = kept.log_votes.to(exact_dtype(kept.keys))  # the engine keeps biases in float32
         stats = {
@@ -103,10 +103,10 @@ class Residual(Reduce):
             if bool(((group < size).flatten(1).any(-1) & past.empty).any()):
                 raise CacheStateError("residual slots: a row has slots to gather but none of its queries is known")
             mass, log_z = log_masses(view, past)
-        total = segment_logsumexp(mass, group, size)
-        weights = (mass - spread(total.masked_fill(total.isneginf(), 0.0), group)).exp() * (group < size)
-        keys = segment_mean(slots.keys, weights, group, size)
-        values = segment_mean(slots.values, weights, group, size)
+        total = group_logsumexp(mass, group, size)
+        weights = (mass - expand_groups(total.masked_fill(total.isneginf(), 0.0), group)).exp() * (group < size)
+        keys = group_mean(slots.keys, weights, group, size)
+        values = group_mean(slots.values, weights, group, size)
         votes = integer_votes(slots.log_votes, group, size).to(dtype)
         if past is None:
             return keys, values, votes
@@ -127,4 +127,4 @@ def cut(pool: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
 
 def _total(name: str, x: Tensor, group: Tensor, size: int) -> Tensor:
     """A statistic of gathered slots: logs add up in log space, others by sum (see ``Slots``)."""
-    return segment_logsumexp(x, group, size) if name.startswith("log_") else segment_sum(x, group, size)
+    return group_logsumexp(x, group, size) if name.startswith("log_") else group_sum(x, group, size)

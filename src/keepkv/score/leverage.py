@@ -10,7 +10,7 @@ from torch.nn.functional import max_pool1d
 
 from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
-from keepkv.kernels.leverage import leverage
+from keepkv.kernels.leverage import key_leverage
 from keepkv.observe.attention import received, strongest
 from keepkv.observe.window import remember, window
 from keepkv.score.base import Score, register_score
@@ -63,7 +63,7 @@ class Leverage(Score):
 
     def __call__(self, view: LayerView) -> Tensor:
         slots = view.slots
-        score = leverage(
+        score = key_leverage(
             slots.keys, slots.positions, slots.log_votes, ridge=self.ridge, rope=view.rope, sample=self.sample
         )
         if not self.queries:

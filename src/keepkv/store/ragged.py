@@ -12,7 +12,7 @@ from keepkv.attention.part import Part
 from keepkv.core.slots import Slots
 from keepkv.store.base import Held, Store, register_store
 from keepkv.store.columns import Columns
-from keepkv.store.segments import Segments
+from keepkv.store.ragged_fields import RaggedFields
 from keepkv.store.zones import Zones, fields_of
 
 
@@ -25,7 +25,7 @@ class RaggedStore(Zones):
 
     def __init__(self, held: Held) -> None:
         super().__init__(held)
-        self.body = Segments()
+        self.body = RaggedFields()
 
     @property
     def length(self) -> int:
@@ -50,7 +50,7 @@ class RaggedStore(Zones):
     def _older_parts(self) -> Iterator[Part]:
         if self.body.length and self.held.codec.exact is None:
             f = self.body.fields
-            yield Part(f["keys"], f["values"], f.get("log_votes"), f["positions"], self.body.layout)
+            yield Part(f["keys"], f["values"], f.get("log_votes"), f["positions"], self.body.segments)
         elif self.body.length:
             step = self._tile()
             for start in range(0, self.body.length, step):
@@ -104,7 +104,7 @@ class RaggedStore(Zones):
             zone, _, rest = name.partition(".")
             if rest:
                 found[zone][rest] = x
-        self.body = Segments()
+        self.body = RaggedFields()
         if found["body"]:
             self.body.restore(found["body"])
         self.coded.restore(found["coded"])

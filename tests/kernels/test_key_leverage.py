@@ -24,30 +24,30 @@ ROPES = [None, rope(16), rope(16, 1.3, True), rope(8)]
 @needs_triton
 @every_dtype
 @pytest.mark.parametrize("b, h, s, d", [(2, 2, 90, 16), (1, 1, 300, 80), (1, 2, 70, 160)])
-def test_leverage(dtype: torch.dtype, b: int, h: int, s: int, d: int) -> None:
+def test_key_leverage(dtype: torch.dtype, b: int, h: int, s: int, d: int) -> None:
     slots = rectangle(b, h, 1, s, d, d, dtype)
     away = slots["keys"] + 3 * normal(b, h, 1, d).to(dtype)  # a mean that is large beside the spread
     given = {"keys": away, "positions": slots["positions"], "log_votes": slots["log_votes"].clamp(max=3.0)}
     for turned in ROPES:
-        got, expected = both(kernels.leverage, given, ridge=0.5, rope=turned)
+        got, expected = both(kernels.key_leverage, given, ridge=0.5, rope=turned)
         assert_close(got.double(), expected, rtol=2e-3, atol=1e-4)
         assert (got[slots["positions"] < 0] == 0).all()
-    got, expected = both(kernels.leverage, given, ridge=0.5, rope=ROPES[1], sample=40)
+    got, expected = both(kernels.key_leverage, given, ridge=0.5, rope=ROPES[1], sample=40)
     assert_close(got.double(), expected, rtol=2e-3, atol=1e-4)
-    got, expected = both(kernels.leverage, given | {"log_votes": None}, ridge=1.0, rope=None)
+    got, expected = both(kernels.key_leverage, given | {"log_votes": None}, ridge=1.0, rope=None)
     assert_close(got.double(), expected, rtol=2e-3, atol=1e-4)
 
 
 @needs_triton
-def test_leverage_where_nothing_is_said() -> None:
+def test_key_leverage_where_nothing_is_said() -> None:
     positions = torch.arange(20, device=DEVICE).expand(1, 1, 20)
     for keys in (torch.zeros(1, 1, 20, 16), torch.ones(1, 1, 20, 16), 1e17 * normal(1, 1, 20, 16)):
         for backend in ("triton", "reference"):
-            got = kernels.leverage(keys.to(DEVICE), positions, ridge=1.0, backend=backend)
+            got = kernels.key_leverage(keys.to(DEVICE), positions, ridge=1.0, backend=backend)
             assert torch.isfinite(got).all()
-    empty = kernels.leverage(normal(1, 1, 20, 16), positions * 0 - 1, ridge=1.0, backend="triton")
+    empty = kernels.key_leverage(normal(1, 1, 20, 16), positions * 0 - 1, ridge=1.0, backend="triton")
     assert (empty == 0).all()
-    assert kernels.leverage(normal(1, 2, 0, 16), positions[:, :, :0].expand(1, 2, 0), ridge=1.0).shape == (1, 2, 0)
+    assert kernels.key_leverage(normal(1, 2, 0, 16), positions[:, :, :0].expand(1, 2, 0), ridge=1.0).shape == (1, 2, 0)
 
 
 @needs_triton
@@ -55,13 +55,13 @@ def test_angles_far_into_a_text() -> None:
     """A text of a hundred thousand tokens: angles in float32 are as coarse as the model's own."""
     positions = torch.arange(99_900, 100_000, device=DEVICE).expand(1, 1, 100)
     given = {"keys": normal(1, 1, 100, 32), "positions": positions}
-    got = kernels.leverage(**given, ridge=1.0, rope=rope(32), backend="triton")
-    expected = kernels.leverage(**given, ridge=1.0, rope=rope(32), backend="reference")
+    got = kernels.key_leverage(**given, ridge=1.0, rope=rope(32), backend="triton")
+    expected = kernels.key_leverage(**given, ridge=1.0, rope=rope(32), backend="reference")
     assert_close(got, expected, rtol=2e-2, atol=1e-3)
 
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UnsupportedInput, match="positions"):
-        kernels.leverage(normal(1, 2, 4, 8), torch.zeros(1, 2, 3, dtype=torch.long, device=DEVICE), ridge=1.0)
+        kernels.key_leverage(normal(1, 2, 4, 8), torch.zeros(1, 2, 3, dtype=torch.long, device=DEVICE), ridge=1.0)
     with pytest.raises(UnsupportedInput, match="sample"):
-        kernels.leverage(normal(1, 1, 4, 8), torch.arange(4, device=DEVICE).view(1, 1, 4), ridge=1.0, sample=0)
+        kernels.key_leverage(normal(1, 1, 4, 8), torch.arange(4, device=DEVICE).view(1, 1, 4), ridge=1.0, sample=0)

@@ -6,32 +6,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from keepkv.kernels.decode import Decoded
-from keepkv.kernels.layout import MASKED, Layout
-from keepkv.kernels.tiling import Tiles
+from keepkv.kernels.decode.reference import Decoded
+from keepkv.kernels.logits import MASKED, cap_logits
+from keepkv.kernels.segments import Segments, Tiles
 
 
-def decode_tiles(
+def decode_in_tiles(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
     log_votes: Tensor | None,
-    space: Layout,
-    work: Tiles,
+    segments: Segments,
     scaling: float,
     softcap: float | None = None,
 ) -> Decoded:
-    """As ``decode``, in float32 (float64 for float64): output (B,Hq,Dv) and log-sum-exp (B,Hq).
+    """``decode_attention`` of slots whose ``segments.tiles`` is not None; output and lse float32 (float64 for float64).
 
-    query (B,Hq,D); keys (N,D), values (N,Dv), log_votes (N,) float32 or None, none of them empty, in segments ``space``
-    that follow one another; work: ``tiles`` of them.
+    query (B,Hq,D); keys (N,D), values (N,Dv), log_votes (N,) float32 or None; no slot is empty.
     """
+    work = segments.tiles
+    assert work is not None
     b, heads, d = query.shape
     wide = torch.promote_types(query.dtype, torch.float32)
-    grouped = (query.to(wide) * scaling).view(b * space.heads, -1, d)[work.owner]  # (E,G,D)
-    u = _products(work, grouped, [x.to(wide).transpose(1, 2) for x in work.of(keys)])  # (E,G,TILE)
-    if softcap is not None:
-        u = torch.tanh(u / softcap) * softcap
+    grouped = (query.to(wide) * scaling).view(b * segments.heads, -1, d)[work.owner]  # (E,G,D)
+    u = cap_logits(_products(work, grouped, [x.to(wide).mT for x in work.of(keys)]), softcap)  # (E,G,TILE)
     if log_votes is not None:
         u = u.add_(torch.cat(work.of(log_votes))[:, None]).clamp_(min=MASKED)
     u.masked_fill_(work.outside, MASKED)
@@ -45,7 +43,7 @@ def decode_tiles(
 
 
 def _products(work: Tiles, x: Tensor, parts: list[Tensor]) -> Tensor:
-    """x (E,G,K) times the tiles ``parts`` (whole,K,N) and (E − whole,K,N)."""
+    """x (E,G,K) times the tiles of ``work``, parts (whole,K,N) and (E − whole,K,N): (E,G,N)."""
     whole, extra = parts
     if not len(extra):
         return torch.bmm(x, whole)

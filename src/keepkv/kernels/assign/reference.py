@@ -1,4 +1,4 @@
-"""Nearest kept key of every leaving slot, without the matrix of leaving × kept."""
+"""Nearest keys in plain torch: what the kernel is compared with."""
 
 from __future__ import annotations
 
@@ -6,46 +6,28 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from keepkv.kernels.dispatch import check, choose
-
 _TILE = 2**22  # elements of one tile of the similarity matrix: 16 MiB
 EPS = 1e-12  # least norm, as in torch's ``normalize``
 
 
-def assign(keys: Tensor, leaving: Tensor, targets: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
-    """For each leaving slot the target slot of largest key cosine in its row and head, and that cosine.
-
-    keys (B,H,S,D); leaving, targets (B,H,S) bool. Returns slot indices (B,H,S) int64, −1 where a slot does not leave or
-    its head has no target, and cosines (B,H,S) float32 (float64 for float64), −inf there. Of equal cosines the lowest
-    index wins: ties go to the oldest target. A key of zeros has cosine 0 with every other.
-    """
-    check(
-        leaving.shape == targets.shape == keys.shape[:3],
-        f"leaving {tuple(leaving.shape)} and targets {tuple(targets.shape)} for keys {tuple(keys.shape)}: masks must "
-        "have the shape of keys without the last dimension",
-    )
-    if choose(backend, keys) == "reference":
-        return reference(keys, leaving, targets)
-    from keepkv.kernels import assign_triton  # Triton is needed only here
-
-    return assign_triton.assign(keys, leaving, targets)
-
-
 @torch.no_grad()
-def reference(keys: Tensor, leaving: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The same in plain torch. The similarity matrix exists only in tiles of leaving slots, in one buffer: memory stays
-    bounded whatever the context length."""
+def nearest_key(keys: Tensor, leaving: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """``kernels.nearest_key`` with its arguments checked.
+
+    The similarity matrix exists only in tiles of leaving slots, in one buffer: however long the context, memory stays
+    bounded.
+    """
     b, h, s, d = keys.shape
     wide = torch.promote_types(keys.dtype, torch.float32)
     into = torch.full((b, h, s), -1, dtype=torch.int64, device=keys.device)
     cosine = torch.full((b, h, s), float("-inf"), dtype=wide, device=keys.device)
-    to, real_to = places(targets)
+    to, real_to = padded_indices(targets)
     n = to.shape[-1]
     if n == 0 or not bool(leaving.any()):
         return into, cosine
-    columns = normalize(_pick(keys, to).to(wide), dim=-1).mT.flatten(0, 1).contiguous()  # (B·H,D,N)
+    columns = normalize(_gather(keys, to).to(wide), dim=-1).mT.flatten(0, 1).contiguous()  # (B·H,D,N)
     absent = None if bool(real_to.all()) else ~real_to.flatten(0, 1)[:, None]
-    index, _ = places(leaving)
+    index, _ = padded_indices(leaving)
     every = 2 * index.shape[-1] > s  # most of them leave: to compute all is cheaper than to pick those
     count = s if every else index.shape[-1]
     tile = min(count, max(1, _TILE // (b * h * n)))
@@ -53,7 +35,7 @@ def reference(keys: Tensor, leaving: Tensor, targets: Tensor) -> tuple[Tensor, T
     for start in range(0, count, tile):
         stop = min(start + tile, count)
         part = None if every else index[..., start:stop]
-        rows = keys[:, :, start:stop] if part is None else _pick(keys, part)
+        rows = keys[:, :, start:stop] if part is None else _gather(keys, part)
         dots = torch.bmm(rows.reshape(b * h, -1, d).to(wide), columns, out=buffer[:, : stop - start])
         if absent is not None:
             dots.masked_fill_(absent, float("-inf"))
@@ -68,12 +50,13 @@ def reference(keys: Tensor, leaving: Tensor, targets: Tensor) -> tuple[Tensor, T
     return into.masked_fill_(~leaving, -1), cosine.masked_fill_(~leaving, float("-inf"))
 
 
-def places(mask: Tensor) -> tuple[Tensor, Tensor]:
+def padded_indices(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Indices (B,H,N) of the true entries of ``mask`` (B,H,S), padded at the end, and which of them are real."""
     size = int(mask.sum(-1).max()) if mask.numel() else 0
     index = mask.to(torch.int8).sort(dim=-1, descending=True, stable=True).indices[..., :size]
     return index, mask.gather(-1, index)
 
 
-def _pick(keys: Tensor, index: Tensor) -> Tensor:
+def _gather(keys: Tensor, index: Tensor) -> Tensor:
+    """Keys (B,H,N,D) at ``index`` (B,H,N)."""
     return keys.gather(2, index[..., None].expand(*index.shape, keys.shape[-1]))

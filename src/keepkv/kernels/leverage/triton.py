@@ -8,10 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from keepkv.core.rope import Rope
-from keepkv.kernels.layout import rowwise
-from keepkv.kernels.leverage import whitening
-from keepkv.kernels.rope_triton import content
-from keepkv.kernels.tiles import MIN_DOT, on, power, programs
+from keepkv.kernels.launch import MIN_DOT, device_of, next_power_of_two, programs, rowwise
+from keepkv.kernels.leverage.reference import whitening
+from keepkv.kernels.leverage.rope_triton import content
 
 BLOCK_C = 32  # dimensions of a tile of the covariance
 SHARE = 32  # slots per dimension for each part of the sums: of bfloat16 keys and values they take 1/SHARE at most
@@ -107,16 +106,16 @@ def _norms(
     tl.store(out + pair.to(tl.int64) * slots + n, tl.where(some, total, 0.0), mask=n < slots)
 
 
-def leverage(
+def key_leverage(
     keys: Tensor, positions: Tensor, log_votes: Tensor | None, ridge: float, rope: Rope | None, at: Tensor | None
 ) -> Tensor:
-    """As ``kernels.leverage.reference``."""
+    """As ``reference.key_leverage``."""
     keys = rowwise(keys)
     (b, h, s, d), pairs = keys.shape, keys.shape[0] * keys.shape[1]
     out = torch.empty(b, h, s, dtype=torch.float32, device=keys.device)
     if out.numel() == 0:
         return out
-    block_c = min(BLOCK_C, power(d, MIN_DOT))
+    block_c = min(BLOCK_C, next_power_of_two(d, MIN_DOT))
     rows = -(-d // block_c)
     tiles = rows * (rows + 1) // 2
     size = s if at is None else at.shape[-1]
@@ -128,7 +127,7 @@ def leverage(
     steps, held = keys.stride()[:3], positions.stride()
     frequencies, half, unscale = (None, 0, 1.0) if rope is None else (rope.inv_freq, rope.dims // 2, 1 / rope.scaling)
     layout = {"D": d, "ROPE": rope is not None, "INTERLEAVED": rope is not None and rope.interleaved, "num_warps": 8}
-    with on(keys):
+    with device_of(keys):
         _moments[pairs, parts, tiles](
             keys, positions, votes, None if at is None else at.contiguous(), frequencies, sums, *steps, *held,
             *(none if votes is None else votes.stride()), unscale, half, h, s, size, chunk, BLOCK_N=32,
@@ -145,7 +144,7 @@ def leverage(
         block_n = 32 if d <= 128 else 16
         _norms[pairs, -(-s // block_n)](
             keys, positions, frequencies, mean, white, out, *steps, *held, *white.stride(),
-            unscale, half, h, s, BLOCK_N=block_n, BLOCK_C=min(power(d, MIN_DOT), 64 if d <= 128 else 32),
-            BLOCK_D=power(d, MIN_DOT), **layout,
+            unscale, half, h, s, BLOCK_N=block_n, BLOCK_C=min(next_power_of_two(d, MIN_DOT), 64 if d <= 128 else 32),
+            BLOCK_D=next_power_of_two(d, MIN_DOT), **layout,
         )  # fmt: skip
     return out

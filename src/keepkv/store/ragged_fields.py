@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 
 from keepkv.core.slots import EMPTY
-from keepkv.kernels.layout import Layout
+from keepkv.kernels.segments import Segments
 
 
-class Segments:
+class RaggedFields:
     """Fields (N,…) in one buffer each, (row, head) after (row, head); ``lengths`` (B,H): slots of each."""
 
     def __init__(self) -> None:
         self.fields: dict[str, Tensor] = {}
         self.lengths: Tensor | None = None
-        self.layout: Layout | None = None
+        self.segments: Segments | None = None
 
     @property
     def length(self) -> int:
         """Slots of the longest (row, head)."""
-        return 0 if self.layout is None else self.layout.longest
+        return 0 if self.segments is None else self.segments.longest
 
     def set(self, fields: dict[str, Tensor], lengths: Tensor) -> None:
         """Hold ``fields`` (N,…), segments of ``lengths`` (B,H) one after the other, and nothing else."""
@@ -28,11 +28,11 @@ class Segments:
         b, h = lengths.shape
         first = lengths.flatten().cumsum(0).view_as(lengths) - lengths
         longest = int(lengths.max()) if lengths.numel() else 0
-        self.layout = Layout(b, h, longest, len(fields["positions"]), True, first, lengths)
+        self.segments = Segments(b, h, longest, len(fields["positions"]), True, first, lengths)
 
     def rectangle(self, start: int = 0, stop: int | None = None) -> dict[str, Tensor]:
         """Columns ``start`` to ``stop`` of the fields as a rectangle (B,H,·,…), copied; empty slots come first."""
-        assert self.layout is not None and self.lengths is not None
+        assert self.segments is not None and self.lengths is not None
         lengths = self.lengths[..., None]
         stop = self.length if stop is None else min(stop, self.length)
         columns = torch.arange(start, stop, device=lengths.device) - self.length + lengths
@@ -56,7 +56,7 @@ class Segments:
         inside = columns < lengths[..., None]
         self.set({name: x[inside] for name, x in self._take(rows, columns).items()}, lengths)
 
-    def join(self, other: Segments) -> None:
+    def join(self, other: RaggedFields) -> None:
         """Add the rows of ``other``; both hold something."""
         assert self.lengths is not None and other.lengths is not None
         both, fields = (self.fields, other.fields), {}
@@ -78,6 +78,6 @@ class Segments:
     def _take(self, rows: Tensor | slice, columns: Tensor) -> dict[str, Tensor]:
         """Fields at ``columns`` (…,c) counted from the start of each segment of ``rows``; of another slot where that
         lies outside."""
-        assert self.layout is not None and self.layout.first is not None
-        index = (self.layout.first[rows][..., None] + columns).clamp_(0, max(0, self.layout.total - 1))
+        assert self.segments is not None and self.segments.first is not None
+        index = (self.segments.first[rows][..., None] + columns).clamp_(0, max(0, self.segments.total - 1))
         return {name: x[index] for name, x in self.fields.items()}

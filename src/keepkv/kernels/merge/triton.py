@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from keepkv.kernels.layout import rowwise
-from keepkv.kernels.merge import Merged
-from keepkv.kernels.tiles import on, power
+from keepkv.kernels.addressing import finite, log_sum
+from keepkv.kernels.launch import device_of, next_power_of_two, rowwise
+from keepkv.kernels.merge.reference import Merged
 
 BLOCK_M = 16  # slots at a time: most groups are small
 
@@ -34,7 +34,7 @@ def _merge(
         slot = tl.load(order + pair * slots + m, mask=m < end, other=0)
         given = tl.load(u + pair * slots + slot, mask=m < end, other=float("-inf"))
         higher = tl.maximum(top, tl.max(given, 0))
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
+        shift = finite(higher)
         share = tl.exp(given - shift)
         shrink = tl.exp(top - shift)
         # A slot without mass is not read: it adds nothing, whatever it holds.
@@ -48,17 +48,16 @@ def _merge(
         rows = tl.load(v_at, mask=some & (e < DV)[None, :], other=0.0)
         value = value * shrink + tl.sum(share[:, None] * rows.to(tl.float32), 0)
         top = higher
-    mass = tl.where(total > 0, top + tl.log(tl.where(total > 0, total, 1.0)), float("-inf"))
-    total = tl.where(total > 0, total, 1.0)
     to = pair * size + group
-    tl.store(log_mass + to, mass)
+    tl.store(log_mass + to, log_sum(top, total))
+    total = tl.where(total > 0, total, 1.0)
     if k is not None:
         tl.store(k_out + to * D + d, key / total, mask=d < D)
     tl.store(v_out + to * DV + e, value / total, mask=e < DV)
 
 
-def merge_segments(u: Tensor, keys: Tensor | None, values: Tensor, group: Tensor, size: int) -> Merged:
-    """As ``kernels.merge.reference``, in float32."""
+def merge_groups(u: Tensor, keys: Tensor | None, values: Tensor, group: Tensor, size: int) -> Merged:
+    """As ``reference.merge_groups``, in float32."""
     values = rowwise(values)
     b, h, s, dv = values.shape
     d = 1 if keys is None else keys.shape[-1]
@@ -72,10 +71,10 @@ def merge_segments(u: Tensor, keys: Tensor | None, values: Tensor, group: Tensor
     starts = torch.searchsorted(ranked, edges)
     if keys is not None:
         keys = rowwise(keys)
-    with on(values):
+    with device_of(values):
         _merge[(b * h * size,)](
             order, starts, u.float().contiguous(), keys, values, log_mass, k_out, v_out,
             *((0, 0, 0) if keys is None else keys.stride()[:3]), *values.stride()[:3], h, s, size,
-            D=d, DV=dv, BLOCK_M=BLOCK_M, BLOCK_D=power(d), BLOCK_DV=power(dv), num_warps=2,
+            D=d, DV=dv, BLOCK_M=BLOCK_M, BLOCK_D=next_power_of_two(d), BLOCK_DV=next_power_of_two(dv), num_warps=2,
         )  # fmt: skip
     return Merged(log_mass, k_out, v_out)

@@ -30,15 +30,14 @@ from keepkv import kernels
 from keepkv.attention.attend import attend
 from keepkv.attention.part import Part
 from keepkv.core.slots import LayerView, Slots
-from keepkv.kernels.decode_tiles import decode_tiles
-from keepkv.kernels.layout import layout
-from keepkv.kernels.tiling import TILE, tiles
+from keepkv.kernels.decode.tiles import decode_in_tiles
+from keepkv.kernels.segments import TILE, Segments, segments_of
 from keepkv.kernels.tolerance import ATOL, EXACT, RTOL
 from keepkv.observe import attention
 from keepkv.store import Held
 from keepkv.store.ragged import RaggedStore
 
-# decode
+# decode_attention
 
 
 @needs_triton
@@ -47,17 +46,17 @@ from keepkv.store.ragged import RaggedStore
     "b, h, g, s, d, dv",
     [(2, 2, 4, 300, 32, 32), (1, 2, 1, 70, 80, 48), (2, 1, 8, 40, 96, 96), (1, 1, 1, 33, 256, 16)],
 )
-def test_decode(dtype: torch.dtype, b: int, h: int, g: int, s: int, d: int, dv: int) -> None:
+def test_decode_attention(dtype: torch.dtype, b: int, h: int, g: int, s: int, d: int, dv: int) -> None:
     slots = rectangle(b, h, g, s, d, dv, dtype)
     for options in ({}, {"softcap": 5.0, "sinks": normal(h * g), "weights": True}):
-        compare(*both(kernels.decode, slots, scaling=d**-0.5, **options), dtype)
+        compare(*both(kernels.decode_attention, slots, scaling=d**-0.5, **options), dtype)
 
 
 @needs_triton
-def test_decode_says_what_the_engine_says() -> None:
+def test_it_says_what_the_engine_says() -> None:
     slots = rectangle(2, 2, 2, 50, 16, 8)
     sinks, common = normal(4), {"scaling": 0.3, "softcap": 8.0}
-    got = kernels.decode(**slots, sinks=sinks, **common, weights=True, backend="triton")
+    got = kernels.decode_attention(**slots, sinks=sinks, **common, weights=True, backend="triton")
     parts = [Part(*(slots[name] for name in Part._fields[:4]))]
     assert_close(got.output[:, :, None], attend(slots["query"][:, :, None], parts, sinks=sinks, **common).output)
     view = LayerView(
@@ -72,12 +71,12 @@ def test_decode_says_what_the_engine_says() -> None:
 
 @needs_triton
 def test_one_token_steps_of_the_engine_use_the_kernel_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from keepkv.kernels import decode_triton
+    from keepkv.kernels.decode import triton
 
     slots = rectangle(1, 2, 2, 20, 16, 16)
     part = Part(*(slots[name] for name in Part._fields[:4]))
-    calls, kernel = [], decode_triton.decode
-    monkeypatch.setattr(decode_triton, "decode", lambda *given: calls.append(1) or kernel(*given))
+    calls, kernel = [], triton.decode_attention
+    monkeypatch.setattr(triton, "decode_attention", lambda *given: calls.append(1) or kernel(*given))
     expected = attend(slots["query"][:, :, None], [part], 0.25).output
     ours = len(calls)
     monkeypatch.setenv("KEEPKV_KERNELS", "triton")
@@ -104,9 +103,10 @@ def test_generation_by_the_kernel(arch: str, method: str, monkeypatch: pytest.Mo
 @needs_triton
 @pytest.mark.parametrize("gap", [0, 3])
 @pytest.mark.parametrize("lengths", [[[5, 0], [300, 17]], [[0, 0], [0, 1]], [[1], [129], [128]]], ids=str)
-def test_decode_ragged(lengths: list[list[int]], gap: int) -> None:
+def test_ragged_slots(lengths: list[list[int]], gap: int) -> None:
     slots = ragged(lengths, gap=gap)
-    got, expected = both(kernels.decode, slots, scaling=0.25, weights=True, sinks=normal(slots["query"].shape[1]))
+    sinks = normal(slots["query"].shape[1])
+    got, expected = both(kernels.decode_attention, slots, scaling=0.25, weights=True, sinks=sinks)
     compare(got, expected, torch.float32)
     heads = slots["lengths"].repeat_interleave(2, 1) == 0
     assert (got.output[heads] == 0).all() and (got.lse[heads] == -INF).all()
@@ -115,24 +115,24 @@ def test_decode_ragged(lengths: list[list[int]], gap: int) -> None:
 @needs_triton
 @settings(max_examples=12, deadline=None)
 @given(segments(2, 70), st.sampled_from([1, 3, 8]))
-def test_decode_any_ragged_shape(lengths: list[list[int]], g: int) -> None:
-    compare(*both(kernels.decode, ragged(lengths, g=g), scaling=0.25, weights=True), torch.float32)
+def test_any_ragged_shape(lengths: list[list[int]], g: int) -> None:
+    compare(*both(kernels.decode_attention, ragged(lengths, g=g), scaling=0.25, weights=True), torch.float32)
 
 
 @needs_triton
-def test_decode_reads_a_flat_store_as_it_lies() -> None:
+def test_it_reads_a_flat_store_as_it_lies() -> None:
     slots = rectangle(2, 2, 2, 40, 16, 16)
     positions = slots["positions"].masked_fill(torch.rand(2, 2, 40, device=DEVICE) < 0.3, -1)
     positions[1, 0] = -1
     store = RaggedStore(Held())
     store.load(Slots(slots["keys"], slots["values"], slots["log_votes"], positions))
-    body, layout = store.body.fields, store.body.layout
-    assert layout is not None
-    got = kernels.decode(
+    body, segments = store.body.fields, store.body.segments
+    assert segments is not None
+    got = kernels.decode_attention(
         slots["query"], body["keys"], body["values"], body["log_votes"], body["positions"], scaling=0.25,
-        offsets=layout.first, lengths=layout.lengths, longest=layout.longest, backend="triton",
+        offsets=segments.first, lengths=segments.lengths, longest=segments.longest, backend="triton",
     )  # fmt: skip
-    expected = kernels.decode(**(slots | {"positions": positions}), scaling=0.25, backend="reference")
+    expected = kernels.decode_attention(**(slots | {"positions": positions}), scaling=0.25, backend="reference")
     assert_close(got.output, expected.output)
     assert_close(got.lse, expected.lse)
 
@@ -143,9 +143,11 @@ def test_lengths_of_a_rectangle_say_the_same_as_empties_first() -> None:
     lengths = torch.tensor([[90, 3], [0, 41]], device=DEVICE)
     first = torch.arange(90, device=DEVICE) >= 90 - lengths[..., None]
     positions = torch.where(first, 7, -1)
-    by_positions = kernels.decode(**(slots | {"positions": positions}), scaling=0.25, weights=True, backend="triton")
+    by_positions = kernels.decode_attention(
+        **(slots | {"positions": positions}), scaling=0.25, weights=True, backend="triton"
+    )
     del slots["positions"]
-    got, expected = both(kernels.decode, slots, scaling=0.25, weights=True, lengths=lengths)
+    got, expected = both(kernels.decode_attention, slots, scaling=0.25, weights=True, lengths=lengths)
     compare(got, expected, torch.float32)
     compare(got, kernels.Decoded(*map(wide, by_positions)), torch.float32)
 
@@ -153,18 +155,18 @@ def test_lengths_of_a_rectangle_say_the_same_as_empties_first() -> None:
 @needs_triton
 def test_empty_slots_are_never_read() -> None:
     slots = rectangle(2, 1, 2, 40, 16, 16)
-    expected = kernels.decode(**slots, scaling=0.25, backend="triton").output
+    expected = kernels.decode_attention(**slots, scaling=0.25, backend="triton").output
     for name in ("keys", "values", "log_votes"):
         slots[name][slots["positions"] < 0] = float("nan")
-    assert torch.equal(kernels.decode(**slots, scaling=0.25, backend="triton").output, expected)
+    assert torch.equal(kernels.decode_attention(**slots, scaling=0.25, backend="triton").output, expected)
 
 
 @needs_triton
-def test_decode_where_nothing_is_seen() -> None:
+def test_where_nothing_is_seen() -> None:
     slots = rectangle(1, 2, 2, 20, 16, 16)
     slots["positions"][:, 0] = -1
     slots["log_votes"][:, 1] = -INF
-    got = kernels.decode(**slots, scaling=0.25, sinks=normal(4), weights=True, backend="triton")
+    got = kernels.decode_attention(**slots, scaling=0.25, sinks=normal(4), weights=True, backend="triton")
     assert got.weights is not None
     assert (got.output == 0).all() and (got.weights == 0).all() and (got.lse == -INF).all()
 
@@ -173,41 +175,42 @@ def test_decode_where_nothing_is_seen() -> None:
 def test_votes_are_copies() -> None:
     query, keys, values = normal(1, 2, 16), normal(1, 1, 9, 16), normal(1, 1, 9, 16)
     times = torch.tensor([1, 4, 1, 1, 2, 7, 1, 1, 3], device=DEVICE)
-    voted = kernels.decode(query, keys, values, times.float().log()[None, None], scaling=0.5, backend="triton")
+    voted = kernels.decode_attention(
+        query, keys, values, times.float().log()[None, None], scaling=0.5, backend="triton"
+    )
     copies = [x.repeat_interleave(times, 2) for x in (keys, values)]
-    assert_close(voted.output, kernels.decode(query, *copies, scaling=0.5, backend="triton").output)
+    assert_close(voted.output, kernels.decode_attention(query, *copies, scaling=0.5, backend="triton").output)
 
 
 @needs_triton
 @pytest.mark.parametrize("size", [200.0, 0.0])
-def test_decode_of_large_and_of_equal_logits(size: float) -> None:
+def test_large_and_equal_logits(size: float) -> None:
     slots = rectangle(1, 1, 2, 80, 16, 16)
     slots["query"] *= 0
     slots["query"][..., 0] = 1
     slots["keys"][..., 0] = torch.linspace(-size, size, 80, device=DEVICE)
-    compare(*both(kernels.decode, slots, scaling=1.0, weights=True), torch.float32)
+    compare(*both(kernels.decode_attention, slots, scaling=1.0, weights=True), torch.float32)
 
 
 @needs_triton
 def test_strides_do_not_matter() -> None:
     slots = rectangle(2, 2, 2, 40, 16, 24)
-    expected = kernels.decode(**slots, scaling=0.25, backend="triton").output
+    expected = kernels.decode_attention(**slots, scaling=0.25, backend="triton").output
     grown = {name: torch.cat((x, x), 2)[:, :, :40] for name, x in slots.items() if name != "query"}  # a store's slack
     turned = {name: x.transpose(1, 2).contiguous().transpose(1, 2) for name, x in slots.items() if x.dim() == 4}
     askew = {name: x.transpose(2, 3).contiguous().transpose(2, 3) for name, x in slots.items() if x.dim() == 4}
     for other in (grown, turned, askew):
-        assert torch.equal(kernels.decode(**(slots | other), scaling=0.25, backend="triton").output, expected)
+        assert torch.equal(kernels.decode_attention(**(slots | other), scaling=0.25, backend="triton").output, expected)
 
 
-# decode_tiles
+# decode_in_tiles
 
 
 def tiled(slots: dict[str, Any], scaling: float, softcap: float | None = None) -> kernels.Decoded:
-    """``decode_tiles`` of slots as ``ragged`` gives them."""
-    space = layout(slots["keys"], 1, slots["offsets"], slots["lengths"], None)
-    assert space.tiles is not None
+    """``decode_in_tiles`` of slots as ``ragged`` gives them."""
+    where = segments_of(slots["keys"], slots["offsets"], slots["lengths"])
     fields = (slots[name] for name in ("query", "keys", "values", "log_votes"))
-    return decode_tiles(*fields, space, space.tiles, scaling, softcap)
+    return decode_in_tiles(*fields, where, scaling, softcap)
 
 
 def check_tiled(lengths: list[list[int]], g: int, dtype: torch.dtype = torch.float32) -> None:
@@ -215,7 +218,7 @@ def check_tiled(lengths: list[list[int]], g: int, dtype: torch.dtype = torch.flo
              for name, x in ragged(lengths, g=g).items()}  # fmt: skip
     for softcap in (None, 3.0):
         exact = {name: wide(x) for name, x in slots.items()}
-        expected = kernels.decode(**exact, scaling=0.25, softcap=softcap, backend="reference")
+        expected = kernels.decode_attention(**exact, scaling=0.25, softcap=softcap, backend="reference")
         output, lse, _ = tiled(slots, 0.25, softcap)
         assert output.dtype == lse.dtype == torch.promote_types(dtype, torch.float32)
         assert_close(output.double(), expected.output, rtol=RTOL[dtype], atol=ATOL[dtype])
@@ -240,13 +243,13 @@ def test_decode_in_tiles_any_ragged_shape(lengths: list[list[int]], g: int) -> N
 
 def test_tiles_say_where_they_cannot() -> None:
     for slots in (ragged([[TILE - 1]]), ragged([[50, 50]], gap=2)):
-        assert layout(slots["keys"], 1, slots["offsets"], slots["lengths"], None).tiles is None
+        assert segments_of(slots["keys"], slots["offsets"], slots["lengths"]).tiles is None
 
 
 def test_every_slot_is_in_one_tile_of_its_segment() -> None:
     lengths = torch.tensor([[70, 0, 3], [500, 64, 1]])
     first = lengths.flatten().cumsum(0).view_as(lengths) - lengths
-    work = tiles(first, lengths, int(lengths.sum()))
+    work = Segments(2, 3, 500, int(lengths.sum()), True, first, lengths).tiles
     assert work is not None and work.whole == 638 // TILE and len(work.extra) <= 2 * lengths.numel()
     slot = torch.cat((torch.arange(work.whole * TILE).view(-1, TILE), work.extra))
     owner = work.owner[:, None].expand_as(slot)

@@ -7,11 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from keepkv.kernels.assign import places
-from keepkv.kernels.layout import rowwise
-from keepkv.kernels.tiles import MIN_DOT, on, power, rows_per_tile, slots_per_tile, upcast
+from keepkv.kernels.assign import reference
+from keepkv.kernels.launch import MIN_DOT, device_of, next_power_of_two, rows_per_tile, rowwise, slots_per_tile, upcast
 
-EPS = tl.constexpr(1e-12)  # least norm, as in torch's ``normalize``
+EPS = tl.constexpr(reference.EPS)
 
 
 @triton.jit(do_not_specialize=["most_leaving", "most_targets", "slots"])
@@ -50,22 +49,22 @@ def _assign(
     tl.store(cosine + pair * slots + source, best, mask=real)
 
 
-def assign(keys: Tensor, leaving: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """As ``kernels.assign.reference``, in float32."""
+def nearest_key(keys: Tensor, leaving: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``reference.nearest_key``, in float32."""
     keys = rowwise(keys)
     b, h, s, d = keys.shape
     into = torch.full((b, h, s), -1, dtype=torch.int64, device=keys.device)
     cosine = torch.full((b, h, s), float("-inf"), dtype=torch.float32, device=keys.device)
-    sources, real = places(leaving)
-    columns, held = places(targets)
+    sources, real = reference.padded_indices(leaving)
+    columns, held = reference.padded_indices(targets)
     if sources.shape[-1] == 0 or columns.shape[-1] == 0:
         return into, cosine
     block_m = rows_per_tile(keys, sources.shape[-1], d)
-    with on(keys):
+    with device_of(keys):
         _assign[b * h, -(-sources.shape[-1] // block_m)](
             keys, sources.contiguous(), columns.contiguous(), real.sum(-1), held.sum(-1), into, cosine,
             *keys.stride()[:3], h, sources.shape[-1], columns.shape[-1], s,
-            D=d, BLOCK_M=block_m, BLOCK_N=slots_per_tile(keys, d), BLOCK_D=power(d, MIN_DOT), UPCAST=upcast(keys),
-            num_warps=4, num_stages=2,
+            D=d, BLOCK_M=block_m, BLOCK_N=slots_per_tile(keys, d), BLOCK_D=next_power_of_two(d, MIN_DOT),
+            UPCAST=upcast(keys), num_warps=4, num_stages=2,
         )  # fmt: skip
     return into, cosine

@@ -1,4 +1,4 @@
-"""Ridge leverage of keys before RoPE, without a copy of the keys."""
+"""Ridge leverage in plain torch: what the kernel is compared with."""
 
 from __future__ import annotations
 
@@ -6,46 +6,17 @@ import torch
 from torch import Tensor
 
 from keepkv.core.rope import Rope
-from keepkv.kernels.dispatch import check, choose
 
 _SLOTS = 1024  # slots of a head that are looked at together, and stay in a processor's nearest cache
 
 
-def leverage(
-    keys: Tensor,
-    positions: Tensor,
-    log_votes: Tensor | None = None,
-    *,
-    ridge: float,
-    rope: Rope | None = None,
-    sample: int | None = None,
-    backend: str | None = None,
-) -> Tensor:
-    """ℓ_i = k̃_iᵀ(Σ + λI)⁻¹k̃_i of each slot among those of its row and head, as ``score.leverage`` wants it.
-
-    keys (B,H,S,D) after ``rope`` at positions (B,H,S), below 0 where a slot is empty; None: not rotated. k̃ are the
-    keys before it less their mean, Σ their covariance, λ = ``ridge``·tr Σ/D, a slot counting e^``log_votes`` (B,H,S)
-    times. Mean and covariance are those of ``sample`` valid slots of each head, evenly spaced: of all where there are
-    no more, or where it is None. Returns float32 (B,H,S), float64 for float64; 0 at empty slots.
-    """
-    check(
-        keys.dim() == 4 and positions.shape == keys.shape[:-1],
-        f"keys {tuple(keys.shape)} with positions {tuple(positions.shape)}: give (B,H,S,D) and (B,H,S)",
-    )
-    check(log_votes is None or log_votes.shape == positions.shape, "log_votes and positions must have the same shape")
-    check(sample is None or sample > 0, f"sample={sample}: give at least 1 slot, or None for all")
-    at = evenly(positions >= 0, sample)
-    if choose(backend, keys) == "reference":
-        return reference(keys, positions, log_votes, ridge, rope, at)
-    from keepkv.kernels.leverage_triton import leverage as kernel  # Triton is needed only here
-
-    return kernel(keys, positions, log_votes, ridge, rope, at)
-
-
-def reference(
+def key_leverage(
     keys: Tensor, positions: Tensor, log_votes: Tensor | None, ridge: float, rope: Rope | None, at: Tensor | None
 ) -> Tensor:
-    """The same in plain torch, with the sample ``at`` of ``evenly``; some slots at a time, and of them head by head."""
+    """``kernels.key_leverage`` with its arguments checked and the sample ``at``, as ``evenly_spaced`` returns it.
+
+    Works on some slots of one head at a time.
+    """
     (b, h, s), keys = positions.shape, keys.detach()
     dtype = torch.promote_types(keys.dtype, torch.float32)
     out = torch.empty(b, h, s, dtype=dtype, device=keys.device)
@@ -73,7 +44,7 @@ def reference(
 
 
 def _rows(x: Tensor, at: Tensor | None, head: int) -> Tensor:
-    """Rows ``at`` (B,H,m) of one head of ``x`` (B,S,D); all where it is None."""
+    """Rows ``at`` (B,H,m) of head ``head``, whose slots are ``x`` (B,S,D); all where ``at`` is None."""
     if at is None:
         return x
     return torch.stack([row.index_select(0, own.clamp(min=0)) for row, own in zip(x, at[:, head], strict=True)])
@@ -101,7 +72,7 @@ def _norms(z: Tensor, white: Tensor) -> Tensor:
     return first.square_().addcmul_(second, second)
 
 
-def evenly(valid: Tensor, sample: int | None) -> Tensor | None:
+def evenly_spaced(valid: Tensor, sample: int | None) -> Tensor | None:
     """Where ``sample`` = m of the valid slots of a head are, evenly spaced: (B,H,m) int64, −1 where a head has fewer.
 
     valid (B,H,S) bool. None: all slots, which are no more. The j-th of n is the ⌊j·n/m⌋-th valid one, wherever empty
