@@ -13,7 +13,7 @@ from torch import Tensor
 
 from keepkv.core.intervals import Intervals
 from keepkv.core.slots import LayerView
-from keepkv.methods.keepkv import Remembering
+from keepkv.methods.pieces import Remembering
 from keepkv.observe.window import remember_in_spans, span_window
 from keepkv.score import H2O, TOVA, KNorm, Score, SnapKV, Streaming
 

@@ -122,7 +122,7 @@ def make_receipt(cache: Cache) -> Receipt:
     seen = plan.clock.seen
     return Receipt(
         method=plan.method.name,
-        options=dict(plan.method.options),
+        options=plan.method.changed,
         budget=plan.budget.value,
         compressed=any(t.compressions for t in tallies),
         seen=[] if seen is None else seen.tolist(),
