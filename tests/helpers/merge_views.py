@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from keepkv.core.slots import EMPTY, LayerView, Slots
+from keepkv.core.stats import Merge, Stat
 from keepkv.observe import attention
+from keepkv.score.random import Random
+
+
+class Kinds(Random):
+    """A score that keeps one statistic of each kind, under the name of the kind."""
+
+    stats: ClassVar[dict[str, Stat]] = {kind: Stat(0.0, kind) for kind in get_args(Merge)}
+
+
+def add_stats(view: LayerView) -> None:
+    """Give ``view`` the statistics of ``Kinds``."""
+    view.slots.stats.update({name: torch.randn(view.slots.shape, dtype=torch.float64) for name in Kinds.stats})
+
+
+def combined(kind: str, members: Tensor) -> Tensor:
+    """What a statistic of slots becomes, members (n,), the anchor first."""
+    return {"sum": members.sum(), "logsumexp": members.logsumexp(0), "max": members.max(), "anchor": members[0]}[kind]
 
 
 def make_view(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merge_views import keep_every, make_view, padded
+from merge_views import Kinds, add_stats, combined, keep_every, make_view, padded
 from torch import Tensor
 
 from keepkv.core.slots import LayerView, Slots
@@ -40,7 +40,7 @@ def scores_of(view: LayerView) -> Tensor:
 
 
 def run(reduce: Reduce, view: LayerView, keep: Tensor) -> Reduced:
-    return reduce(view, keep, scores_of(view), Random())
+    return reduce(view, keep, scores_of(view), Kinds())
 
 
 def typical(seed: int = 0, **options: object) -> tuple[LayerView, Tensor]:
@@ -245,7 +245,7 @@ def test_grkv_never_fits_its_queries_worse(seed: int, scale: float) -> None:
 def test_residual_slots_equal_explicit_blocks(model: dict[str, object], bias: str) -> None:
     view, keep = typical(6, slots=40, queries=8, **model)
     keep[0, 1, 30:] = True  # heads of different lengths
-    view.slots.stats.update(mass=torch.rand(1, 2, 40, dtype=F64), log_mass=torch.randn(1, 2, 40, dtype=F64))
+    add_stats(view)
     got, s, scores = run(Residual(0.4, bias=bias, window=4, alpha=0.7), view, keep), view.slots, scores_of(view)
     past = recent(view, 4, 0.7)
     u, log_z = log_masses(view, past)
@@ -274,10 +274,9 @@ def test_residual_slots_equal_explicit_blocks(model: dict[str, object], bias: st
             torch.testing.assert_close(r.keys[0, h, column], key, rtol=0, atol=1e-12)
             torch.testing.assert_close(r.values[0, h, column], value, rtol=0, atol=1e-12)
             torch.testing.assert_close(r.log_votes[0, h, column], votes, rtol=0, atol=1e-10)
-            assert abs(float(r.stats["mass"][0, h, column] - s.stats["mass"][0, h, members].sum())) <= 1e-12
-            assert (
-                abs(float(r.stats["log_mass"][0, h, column] - s.stats["log_mass"][0, h, members].logsumexp(0))) < 1e-12
-            )
+            for kind, x in s.stats.items():  # the anchor is the last of a block
+                wanted = combined(kind, x[0, h, members].flip(0))
+                assert abs(float(r.stats[kind][0, h, column] - wanted)) <= 1e-12, kind
 
 
 @given(seed=st.integers(0, 10_000), share=st.floats(0, 1), bias=st.sampled_from(["count", "mass"]))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from merge_views import keep_every, make_view, output
+from merge_views import Kinds, add_stats, keep_every, make_view, output
 from torch import Tensor
 
 from keepkv.core.slots import LayerView, Slots
@@ -240,14 +240,14 @@ def test_12_votes_and_dropped_tokens_add_up_over_a_run(key: str, dtype: torch.dt
 @pytest.mark.parametrize("key", ["fixed", "bias", "zip", "code"])
 def test_13_nothing_to_merge_is_plain_eviction(key: str) -> None:
     view = make_view(4, rows=2, groups=2, queries=8, votes=True)
-    view.slots.stats["log_x"] = torch.randn(view.slots.positions.shape)
+    add_stats(view)
     everything = view.slots.valid
     for keep, options in ((keep_every(view, 3), {"threshold": 1.1}), (everything, {"threshold": None})):
-        ours = KeepKV(key=key, **options)(view, keep, keep.double(), Random())
+        ours = KeepKV(key=key, **options)(view, keep, keep.double(), Kinds())
         plain = Drop()(view, keep, keep.double(), Random())
         for name in ("keys", "values", "log_votes", "positions"):
             assert torch.equal(getattr(ours.slots, name), getattr(plain.slots, name))
-        assert torch.equal(ours.slots.stats["log_x"], plain.slots.stats["log_x"])
+        assert all(torch.equal(x, plain.slots.stats[kind]) for kind, x in ours.slots.stats.items())
         assert torch.equal(ours.lost, plain.lost) and ours.merged.sum() == 0
     assert torch.equal(reduced(view, everything, key=key).keys, view.slots.keys)
 

@@ -42,7 +42,7 @@ def build(name: str) -> Score:
 def ready(score: Score, view: LayerView) -> LayerView:
     """The view with fresh statistics and state, after ``observe``."""
     b, h, s = view.slots.shape
-    stats = {name: torch.full((b, h, s), start) for name, start in score.stats.items()}
+    stats = {name: torch.full((b, h, s), x.start) for name, x in score.stats.items()}
     view = replace(view, slots=view.slots.with_(stats=stats), state={}, rope=ROPE)
     if score.observes:
         score.observe(view)

@@ -34,7 +34,7 @@ SCORES: list[Score] = [
 def prompt(seed: int, score: Score, **options: Any) -> LayerView:
     """One row of ``SIZE`` tokens, all of them queries of one forward, with what the score keeps per slot."""
     view = row(seed, slots=SIZE, queries=SIZE, spans=SPANS, **options)
-    stats = {name: torch.full(view.slots.shape, x) for name, x in (score.stats | score.span_stats).items()}
+    stats = {name: torch.full(view.slots.shape, x.start) for name, x in (score.stats | score.span_stats).items()}
     return replace(view, slots=view.slots.with_(stats=stats))
 
 

@@ -28,8 +28,7 @@ class Slots:
     keys (B,H,S,D) and values (B,H,S,Dv) in the model's dtype; log_votes (B,H,S) float32, the bias added to a
     slot's attention logit (0 for an original token); positions (B,H,S) int32, the token's index in its row not
     counting padding (of the anchor for a merged slot), ``EMPTY`` where nothing is stored; stats: what a score
-    keeps per slot, each (B,H,S) float32. A statistic whose name starts with ``log_`` adds up in log space when
-    slots merge, every other one by plain sum.
+    keeps per slot, each (B,H,S) float32.
     """
 
     keys: Tensor

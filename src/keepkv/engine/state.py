@@ -59,7 +59,8 @@ class Plan:
     @property
     def stats(self) -> dict[str, float]:
         """What is kept per slot, and the value a new slot starts with."""
-        return self.method.score.stats | (self.method.score.span_stats if self.scopes else {})
+        score = self.method.score
+        return {name: x.start for name, x in (score.stats | (score.span_stats if self.scopes else {})).items()}
 
     def index(self, rows: Tensor) -> None:
         """Row i becomes the present row ``rows[i]``."""

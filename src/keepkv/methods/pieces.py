@@ -8,6 +8,7 @@ from torch import Tensor
 
 from keepkv.allocate.base import ALLOCATIONS, Allocate
 from keepkv.core.slots import LayerView
+from keepkv.core.stats import Stat
 from keepkv.observe.masses import STATE
 from keepkv.observe.window import remember
 from keepkv.score.base import SCORES, Score, Wrapped
@@ -28,7 +29,7 @@ class Remembering(Wrapped):
         return self.score.scopes
 
     @property
-    def span_stats(self) -> dict[str, float]:  # type: ignore[override]
+    def span_stats(self) -> dict[str, Stat]:  # type: ignore[override]
         return self.score.span_stats
 
     def observe(self, view: LayerView) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from keepkv.core.registry import Registry
 from keepkv.core.slots import LayerView
+from keepkv.core.stats import Stat
+from keepkv.errors import KeepKVError
 
 SCORES: Registry[Score]
 
@@ -17,20 +19,31 @@ SCORES: Registry[Score]
 class Score:
     """Base of scores: subclass, set what you need, and implement ``__call__``. Subclasses are frozen dataclasses.
 
-    A score is stateless: what it must remember between forwards lives in ``view.slots.stats`` (per slot: declared
-    in ``stats`` with the value new slots start with) and in ``view.state`` (per row), both owned by the cache. A
-    statistic that changes when slots are compressed is left by ``__call__`` in ``view.memo`` under its own name: the
-    engine stores it, for the rows that are compressed.
+    A score is stateless: what it must remember between forwards lives in ``view.slots.stats`` (per slot, declared in
+    ``stats``) and in ``view.state`` (per row), both owned by the cache. A statistic that changes when slots are
+    compressed is left by ``__call__`` in ``view.memo`` under its own name: the engine stores it, for the rows that are
+    compressed.
     """
 
-    stats: ClassVar[dict[str, float]] = {}  # per-slot statistics and the value a new slot starts with
+    stats: ClassVar[dict[str, Stat]] = {}  # what is kept per slot, by name
     needs_rope: ClassVar[bool] = False  # must undo RoPE: refused where the model's rotary layout is unknown
     observes: ClassVar[bool] = False  # whether ``observe`` must be called after each forward
     counts: ClassVar[bool] = False  # whether ``observe`` uses the attention of each decoded token
     rereads: ClassVar[bool] = False  # whether ``observe`` should see the text a second time: ``keepkv.reread``
     rehearses: ClassVar[bool] = False  # whether it needs queries of questions to come: ``keepkv.rehearse``
     scopes: ClassVar[bool] = False  # whether later parts of the text have no say in ``span_scores``
-    span_stats: ClassVar[dict[str, float]] = {}  # further ``stats`` that ``span_scores`` needs
+    span_stats: ClassVar[dict[str, Stat]] = {}  # further ``stats`` that ``span_scores`` needs
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, declared in vars(cls).items():
+            if name in ("stats", "span_stats") and isinstance(declared, dict):
+                for stat, kind in declared.items():
+                    if not isinstance(kind, Stat):
+                        raise KeepKVError(
+                            f"{cls.__name__}.{name}[{stat!r}] is {kind!r}: give a keepkv.Stat(start, merge), such as "
+                            f"keepkv.Stat(0.0, 'sum')"
+                        )
 
     def observe(self, view: LayerView) -> None:
         """Called after each forward that may be followed by a compression; modifies ``view.slots.stats`` in place
@@ -63,7 +76,7 @@ class Wrapped(Score):
     observes: ClassVar[bool] = True
 
     @property
-    def stats(self) -> dict[str, float]:  # type: ignore[override]
+    def stats(self) -> dict[str, Stat]:  # type: ignore[override]
         return self.score.stats
 
     @property

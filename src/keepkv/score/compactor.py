@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
 from keepkv.core.slots import LayerView
+from keepkv.core.stats import Stat
 from keepkv.errors import KeepKVError
 from keepkv.observe.attention import room
 from keepkv.observe.sketched_leverage import sketched_leverage
@@ -43,7 +44,8 @@ class Compactor(Score):
     window; until then the last chunk + window queries are remembered. So chunks of a prompt make no difference, nor
     does padding: all is counted in positions. An incomplete block is added up for the queries it has. Not in the paper,
     which compresses a prompt once: of a block that a compression came across, the larger of what its parts gave counts
-    if not all of its queries are at hand any more; a slot to whose block none is known has z(a) = 0.
+    if not all of its queries are at hand any more, and so does the largest of slots that merge: a sum would take the
+    mark of a slot of which nothing is known for a value. A slot to whose block no query is known has z(a) = 0.
 
     A slot of p votes counts p times in ℓ and as a target of p. Not as published: the rest of a last block that is not
     full, which kvpress fills with zeros that take part in the softmax, is left out.
@@ -57,7 +59,7 @@ class Compactor(Score):
     sinks: int = 8
     window: int = 4
 
-    stats: ClassVar[dict[str, float]] = {STAT: NEVER}
+    stats: ClassVar[dict[str, Stat]] = {STAT: Stat(NEVER, "max")}
     needs_rope: ClassVar[bool] = True
     observes: ClassVar[bool] = True
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from keepkv.core.slots import LayerView
+from keepkv.core.stats import Stat
 from keepkv.errors import KeepKVError
 from keepkv.observe.masses import latest, log_masses, recent
 from keepkv.observe.window import remember
 from keepkv.score.base import Score, register_score
 
-STAT = "log_ema"  # per slot: ln of the predicted mass; merging adds masses, as the prefix makes it do
+STAT = "log_ema"  # per slot: ln of the predicted mass
 
 
 @register_score("ema")
@@ -37,7 +38,7 @@ class Ema(Score):
     alpha: float = 0.9
     window: int = 32
 
-    stats: ClassVar[dict[str, float]] = {STAT: float("-inf")}
+    stats: ClassVar[dict[str, Stat]] = {STAT: Stat(float("-inf"), "logsumexp")}
     observes: ClassVar[bool] = True
     counts: ClassVar[bool] = True
 

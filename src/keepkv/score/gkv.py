@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from keepkv.core.slots import LayerView
+from keepkv.core.stats import Stat
 from keepkv.errors import KeepKVError
 from keepkv.observe.attention import tiles
 from keepkv.observe.redundancy import redundancy
@@ -35,7 +36,8 @@ class GKV(Score):
 
     F⁻ is what was stored at the last compression of the slot, before redundancy; of a slot that was never scored Ŝ, or
     0 in mode "sum". It changes only for rows that are compressed. Slots of the window get the largest score and stay
-    unscored. Not in the paper: F adds up where slots merge.
+    unscored. Not in the paper: where slots merge, F is the largest of theirs. A sum of shares of a peak could exceed
+    it, and would take the mark of an unscored slot for a share.
     """
 
     window: int = 16
@@ -44,7 +46,7 @@ class GKV(Score):
     lam: float = 0.5
     threshold: float = 0.5
 
-    stats: ClassVar[dict[str, float]] = {STAT: NEVER}
+    stats: ClassVar[dict[str, Stat]] = {STAT: Stat(NEVER, "max")}
     observes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
