@@ -23,7 +23,8 @@ from keepkv.evaluation.asking import likely
 from keepkv.evaluation.setup import Setup, Variant
 from keepkv.evaluation.unit import build, run
 from keepkv.observe.rehearsal import NAMES
-from keepkv.reduce.refit import Refit, ridge
+from keepkv.reduce.fit import ridge
+from keepkv.reduce.refit import Refit, relative
 from keepkv.score.knorm import KNorm
 from keepkv.score.rehearsed import Listen, Rehearsed, effects
 
@@ -166,7 +167,7 @@ def test_ridge_regression(n: int, k: int) -> None:
     torch.manual_seed(n)
     x, y, valid = torch.randn(2, n, k, dtype=F64), torch.randn(2, n, 3, dtype=F64), torch.ones(2, k, dtype=torch.bool)
     x[1, :, 0], valid[1, 0] = 0.0, False
-    got = ridge(x, y, 0.3, valid)
+    got = ridge(x, y, relative(0.3, x, valid))
     for i in range(2):
         pull = 0.3 * x[i].square().sum() / valid[i].sum()
         stacked = torch.cat((x[i], pull.sqrt() * torch.eye(k, dtype=F64)))

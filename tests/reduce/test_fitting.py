@@ -20,8 +20,9 @@ from keepkv.observe import attention
 from keepkv.observe.masses import log_masses, log_masses_of, recent
 from keepkv.reduce.base import Reduce, Reduced
 from keepkv.reduce.drop import Drop
+from keepkv.reduce.fit import ridge
 from keepkv.reduce.grkv import GRKV
-from keepkv.reduce.matching import Matching, nonnegative, ridge
+from keepkv.reduce.matching import Matching, nonnegative
 from keepkv.reduce.residual import Residual
 from keepkv.score import matching as score
 from keepkv.score.random import Random
@@ -358,7 +359,7 @@ def test_extreme_logits_stay_finite(which: int, dtype: torch.dtype) -> None:
 def test_heads_in_tiles_equal_heads_at_once(which: int, monkeypatch: pytest.MonkeyPatch) -> None:
     view, keep = typical(11, rows=2, heads=4, sinks=torch.randn(8, dtype=F64))
     whole = run(ALL[which], view, keep).slots
-    monkeypatch.setattr("keepkv.reduce.matching._TILE", 300)
+    monkeypatch.setattr("keepkv.reduce.fit._TILE", 300)
     tiled = run(ALL[which], view, keep).slots
     for name in ("keys", "values", "log_votes"):
         torch.testing.assert_close(getattr(whole, name), getattr(tiled, name), rtol=1e-8, atol=1e-9)

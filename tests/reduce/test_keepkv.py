@@ -16,9 +16,6 @@ from keepkv.reduce.drop import Drop
 from keepkv.reduce.forms import (
     Groups,
     groups,
-    least_squares_value,
-    per_head_bias,
-    tangent_bias,
     zip_scale,
 )
 from keepkv.reduce.merge import KeepKV
@@ -34,6 +31,11 @@ def caches(count: int = 500, n: int = 64, d: int = 32, seed: int = 0) -> tuple[T
     rng = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(*shape, generator=rng, dtype=F64) for shape in ((count, 1, d), *[(count, 1, n, d)] * 2))
     return q, k, v, torch.randint(1, 9, (count, 1, n), generator=rng).to(F64).log()
+
+
+def tangent_bias(g: Groups) -> Tensor:
+    """b_r = L − ℓ̄ of the ``bias`` form (B,H,size): H(w̃) + Σw̃b, unchanged by a common shift of the logits."""
+    return g.log_mass - g.mean_logit()
 
 
 def dots(q: Tensor, k: Tensor) -> Tensor:
@@ -270,29 +272,6 @@ def test_14_protected_slots_are_unchanged(key: str) -> None:
     view = replace(view, protected=keep)
     result = KeepKV(key=key, threshold=None)(view, keep, keep.double(), Random())
     assert result.merged.sum() == 0 and torch.equal(result.slots.keys, plain.keys)
-
-
-def test_15_gqa_per_head_bias_and_shared_value() -> None:
-    """Bias per query head: mass exact for any key; Δo_g = a_g (v_r − v̄_g); Σa_g² is the least-squares value."""
-    rng = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(*s, generator=rng, dtype=F64) for s in ((4, 16), (40, 16), (40, 10)))
-    logits = q @ k.T / 4  # (G,n)
-    mass = logits[:, :6].logsumexp(-1)
-    key = torch.randn(16, generator=rng, dtype=F64)
-    bias = per_head_bias(mass, q @ key / 4)
-    assert (bias + q @ key / 4 - mass).abs().max() <= 1e-12
-    share = (mass - logits.logsumexp(-1)).exp()
-    means = logits[:, :6].softmax(-1) @ v[:6]
-
-    def error(value: Tensor) -> Tensor:
-        merged = torch.cat(((bias + q @ key / 4)[:, None], logits[:, 6:]), dim=-1).softmax(-1)
-        return merged @ torch.cat((value[None], v[6:])) - logits.softmax(-1) @ v
-
-    value = least_squares_value(share, means)
-    assert (error(value) - share[:, None] * (value - means)).abs().max() <= 1e-12
-    best = error(value).square().sum()
-    for _ in range(20):
-        assert error(value + 0.01 * torch.randn(10, generator=rng, dtype=F64)).square().sum() > best
 
 
 def test_16_ema_weights_sum_to_one_and_recurrence_is_the_direct_sum() -> None:

@@ -200,6 +200,16 @@ def test_d2o_equals_its_loop_reference_over_two_compressions(weights: str) -> No
         assert torch.equal(got.slots.log_votes, want.log_votes)
 
 
+def test_a_row_without_a_threshold_yet_compresses_as_for_the_first_time() -> None:
+    """``row_starts`` says what stands for the threshold of a row that has none, where rows of caches are joined."""
+    view = make_view(13, rows=2, heads=2, slots=24)
+    keep = keep_every(view, 3)
+    first = run(D2O(), view, keep)
+    start = {name: torch.full((2, 2), x) for name, x in D2O.row_starts.items()}
+    again = run(D2O(), replace(view, state=start), keep)
+    assert torch.equal(first.slots.keys, again.slots.keys) and set(view.state) == set(D2O.row_starts) == set(start)
+
+
 @given(seed=seeds, empties=st.integers(0, 9), pad=st.integers(0, 5), which=st.sampled_from(range(len(ALL))))
 @FEW
 def test_a_padded_row_gives_what_it_gives_alone(seed: int, empties: int, pad: int, which: int) -> None:

@@ -103,7 +103,7 @@ class LayerView:
     queries (B, H*G, T, D): queries of the latest forward, after RoPE, query heads of a KV head adjacent;
         T may be 0 when compression was deferred: then only what ``observe`` kept is known.
     query_positions (B,T) int64: their positions, ``EMPTY`` for padding.
-    state: per-row statistics of the score, each with leading dimension B; follows rows in beam search.
+    state: what score and reduction remember per row, each with leading dimension B; follows rows in beam search.
     seen (B,) int64: tokens of each row so far, padding not counted = the next position.
     budget (B,) int64: slots per KV head that the compression may leave on average; None where none is under way.
     scaling, softcap, sinks: of the attention: logits = softcap(q·k·scaling) + log_votes, and an extra softmax

@@ -44,7 +44,9 @@ def keepkv2(
     tokens that are always kept and receive no merge. ``when=When(every=128)`` recompresses while decoding.
     """
     if rehearsed and merge is not None:
-        raise KeepKVError(f"keepkv2(merge={merge}, rehearsed=True): what is fitted cannot be merged too; give one")
+        raise KeepKVError(
+            f"keepkv2(merge={merge}, rehearsed=True): fitted slots cannot be merged too; give one of them"
+        )
     chosen = Leverage(queries, kernel, floor, ridge, sample) if score == "leverage" else as_score(score, 32)
     heads = Pooled(safeguard) if allocate == "pooled" else as_allocation(allocate)
     if rehearsed:

@@ -47,10 +47,12 @@ class Score:
 
     def observe(self, view: LayerView) -> None:
         """Called after each forward that may be followed by a compression; modifies ``view.slots.stats`` in place
-        and sets entries of ``view.state``. Padded queries (position ``EMPTY``) must leave no trace."""
+        and sets entries of ``view.state``. Padded queries (position ``EMPTY``) must leave no trace. An entry of
+        ``view.state`` that a row has not set yet holds zeros, ``EMPTY`` where it is an integer."""
 
     def __call__(self, view: LayerView) -> Tensor:
-        """(B,H,S) float32, larger = keep. Values at empty slots are ignored. Must not modify the view."""
+        """(B,H,S) float32, larger = keep. Values at empty slots are ignored. May set entries of ``view.memo``: new
+        values of its statistics, or what ``masses`` and ``span_scores`` reuse. Leaves the rest of the view as it is."""
         raise TypeError(f"{type(self).__name__} must implement __call__(view) -> scores")
 
     def masses(self, view: LayerView) -> Tensor | None:

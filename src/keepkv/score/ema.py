@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from keepkv.core.slots import LayerView
+from keepkv.core.slots import EMPTY, LayerView
 from keepkv.core.stats import Stat
 from keepkv.errors import KeepKVError
 from keepkv.observe.masses import latest, log_masses, recent
@@ -51,7 +51,7 @@ class Ema(Score):
         stat, start = view.slots.stats[STAT], view.state.get("ema_start")
         real = (view.query_positions >= 0).any(-1)
         if start is None:
-            start = view.state["ema_start"] = torch.zeros_like(view.seen)
+            start = view.state["ema_start"] = torch.full_like(view.seen, EMPTY)
         elif view.query_positions.shape[1] == 1:
             stat.copy_(torch.where(real[:, None, None], self._continue(view, stat, start), stat))
             return
