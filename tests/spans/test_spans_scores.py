@@ -158,7 +158,7 @@ def test_scores_that_no_query_decides_stay_as_they_are() -> None:
     for score in (KNorm(), Streaming()):
         view = prompt(1, score)
         own = score(view)
-        assert score.scopes and score.span_scores(view, own) is own
+        assert score.scores_within_spans and score.span_scores(view, own) is own
 
 
 def test_votes_count_within_spans() -> None:

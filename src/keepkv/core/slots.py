@@ -58,7 +58,7 @@ class Slots:
 
         The result has as many slots as the fullest (row, head) keeps.
         """
-        order, kept = self.places(keep)
+        order, kept = self.kept_indices(keep)
 
         def take(x: Tensor) -> Tensor:
             index = order if x.dim() == 3 else order[..., None].expand(*order.shape, x.shape[-1])
@@ -68,7 +68,7 @@ class Slots:
         chosen.positions.masked_fill_(~kept, EMPTY)
         return chosen
 
-    def places(self, keep: Tensor) -> tuple[Tensor, Tensor]:
+    def kept_indices(self, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Where ``select`` takes its slots from, (B,H,K) int64, and which of them are kept, (B,H,K) bool."""
         keep = keep & self.valid
         size = int(keep.sum(-1).max()) if keep.numel() else 0

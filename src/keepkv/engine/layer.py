@@ -205,7 +205,7 @@ class Layer(CacheLayerMixin):
     def _counts(self) -> bool:
         """Whether the score follows the attention of every token decoded."""
         method = self.plan.method
-        return self.plan.compressing and method.when.every is not None and method.score.counts
+        return self.plan.compressing and method.when.every is not None and method.score.follows_decode
 
     def _after_attention(
         self, query: Tensor, weights: Tensor | None, scaling: float, softcap: float | None, sinks: Tensor | None

@@ -40,7 +40,7 @@ class Plan:
                 f"keeps ({self.method.sinks} sinks + {self.method.window} recent). Give at least {pinned}, or smaller "
                 "sinks= and window= options."
             )
-        self.scopes = self.spans is not None and self.spans.policy.scopes and self.method.score.scopes
+        self.scopes = self.spans is not None and self.spans.policy.scopes and self.method.score.scores_within_spans
         self._check_spans()
 
     def _check_spans(self) -> None:

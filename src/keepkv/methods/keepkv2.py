@@ -1,4 +1,4 @@
-"""keepkv2: what no other slot can say stays, wherever it is."""
+"""keepkv2: slots whose keys are unlike the others of their head stay, from one budget for all heads and layers."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ def keepkv2(
     tokens that are always kept and receive no merge. ``when=When(every=128)`` recompresses while decoding.
     """
     if rehearsed and merge is not None:
-        raise KeepKVError(
-            f"keepkv2(merge={merge}, rehearsed=True): fitted slots cannot be merged too; give one of them"
-        )
+        raise KeepKVError(f"keepkv2(merge={merge}, rehearsed=True): fitted slots cannot merge too; give one of them")
     chosen = Leverage(queries, kernel, floor, ridge, sample) if score == "leverage" else as_score(score, 32)
     heads = Pooled(safeguard) if allocate == "pooled" else as_allocation(allocate)
     if rehearsed:

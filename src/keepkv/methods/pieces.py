@@ -21,12 +21,12 @@ class Remembering(Wrapped):
     size: int
 
     @property
-    def counts(self) -> bool:  # type: ignore[override]
-        return self.score.counts
+    def follows_decode(self) -> bool:  # type: ignore[override]
+        return self.score.follows_decode
 
     @property
-    def scopes(self) -> bool:  # type: ignore[override]
-        return self.score.scopes
+    def scores_within_spans(self) -> bool:  # type: ignore[override]
+        return self.score.scores_within_spans
 
     @property
     def span_stats(self) -> dict[str, Stat]:  # type: ignore[override]

@@ -17,7 +17,7 @@ TILE = 1 << 20  # attention weights that ``received`` holds at a time (4 MiB of 
 ROWS = 64  # queries of one head among them, where it can choose
 
 
-def room(x: Tensor) -> int:
+def temp_elements(x: Tensor) -> int:
     """Elements of a temporary: what stays in a processor's cache, or keeps a GPU busy."""
     return TILE if x.device.type == "cpu" else 4 * TILE
 
@@ -86,9 +86,9 @@ def weights(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
         u = logits(view, queries, positions)
         z = log_normalizer(view, u)
         return u.sub_(z.masked_fill_(z.isneginf(), 0.0)[..., None]).exp_()
-    given = logits(view, queries, positions).softmax(-1)
-    blind = given[..., :1].isnan()  # queries that see nothing
-    return given.masked_fill_(blind, 0.0) if bool(blind.any()) else given
+    attn = logits(view, queries, positions).softmax(-1)
+    blind = attn[..., :1].isnan()  # queries that see nothing
+    return attn.masked_fill_(blind, 0.0) if bool(blind.any()) else attn
 
 
 def received(view: LayerView, queries: Tensor, positions: Tensor, until: Tensor | None = None) -> Tensor:
@@ -103,11 +103,11 @@ def received(view: LayerView, queries: Tensor, positions: Tensor, until: Tensor 
     if until is None and choose(None, queries, slots.keys) == "triton":
         return _by_kernel(view, queries, positions)
     total = _nothing(view, queries)
-    for heads, part, end, given in tiles(view, queries, positions):
+    for heads, part, end, attn in tiles(view, queries, positions):
         if until is not None:
-            given *= (positions[:, None, part, None] < until[:, heads, None, :end])[:, :, None]
-        total[:, heads, :, :end] += given.sum(3)
-        del given  # before the next is made
+            attn *= (positions[:, None, part, None] < until[:, heads, None, :end])[:, :, None]
+        total[:, heads, :, :end] += attn.sum(3)
+        del attn  # before the next is made
     return total
 
 
@@ -118,10 +118,10 @@ def strongest(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     if choose(None, queries, view.slots.keys) == "triton":
         return _by_kernel(view, queries, positions, peak=True)
     most = _nothing(view, queries)
-    for heads, _, end, given in tiles(view, queries, positions):
+    for heads, _, end, attn in tiles(view, queries, positions):
         seen = most[:, heads, :, :end]
-        seen.copy_(seen.maximum(given.amax(3)))
-        del given
+        seen.copy_(seen.maximum(attn.amax(3)))
+        del attn
     return most
 
 
@@ -132,8 +132,8 @@ def tiles(view: LayerView, queries: Tensor, positions: Tensor) -> Iterator[tuple
     b, h, s = slots.shape
     t, g = queries.shape[2], view.groups
     # Few heads and many queries at a time: their keys and weights stay in a processor's cache.
-    heads = max(1, min(h, room(queries) // max(1, b * g * s * ROWS)))
-    tile = max(1, room(queries) // max(1, b * heads * g * s))
+    heads = max(1, min(h, temp_elements(queries) // max(1, b * g * s * ROWS)))
+    tile = max(1, temp_elements(queries) // max(1, b * heads * g * s))
     ends = _ends(slots, positions, tile) if t > tile else [s]
     for first in range(0, h, heads):
         some = of_heads(view, first, heads)

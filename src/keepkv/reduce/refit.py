@@ -46,24 +46,24 @@ class Refit(Reduce):
         if not bool(dropped.lost.any()):
             return dropped
         size, kept = sizes(view), dropped.slots
-        place, _ = view.slots.places(keep)
+        index, _ = view.slots.kept_indices(keep)
         votes, values = kept.log_votes.clone(), kept.values.clone()
         touched = (dropped.dropped > 0)[..., None]  # heads from which nothing leaves stay as they are
         for part in _heads(view):
             some, weight = part.heads, size.reciprocal()[:, None, None].expand(-1, 1, view.groups, -1)
             weight = weight.reshape(len(size), 1, -1, 1)
-            lost = (part.given * dropped.lost[:, some, None]).sum(-1, keepdim=True)
-            column = part.given.gather(-1, place[:, some, None].expand(-1, -1, part.given.shape[2], -1))
+            lost = (part.attn * dropped.lost[:, some, None]).sum(-1, keepdim=True)
+            column = part.attn.gather(-1, index[:, some, None].expand(-1, -1, part.attn.shape[2], -1))
             column = column * kept.valid[:, some, None]
             x = column * weight
             delta = ridge(x, lost * weight, relative(self.ridge, x, kept.valid[:, some]))[..., 0]
             factor = (1 + delta).clamp(*VOTES).masked_fill(~(touched[:, some] & kept.valid[:, some]), 1.0)
             votes[:, some] += factor.log().to(votes.dtype)
             column = column * factor[:, :, None]
-            mass = column.sum(-1, keepdim=True) + part.own
-            column, own = column / mass, part.own / mass
+            mass = column.sum(-1, keepdim=True) + part.own_mass
+            column, own = column / mass, part.own_mass / mass
             held = kept.values[:, some].to(column.dtype)
-            missing = part.output - column @ held - own * part.said
+            missing = part.output - column @ held - own * part.own_output
             x = column * weight
             change = ridge(x, missing * weight, relative(self.ridge, x, kept.valid[:, some]))
             values[:, some] = (held + change * touched[:, some, :, None]).to(values.dtype)

@@ -26,12 +26,12 @@ class Score:
     """
 
     stats: ClassVar[dict[str, Stat]] = {}  # what is kept per slot, by name
-    needs_rope: ClassVar[bool] = False  # must undo RoPE: refused where the model's rotary layout is unknown
-    observes: ClassVar[bool] = False  # whether ``observe`` must be called after each forward
-    counts: ClassVar[bool] = False  # whether ``observe`` uses the attention of each decoded token
-    rereads: ClassVar[bool] = False  # whether ``observe`` should see the text a second time: ``keepkv.reread``
-    rehearses: ClassVar[bool] = False  # whether it needs queries of questions to come: ``keepkv.rehearse``
-    scopes: ClassVar[bool] = False  # whether later parts of the text have no say in ``span_scores``
+    needs_rope: ClassVar[bool] = False  # True if it must undo RoPE: refused where the rotary layout is unknown
+    observes: ClassVar[bool] = False  # True if ``observe`` must be called after each forward
+    follows_decode: ClassVar[bool] = False  # True if ``observe`` uses the attention of each decoded token
+    needs_second_reading: ClassVar[bool] = False  # True if ``observe`` must see the text read again: ``keepkv.reread``
+    needs_questions: ClassVar[bool] = False  # True if it needs queries of questions to come: ``keepkv.rehearse``
+    scores_within_spans: ClassVar[bool] = False  # True if ``span_scores`` ignores queries from outside the span
     span_stats: ClassVar[dict[str, Stat]] = {}  # further ``stats`` that ``span_scores`` needs
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -65,7 +65,7 @@ class Score:
 
     def span_scores(self, view: LayerView, own: Tensor) -> Tensor:
         """(B,H,S) float32: scores that are compared within each interval of ``view.spans``, and outside of all. ``own``
-        (B,H,S) is what ``__call__`` returned; as it is where the queries of other spans have no influence."""
+        (B,H,S) is what ``__call__`` returned: right as it is for scores that no query has a say in."""
         return own
 
 

@@ -40,7 +40,7 @@ class Ema(Score):
 
     stats: ClassVar[dict[str, Stat]] = {STAT: Stat(float("-inf"), "logsumexp")}
     observes: ClassVar[bool] = True
-    counts: ClassVar[bool] = True
+    follows_decode: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1 or self.window < 0:

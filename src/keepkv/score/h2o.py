@@ -27,8 +27,8 @@ class H2O(Score):
     normalize: str = "sum"
     stats: ClassVar[dict[str, Stat]] = {"mass": Stat(0.0, "sum")}
     observes: ClassVar[bool] = True
-    counts: ClassVar[bool] = True
-    scopes: ClassVar[bool] = True
+    follows_decode: ClassVar[bool] = True
+    scores_within_spans: ClassVar[bool] = True
     # As ``mass``, from queries of the slot's span alone.
     span_stats: ClassVar[dict[str, Stat]] = {"span_mass": Stat(0.0, "sum")}
 

@@ -32,8 +32,8 @@ class KVzip(Score):
 
     stats: ClassVar[dict[str, Stat]] = {STAT: Stat(0.0, "max")}
     observes: ClassVar[bool] = True
-    counts: ClassVar[bool] = True
-    rereads: ClassVar[bool] = True
+    follows_decode: ClassVar[bool] = True
+    needs_second_reading: ClassVar[bool] = True
 
     def observe(self, view: LayerView) -> None:
         most = view.slots.stats[STAT]
