@@ -89,7 +89,7 @@ def padded(view: LayerView, slots: int, queries: int = 0) -> LayerView:
         view.seen,
         view.scaling,
         softcap=view.softcap,
-        sinks=view.sinks,
+        sink_logits=view.sink_logits,
         layer=view.layer,
         seed=view.seed,
         protected=None if view.protected is None else front(view.protected, slots, 2, False),
@@ -101,7 +101,7 @@ def output(view: LayerView, slots: Slots, queries: Tensor | None = None) -> Tens
     queries = view.queries if queries is None else queries
     positions = torch.full((queries.shape[0], queries.shape[2]), 10**6)
     weights = attention.weights(LayerView(slots, queries, positions, view.seen, view.scaling, softcap=view.softcap,
-                                          sinks=view.sinks), queries, positions)  # fmt: skip
+                                          sink_logits=view.sink_logits), queries, positions)  # fmt: skip
     return weights @ slots.values[:, :, None].to(weights.dtype)
 
 

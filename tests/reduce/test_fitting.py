@@ -33,7 +33,7 @@ FEW = settings(max_examples=25, deadline=None)
 ALL: list[Reduce] = [
     Matching(), Matching(prior="zero", iterations=20), GRKV(), Residual(0.3), Residual(0.3, bias="mass", window=4),
 ]  # fmt: skip
-MODELS = [{}, {"softcap": 3.0}, {"sinks": torch.tensor([0.5, -1.0, 0.0, 1.0], dtype=F64)}]
+MODELS = [{}, {"softcap": 3.0}, {"sink_logits": torch.tensor([0.5, -1.0, 0.0, 1.0], dtype=F64)}]
 
 
 def scores_of(view: LayerView) -> Tensor:
@@ -54,7 +54,7 @@ def typical(seed: int = 0, **options: object) -> tuple[LayerView, Tensor]:
 def attend(view: LayerView, h: int, slots: Slots, columns: list[int]) -> tuple[Tensor, Tensor]:
     """Attention of all queries and query heads on some slots of row 0, head h, by loops: (N,columns), and ln Z (N,)."""
     rows, totals = [], []
-    for head in range(h * view.groups, (h + 1) * view.groups):
+    for head in range(h * view.query_groups, (h + 1) * view.query_groups):
         for t, at in enumerate(view.query_positions[0].tolist()):
             u = []
             for i in columns:
@@ -62,7 +62,9 @@ def attend(view: LayerView, h: int, slots: Slots, columns: list[int]) -> tuple[T
                 x = view.softcap * math.tanh(x / view.softcap) if view.softcap else x
                 seen = 0 <= int(slots.positions[0, h, i]) <= at
                 u.append(x + float(slots.log_votes[0, h, i]) if seen else -math.inf)
-            z = sum(math.exp(x) for x in u) + (math.exp(float(view.sinks[head])) if view.sinks is not None else 0.0)
+            z = sum(math.exp(x) for x in u) + (
+                math.exp(float(view.sink_logits[head])) if view.sink_logits is not None else 0.0
+            )
             rows.append([math.exp(x) / z if z else 0.0 for x in u])
             totals.append(math.log(z) if z else 0.0)
     return torch.tensor(rows, dtype=F64), torch.tensor(totals, dtype=F64)
@@ -357,7 +359,7 @@ def test_extreme_logits_stay_finite(which: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("which", [0, 2])
 def test_heads_in_tiles_equal_heads_at_once(which: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    view, keep = typical(11, rows=2, heads=4, sinks=torch.randn(8, dtype=F64))
+    view, keep = typical(11, rows=2, heads=4, sink_logits=torch.randn(8, dtype=F64))
     whole = run(ALL[which], view, keep).slots
     monkeypatch.setattr("keepkv.reduce.fit._TILE", 300)
     tiled = run(ALL[which], view, keep).slots

@@ -115,7 +115,9 @@ def test_03_bias_and_fixed_are_exact_at_the_merge_query(form: str, mode: str) ->
 @pytest.mark.parametrize("key", ["zip", "bias", "fixed"])
 def test_02_03_through_the_reduction(key: str, sinks: bool, softcap: float | None) -> None:
     """Exact through routing, grouping and selection, with logits capped and attention sinks, votes included."""
-    view = make_view(3, rows=2, heads=3, slots=40, votes=True, softcap=softcap, sinks=torch.ones(3) if sinks else None)
+    view = make_view(
+        3, rows=2, heads=3, slots=40, votes=True, softcap=softcap, sink_logits=torch.ones(3) if sinks else None
+    )
     slots = reduced(view, keep_every(view, 3), key=key, threshold=None, window=1)
     assert slots.keys.dtype == slots.log_votes.dtype == F64
     error = (output(view, slots) - output(view, view.slots)).abs().max()

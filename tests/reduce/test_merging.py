@@ -61,7 +61,7 @@ def masses(
     view: LayerView, h: int, size: int, alpha: float, raw: bool
 ) -> tuple[list[float], Callable[[Tensor, int], float]]:
     """Mean mass per slot of row 0, head h, by loops, and the mean mass of any key that stands at a position."""
-    s, g = view.slots, view.groups
+    s, g = view.slots, view.query_groups
     queries = window_rows(view, size, alpha)[0]
 
     def logit(q: Tensor, k: Tensor) -> float:

@@ -84,7 +84,7 @@ def test_keydiff() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max"])
-@pytest.mark.parametrize("options", [{}, {"softcap": 1.5}, {"sinks": torch.tensor([0.5, -1.0, 2.0, 0.0])}])
+@pytest.mark.parametrize("options", [{}, {"softcap": 1.5}, {"sink_logits": torch.tensor([0.5, -1.0, 2.0, 0.0])}])
 def test_snapkv(pooling: str, options: dict[str, object]) -> None:
     view = together([row(3, **options), row(4, slots=11, queries=5), row(5, slots=3, queries=3)])
     got = scored(SnapKV(window=4, kernel=5, pooling=pooling), view)

@@ -106,8 +106,8 @@ class LayerView:
     state: what score and reduction remember per row, each with leading dimension B; follows rows in beam search.
     seen (B,) int64: tokens of each row so far, padding not counted = the next position.
     budget (B,) int64: slots per KV head that the compression may leave on average; None where none is under way.
-    scaling, softcap, sinks: of the attention: logits = softcap(q·k·scaling) + log_votes, and an extra softmax
-        entry per query head with logit ``sinks`` (H*G,) where the model has attention sinks.
+    scaling, softcap, sink_logits: of the attention: logits = softcap(q·k·scaling) + log_votes, and an extra softmax
+        entry per query head with logit ``sink_logits`` (H*G,) where the model has attention sinks.
     """
 
     slots: Slots
@@ -117,7 +117,7 @@ class LayerView:
     scaling: float
     state: dict[str, Tensor] = field(default_factory=dict)
     softcap: float | None = None
-    sinks: Tensor | None = None
+    sink_logits: Tensor | None = None
     rope: Rope | None = None
     layer: int = 0
     layers: int = 1
@@ -131,6 +131,6 @@ class LayerView:
     spans: Intervals | None = None  # where given, each slot inside is scored by the queries of its own span alone
 
     @property
-    def groups(self) -> int:
+    def query_groups(self) -> int:
         """G: query heads per KV head."""
         return self.queries.shape[1] // self.slots.positions.shape[1]

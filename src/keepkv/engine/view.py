@@ -41,7 +41,9 @@ def look(layer: Layer, query: Tensor | None = None, live: bool = False) -> Layer
         seed=plan.seed,
         protected=protected,
         spans=plan.spans.groups.fair if plan.spans is not None and plan.scopes else None,
-        **layer.attention,
+        scaling=layer.attention["scaling"],
+        softcap=layer.attention["softcap"],
+        sink_logits=layer.attention["sinks"],
     )
 
 

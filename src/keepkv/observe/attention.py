@@ -74,15 +74,15 @@ def log_normalizer(view: LayerView, u: Tensor) -> Tensor:
     −inf where a query sees nothing.
     """
     z = u.logsumexp(-1)
-    if view.sinks is None:
+    if view.sink_logits is None:
         return z
-    sinks = view.sinks.to(z.dtype).view(1, u.shape[1], u.shape[2], 1)
+    sinks = view.sink_logits.to(z.dtype).view(1, u.shape[1], u.shape[2], 1)
     return torch.where(z.isneginf(), z, torch.logaddexp(z, sinks))
 
 
 def weights(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     """Attention weights (B,H,G,T,S), dtype as ``logits``; all zero for a padded query."""
-    if torch.compiler.is_compiling() or view.sinks is not None:
+    if torch.compiler.is_compiling() or view.sink_logits is not None:
         u = logits(view, queries, positions)
         z = log_normalizer(view, u)
         return u.sub_(z.masked_fill_(z.isneginf(), 0.0)[..., None]).exp_()
@@ -130,7 +130,7 @@ def tiles(view: LayerView, queries: Tensor, positions: Tensor) -> Iterator[tuple
     columns that they see at most. What is yielded is the caller's to modify."""
     slots = view.slots
     b, h, s = slots.shape
-    t, g = queries.shape[2], view.groups
+    t, g = queries.shape[2], view.query_groups
     # Few heads and many queries at a time: their keys and weights stay in a processor's cache.
     heads = max(1, min(h, temp_elements(queries) // max(1, b * g * s * ROWS)))
     tile = max(1, temp_elements(queries) // max(1, b * heads * g * s))
@@ -148,21 +148,21 @@ def _by_kernel(view: LayerView, queries: Tensor, positions: Tensor, peak: bool =
     slots = view.slots
     return window_scores(
         queries, positions, slots.keys, slots.positions, slots.log_votes if bool(slots.log_votes.any()) else None,
-        scaling=view.scaling, softcap=view.softcap, sinks=view.sinks, mean=False, peak=peak,
+        scaling=view.scaling, softcap=view.softcap, sinks=view.sink_logits, mean=False, peak=peak,
     )  # fmt: skip
 
 
 def _nothing(view: LayerView, queries: Tensor) -> Tensor:
     """Zeros (B,H,G,S), dtype as ``logits``."""
     (b, h, s), dtype = view.slots.shape, torch.promote_types(view.slots.keys.dtype, torch.float32)
-    return torch.zeros(b, h, view.groups, s, dtype=dtype, device=queries.device)
+    return torch.zeros(b, h, view.query_groups, s, dtype=dtype, device=queries.device)
 
 
 def of_heads(view: LayerView, first: int, count: int) -> LayerView:
     """The slots of ``count`` KV heads from ``first`` on, at most as many as there are; queries stay those of all."""
-    g, some = view.groups, slice(first, first + count)
-    sinks = None if view.sinks is None else view.sinks[first * g : (first + count) * g]
-    return replace(view, slots=view.slots.map(lambda x: x[:, some]), sinks=sinks, weights=None)
+    g, some = view.query_groups, slice(first, first + count)
+    sinks = None if view.sink_logits is None else view.sink_logits[first * g : (first + count) * g]
+    return replace(view, slots=view.slots.map(lambda x: x[:, some]), sink_logits=sinks, weights=None)
 
 
 def _ends(slots: Slots, positions: Tensor, tile: int) -> list[int]:

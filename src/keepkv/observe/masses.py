@@ -79,7 +79,7 @@ def log_masses(
     where the slots in ``view`` are not the ones that were attended to, such as merged keys.
     """
     b, h, s = view.slots.shape
-    g, w = view.groups, past.positions.shape[1]
+    g, w = view.query_groups, past.positions.shape[1]
     mass: Tensor | None = None
     z_parts: list[Tensor] = []
     tile = max(1, _TILE // max(1, b * h * g * s))

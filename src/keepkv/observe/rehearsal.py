@@ -34,11 +34,11 @@ def parts(view: LayerView, queries: int = 0, heads: int = 0) -> Iterator[QueryTi
     """All rehearsed queries of a layer, ``heads`` KV heads and ``queries`` queries of each query head at a time; 0: as
     many as fit into a processor's cache."""
     asked, positions, mass, outputs = remembered(view)
-    (b, h, s), g, r = view.slots.shape, view.groups, positions.shape[1]
+    (b, h, s), g, r = view.slots.shape, view.query_groups, positions.shape[1]
     heads = heads or max(1, min(h, attention.temp_elements(asked) // max(1, b * g * s * attention.ROWS)))
     queries = queries or max(1, attention.temp_elements(asked) // max(1, b * heads * g * s))
     for first in range(0, h, heads):
-        near = attention.of_heads(replace(view, sinks=None), first, heads)
+        near = attention.of_heads(replace(view, sink_logits=None), first, heads)
         values = near.slots.values.to(torch.promote_types(near.slots.values.dtype, torch.float32))
         some = slice(first * g, (first + heads) * g)
         for start in range(0, r, queries):
@@ -68,6 +68,6 @@ def sizes(view: LayerView) -> Tensor:
     b, r = remembered(view)[1].shape
     total = torch.zeros(b, r, dtype=torch.promote_types(view.slots.keys.dtype, torch.float32), device=view.seen.device)
     for part in parts(view):
-        total[:, part.queries] += part.output.square().sum(-1).unflatten(2, (view.groups, -1)).sum((1, 2))
+        total[:, part.queries] += part.output.square().sum(-1).unflatten(2, (view.query_groups, -1)).sum((1, 2))
     view.memo[SIZE] = total.sqrt_().clamp_(min=1e-12)
     return view.memo[SIZE]

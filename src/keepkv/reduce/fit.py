@@ -51,7 +51,7 @@ class Fit:
     def tiles(self, rows: int) -> list[slice]:
         """KV heads to be fitted at a time, for ``rows`` queries per query head: all, if that is not too much."""
         b, h, k = self.kept.shape
-        count = max(1, min(h, _TILE // max(1, b * self.view.groups * rows * k)))
+        count = max(1, min(h, _TILE // max(1, b * self.view.query_groups * rows * k)))
         return [slice(first, min(h, first + count)) for first in range(0, h, count)]
 
     def held(self, part: slice) -> LayerView:
@@ -60,12 +60,12 @@ class Fit:
 
     def queries(self, queries: Tensor, part: slice) -> Tensor:
         """Queries (B,h*G,T,D) of some heads, of those of all (B,H*G,T,D)."""
-        return queries[:, part.start * self.view.groups : part.stop * self.view.groups]
+        return queries[:, part.start * self.view.query_groups : part.stop * self.view.query_groups]
 
     def target(self, queries: Tensor, positions: Tensor, part: slice) -> Target:
         """What queries (B,h*G,T,D) at positions (B,T) get from all slots of some heads; tiled over queries."""
         view = attention.of_heads(self.view, part.start, part.stop - part.start)
-        (b, h, s), g = view.slots.shape, self.view.groups
+        (b, h, s), g = view.slots.shape, self.view.query_groups
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         tile = max(1, _TILE // max(1, b * h * g * s))
         for start in range(0, positions.shape[1], tile):

@@ -50,7 +50,7 @@ class Refit(Reduce):
         votes, values = kept.log_votes.clone(), kept.values.clone()
         touched = (dropped.dropped > 0)[..., None]  # heads from which nothing leaves stay as they are
         for part in _heads(view):
-            some, weight = part.heads, size.reciprocal()[:, None, None].expand(-1, 1, view.groups, -1)
+            some, weight = part.heads, size.reciprocal()[:, None, None].expand(-1, 1, view.query_groups, -1)
             weight = weight.reshape(len(size), 1, -1, 1)
             lost = (part.attn * dropped.lost[:, some, None]).sum(-1, keepdim=True)
             column = part.attn.gather(-1, index[:, some, None].expand(-1, -1, part.attn.shape[2], -1))

@@ -127,7 +127,7 @@ class Compactor(Score):
         columns = member.any(0).nonzero()[:, 0]
         if not len(asking) or not len(columns):
             return
-        near, g, t = slice(int(columns[0]), int(columns[-1]) + 1), view.groups, len(asking)
+        near, g, t = slice(int(columns[0]), int(columns[-1]) + 1), view.query_groups, len(asking)
         step = max(1, temp_elements(queries) // (g * t * (near.stop - near.start)))
         for first in range(0, len(at), step):
             some = slice(first, first + step)
@@ -145,7 +145,7 @@ class Compactor(Score):
         asking = queries.to(dtype).reshape(keys.shape[0], -1, queries.shape[-1])
         u = asking @ keys.to(dtype).mT
         total = self._sum((u * view.scaling if self.scaled else u).add_(bias), queries.shape[1])
-        return total.nan_to_num_(0.0) / view.groups  # NaN where a head holds nothing of the block
+        return total.nan_to_num_(0.0) / view.query_groups  # NaN where a head holds nothing of the block
 
     def _sum(self, u: Tensor, queries: int) -> Tensor:
         """Σ p (h,n) over the rows of logits u (h,G*queries,n)."""

@@ -40,7 +40,7 @@ class Matching(Score):
 
     def __call__(self, view: LayerView) -> Tensor:
         queries, positions = sample(view, self.queries)
-        (b, h, s), g, rows = view.slots.shape, view.groups, queries.shape[2]
+        (b, h, s), g, rows = view.slots.shape, view.query_groups, queries.shape[2]
         dtype = torch.promote_types(view.slots.keys.dtype, torch.float32)
         total = torch.zeros(b, h, s, dtype=dtype, device=queries.device)
         for heads, _, end, attn in tiles(view, queries, positions):

@@ -76,7 +76,7 @@ def effects(view: LayerView) -> Tensor:
         # In float64: where a slot has all attention, ‖v − o‖² is a small difference that is multiplied by 10¹².
         attn, o = part.attn.to(exact), part.output.to(exact)
         odds = attn / (1 - attn).clamp(min=1e-6)
-        odds = odds.square_() * weight[:, None, None, part.queries].expand(-1, 1, view.groups, -1).reshape(
+        odds = odds.square_() * weight[:, None, None, part.queries].expand(-1, 1, view.query_groups, -1).reshape(
             len(weight), 1, -1, 1
         )
         # Σ_q w(‖o‖² − 2 o·v + ‖v‖²): no tensor of queries × slots × D.

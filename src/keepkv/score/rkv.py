@@ -54,7 +54,7 @@ class RKV(Score):
 
     def _attention(self, view: LayerView, queries: Tensor, positions: Tensor, before: Tensor) -> Tensor:
         """(B,H,S): mean over the window of attention to the slots ``before`` it (B,H,S) bool, zero elsewhere."""
-        h, g, real = view.slots.shape[1], view.groups, (positions >= 0)[:, None, :, None]
+        h, g, real = view.slots.shape[1], view.query_groups, (positions >= 0)[:, None, :, None]
         found = []
         for head in range(h):  # what is held at a time is the logits of one
             u = logits(of_heads(view, head, 1), queries[:, head * g : (head + 1) * g], positions).amax(2)
