@@ -10,6 +10,7 @@ Importing registers the attention implementation "keepkv" with transformers, and
 from keepkv.allocate import Allocate, register_allocate
 from keepkv.core.budget import Budget
 from keepkv.core.slots import LayerView, Slots
+from keepkv.core.stats import Stat
 from keepkv.core.when import When
 from keepkv.embedded import embedded_model
 from keepkv.engine.cache import Cache
@@ -41,6 +42,7 @@ __all__ = [
     "Slots",
     "Span",
     "SpanPolicy",
+    "Stat",
     "When",
     "compressed",
     "embedded_model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from running import batch, generate, row
 from safetensors.torch import save_file
 
 import keepkv
-from keepkv.errors import CacheFileError
+from keepkv.errors import CacheFileError, CacheStateError
+from keepkv.methods import METHODS
+from keepkv.methods.keepkv import keepkv as keepkv_method
 
 SMALL = {"window": 4, "sinks": 2}
 
@@ -88,6 +91,36 @@ def test_unnamed_methods_must_be_given_again(tmp_path: Path) -> None:
     with pytest.raises(CacheFileError, match="method="):
         keepkv.Cache.load(path, model)
     assert keepkv.Cache.load(path, model, method).report() == cache.report()
+
+
+def test_a_method_that_its_factory_made_is_loaded_with_all_its_options(tmp_path: Path) -> None:
+    """Not with the defaults of what a cache's own keywords did not name."""
+    model, path, when = zoo.model("llama"), tmp_path / "c", keepkv.When(every=3)
+    by_call = keepkv_method(key="zip", sinks=1, window=5, when=when)
+    for method in (by_call, METHODS.build("random", sinks=0, window=3, when=when), METHODS.build("g-kv", window=6)):
+        cache = keepkv.Cache(model, method, 14)
+        generate(model, row(batch(), 0), cache)
+        cache.save(path)
+        loaded = keepkv.Cache.load(path, model)
+        assert loaded.settings.method == method and loaded.settings.method.options == method.options
+        assert loaded.report() == cache.report()
+
+
+def test_a_method_with_one_field_replaced_is_loaded_as_it_was(tmp_path: Path) -> None:
+    model, path = zoo.model("llama"), tmp_path / "c"
+    method = replace(METHODS.build("snapkv", window=4), when=keepkv.When(every=3), sinks=1)
+    cache = keepkv.Cache(model, method, 14)
+    generate(model, row(batch(), 0), cache)
+    cache.save(path)
+    assert keepkv.Cache.load(path, model).settings.method == method
+
+
+def test_options_that_are_objects_cannot_be_saved(tmp_path: Path) -> None:
+    from keepkv.score.knorm import KNorm
+
+    cache = keepkv.Cache(zoo.model("llama"), "adakv", 14, score=KNorm(), **SMALL)
+    with pytest.raises(CacheStateError, match="cannot be written"):
+        cache.save(tmp_path / "c")
 
 
 def test_what_cannot_be_saved_says_so(tmp_path: Path) -> None:

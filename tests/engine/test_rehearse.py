@@ -23,7 +23,8 @@ from keepkv.evaluation.asking import likely
 from keepkv.evaluation.setup import Setup, Variant
 from keepkv.evaluation.unit import build, run
 from keepkv.observe.rehearsal import NAMES
-from keepkv.reduce.refit import Refit, ridge
+from keepkv.reduce.fit import ridge
+from keepkv.reduce.refit import Refit, relative
 from keepkv.score.knorm import KNorm
 from keepkv.score.rehearsed import Listen, Rehearsed, effects
 
@@ -43,10 +44,10 @@ def heard(seed: int, slots: int = 14, asked: int = 4, **options: Any) -> tuple[L
 
 def outputs(view: LayerView, weights: Tensor) -> Tensor:
     """(B,H*G,T,Dv) of attention (B,H*G,T,S)."""
-    return weights @ view.slots.values.double().repeat_interleave(view.groups, dim=1)
+    return weights @ view.slots.values.double().repeat_interleave(view.query_groups, dim=1)
 
 
-@pytest.mark.parametrize("options", [{}, {"softcap": 1.5}, {"sinks": torch.tensor([0.3, -1.0, 0.5, 0.1])}])
+@pytest.mark.parametrize("options", [{}, {"softcap": 1.5}, {"sink_logits": torch.tensor([0.3, -1.0, 0.5, 0.1])}])
 def test_what_a_question_is_to_itself(options: dict[str, Any]) -> None:
     """Mass and words of its own tokens, from the attention of all slots by loops."""
     whole, text = heard(1, **options)
@@ -55,7 +56,7 @@ def test_what_a_question_is_to_itself(options: dict[str, Any]) -> None:
     assert torch.equal(queries, whole.queries) and torch.equal(positions, whole.query_positions)
     own = every[..., n:].sum(-1) + (1 - every.sum(-1))  # and the sink
     z = every[..., :n].sum(-1) / own  # mass of the text over that of the question
-    at = replace(text, queries=whole.queries, query_positions=whole.query_positions, sinks=None)
+    at = replace(text, queries=whole.queries, query_positions=whole.query_positions, sink_logits=None)
     u = [(at.queries[0, h] @ at.slots.keys[0, h // 2].T * at.scaling).double() for h in range(4)]
     if text.softcap is not None:
         u = [torch.tanh(x / text.softcap) * text.softcap for x in u]
@@ -93,7 +94,7 @@ def test_a_slot_that_has_all_attention_has_no_more_effect_than_it_can() -> None:
     size = slots.values.square().sum(-1).amax() / slots.values[:, :, 3].square().sum(-1).amin()
     for view in (single, double):
         got = effects(replace(view, memo={}))
-        assert (got >= 0).all() and got.amax() <= 4 * text.groups * size, got.amax()
+        assert (got >= 0).all() and got.amax() <= 4 * text.query_groups * size, got.amax()
 
 
 def test_padding_and_other_rows_make_no_difference() -> None:
@@ -166,7 +167,7 @@ def test_ridge_regression(n: int, k: int) -> None:
     torch.manual_seed(n)
     x, y, valid = torch.randn(2, n, k, dtype=F64), torch.randn(2, n, 3, dtype=F64), torch.ones(2, k, dtype=torch.bool)
     x[1, :, 0], valid[1, 0] = 0.0, False
-    got = ridge(x, y, 0.3, valid)
+    got = ridge(x, y, relative(0.3, x, valid))
     for i in range(2):
         pull = 0.3 * x[i].square().sum() / valid[i].sum()
         stacked = torch.cat((x[i], pull.sqrt() * torch.eye(k, dtype=F64)))

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from keepkv.core.slots import EMPTY, LayerView, Slots
+from keepkv.core.stats import Merge, Stat
 from keepkv.observe import attention
+from keepkv.score.random import Random
+
+
+class Kinds(Random):
+    """A score that keeps one statistic of each kind, under the name of the kind."""
+
+    stats: ClassVar[dict[str, Stat]] = {kind: Stat(0.0, kind) for kind in get_args(Merge)}
+
+
+def add_stats(view: LayerView) -> None:
+    """Give ``view`` the statistics of ``Kinds``."""
+    view.slots.stats.update({name: torch.randn(view.slots.shape, dtype=torch.float64) for name in Kinds.stats})
+
+
+def combined(kind: str, members: Tensor) -> Tensor:
+    """What a statistic of slots becomes, members (n,), the anchor first."""
+    return {"sum": members.sum(), "logsumexp": members.logsumexp(0), "max": members.max(), "anchor": members[0]}[kind]
 
 
 def make_view(
@@ -70,7 +89,7 @@ def padded(view: LayerView, slots: int, queries: int = 0) -> LayerView:
         view.seen,
         view.scaling,
         softcap=view.softcap,
-        sinks=view.sinks,
+        sink_logits=view.sink_logits,
         layer=view.layer,
         seed=view.seed,
         protected=None if view.protected is None else front(view.protected, slots, 2, False),
@@ -82,7 +101,7 @@ def output(view: LayerView, slots: Slots, queries: Tensor | None = None) -> Tens
     queries = view.queries if queries is None else queries
     positions = torch.full((queries.shape[0], queries.shape[2]), 10**6)
     weights = attention.weights(LayerView(slots, queries, positions, view.seen, view.scaling, softcap=view.softcap,
-                                          sinks=view.sinks), queries, positions)  # fmt: skip
+                                          sink_logits=view.sink_logits), queries, positions)  # fmt: skip
     return weights @ slots.values[:, :, None].to(weights.dtype)
 
 

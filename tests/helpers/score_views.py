@@ -40,7 +40,7 @@ def together(views: list[LayerView]) -> LayerView:
         seen=torch.cat([v.seen for v in wide]),
         protected=torch.cat([v.protected for v in wide]) if wide[0].protected is not None else None,  # type: ignore[misc]
         rope=views[0].rope,
-        sinks=views[0].sinks,
+        sink_logits=views[0].sink_logits,
     )
 
 
@@ -114,7 +114,7 @@ def loop_weights(view: LayerView) -> Tensor:
                 if view.softcap is not None:
                     u = view.softcap * math.tanh(u / view.softcap)
                 terms[slot] = math.exp(u + float(s.log_votes[row_, h, slot]))
-        total = sum(terms.values()) + (math.exp(float(view.sinks[head])) if view.sinks is not None else 0.0)
+        total = sum(terms.values()) + (math.exp(float(view.sink_logits[head])) if view.sink_logits is not None else 0.0)
         for slot, term in terms.items():
             out[row_, head, query, slot] = term / total
     return out

@@ -62,7 +62,7 @@ def test_it_says_what_the_engine_says() -> None:
     view = LayerView(
         Slots(*(slots[name] for name in ("keys", "values", "log_votes", "positions"))),
         slots["query"][:, :, None], torch.full((2, 1), 99, device=DEVICE), torch.full((2,), 100, device=DEVICE),
-        **common, sinks=sinks,
+        **common, sink_logits=sinks,
     )  # fmt: skip
     weights = attention.weights(view, view.queries, view.query_positions)
     assert got.weights is not None

@@ -30,13 +30,13 @@ def test_window_scores(dtype: torch.dtype, b: int, h: int, g: int, s: int, d: in
 
 @needs_triton
 def test_window_scores_are_what_snapkv_takes() -> None:
-    view = padded(make_view(groups=2, slots=30, queries=5, votes=True, softcap=6.0, sinks=torch.randn(4)), 4, 2)
+    view = padded(make_view(groups=2, slots=30, queries=5, votes=True, softcap=6.0, sink_logits=torch.randn(4)), 4, 2)
     s = view.slots
     given = [x.float().to(DEVICE) if x.is_floating_point() else x.to(DEVICE) for x in (
         view.queries, view.query_positions, s.keys, s.positions, s.log_votes,
     )]  # fmt: skip
-    assert view.sinks is not None
-    options = {"scaling": view.scaling, "softcap": 6.0, "sinks": view.sinks.to(DEVICE)}
+    assert view.sink_logits is not None
+    options = {"scaling": view.scaling, "softcap": 6.0, "sinks": view.sink_logits.to(DEVICE)}
     got = kernels.window_scores(*given, **options, mean=False, backend="triton")
     assert_close(got.double().cpu(), attention.received(view, view.queries, view.query_positions), **EXACT)
 

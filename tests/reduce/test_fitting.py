@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merge_views import keep_every, make_view, padded
+from merge_views import Kinds, add_stats, combined, keep_every, make_view, padded
 from torch import Tensor
 
 from keepkv.core.slots import LayerView, Slots
@@ -20,8 +20,9 @@ from keepkv.observe import attention
 from keepkv.observe.masses import log_masses, log_masses_of, recent
 from keepkv.reduce.base import Reduce, Reduced
 from keepkv.reduce.drop import Drop
+from keepkv.reduce.fit import ridge
 from keepkv.reduce.grkv import GRKV
-from keepkv.reduce.matching import Matching, nonnegative, ridge
+from keepkv.reduce.matching import Matching, nonnegative
 from keepkv.reduce.residual import Residual
 from keepkv.score import matching as score
 from keepkv.score.random import Random
@@ -32,7 +33,7 @@ FEW = settings(max_examples=25, deadline=None)
 ALL: list[Reduce] = [
     Matching(), Matching(prior="zero", iterations=20), GRKV(), Residual(0.3), Residual(0.3, bias="mass", window=4),
 ]  # fmt: skip
-MODELS = [{}, {"softcap": 3.0}, {"sinks": torch.tensor([0.5, -1.0, 0.0, 1.0], dtype=F64)}]
+MODELS = [{}, {"softcap": 3.0}, {"sink_logits": torch.tensor([0.5, -1.0, 0.0, 1.0], dtype=F64)}]
 
 
 def scores_of(view: LayerView) -> Tensor:
@@ -40,7 +41,7 @@ def scores_of(view: LayerView) -> Tensor:
 
 
 def run(reduce: Reduce, view: LayerView, keep: Tensor) -> Reduced:
-    return reduce(view, keep, scores_of(view), Random())
+    return reduce(view, keep, scores_of(view), Kinds())
 
 
 def typical(seed: int = 0, **options: object) -> tuple[LayerView, Tensor]:
@@ -53,7 +54,7 @@ def typical(seed: int = 0, **options: object) -> tuple[LayerView, Tensor]:
 def attend(view: LayerView, h: int, slots: Slots, columns: list[int]) -> tuple[Tensor, Tensor]:
     """Attention of all queries and query heads on some slots of row 0, head h, by loops: (N,columns), and ln Z (N,)."""
     rows, totals = [], []
-    for head in range(h * view.groups, (h + 1) * view.groups):
+    for head in range(h * view.query_groups, (h + 1) * view.query_groups):
         for t, at in enumerate(view.query_positions[0].tolist()):
             u = []
             for i in columns:
@@ -61,7 +62,9 @@ def attend(view: LayerView, h: int, slots: Slots, columns: list[int]) -> tuple[T
                 x = view.softcap * math.tanh(x / view.softcap) if view.softcap else x
                 seen = 0 <= int(slots.positions[0, h, i]) <= at
                 u.append(x + float(slots.log_votes[0, h, i]) if seen else -math.inf)
-            z = sum(math.exp(x) for x in u) + (math.exp(float(view.sinks[head])) if view.sinks is not None else 0.0)
+            z = sum(math.exp(x) for x in u) + (
+                math.exp(float(view.sink_logits[head])) if view.sink_logits is not None else 0.0
+            )
             rows.append([math.exp(x) / z if z else 0.0 for x in u])
             totals.append(math.log(z) if z else 0.0)
     return torch.tensor(rows, dtype=F64), torch.tensor(totals, dtype=F64)
@@ -245,7 +248,7 @@ def test_grkv_never_fits_its_queries_worse(seed: int, scale: float) -> None:
 def test_residual_slots_equal_explicit_blocks(model: dict[str, object], bias: str) -> None:
     view, keep = typical(6, slots=40, queries=8, **model)
     keep[0, 1, 30:] = True  # heads of different lengths
-    view.slots.stats.update(mass=torch.rand(1, 2, 40, dtype=F64), log_mass=torch.randn(1, 2, 40, dtype=F64))
+    add_stats(view)
     got, s, scores = run(Residual(0.4, bias=bias, window=4, alpha=0.7), view, keep), view.slots, scores_of(view)
     past = recent(view, 4, 0.7)
     u, log_z = log_masses(view, past)
@@ -274,10 +277,9 @@ def test_residual_slots_equal_explicit_blocks(model: dict[str, object], bias: st
             torch.testing.assert_close(r.keys[0, h, column], key, rtol=0, atol=1e-12)
             torch.testing.assert_close(r.values[0, h, column], value, rtol=0, atol=1e-12)
             torch.testing.assert_close(r.log_votes[0, h, column], votes, rtol=0, atol=1e-10)
-            assert abs(float(r.stats["mass"][0, h, column] - s.stats["mass"][0, h, members].sum())) <= 1e-12
-            assert (
-                abs(float(r.stats["log_mass"][0, h, column] - s.stats["log_mass"][0, h, members].logsumexp(0))) < 1e-12
-            )
+            for kind, x in s.stats.items():  # the anchor is the last of a block
+                wanted = combined(kind, x[0, h, members].flip(0))
+                assert abs(float(r.stats[kind][0, h, column] - wanted)) <= 1e-12, kind
 
 
 @given(seed=st.integers(0, 10_000), share=st.floats(0, 1), bias=st.sampled_from(["count", "mass"]))
@@ -357,9 +359,9 @@ def test_extreme_logits_stay_finite(which: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("which", [0, 2])
 def test_heads_in_tiles_equal_heads_at_once(which: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    view, keep = typical(11, rows=2, heads=4, sinks=torch.randn(8, dtype=F64))
+    view, keep = typical(11, rows=2, heads=4, sink_logits=torch.randn(8, dtype=F64))
     whole = run(ALL[which], view, keep).slots
-    monkeypatch.setattr("keepkv.reduce.matching._TILE", 300)
+    monkeypatch.setattr("keepkv.reduce.fit._TILE", 300)
     tiled = run(ALL[which], view, keep).slots
     for name in ("keys", "values", "log_votes"):
         torch.testing.assert_close(getattr(whole, name), getattr(tiled, name), rtol=1e-8, atol=1e-9)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from merge_views import keep_every, make_view, output
+from merge_views import Kinds, add_stats, keep_every, make_view, output
 from torch import Tensor
 
 from keepkv.core.slots import LayerView, Slots
@@ -16,9 +16,6 @@ from keepkv.reduce.drop import Drop
 from keepkv.reduce.forms import (
     Groups,
     groups,
-    least_squares_value,
-    per_head_bias,
-    tangent_bias,
     zip_scale,
 )
 from keepkv.reduce.merge import KeepKV
@@ -34,6 +31,11 @@ def caches(count: int = 500, n: int = 64, d: int = 32, seed: int = 0) -> tuple[T
     rng = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(*shape, generator=rng, dtype=F64) for shape in ((count, 1, d), *[(count, 1, n, d)] * 2))
     return q, k, v, torch.randint(1, 9, (count, 1, n), generator=rng).to(F64).log()
+
+
+def tangent_bias(g: Groups) -> Tensor:
+    """b_r = L − ℓ̄ of the ``bias`` form (B,H,size): H(w̃) + Σw̃b, unchanged by a common shift of the logits."""
+    return g.log_mass - g.mean_logit()
 
 
 def dots(q: Tensor, k: Tensor) -> Tensor:
@@ -113,7 +115,9 @@ def test_03_bias_and_fixed_are_exact_at_the_merge_query(form: str, mode: str) ->
 @pytest.mark.parametrize("key", ["zip", "bias", "fixed"])
 def test_02_03_through_the_reduction(key: str, sinks: bool, softcap: float | None) -> None:
     """Exact through routing, grouping and selection, with logits capped and attention sinks, votes included."""
-    view = make_view(3, rows=2, heads=3, slots=40, votes=True, softcap=softcap, sinks=torch.ones(3) if sinks else None)
+    view = make_view(
+        3, rows=2, heads=3, slots=40, votes=True, softcap=softcap, sink_logits=torch.ones(3) if sinks else None
+    )
     slots = reduced(view, keep_every(view, 3), key=key, threshold=None, window=1)
     assert slots.keys.dtype == slots.log_votes.dtype == F64
     error = (output(view, slots) - output(view, view.slots)).abs().max()
@@ -240,14 +244,14 @@ def test_12_votes_and_dropped_tokens_add_up_over_a_run(key: str, dtype: torch.dt
 @pytest.mark.parametrize("key", ["fixed", "bias", "zip", "code"])
 def test_13_nothing_to_merge_is_plain_eviction(key: str) -> None:
     view = make_view(4, rows=2, groups=2, queries=8, votes=True)
-    view.slots.stats["log_x"] = torch.randn(view.slots.positions.shape)
+    add_stats(view)
     everything = view.slots.valid
     for keep, options in ((keep_every(view, 3), {"threshold": 1.1}), (everything, {"threshold": None})):
-        ours = KeepKV(key=key, **options)(view, keep, keep.double(), Random())
+        ours = KeepKV(key=key, **options)(view, keep, keep.double(), Kinds())
         plain = Drop()(view, keep, keep.double(), Random())
         for name in ("keys", "values", "log_votes", "positions"):
             assert torch.equal(getattr(ours.slots, name), getattr(plain.slots, name))
-        assert torch.equal(ours.slots.stats["log_x"], plain.slots.stats["log_x"])
+        assert all(torch.equal(x, plain.slots.stats[kind]) for kind, x in ours.slots.stats.items())
         assert torch.equal(ours.lost, plain.lost) and ours.merged.sum() == 0
     assert torch.equal(reduced(view, everything, key=key).keys, view.slots.keys)
 
@@ -270,29 +274,6 @@ def test_14_protected_slots_are_unchanged(key: str) -> None:
     view = replace(view, protected=keep)
     result = KeepKV(key=key, threshold=None)(view, keep, keep.double(), Random())
     assert result.merged.sum() == 0 and torch.equal(result.slots.keys, plain.keys)
-
-
-def test_15_gqa_per_head_bias_and_shared_value() -> None:
-    """Bias per query head: mass exact for any key; Δo_g = a_g (v_r − v̄_g); Σa_g² is the least-squares value."""
-    rng = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(*s, generator=rng, dtype=F64) for s in ((4, 16), (40, 16), (40, 10)))
-    logits = q @ k.T / 4  # (G,n)
-    mass = logits[:, :6].logsumexp(-1)
-    key = torch.randn(16, generator=rng, dtype=F64)
-    bias = per_head_bias(mass, q @ key / 4)
-    assert (bias + q @ key / 4 - mass).abs().max() <= 1e-12
-    share = (mass - logits.logsumexp(-1)).exp()
-    means = logits[:, :6].softmax(-1) @ v[:6]
-
-    def error(value: Tensor) -> Tensor:
-        merged = torch.cat(((bias + q @ key / 4)[:, None], logits[:, 6:]), dim=-1).softmax(-1)
-        return merged @ torch.cat((value[None], v[6:])) - logits.softmax(-1) @ v
-
-    value = least_squares_value(share, means)
-    assert (error(value) - share[:, None] * (value - means)).abs().max() <= 1e-12
-    best = error(value).square().sum()
-    for _ in range(20):
-        assert error(value + 0.01 * torch.randn(10, generator=rng, dtype=F64)).square().sum() > best
 
 
 def test_16_ema_weights_sum_to_one_and_recurrence_is_the_direct_sum() -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merge_views import keep_every, make_view, output, padded, window_rows
+from merge_views import Kinds, add_stats, combined, keep_every, make_view, output, padded, window_rows
 from torch import Tensor
 
 from keepkv.core.slots import LayerView, Slots
+from keepkv.core.stats import Stat
 from keepkv.errors import CacheStateError
 from keepkv.kernels.assign import nearest_key
 from keepkv.methods import METHODS
@@ -39,7 +40,7 @@ seeds = st.integers(0, 10_000)
 
 def run(reduce: Reduce, view: LayerView, keep: Tensor) -> Reduced:
     scores = Random()(replace(view, seed=99)) + 1.0
-    return reduce(view, keep, scores, Random())
+    return reduce(view, keep, scores, Kinds())
 
 
 def routes(view: LayerView, keep: Tensor, h: int) -> dict[int, tuple[int, float]]:
@@ -59,7 +60,7 @@ def masses(
     view: LayerView, h: int, size: int, alpha: float, raw: bool
 ) -> tuple[list[float], Callable[[Tensor, int], float]]:
     """Mean mass per slot of row 0, head h, by loops, and the mean mass of any key that stands at a position."""
-    s, g = view.slots, view.groups
+    s, g = view.slots, view.query_groups
     queries = window_rows(view, size, alpha)[0]
 
     def logit(q: Tensor, k: Tensor) -> float:
@@ -91,7 +92,7 @@ def masses(
 def test_keepkv_equals_its_loop_reference(key: str, softcap: float | None, threshold: float | None) -> None:
     view = make_view(11, heads=2, groups=2, slots=18, queries=6, votes=True, softcap=softcap)
     view = replace(view, protected=(view.slots.positions < 2) | (view.slots.positions >= 15))
-    view.slots.stats.update(mass=torch.rand(1, 2, 18, dtype=F64), log_mass=torch.randn(1, 2, 18, dtype=F64))
+    add_stats(view)
     keep = keep_every(view, 3) | view.protected
     got = run(KeepKV(key, threshold=threshold, window=4, alpha=0.7), view, keep)
     s, cap = view.slots, softcap
@@ -125,9 +126,8 @@ def test_keepkv_equals_its_loop_reference(key: str, softcap: float | None, thres
             torch.testing.assert_close(r.keys[0, h, column], want_key, rtol=1e-9, atol=1e-11)
             torch.testing.assert_close(r.values[0, h, column], want_value, rtol=1e-10, atol=1e-12)
             assert abs(float(r.log_votes[0, h, column]) - float(want_bias)) <= 1e-11
-            assert abs(float(r.stats["mass"][0, h, column] - s.stats["mass"][0, h, members].sum())) <= 1e-12
-            log = s.stats["log_mass"][0, h, members].logsumexp(0)
-            assert abs(float(r.stats["log_mass"][0, h, column] - log)) <= 1e-12
+            for kind, x in s.stats.items():
+                assert abs(float(r.stats[kind][0, h, column] - combined(kind, x[0, h, members]))) <= 1e-12, kind
 
 
 @pytest.mark.parametrize("limit", [None, 5])
@@ -199,11 +199,21 @@ def test_d2o_equals_its_loop_reference_over_two_compressions(weights: str) -> No
         assert torch.equal(got.slots.log_votes, want.log_votes)
 
 
+def test_a_row_without_a_threshold_yet_compresses_as_for_the_first_time() -> None:
+    """``row_starts`` says what stands for the threshold of a row that has none, where rows of caches are joined."""
+    view = make_view(13, rows=2, heads=2, slots=24)
+    keep = keep_every(view, 3)
+    first = run(D2O(), view, keep)
+    start = {name: torch.full((2, 2), x) for name, x in D2O.row_starts.items()}
+    again = run(D2O(), replace(view, state=start), keep)
+    assert torch.equal(first.slots.keys, again.slots.keys) and set(view.state) == set(D2O.row_starts) == set(start)
+
+
 @given(seed=seeds, empties=st.integers(0, 9), pad=st.integers(0, 5), which=st.sampled_from(range(len(ALL))))
 @FEW
 def test_a_padded_row_gives_what_it_gives_alone(seed: int, empties: int, pad: int, which: int) -> None:
     view = make_view(seed, heads=2, groups=2, slots=20, queries=7, votes=True)
-    view.slots.stats["log_x"] = torch.randn(view.slots.positions.shape, dtype=F64)
+    add_stats(view)
     view = replace(view, protected=view.slots.positions < 2)
     wide = padded(view, empties, pad)
     alone, batched = (run(ALL[which], v, keep_every(v, 3) | v.protected) for v in (view, wide))
@@ -212,7 +222,8 @@ def test_a_padded_row_gives_what_it_gives_alone(seed: int, empties: int, pad: in
     assert torch.equal(alone.slots.positions, batched.slots.positions)
     for name in ("keys", "values", "log_votes"):
         torch.testing.assert_close(getattr(alone.slots, name), getattr(batched.slots, name), rtol=1e-10, atol=1e-11)
-    torch.testing.assert_close(alone.slots.stats["log_x"], batched.slots.stats["log_x"], rtol=1e-12, atol=1e-12)
+    for kind, x in alone.slots.stats.items():
+        torch.testing.assert_close(x, batched.slots.stats[kind], rtol=1e-12, atol=1e-12)
 
 
 @given(seed=seeds, which=st.sampled_from([0, 1, 2, 3, 6]))
@@ -327,7 +338,7 @@ def test_queries_come_from_the_window_or_the_latest_forward_or_are_missed() -> N
 def test_methods_are_built_from_names_or_pieces(key: str) -> None:
     method = METHODS.build("keepkv", key=key, score=H2O(), window=8)
     assert method.reduce.merges and method.name == "keepkv" and method.window == 8
-    assert method.score.stats == {"mass": 0.0} and method.score.observes and not method.score.needs_rope
+    assert method.score.stats == {"mass": Stat(0.0, "sum")} and method.score.observes and not method.score.needs_rope
     view = make_view(20, slots=30, queries=6)
     view.slots.stats["mass"] = torch.zeros(1, 2, 30, dtype=F64)
     method.score.observe(view)
@@ -337,7 +348,7 @@ def test_methods_are_built_from_names_or_pieces(key: str) -> None:
     assert (result.merged + result.dropped == 20).all()
     for name in ("cam", "d2o"):
         assert METHODS.build(name, score="random").reduce.merges
-    assert METHODS.build("keepkv", score="ema").score.stats == {STAT: -math.inf}
+    assert METHODS.build("keepkv", score="ema").score.stats == {STAT: Stat(-math.inf, "logsumexp")}
 
 
 def test_a_score_that_remembers_less_does_not_shorten_the_window() -> None:

@@ -47,7 +47,7 @@ def scored(score: Compactor, view: LayerView) -> Tensor:
 
 def naive(score: Compactor, view: LayerView, b: int = 0) -> dict[tuple[int, int], float]:
     """Scores of one row by head and position, by loops over the published definition."""
-    s, g, seen = view.slots, view.groups, int(view.seen[b])
+    s, g, seen = view.slots, view.query_groups, int(view.seen[b])
     last = seen - score.window
     phi = gaussian(view, score.sketch).double() if score.sketch else None
     leverages, received = {}, {}

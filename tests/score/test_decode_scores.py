@@ -90,7 +90,7 @@ def test_of_three_equal_keys_the_newest_goes_free(dtype: torch.dtype) -> None:
 # --- G-KV --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"softcap": 1.5}, {"sinks": torch.tensor([0.5, -1.0, 2.0, 0.0])}])
+@pytest.mark.parametrize("options", [{}, {"softcap": 1.5}, {"sink_logits": torch.tensor([0.5, -1.0, 2.0, 0.0])}])
 def test_first_scores_are_local_and_grouped_heads_are_taken_by_their_maximum(options: dict[str, Any]) -> None:
     view = view_of(5, **options)
     for mode in ("max", "mean", "sum"):

@@ -282,8 +282,8 @@ def test_softcap_and_attention_sinks_enter() -> None:
     view = with_rope(row(16, slots=12, queries=12), None)
     score = ExpectedAttention(**PLAIN)
     plain, sinks = score(view), torch.tensor([0.0, 1.0, 2.0, -1.0])
-    assert (score(replace(view, sinks=sinks)) < plain).all()
-    close(score(replace(view, sinks=torch.full((4,), -1e4))), plain)
+    assert (score(replace(view, sink_logits=sinks)) < plain).all()
+    close(score(replace(view, sink_logits=torch.full((4,), -1e4))), plain)
     close(score(replace(view, softcap=1e4)), plain, 1e-3)
     assert score(replace(view, softcap=0.1)).std() < plain.std()
 

@@ -131,8 +131,12 @@ def test_the_score_takes_the_largest_attention_of_the_window_nearby(options: dic
     got = score(view)
     for h in range(2):
         heads = []
-        for g in range(view.groups):
-            logits = view.queries[0, h * view.groups + g, 8:].double() @ view.slots.keys[0, h].double().T * view.scaling
+        for g in range(view.query_groups):
+            logits = (
+                view.queries[0, h * view.query_groups + g, 8:].double()
+                @ view.slots.keys[0, h].double().T
+                * view.scaling
+            )
             if view.softcap is not None:
                 logits = torch.tanh(logits / view.softcap) * view.softcap
             logits = logits + view.slots.log_votes[0, h].double()

@@ -42,7 +42,7 @@ def build(name: str) -> Score:
 def ready(score: Score, view: LayerView) -> LayerView:
     """The view with fresh statistics and state, after ``observe``."""
     b, h, s = view.slots.shape
-    stats = {name: torch.full((b, h, s), start) for name, start in score.stats.items()}
+    stats = {name: torch.full((b, h, s), x.start) for name, x in score.stats.items()}
     view = replace(view, slots=view.slots.with_(stats=stats), state={}, rope=ROPE)
     if score.observes:
         score.observe(view)
@@ -84,7 +84,7 @@ def test_keydiff() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max"])
-@pytest.mark.parametrize("options", [{}, {"softcap": 1.5}, {"sinks": torch.tensor([0.5, -1.0, 2.0, 0.0])}])
+@pytest.mark.parametrize("options", [{}, {"softcap": 1.5}, {"sink_logits": torch.tensor([0.5, -1.0, 2.0, 0.0])}])
 def test_snapkv(pooling: str, options: dict[str, object]) -> None:
     view = together([row(3, **options), row(4, slots=11, queries=5), row(5, slots=3, queries=3)])
     got = scored(SnapKV(window=4, kernel=5, pooling=pooling), view)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from keepkv.core.intervals import Intervals
 from keepkv.core.slots import LayerView
-from keepkv.methods.keepkv import Remembering
+from keepkv.methods.pieces import Remembering
 from keepkv.observe.window import remember_in_spans, span_window
 from keepkv.score import H2O, TOVA, KNorm, Score, SnapKV, Streaming
 
@@ -34,7 +34,7 @@ SCORES: list[Score] = [
 def prompt(seed: int, score: Score, **options: Any) -> LayerView:
     """One row of ``SIZE`` tokens, all of them queries of one forward, with what the score keeps per slot."""
     view = row(seed, slots=SIZE, queries=SIZE, spans=SPANS, **options)
-    stats = {name: torch.full(view.slots.shape, x) for name, x in (score.stats | score.span_stats).items()}
+    stats = {name: torch.full(view.slots.shape, x.start) for name, x in (score.stats | score.span_stats).items()}
     return replace(view, slots=view.slots.with_(stats=stats))
 
 
@@ -158,7 +158,7 @@ def test_scores_that_no_query_decides_stay_as_they_are() -> None:
     for score in (KNorm(), Streaming()):
         view = prompt(1, score)
         own = score(view)
-        assert score.scopes and score.span_scores(view, own) is own
+        assert score.scores_within_spans and score.span_scores(view, own) is own
 
 
 def test_votes_count_within_spans() -> None:

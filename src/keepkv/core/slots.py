@@ -28,8 +28,7 @@ class Slots:
     keys (B,H,S,D) and values (B,H,S,Dv) in the model's dtype; log_votes (B,H,S) float32, the bias added to a
     slot's attention logit (0 for an original token); positions (B,H,S) int32, the token's index in its row not
     counting padding (of the anchor for a merged slot), ``EMPTY`` where nothing is stored; stats: what a score
-    keeps per slot, each (B,H,S) float32. A statistic whose name starts with ``log_`` adds up in log space when
-    slots merge, every other one by plain sum.
+    keeps per slot, each (B,H,S) float32.
     """
 
     keys: Tensor
@@ -59,7 +58,7 @@ class Slots:
 
         The result has as many slots as the fullest (row, head) keeps.
         """
-        order, kept = self.places(keep)
+        order, kept = self.kept_indices(keep)
 
         def take(x: Tensor) -> Tensor:
             index = order if x.dim() == 3 else order[..., None].expand(*order.shape, x.shape[-1])
@@ -69,7 +68,7 @@ class Slots:
         chosen.positions.masked_fill_(~kept, EMPTY)
         return chosen
 
-    def places(self, keep: Tensor) -> tuple[Tensor, Tensor]:
+    def kept_indices(self, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Where ``select`` takes its slots from, (B,H,K) int64, and which of them are kept, (B,H,K) bool."""
         keep = keep & self.valid
         size = int(keep.sum(-1).max()) if keep.numel() else 0
@@ -104,11 +103,11 @@ class LayerView:
     queries (B, H*G, T, D): queries of the latest forward, after RoPE, query heads of a KV head adjacent;
         T may be 0 when compression was deferred: then only what ``observe`` kept is known.
     query_positions (B,T) int64: their positions, ``EMPTY`` for padding.
-    state: per-row statistics of the score, each with leading dimension B; follows rows in beam search.
+    state: what score and reduction remember per row, each with leading dimension B; follows rows in beam search.
     seen (B,) int64: tokens of each row so far, padding not counted = the next position.
     budget (B,) int64: slots per KV head that the compression may leave on average; None where none is under way.
-    scaling, softcap, sinks: of the attention: logits = softcap(q·k·scaling) + log_votes, and an extra softmax
-        entry per query head with logit ``sinks`` (H*G,) where the model has attention sinks.
+    scaling, softcap, sink_logits: of the attention: logits = softcap(q·k·scaling) + log_votes, and an extra softmax
+        entry per query head with logit ``sink_logits`` (H*G,) where the model has attention sinks.
     """
 
     slots: Slots
@@ -118,7 +117,7 @@ class LayerView:
     scaling: float
     state: dict[str, Tensor] = field(default_factory=dict)
     softcap: float | None = None
-    sinks: Tensor | None = None
+    sink_logits: Tensor | None = None
     rope: Rope | None = None
     layer: int = 0
     layers: int = 1
@@ -132,6 +131,6 @@ class LayerView:
     spans: Intervals | None = None  # where given, each slot inside is scored by the queries of its own span alone
 
     @property
-    def groups(self) -> int:
+    def query_groups(self) -> int:
         """G: query heads per KV head."""
         return self.queries.shape[1] // self.slots.positions.shape[1]

@@ -23,7 +23,7 @@ from keepkv.engine.model import prepare_model
 from keepkv.engine.receipt import Receipt, make_receipt
 from keepkv.engine.state import CacheState, Settings
 from keepkv.errors import BudgetError, CacheStateError, KeepKVError
-from keepkv.methods import METHODS, Method, method_info
+from keepkv.methods import Method, make_method
 from keepkv.spans import RowSpans, Span, SpanPolicy
 from keepkv.store import CODECS, STORES, Held, choose
 
@@ -60,7 +60,7 @@ class Cache(stock.Cache):
         spans: SpanPolicy | Sequence[Span] | Sequence[Sequence[Span]] | None = None,
         **options: Any,
     ) -> None:
-        chosen = _method(method, options)
+        chosen = make_method(method, options)
         if budget is None and chosen.name != "full":
             raise BudgetError(
                 f"method {chosen.name!r} needs a budget, e.g. budget=0.1 or budget=1024 or budget='256MiB'"
@@ -308,17 +308,3 @@ class Cache(stock.Cache):
     def reset(self) -> None:
         super().reset()
         self.shared.reset()
-
-
-def _method(method: str | Method, options: dict[str, Any]) -> Method:
-    if isinstance(method, Method):
-        if options:
-            raise KeepKVError(f"options {sorted(options)} were given beside a Method object; put them into the Method")
-        return method
-    factory = METHODS.factory(method)
-    try:
-        made = factory(**options)
-    except TypeError as error:
-        known = ", ".join(method_info(method).options) or "none"
-        raise KeepKVError(f"method {method!r}: {error}. Its options: {known}.") from error
-    return replace(made, options=options)

@@ -220,13 +220,13 @@ class Layer(CacheLayerMixin):
             )
             out = self.form.output(module, out).transpose(1, 2).contiguous()
         if is_own:
-            self._after_attention(inner, weights, {"scaling": scaling, "softcap": softcap, "sinks": s_aux})
+            self._after_attention(inner, weights, {"scaling": scaling, "softcap": softcap, "sink_logits": s_aux})
         return out
 
     def _follows(self) -> bool:
         """Whether the score follows the attention of every token decoded."""
         method = self.shared.settings.method
-        return method.score.counts and (
+        return method.score.follows_decode and (
             self.shared.observing or (self.shared.compressing and method.when.every is not None)
         )
 

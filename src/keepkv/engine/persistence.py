@@ -167,7 +167,7 @@ def _digest(header: str, tensors: dict[str, Tensor]) -> str:
 def _layer_tensors(layer: Any) -> dict[str, Tensor]:
     if isinstance(layer, Layer):
         groups = {"store": layer.store.tensors(), "state": layer.score_state, "count": layer.tally.tensors()}
-        sinks = (layer.attention or {}).get("sinks")
+        sinks = (layer.attention or {}).get("sink_logits")
         named = {f"{group}.{name}": x for group, held in groups.items() for name, x in held.items()}
         return named if sinks is None else {**named, "sinks": sinks}
     if type(layer).__name__ == "DummyLayer":  # by name: transformers before 5.20 does not have it
@@ -182,7 +182,7 @@ def _layer_tensors(layer: Any) -> dict[str, Tensor]:
 def _layer_header(layer: Any) -> dict[str, Any]:
     if not isinstance(layer, Layer):
         return {"kind": type(layer).__name__, "cumulative_length": getattr(layer, "cumulative_length", 0)}
-    attention = {k: v for k, v in (layer.attention or {}).items() if k != "sinks"}
+    attention = {k: v for k, v in (layer.attention or {}).items() if k != "sink_logits"}
     tally = {name: getattr(layer.tally, name) for name in ("compressions", "overflows", "seconds")}
     return {"kind": "keepkv", "host": asdict(layer.progress), "tally": tally, "attention": attention}
 
@@ -209,4 +209,4 @@ def _restore(layer: Any, entry: dict[str, Any], tensors: dict[str, Tensor]) -> N
         part = next(iter(layer.store.parts()))
         layer.lazy_initialization(part.keys, part.values)
     if entry["attention"]:
-        layer.attention = {**entry["attention"], "sinks": tensors.get("sinks")}
+        layer.attention = {**entry["attention"], "sink_logits": tensors.get("sinks")}

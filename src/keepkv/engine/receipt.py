@@ -119,7 +119,7 @@ def make_receipt(layers: Sequence[Any], shared: CacheState) -> Receipt:
     masses = [t.mass_dropped for t in tallies if t.mass_dropped is not None]
     return Receipt(
         method=settings.method.name,
-        options=dict(settings.method.options),
+        options=settings.method.changed,
         budget=settings.budget.value,
         compressed=any(t.compressions for t in tallies),
         seen=[] if seen is None else seen.tolist(),

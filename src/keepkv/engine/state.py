@@ -38,7 +38,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         method, slots = self.method, self.budget.slots
-        scopes = self.policy is not None and self.policy.scopes and method.score.scopes
+        scopes = self.policy is not None and self.policy.scopes and method.score.scores_within_spans
         object.__setattr__(self, "scopes", scopes)
         pinned = method.sinks + method.window
         if slots is not None and slots < pinned:
@@ -61,7 +61,8 @@ class Settings:
     @property
     def stats(self) -> dict[str, float]:
         """What is kept per slot, and the value a new slot starts with."""
-        return self.method.score.stats | (self.method.score.span_stats if self.scopes else {})
+        score = self.method.score
+        return {name: x.start for name, x in (score.stats | (score.span_stats if self.scopes else {})).items()}
 
 
 @dataclass

@@ -63,9 +63,9 @@ def make_cache(model: Any, setup: Setup, variant: Variant, budget: Any, draw: in
 def look_again(model: Any, cache: Cache, rows: Sequence[Ids], questions: Sequence[Ids] = ()) -> None:
     """What the method of ``cache`` does between reading the contexts ``rows`` and compressing them."""
     score = cache.settings.method.score
-    if score.rereads:
+    if score.needs_second_reading:
         reread(model, cache, *pad(rows, model.device))
-    if score.rehearses:
+    if score.needs_questions:
         rehearse(model, cache, *pad(rows, model.device), questions=questions)
 
 

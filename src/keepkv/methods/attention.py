@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from keepkv.allocate.adakv import AdaKV
 from keepkv.allocate.pyramid import Pyramid
 from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
+from keepkv.methods.pieces import as_score
+from keepkv.score.base import Score
 from keepkv.score.h2o import H2O
 from keepkv.score.snapkv import SnapKV
 from keepkv.score.tova import TOVA
@@ -17,39 +20,19 @@ def snapkv(window: int = 32, kernel: int = 5, pooling: str = "avg", sinks: int =
     Score = mean attention of the window's queries, pooled, then averaged over the query heads of a KV head (the paper
     has one KV head per query head). window is 32 as in the paper; kvpress uses 64.
     """
-    return Method(
-        score=SnapKV(window=window, kernel=kernel, pooling=pooling),
-        when=when,
-        sinks=sinks,
-        window=window,
-        name="snapkv",
-        options={"window": window, "kernel": kernel, "pooling": pooling},
-    )
+    return Method(SnapKV(window, kernel, pooling))
 
 
 @register_method("pyramidkv", paper="arXiv 2406.02069")
 def pyramidkv(
-    window: int = 32,
-    kernel: int = 5,
-    pooling: str = "avg",
-    beta: float = 20.0,
-    sinks: int = 4,
-    when: When = When(),
+    window: int = 32, kernel: int = 5, pooling: str = "avg", beta: float = 20.0, sinks: int = 4, when: When = When()
 ) -> Method:
     """SnapKV with budgets that fall linearly from the first layer to the last.
 
     Beyond the sinks and the window, with n slots per layer on average, the last layer keeps n/``beta`` and the first
     2n − n/``beta``; the sum over layers is exact.
     """
-    return Method(
-        score=SnapKV(window=window, kernel=kernel, pooling=pooling),
-        allocate=Pyramid(beta=beta, reserved=sinks + window),
-        when=when,
-        sinks=sinks,
-        window=window,
-        name="pyramidkv",
-        options={"window": window, "kernel": kernel, "pooling": pooling, "beta": beta},
-    )
+    return Method(SnapKV(window, kernel, pooling), Pyramid(beta, reserved=sinks + window))
 
 
 @register_method("h2o", paper="arXiv 2306.14048")
@@ -60,14 +43,7 @@ def h2o(window: int = 32, normalize: str = "sum", sinks: int = 4, when: When = W
     The paper gives half the budget to recent tokens and evicts one slot per decoded token; here the window is a
     fixed number of tokens and ``When(every=n)`` sets the pace.
     """
-    return Method(
-        score=H2O(normalize=normalize),
-        when=when,
-        sinks=sinks,
-        window=window,
-        name="h2o",
-        options={"window": window, "normalize": normalize},
-    )
+    return Method(H2O(normalize))
 
 
 @register_method("tova", paper="arXiv 2401.06104")
@@ -76,4 +52,17 @@ def tova(sinks: int = 0, window: int = 0, when: When = When()) -> Method:
 
     Nothing is pinned, as in the paper (kvpress pins the last token). ``When(every=1)`` is the paper's decoding.
     """
-    return Method(score=TOVA(), when=when, sinks=sinks, window=window, name="tova")
+    return Method(TOVA())
+
+
+@register_method("adakv", paper="arXiv 2407.11550")
+def adakv(
+    score: str | Score = "snapkv", alpha: float = 0.2, sinks: int = 4, window: int = 32, when: When = When()
+) -> Method:
+    """Any score, with the budget of a layer shared by its heads: those with concentrated attention need fewer slots.
+
+    Each head first keeps its own top ⌊``alpha`` · budget⌋, the rest goes to the highest scores over all heads.
+    ``score`` is a name or a Score whose values can be compared between heads; "snapkv" looks through the method's
+    ``window``. Memory of what a head does not keep is freed.
+    """
+    return Method(as_score(score, window), AdaKV(alpha))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from typing import Any, ParamSpec
 
 from keepkv.allocate.base import Allocate
 from keepkv.allocate.uniform import Uniform
 from keepkv.core.registry import Registry
 from keepkv.core.when import When
+from keepkv.errors import KeepKVError
 from keepkv.reduce.base import Reduce
 from keepkv.reduce.drop import Drop
 from keepkv.score.base import Score
+
+P = ParamSpec("P")
+FIELDS = ("sinks", "window", "when")  # options of these names are the fields of these names
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,8 @@ class Method:
 
     sinks, window: the first tokens and the most recent tokens of a row that are always kept, part of the budget.
     store: name of the layout, or ``"auto"``: rectangular, and ragged where the allocation is.
+    name, options: under which the method is registered, and every option it was made with: what a saved cache says of
+    its method. ``register_method`` sets both.
     """
 
     score: Score
@@ -33,6 +40,17 @@ class Method:
     window: int = 0
     name: str = "custom"
     options: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        # So that dataclasses.replace(method, when=…) does not leave an option that contradicts its field.
+        present = {name: getattr(self, name) for name in FIELDS if name in self.options}
+        object.__setattr__(self, "options", {**self.options, **present})
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The options that differ from the method's defaults."""
+        defaults = method_info(self.name).options if self.name in METHODS else {}
+        return {name: x for name, x in self.options.items() if name not in defaults or x != defaults[name]}
 
 
 @dataclass(frozen=True)
@@ -50,14 +68,45 @@ METHODS: Registry[Method] = Registry("method")
 _PAPERS: dict[str, str] = {}
 
 
-def register_method(name: str, paper: str = "") -> Callable[[Callable[..., Method]], Callable[..., Method]]:
-    """Register a function ``(**options) -> Method`` under ``name``; its docstring and defaults are its help."""
+def register_method(name: str, paper: str = "") -> Callable[[Callable[P, Method]], Callable[P, Method]]:
+    """Register a function ``(**options) -> Method`` under ``name``; its signature and docstring are its help.
 
-    def enter(factory: Callable[..., Method]) -> Callable[..., Method]:
+    The function chooses the pieces. The ``Method`` gets its name, all options (given or default), and ``sinks``,
+    ``window`` and ``when`` from the options of these names, where the signature has them.
+    """
+
+    def enter(factory: Callable[P, Method]) -> Callable[P, Method]:
+        signature = inspect.signature(factory)
+        if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature.parameters.values()):
+            raise KeepKVError(f"method {name!r}: {signature} has options without a name; name each in the signature")
+
+        @wraps(factory)
+        def build(*args: P.args, **kwargs: P.kwargs) -> Method:
+            made, bound = factory(*args, **kwargs), signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            own = {field: x for field, x in bound.arguments.items() if field in FIELDS}
+            return replace(made, name=name, options=bound.arguments, **own)
+
         _PAPERS[name] = paper
-        return METHODS.register(name)(factory)
+        return METHODS.register(name)(build)
 
     return enter
+
+
+def make_method(method: str | Method, options: Mapping[str, Any]) -> Method:
+    """The method of a name, made with ``options``; a ``Method`` as it is, which takes none.
+
+    Raises ``UnknownName`` where the name is not registered, ``KeepKVError`` where the options do not fit.
+    """
+    if isinstance(method, Method):
+        if options:
+            raise KeepKVError(f"options {sorted(options)} were given beside a Method object; put them into the Method")
+        return method
+    try:
+        return METHODS.factory(method)(**options)
+    except TypeError as error:
+        known = ", ".join(method_info(method).options) or "none"
+        raise KeepKVError(f"method {method!r}: {error}. Its options: {known}.") from error
 
 
 def method_info(name: str) -> MethodInfo:

@@ -13,13 +13,13 @@ from keepkv.score.streaming import Streaming
 @register_method("full")
 def full() -> Method:
     """The plain cache: nothing is ever compressed, the budget is ignored."""
-    return Method(score=Random(), when=When(prefill=None), name="full")
+    return Method(Random(), when=When(prefill=None))
 
 
 @register_method("random")
 def random(sinks: int = 4, window: int = 0, when: When = When()) -> Method:
     """Keeps a random subset: the null that every score must beat. ``sinks``/``window`` pin the ends of the prompt."""
-    return Method(score=Random(), when=when, sinks=sinks, window=window, name="random")
+    return Method(Random())
 
 
 @register_method("streaming-llm", paper="arXiv 2309.17453")
@@ -29,7 +29,7 @@ def streaming_llm(sinks: int = 4, window: int = 0, when: When = When()) -> Metho
     Score = position. Kept keys stay at their original positions; the paper moves them up to close the gap.
     ``When(every=n)`` keeps the cache at the budget while decoding.
     """
-    return Method(score=Streaming(), when=when, sinks=sinks, window=window, name="streaming-llm")
+    return Method(Streaming())
 
 
 @register_method("knorm", paper="arXiv 2406.11430")
@@ -39,7 +39,7 @@ def knorm(sinks: int = 4, window: int = 0, when: When = When()) -> Method:
     The paper compresses all layers but the first two; here every layer is compressed, as in kvpress. Where a model
     norms its keys (QK-norm), norms hardly differ and the choice means little.
     """
-    return Method(score=KNorm(), when=when, sinks=sinks, window=window, name="knorm")
+    return Method(KNorm())
 
 
 @register_method("keydiff", paper="arXiv 2504.15364")
@@ -48,4 +48,4 @@ def keydiff(sinks: int = 4, window: int = 0, when: When = When()) -> Method:
 
     The paper runs it block by block over a chunked prefill: chunk the prefill, with ``When("immediate")``.
     """
-    return Method(score=KeyDiff(), when=when, sinks=sinks, window=window, name="keydiff")
+    return Method(KeyDiff())

@@ -10,14 +10,9 @@ from keepkv.score.rkv import RKV
 
 @register_method("g-kv", paper="arXiv 2512.00504")
 def gkv(
-    window: int = 16,
-    alpha: float = 0.8,
-    mode: str = "max",
-    lam: float = 0.5,
-    threshold: float = 0.5,
-    sinks: int = 4,
-    when: When = When(every=128),
-) -> Method:
+    window: int = 16, alpha: float = 0.8, mode: str = "max", lam: float = 0.5, threshold: float = 0.5,
+    sinks: int = 4, when: When = When(every=128),
+) -> Method:  # fmt: skip
     """Keeps what the last queries attend to, or those of an earlier compression did, and whose keys are not in others.
 
     Score = ``lam``·F − (1 − ``lam``)·redundancy. F = max(``alpha``·F before, attention of the last ``window`` queries
@@ -26,36 +21,18 @@ def gkv(
     it out. Compresses the prompt and then every 128 decoded tokens. The paper pins neither sinks nor the prompt, which
     a span protects.
     """
-    return Method(
-        score=GKV(window=window, alpha=alpha, mode=mode, lam=lam, threshold=threshold),
-        when=when,
-        sinks=sinks,
-        window=window,
-        name="g-kv",
-        options={"window": window, "alpha": alpha, "mode": mode, "lam": lam, "threshold": threshold},
-    )
+    return Method(GKV(window, alpha, mode, lam, threshold))
 
 
 @register_method("r-kv", paper="arXiv 2505.24133")
 def rkv(
-    window: int = 8,
-    kernel: int = 7,
-    lam: float = 0.1,
-    threshold: float = 0.5,
-    sinks: int = 4,
-    when: When = When(every=128),
-) -> Method:
+    window: int = 8, kernel: int = 7, lam: float = 0.1, threshold: float = 0.5,
+    sinks: int = 4, when: When = When(every=128),
+) -> Method:  # fmt: skip
     """Keeps what the last queries attend to and whose keys are not in others.
 
     Score = ``lam``·attention of the last ``window`` queries, the largest of ``kernel`` neighbours, − (1 − ``lam``)·
     redundancy, as of ``g-kv``. Compresses the prompt and then every 128 decoded tokens. A larger ``lam`` is reported to
     do better (arXiv 2609.03430: 0.5, on Qwen3-4B). The paper pins no sinks.
     """
-    return Method(
-        score=RKV(window=window, kernel=kernel, lam=lam, threshold=threshold),
-        when=when,
-        sinks=sinks,
-        window=window,
-        name="r-kv",
-        options={"window": window, "kernel": kernel, "lam": lam, "threshold": threshold},
-    )
+    return Method(RKV(window, kernel, lam, threshold))

@@ -6,7 +6,7 @@ from keepkv.allocate.adakv import AdaKV
 from keepkv.allocate.base import Allocate
 from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
-from keepkv.methods.keepkv import Remembering, as_allocation, as_score
+from keepkv.methods.pieces import Remembering, as_allocation, as_score
 from keepkv.reduce.grkv import GRKV
 from keepkv.reduce.matching import Matching
 from keepkv.reduce.residual import Residual
@@ -16,17 +16,10 @@ from keepkv.score.base import Score
 
 @register_method("attention-matching", paper="arXiv 2602.16284")
 def attention_matching(
-    queries: int = 64,
-    pool: str = "rms",
-    allocate: str | Allocate = "uniform",
-    iterations: int = 200,
-    bound: float = 3.0,
-    ridge: float = 1e-2,
-    prior: str = "kept",
-    sinks: int = 4,
-    window: int = 32,
-    when: When = When(),
-) -> Method:
+    queries: int = 64, pool: str = "rms", allocate: str | Allocate = "uniform", iterations: int = 200,
+    bound: float = 3.0, ridge: float = 1e-2, prior: str = "kept",
+    sinks: int = 4, window: int = 32, when: When = When(),
+) -> Method:  # fmt: skip
     """Keeps the keys of largest attention, and fits their biases and values to the mass and output of past queries.
 
     With reference queries q, ``queries`` of the text's own spread over it, Z(q) the mass of all slots and o(q) their
@@ -43,34 +36,16 @@ def attention_matching(
     predecessors ("on-policy"), and head budgets are not optimised beforehand: ``allocate="adakv"`` adapts them. sinks,
     window: first and most recent tokens, kept exact; they take no part in the fit.
     """
-    return Method(
-        score=matching.Matching(queries=queries, pool=pool),
-        allocate=as_allocation(allocate),
-        reduce=Matching(queries=queries, iterations=iterations, bound=bound, ridge=ridge, prior=prior),
-        when=when,
-        sinks=sinks,
-        window=window,
-        name="attention-matching",
-        options={
-            "queries": queries, "pool": pool, "allocate": allocate, "iterations": iterations, "bound": bound,
-            "ridge": ridge, "prior": prior,
-        },
-    )  # fmt: skip
+    reduce = Matching(queries, iterations, bound, ridge, prior)
+    return Method(matching.Matching(queries, pool), as_allocation(allocate), reduce)
 
 
 @register_method("grkv", paper="arXiv 2605.31105")
 def grkv(
-    score: str | Score = "snapkv",
-    allocate: str | Allocate | None = None,
-    alpha: float = 0.2,
-    queries: int = 32,
-    penalty: float = 0.01,
-    value_cap: float = 0.1,
-    key_cap: float = 0.025,
-    sinks: int = 4,
-    window: int = 32,
-    when: When = When(),
-) -> Method:
+    score: str | Score = "snapkv", allocate: str | Allocate | None = None, alpha: float = 0.2, queries: int = 32,
+    penalty: float = 0.01, value_cap: float = 0.1, key_cap: float = 0.025,
+    sinks: int = 4, window: int = 32, when: When = When(),
+) -> Method:  # fmt: skip
     """AdaKV's selection, then one round of ridge regression of the outputs of recent queries on values and keys.
 
     With O the outputs of the last ``queries`` queries and Â their attention over the kept slots:
@@ -86,32 +61,15 @@ def grkv(
     AdaKV, which weighs scores by projected value norms. sinks and window, which the queries attend to most, stay as
     they are. allocate: ``None`` is AdaKV with the safeguard ``alpha``.
     """
-    return Method(
-        score=Remembering(as_score(score, window), queries),
-        allocate=AdaKV(alpha=alpha) if allocate is None else as_allocation(allocate),
-        reduce=GRKV(window=queries, penalty=penalty, value_cap=value_cap, key_cap=key_cap),
-        when=when,
-        sinks=sinks,
-        window=window,
-        name="grkv",
-        options={
-            "score": score, "allocate": allocate, "alpha": alpha, "queries": queries, "penalty": penalty,
-            "value_cap": value_cap, "key_cap": key_cap,
-        },
-    )  # fmt: skip
+    heads = AdaKV(alpha) if allocate is None else as_allocation(allocate)
+    return Method(Remembering(as_score(score, window), queries), heads, GRKV(queries, penalty, value_cap, key_cap))
 
 
 @register_method("reskv", paper="arXiv 2607.29591")
 def reskv(
-    score: str | Score = "snapkv",
-    allocate: str | Allocate = "uniform",
-    residual: float = 0.1,
-    bias: str = "count",
-    alpha: float = 0.9,
-    sinks: int = 4,
-    window: int = 32,
-    when: When = When(),
-) -> Method:
+    score: str | Score = "snapkv", allocate: str | Allocate = "uniform", residual: float = 0.1, bias: str = "count",
+    alpha: float = 0.9, sinks: int = 4, window: int = 32, when: When = When(),
+) -> Method:  # fmt: skip
     """Exact slots, and a few residual ones that hold the means of everything that leaves, in the style of ResKV.
 
     A share ``residual`` of each head's budget is taken from its weakest kept slots; what leaves is cut into as many
@@ -123,13 +81,6 @@ def reskv(
     Not as published, where no code is public: runs instead of clusters; one ``residual`` share for all heads instead of
     a choice for each by held-out queries; no gate that damps residual slots where the exact ones hold the attention.
     """
-    return Method(
-        score=Remembering(as_score(score, window), window) if bias == "mass" else as_score(score, window),
-        allocate=as_allocation(allocate),
-        reduce=Residual(share=residual, bias=bias, window=max(1, window), alpha=alpha),
-        when=when,
-        sinks=sinks,
-        window=window,
-        name="reskv",
-        options={"score": score, "allocate": allocate, "residual": residual, "bias": bias, "alpha": alpha},
-    )
+    chosen = as_score(score, window)
+    chosen = Remembering(chosen, window) if bias == "mass" else chosen
+    return Method(chosen, as_allocation(allocate), Residual(residual, bias, max(1, window), alpha))

@@ -2,77 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import Tensor
-
-from keepkv.allocate.base import ALLOCATIONS, Allocate
-from keepkv.core.slots import LayerView
+from keepkv.allocate.base import Allocate
 from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
-from keepkv.observe.masses import STATE
-from keepkv.observe.window import remember
+from keepkv.methods.pieces import Remembering, as_allocation, as_score
 from keepkv.reduce.merge import KeepKV
-from keepkv.score.base import SCORES, Score, Wrapped
-
-
-@dataclass(frozen=True)
-class Remembering(Wrapped):
-    """A score as it is, plus the last ``size`` queries of each row for a merge, where the score remembers fewer."""
-
-    size: int
-
-    @property
-    def counts(self) -> bool:  # type: ignore[override]
-        return self.score.counts
-
-    @property
-    def scopes(self) -> bool:  # type: ignore[override]
-        return self.score.scopes
-
-    @property
-    def span_stats(self) -> dict[str, float]:  # type: ignore[override]
-        return self.score.span_stats
-
-    def observe(self, view: LayerView) -> None:
-        super().observe(view)
-        held = view.state.get("window")
-        if held is None or held.shape[2] < self.size:
-            remember(view, self.size, STATE)
-
-    def observe_spans(self, view: LayerView) -> None:
-        self.score.observe_spans(view)
-
-    def __call__(self, view: LayerView) -> Tensor:
-        return self.score(view)
-
-    def span_scores(self, view: LayerView, own: Tensor) -> Tensor:
-        return self.score.span_scores(view, own)
-
-
-def as_score(score: str | Score, window: int | None = None) -> Score:
-    """A score by name, or as given; one that looks through the window of the prompt gets the method's own."""
-    if not isinstance(score, str):
-        return score
-    return SCORES.build(score, window=window) if score == "snapkv" and window else SCORES.build(score)
-
-
-def as_allocation(allocate: str | Allocate) -> Allocate:
-    """An allocation by name, with its defaults, or as given."""
-    return ALLOCATIONS.build(allocate) if isinstance(allocate, str) else allocate
+from keepkv.score.base import Score
 
 
 @register_method("keepkv", paper="arXiv 2504.09936")
 def keepkv(
-    key: str = "fixed",
-    score: str | Score = "keydiff",
-    allocate: str | Allocate = "uniform",
-    threshold: float | None = 0.8,
-    alpha: float = 0.9,
-    window: int = 32,
-    sinks: int = 4,
-    when: When = When(),
-) -> Method:
+    key: str = "fixed", score: str | Score = "keydiff", allocate: str | Allocate = "uniform",
+    threshold: float | None = 0.8, alpha: float = 0.9, window: int = 32, sinks: int = 4, when: When = When(),
+) -> Method:  # fmt: skip
     """Merges each leaving slot into the kept slot with the most similar key, and keeps the group's attention mass.
 
     A slot with log votes b attends as softmax(q·k/√d + b). For a group of slots 𝒢 that becomes one, with mean masses
@@ -95,13 +37,5 @@ def keepkv(
     predict the masses. sinks: first tokens that are always kept; neither of them receives a merge.
     ``when=When(every=128)`` recompresses while decoding.
     """
-    return Method(
-        score=Remembering(as_score(score, window), window),
-        allocate=as_allocation(allocate),
-        reduce=KeepKV(key=key, threshold=threshold, alpha=alpha, window=window),
-        when=when,
-        sinks=sinks,
-        window=window,
-        name="keepkv",
-        options={"key": key, "score": score, "allocate": allocate, "threshold": threshold, "alpha": alpha},
-    )
+    chosen = Remembering(as_score(score, window), window)
+    return Method(chosen, as_allocation(allocate), KeepKV(key, threshold, alpha, window))

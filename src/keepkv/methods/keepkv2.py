@@ -1,4 +1,4 @@
-"""keepkv2: what no other slot can say stays, wherever it is."""
+"""keepkv2: slots whose keys are unlike the others of their head stay, from one budget for all heads and layers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from keepkv.allocate.base import Allocate
 from keepkv.core.when import When
 from keepkv.errors import KeepKVError
 from keepkv.methods.base import Method, register_method
-from keepkv.methods.keepkv import as_allocation, as_score
-from keepkv.reduce.base import Reduce
+from keepkv.methods.pieces import as_allocation, as_score
 from keepkv.reduce.drop import Drop
 from keepkv.reduce.merge import KeepKV
 from keepkv.reduce.refit import Refit
@@ -19,20 +18,10 @@ from keepkv.score.rehearsed import Rehearsed
 
 @register_method("keepkv2")
 def keepkv2(
-    score: str | Score = "leverage",
-    queries: int = 16,
-    kernel: int = 13,
-    floor: float = 5.0,
-    ridge: float = 1.0,
-    sample: int = 1024,
-    allocate: str | Allocate = "pooled",
-    safeguard: float = 0.2,
-    merge: float | None = None,
-    rehearsed: bool = False,
-    sinks: int = 4,
-    window: int = 16,
-    when: When = When(),
-) -> Method:
+    score: str | Score = "leverage", queries: int = 16, kernel: int = 13, floor: float = 5.0, ridge: float = 1.0,
+    sample: int = 1024, allocate: str | Allocate = "pooled", safeguard: float = 0.2, merge: float | None = None,
+    rehearsed: bool = False, sinks: int = 4, window: int = 16, when: When = When(),
+) -> Method:  # fmt: skip
     """Keeps the slots whose content nothing else holds, out of all heads and layers; what resembles them may be merged.
 
     1. Score: S_i = ℓ_i·(A_i + ``floor``·Ā). ℓ is the leverage of a key before RoPE among the keys of its head (ridge
@@ -55,21 +44,9 @@ def keepkv2(
     tokens that are always kept and receive no merge. ``when=When(every=128)`` recompresses while decoding.
     """
     if rehearsed and merge is not None:
-        raise KeepKVError(
-            f"keepkv2(merge={merge}, rehearsed=True): what is fitted cannot be merged too; give one of them"
-        )
-    reduce: Reduce = Drop() if merge is None else KeepKV(key="fixed", threshold=merge)
+        raise KeepKVError(f"keepkv2(merge={merge}, rehearsed=True): fitted slots cannot merge too; give one of them")
     chosen = Leverage(queries, kernel, floor, ridge, sample) if score == "leverage" else as_score(score, 32)
-    return Method(
-        score=Rehearsed(chosen) if rehearsed else chosen,
-        allocate=Pooled(safeguard) if allocate == "pooled" else as_allocation(allocate),
-        reduce=Refit() if rehearsed else reduce,
-        when=when,
-        sinks=sinks,
-        window=window,
-        name="keepkv2",
-        options={
-            "score": score, "queries": queries, "kernel": kernel, "floor": floor, "ridge": ridge, "sample": sample,
-            "allocate": allocate, "safeguard": safeguard, "merge": merge, "rehearsed": rehearsed,
-        },
-    )  # fmt: skip
+    heads = Pooled(safeguard) if allocate == "pooled" else as_allocation(allocate)
+    if rehearsed:
+        return Method(Rehearsed(chosen), heads, Refit())
+    return Method(chosen, heads, Drop() if merge is None else KeepKV("fixed", threshold=merge))

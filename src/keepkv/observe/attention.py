@@ -18,7 +18,7 @@ TILE = 1 << 20  # attention weights that ``received`` holds at a time (4 MiB of 
 ROWS = 64  # queries of one head among them, where it can choose
 
 
-def room(x: Tensor) -> int:
+def temp_elements(x: Tensor) -> int:
     """Elements of a temporary: what stays in a processor's cache, or keeps a GPU busy."""
     return TILE if x.device.type == "cpu" else 4 * TILE
 
@@ -72,18 +72,18 @@ def log_normalizer(view: LayerView, u: Tensor) -> Tensor:
 
     −inf where a query sees nothing.
     """
-    return with_sinks(u.logsumexp(-1), view.sinks)
+    return with_sinks(u.logsumexp(-1), view.sink_logits)
 
 
 def weights(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     """Attention weights (B,H,G,T,S), dtype as ``logits``; all zero for a padded query."""
-    if torch.compiler.is_compiling() or view.sinks is not None:
+    if torch.compiler.is_compiling() or view.sink_logits is not None:
         u = logits(view, queries, positions)
         z = log_normalizer(view, u)
         return u.sub_(z.masked_fill_(z.isneginf(), 0.0)[..., None]).exp_()
-    given = logits(view, queries, positions).softmax(-1)
-    blind = given[..., :1].isnan()  # queries that see nothing
-    return given.masked_fill_(blind, 0.0) if bool(blind.any()) else given
+    attn = logits(view, queries, positions).softmax(-1)
+    blind = attn[..., :1].isnan()  # queries that see nothing
+    return attn.masked_fill_(blind, 0.0) if bool(blind.any()) else attn
 
 
 def received(view: LayerView, queries: Tensor, positions: Tensor, until: Tensor | None = None) -> Tensor:
@@ -98,11 +98,11 @@ def received(view: LayerView, queries: Tensor, positions: Tensor, until: Tensor 
     if until is None and choose(None, queries, slots.keys) == "triton":
         return _by_kernel(view, queries, positions)
     total = _nothing(view, queries)
-    for heads, part, end, given in tiles(view, queries, positions):
+    for heads, part, end, attn in tiles(view, queries, positions):
         if until is not None:
-            given *= (positions[:, None, part, None] < until[:, heads, None, :end])[:, :, None]
-        total[:, heads, :, :end] += given.sum(3)
-        del given  # before the next is made
+            attn *= (positions[:, None, part, None] < until[:, heads, None, :end])[:, :, None]
+        total[:, heads, :, :end] += attn.sum(3)
+        del attn  # before the next is made
     return total
 
 
@@ -113,10 +113,10 @@ def strongest(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     if choose(None, queries, view.slots.keys) == "triton":
         return _by_kernel(view, queries, positions, peak=True)
     most = _nothing(view, queries)
-    for heads, _, end, given in tiles(view, queries, positions):
+    for heads, _, end, attn in tiles(view, queries, positions):
         seen = most[:, heads, :, :end]
-        seen.copy_(seen.maximum(given.amax(3)))
-        del given
+        seen.copy_(seen.maximum(attn.amax(3)))
+        del attn
     return most
 
 
@@ -125,10 +125,10 @@ def tiles(view: LayerView, queries: Tensor, positions: Tensor) -> Iterator[tuple
     columns that they see at most. What is yielded is the caller's to modify."""
     slots = view.slots
     b, h, s = slots.shape
-    t, g = queries.shape[2], view.groups
+    t, g = queries.shape[2], view.query_groups
     # Few heads and many queries at a time: their keys and weights stay in a processor's cache.
-    heads = max(1, min(h, room(queries) // max(1, b * g * s * ROWS)))
-    tile = max(1, room(queries) // max(1, b * heads * g * s))
+    heads = max(1, min(h, temp_elements(queries) // max(1, b * g * s * ROWS)))
+    tile = max(1, temp_elements(queries) // max(1, b * heads * g * s))
     ends = _ends(slots, positions, tile) if t > tile else [s]
     for first in range(0, h, heads):
         some = of_heads(view, first, heads)
@@ -143,21 +143,21 @@ def _by_kernel(view: LayerView, queries: Tensor, positions: Tensor, peak: bool =
     slots = view.slots
     return window_scores(
         queries, positions, slots.keys, slots.positions, slots.log_votes if bool(slots.log_votes.any()) else None,
-        scaling=view.scaling, softcap=view.softcap, sinks=view.sinks, mean=False, peak=peak,
+        scaling=view.scaling, softcap=view.softcap, sinks=view.sink_logits, mean=False, peak=peak,
     )  # fmt: skip
 
 
 def _nothing(view: LayerView, queries: Tensor) -> Tensor:
     """Zeros (B,H,G,S), dtype as ``logits``."""
     (b, h, s), dtype = view.slots.shape, torch.promote_types(view.slots.keys.dtype, torch.float32)
-    return torch.zeros(b, h, view.groups, s, dtype=dtype, device=queries.device)
+    return torch.zeros(b, h, view.query_groups, s, dtype=dtype, device=queries.device)
 
 
 def of_heads(view: LayerView, first: int, count: int) -> LayerView:
     """The slots of ``count`` KV heads from ``first`` on, at most as many as there are; queries stay those of all."""
-    g, some = view.groups, slice(first, first + count)
-    sinks = None if view.sinks is None else view.sinks[first * g : (first + count) * g]
-    return replace(view, slots=view.slots.map(lambda x: x[:, some]), sinks=sinks, weights=None)
+    g, some = view.query_groups, slice(first, first + count)
+    sinks = None if view.sink_logits is None else view.sink_logits[first * g : (first + count) * g]
+    return replace(view, slots=view.slots.map(lambda x: x[:, some]), sink_logits=sinks, weights=None)
 
 
 def _ends(slots: Slots, positions: Tensor, tile: int) -> list[int]:

@@ -24,7 +24,7 @@ def exact_dtype(x: Tensor) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class Window:
+class RecentQueries:
     """Queries that predict the future: queries (B,H*G,W,D), positions (B,W), log_eta (B,W) = ln η_j.
 
     η_j ∝ α^age, summing to 1 over the real queries of a row; −inf for padding.
@@ -40,7 +40,7 @@ class Window:
         return ~(self.positions >= 0).any(-1)
 
 
-def recent(view: LayerView, size: int, alpha: float) -> Window:
+def recent(view: LayerView, size: int, alpha: float) -> RecentQueries:
     """The last ``size`` queries of each row: remembered by the score ("window"), for the merge (``STATE``), or
     those of the latest forward. The EMA of the paper (Eq. 8) with its weights made to sum to 1 (divided by
     1−α^size instead of 1−α^t). ``size=1`` is the paper's w = 0."""
@@ -57,16 +57,20 @@ def recent(view: LayerView, size: int, alpha: float) -> Window:
     age = torch.arange(positions.shape[1] - 1, -1, -1, device=positions.device, dtype=exact_dtype(view.slots.keys))
     log_eta = (age * math.log(alpha)).expand(positions.shape).masked_fill(positions < 0, float("-inf"))
     total = log_eta.logsumexp(-1, keepdim=True)
-    return Window(queries, positions, log_eta - total.masked_fill(total.isneginf(), 0.0))
+    return RecentQueries(queries, positions, log_eta - total.masked_fill(total.isneginf(), 0.0))
 
 
-def latest(view: LayerView) -> Window:
+def latest(view: LayerView) -> RecentQueries:
     """The last query of the latest forward alone."""
     positions = view.query_positions[:, -1:]
-    return Window(view.queries[:, :, -1:], positions, torch.zeros_like(positions, dtype=exact_dtype(view.slots.keys)))
+    return RecentQueries(
+        view.queries[:, :, -1:], positions, torch.zeros_like(positions, dtype=exact_dtype(view.slots.keys))
+    )
 
 
-def log_masses(view: LayerView, past: Window, log_z: Tensor | None = None, raw: bool = False) -> tuple[Tensor, Tensor]:
+def log_masses(
+    view: LayerView, past: RecentQueries, log_z: Tensor | None = None, raw: bool = False
+) -> tuple[Tensor, Tensor]:
     """Mean mass of each slot over queries and query heads, as a log (B,H,S), and log Z of each query (B,H,G,W).
 
     m_i = Σ_j η_j/G Σ_g e^{u_i(q_jg)}/Z_jg / Σ_{j sees i} η_j: normalised attention, averaged over the query heads
@@ -75,7 +79,7 @@ def log_masses(view: LayerView, past: Window, log_z: Tensor | None = None, raw: 
     where the slots in ``view`` are not the ones that were attended to, such as merged keys.
     """
     b, h, s = view.slots.shape
-    g, w = view.groups, past.positions.shape[1]
+    g, w = view.query_groups, past.positions.shape[1]
     mass: Tensor | None = None
     z_parts: list[Tensor] = []
     tile = max(1, _TILE // max(1, b * h * g * s))
@@ -95,7 +99,7 @@ def log_masses(view: LayerView, past: Window, log_z: Tensor | None = None, raw: 
     return torch.where(seen, mass - log_n, float("-inf")), torch.cat(z_parts, dim=-1)
 
 
-def _counter(view: LayerView, past: Window) -> Tensor:
+def _counter(view: LayerView, past: RecentQueries) -> Tensor:
     """Σ η_j over the queries that see a slot, those at its position and later: (B,H,S)."""
     eta = past.log_eta.exp()  # (B,W); positions ascend, padding first, where it is 0
     later = torch.nn.functional.pad(eta.flip(-1).cumsum(-1).flip(-1), (0, 1))
@@ -104,7 +108,7 @@ def _counter(view: LayerView, past: Window) -> Tensor:
     return later.gather(1, first).view(view.slots.shape)
 
 
-def log_masses_of(view: LayerView, past: Window, log_z: Tensor, keys: Tensor, positions: Tensor) -> Tensor:
+def log_masses_of(view: LayerView, past: RecentQueries, log_z: Tensor, keys: Tensor, positions: Tensor) -> Tensor:
     """Log mass (B,H,K) that slots with the given keys (B,H,K,D) and no bias would have had, Z being what it was."""
     slots = view.slots.with_(
         keys=keys, values=keys, log_votes=keys.new_zeros(positions.shape, dtype=torch.float32), positions=positions

@@ -18,26 +18,27 @@ SIZE = "asked_size"
 
 @dataclass(frozen=True)
 class QueryTile:
-    """Some heads and rehearsed queries, N = G·R of each KV head. given (B,h,N,S): their attention to the slots of
-    ``view``; output (B,h,N,Dv); own (B,h,N,1) and said (B,h,N,Dv): the mass and the words of the question itself."""
+    """Some heads and rehearsed queries, N = G·R of each KV head. attn (B,h,N,S): their attention to the slots of
+    ``view``; output (B,h,N,Dv); own_mass (B,h,N,1): the share of it that the question's own tokens have, and own_output
+    (B,h,N,Dv), what these alone would give."""
 
     heads: slice
     queries: slice
-    given: Tensor
+    attn: Tensor
     output: Tensor
-    own: Tensor
-    said: Tensor
+    own_mass: Tensor
+    own_output: Tensor
 
 
 def parts(view: LayerView, queries: int = 0, heads: int = 0) -> Iterator[QueryTile]:
     """All rehearsed queries of a layer, ``heads`` KV heads and ``queries`` queries of each query head at a time; 0: as
     many as fit into a processor's cache."""
-    asked, positions, mass, said = remembered(view)
-    (b, h, s), g, r = view.slots.shape, view.groups, positions.shape[1]
-    heads = heads or max(1, min(h, attention.room(asked) // max(1, b * g * s * attention.ROWS)))
-    queries = queries or max(1, attention.room(asked) // max(1, b * heads * g * s))
+    asked, positions, mass, outputs = remembered(view)
+    (b, h, s), g, r = view.slots.shape, view.query_groups, positions.shape[1]
+    heads = heads or max(1, min(h, attention.temp_elements(asked) // max(1, b * g * s * attention.ROWS)))
+    queries = queries or max(1, attention.temp_elements(asked) // max(1, b * heads * g * s))
     for first in range(0, h, heads):
-        near = attention.of_heads(replace(view, sinks=None), first, heads)
+        near = attention.of_heads(replace(view, sink_logits=None), first, heads)
         values = near.slots.values.to(torch.promote_types(near.slots.values.dtype, torch.float32))
         some = slice(first * g, (first + heads) * g)
         for start in range(0, r, queries):
@@ -45,9 +46,9 @@ def parts(view: LayerView, queries: int = 0, heads: int = 0) -> Iterator[QueryTi
             u = attention.logits(near, asked[:, some, few], positions[:, few]).flatten(2, 3)
             own = mass[:, some, few].reshape(*u.shape[:3]).to(u.dtype)
             z = torch.logaddexp(u.logsumexp(-1), own)[..., None]
-            given, own = u.sub_(z).exp_(), (own[..., None] - z).exp_()
-            told = said[:, some, few].reshape(*given.shape[:3], -1).to(given.dtype)
-            yield QueryTile(slice(first, first + heads), few, given, given @ values + own * told, own, told)
+            attn, own = u.sub_(z).exp_(), (own[..., None] - z).exp_()
+            output = outputs[:, some, few].reshape(*attn.shape[:3], -1).to(attn.dtype)
+            yield QueryTile(slice(first, first + heads), few, attn, attn @ values + own * output, own, output)
 
 
 def remembered(view: LayerView) -> tuple[Tensor, ...]:
@@ -67,6 +68,6 @@ def sizes(view: LayerView) -> Tensor:
     b, r = remembered(view)[1].shape
     total = torch.zeros(b, r, dtype=torch.promote_types(view.slots.keys.dtype, torch.float32), device=view.seen.device)
     for part in parts(view):
-        total[:, part.queries] += part.output.square().sum(-1).unflatten(2, (view.groups, -1)).sum((1, 2))
+        total[:, part.queries] += part.output.square().sum(-1).unflatten(2, (view.query_groups, -1)).sum((1, 2))
     view.memo[SIZE] = total.sqrt_().clamp_(min=1e-12)
     return view.memo[SIZE]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from keepkv.core.slots import LayerView
-from keepkv.observe.attention import room
+from keepkv.observe.attention import temp_elements
 
 
 def sketched_leverage(view: LayerView, inside: Tensor, sketch: int, ridge: float) -> Tensor:
@@ -24,7 +24,7 @@ def sketched_leverage(view: LayerView, inside: Tensor, sketch: int, ridge: float
     share = votes / votes.sum(2, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
     phi = gaussian(view, sketch).to(device, dtype) if sketch else None
     out = torch.empty(b, h, s, dtype=dtype, device=device)
-    step = max(1, min(h, room(slots.keys) // max(1, b * s * d)))
+    step = max(1, min(h, temp_elements(slots.keys) // max(1, b * s * d)))
     for first in range(0, h, step):
         some = slice(first, first + step)
         keys = slots.keys[:, some].to(dtype, copy=True)

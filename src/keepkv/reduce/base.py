@@ -29,16 +29,21 @@ class Reduced:
 
 
 class Reduce:
-    """Base of reductions, frozen dataclasses without state."""
+    """Base of reductions, frozen dataclasses.
+
+    A reduction is stateless: what it must remember for the next compression lives in ``view.state`` (per row), owned by
+    the cache and declared in ``row_starts``.
+    """
 
     merges: ClassVar[bool] = False  # changes log_votes or contents of kept slots
-    row_starts: ClassVar[dict[str, float]] = {}  # entries of ``view.state`` of a row that has none yet; else 0
     drops: ClassVar[bool] = False  # kept slots stay as they are: a store may write them straight from the view
+    row_starts: ClassVar[dict[str, float]] = {}  # entries it sets in ``view.state``, and what stands for "none yet"
 
     def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
         """Reduce ``view.slots`` to those where ``keep`` (B,H,S) bool is true.
 
-        ``scores`` (B,H,S) float32 and ``score`` are what selected them. Does not modify ``view``.
+        ``scores`` (B,H,S) float32 and ``score`` are what selected them. May set entries of ``view.state`` that
+        ``row_starts`` names, and of ``view.memo``; leaves everything else of ``view`` as it is, its slots above all.
         """
         raise TypeError(f"{type(self).__name__} must implement __call__(view, keep, scores, score) -> Reduced")
 

@@ -27,7 +27,7 @@ class D2O(Reduce):
 
     τ = mean of u over the leaving slots of the head at the first compression, τ ← beta·τ + (1−beta)·mean u at each
     later one (beta = 0.5 in the released code). It belongs to a row and head and lives in
-    ``view.state["d2o_threshold"]`` (B,H), the one thing outside the result that this reduction writes.
+    ``view.state["d2o_threshold"]`` (B,H).
 
     Keys and values: weights="paper": w_e = e^{u_e} / (Σ e^u + e), w_c = e / (Σ e^u + e), e = exp(1) being the
     anchor's similarity to itself. weights="code": x_c ← (x_c + Σ u_e x_e) / (number of arrivals + 1), as the released
@@ -76,7 +76,7 @@ class D2O(Reduce):
         """τ (B,H) of this compression, also kept in ``view.state``."""
         found = into >= 0
         mean = torch.where(found, u, 0.0).sum(-1) / found.sum(-1)  # NaN for a head from which nothing leaves
-        before = view.state.get(STATE, torch.full_like(mean, float("nan")))
+        before = view.state.get(STATE, torch.full_like(mean, self.row_starts[STATE]))
         tau = torch.where(before.isnan(), mean, self.beta * before + (1 - self.beta) * mean)
         tau = torch.where(mean.isnan(), before, tau)
         view.state[STATE] = tau

@@ -86,34 +86,8 @@ def zip_scale(g: Groups, softcap: float | None = None) -> tuple[Tensor, Tensor]:
     return torch.where(exists, target / torch.where(exists, mean, 1.0), 1.0), exists
 
 
-def tangent_bias(g: Groups) -> Tensor:
-    """b_r = L − ℓ̄ of the ``bias`` form (B,H,size): H(w̃) + Σw̃b, unchanged by a common shift of the logits."""
-    return g.log_mass - g.mean_logit()
-
-
-def cap(logits: Tensor, softcap: float) -> Tensor:
-    """The cap that some models put on attention logits: c·tanh(ℓ/c)."""
-    return torch.tanh(logits / softcap) * softcap
-
-
 def uncap(logits: Tensor, softcap: float) -> Tensor:
-    """Inverse of ``cap``; what rounding put on the cap itself is taken one step inside."""
+    """Logits before the cap that some models put on them, c·tanh(ℓ/c); what rounding put on the cap itself is taken one
+    step inside."""
     eps = torch.finfo(logits.dtype).eps
     return torch.atanh((logits / softcap).clamp(-1 + eps, 1 - eps)) * softcap
-
-
-def per_head_bias(log_mass: Tensor, logits: Tensor) -> Tensor:
-    """GQA: b_{r,g} = L_g − ℓ_g(k_r), exact mass for each of the G query heads and any key; shapes (…,G)."""
-    return log_mass - logits
-
-
-def least_squares_value(share: Tensor, mean_value: Tensor) -> Tensor:
-    """GQA: the value nearest in output to all query heads, v_r = Σ a_g² v̄_g / Σ a_g².
-
-    share (…,G): a_g, the share of attention that the group holds for query head g; mean_value (…,G,Dv): v̄_g.
-    Where the mass is exact for each head, the output error of head g is a_g (v_r − v̄_g). The reduction does not use
-    it: with one bias for all heads, values weighted by mean mass gave the smaller error on later queries.
-    """
-    weights = share.square()
-    total = weights.sum(-1, keepdim=True)
-    return ((weights / total.clamp(min=torch.finfo(total.dtype).tiny))[..., None] * mean_value).sum(-2)

@@ -14,7 +14,7 @@ from keepkv.observe import attention
 from keepkv.observe.masses import recent
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
-from keepkv.reduce.matching import Fit, ridge, widest
+from keepkv.reduce.fit import Fit, ridge, widest
 from keepkv.score.base import Score
 
 

@@ -8,16 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from keepkv.core.slots import LayerView, Slots
+from keepkv.core.slots import LayerView
 from keepkv.errors import CacheStateError, KeepKVError
 from keepkv.observe import attention
 from keepkv.observe.masses import exact_dtype
 from keepkv.observe.sample import sample
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
+from keepkv.reduce.fit import Fit, Target, ridge, widest
 from keepkv.score.base import Score
 
-_TILE = 2**24  # attention weights held at a time, of (heads × queries × slots)
 _LEAST = 1e-4  # mean squared row norm below which the ridge no longer shrinks with it
 
 
@@ -26,7 +26,7 @@ _LEAST = 1e-4  # mean squared row norm below which the ridge no longer shrinks w
 class Matching(Reduce):
     """Kept keys stay; each gets a bias β and a value such that reference queries find the mass and the output they had.
 
-    The reference queries q are ``queries`` of the row's own at their own positions (``score.sample``), those of the G
+    The reference queries q are ``queries`` of the row's own at their own positions (``observe.sample``), those of the G
     query heads of a KV head together. With u the biased logits over the slots q sees, Z(q) = Σ_all e^u:
 
         β = ln w    w = argmin Σ_q (Σ_r w_r e^{u_r(q)}/Z(q) − 1)²  with  e^−bound ≤ w ≤ e^bound
@@ -94,74 +94,6 @@ class Matching(Reduce):
         return start + ridge(a, missing, self.ridge * (a.square().sum((-1, -2)) / rows).clamp(min=_LEAST))
 
 
-@dataclass(frozen=True)
-class Target:
-    """What N = G·T queries get from all slots: output (B,h,N,Dv); mass (B,h,N), the share of their attention that slots
-    hold for which a fit may answer; log_z (B,h,G,T), ln of the softmax denominator, 0 for a padded query."""
-
-    output: Tensor
-    mass: Tensor
-    log_z: Tensor
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Kept slots whose contents are fitted to what queries got from all slots of ``view``.
-
-    kept: what plain eviction leaves. free (B,H,K) bool: kept slots that may change, neither protected nor of a head
-    from which nothing leaves. answered (B,H,S) bool: all slots but the kept ones that are not free. Methods take
-    ``part``, some KV heads, so that (queries × kept slots) matrices stay bounded.
-    """
-
-    view: LayerView
-    kept: Slots
-    free: Tensor
-    answered: Tensor
-
-    @classmethod
-    def of(cls, view: LayerView, dropped: Reduced) -> Fit:
-        """From the outcome of plain eviction."""
-        fixed = view.slots.valid & ~dropped.lost & (dropped.dropped == 0)[..., None]
-        if view.protected is not None:
-            fixed |= view.protected & ~dropped.lost
-        beside = view.slots.with_(stats={"fixed": fixed.float()}).select(view.slots.valid & ~dropped.lost)
-        free = dropped.slots.valid & (beside.stats["fixed"] == 0)
-        return cls(view, dropped.slots, free, view.slots.valid & ~fixed)
-
-    def tiles(self, rows: int) -> list[slice]:
-        """KV heads to be fitted at a time, for ``rows`` queries per query head: all, if that is not too much."""
-        b, h, k = self.kept.shape
-        count = max(1, min(h, _TILE // max(1, b * self.view.groups * rows * k)))
-        return [slice(first, min(h, first + count)) for first in range(0, h, count)]
-
-    def held(self, part: slice) -> LayerView:
-        """A view of the kept slots of some heads."""
-        return attention.of_heads(replace(self.view, slots=self.kept), part.start, part.stop - part.start)
-
-    def queries(self, queries: Tensor, part: slice) -> Tensor:
-        """Queries (B,h*G,T,D) of some heads, of those of all (B,H*G,T,D)."""
-        return queries[:, part.start * self.view.groups : part.stop * self.view.groups]
-
-    def target(self, queries: Tensor, positions: Tensor, part: slice) -> Target:
-        """What queries (B,h*G,T,D) at positions (B,T) get from all slots of some heads; tiled over queries."""
-        view = attention.of_heads(self.view, part.start, part.stop - part.start)
-        (b, h, s), g = view.slots.shape, self.view.groups
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        tile = max(1, _TILE // max(1, b * h * g * s))
-        for start in range(0, positions.shape[1], tile):
-            some = slice(start, start + tile)
-            u = attention.logits(view, queries[:, :, some], positions[:, some])
-            z = attention.log_normalizer(view, u)
-            z = z.masked_fill(z.isneginf(), 0.0)
-            a = u.sub_(z[..., None]).exp_().flatten(2, 3)
-            output = a @ view.slots.values.to(a.dtype)
-            # Summed, not 1 less the rest: where fixed slots hold almost everything, that would be rounding.
-            mass = a @ self.answered[:, part, :, None].to(a.dtype)
-            parts.append((output.unflatten(2, (g, -1)), mass[..., 0].unflatten(2, (g, -1)), z))
-        output, mass, log_z = (torch.cat(x, dim=3) for x in zip(*parts, strict=True))
-        return Target(output.flatten(2, 3), mass.flatten(2, 3), log_z)
-
-
 def nonnegative(a: Tensor, target: Tensor, lower: float, upper: float, iterations: int) -> Tensor:
     """w (…,K) in [lower, upper] with a·w ≈ target in least squares; a (…,N,K) and target (…,N) not negative.
 
@@ -175,22 +107,3 @@ def nonnegative(a: Tensor, target: Tensor, lower: float, upper: float, iteration
     for _ in range(iterations):
         w = (w * wanted / (a.mT @ (a @ w) + tiny)).clamp_(lower, upper)
     return w[..., 0].to(dtype)
-
-
-def widest(x: Tensor) -> torch.dtype:
-    """float64, or float32 where the device has none."""
-    return torch.float32 if x.device.type == "mps" else torch.float64
-
-
-def ridge(a: Tensor, missing: Tensor, penalty: Tensor | float) -> Tensor:
-    """Δ = aᵀ(a aᵀ + penalty·I)⁻¹ missing, the minimum of ‖aΔ − missing‖² + penalty‖Δ‖².
-
-    a (…,N,K), missing (…,N,D), penalty (…) or a number above 0; result (…,K,D). In float64: where K < N, most of what
-    is missing lies beyond a, and what it adds to the bracket, ∝ 1/penalty, must cancel in the product with aᵀ.
-    """
-    dtype, wide = a.dtype, widest(a)
-    a = a.to(wide)
-    gram = a @ a.mT
-    gram.diagonal(dim1=-2, dim2=-1).add_(penalty if isinstance(penalty, float) else penalty[..., None].to(wide))
-    inner: Tensor = torch.linalg.solve(gram, missing.to(wide))
-    return (a.mT @ inner).to(dtype)

@@ -17,6 +17,7 @@ from keepkv.observe.masses import exact_dtype, log_masses, log_masses_of, recent
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
 from keepkv.reduce.forms import Groups, groups, integer_votes, zip_scale
+from keepkv.reduce.stats import merged_stats
 from keepkv.score.base import Score
 
 FORMS = ("fixed", "bias", "zip", "code")
@@ -89,10 +90,7 @@ class KeepKV(Reduce):
         keys, values, log_votes, merges = self._merge(view, kept, group, own, merged, predicted)
         merged = merged & expand_groups(merges.to(torch.int8), group).bool()
         group = torch.where(merged, group, own)
-        stats = {
-            name: torch.where(merges, _stat(name, x, group, size).to(x.dtype), kept.stats[name])
-            for name, x in slots.stats.items()
-        }
+        stats = merged_stats(score, slots, kept, group, merges)
         result = Slots(keys, values, log_votes, kept.positions, stats)
         lost = leaving & ~merged
         return Reduced(result, merged.sum(-1), lost.sum(-1), lost)
@@ -142,8 +140,3 @@ def heaviest(u: Tensor, among: Tensor, share: float) -> Tensor:
     mass, order = u.masked_fill(~among, float("-inf")).softmax(-1).nan_to_num_(0.0).sort(dim=-1, descending=True)
     before = mass.cumsum(-1) - mass
     return torch.zeros_like(among).scatter_(-1, order, (before < share) & (mass > 0)) & among
-
-
-def _stat(name: str, x: Tensor, group: Tensor, size: int) -> Tensor:
-    """A statistic of merged slots: logs add up in log space, others by sum (see ``Slots``)."""
-    return group_logsumexp(x, group, size) if name.startswith("log_") else group_sum(x, group, size)

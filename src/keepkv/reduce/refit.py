@@ -14,7 +14,7 @@ from keepkv.errors import KeepKVError
 from keepkv.observe.rehearsal import QueryTile, parts, sizes
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
-from keepkv.reduce.matching import widest
+from keepkv.reduce.fit import ridge, widest
 from keepkv.score.base import Score
 
 VOTES = (0.02, 50.0)  # what a slot is fitted to stand for at least and at most, times what it stood for
@@ -46,24 +46,26 @@ class Refit(Reduce):
         if not bool(dropped.lost.any()):
             return dropped
         size, kept = sizes(view), dropped.slots
-        place, _ = view.slots.places(keep)
+        index, _ = view.slots.kept_indices(keep)
         votes, values = kept.log_votes.clone(), kept.values.clone()
         touched = (dropped.dropped > 0)[..., None]  # heads from which nothing leaves stay as they are
         for part in _heads(view):
-            some, weight = part.heads, size.reciprocal()[:, None, None].expand(-1, 1, view.groups, -1)
+            some, weight = part.heads, size.reciprocal()[:, None, None].expand(-1, 1, view.query_groups, -1)
             weight = weight.reshape(len(size), 1, -1, 1)
-            lost = (part.given * dropped.lost[:, some, None]).sum(-1, keepdim=True)
-            column = part.given.gather(-1, place[:, some, None].expand(-1, -1, part.given.shape[2], -1))
+            lost = (part.attn * dropped.lost[:, some, None]).sum(-1, keepdim=True)
+            column = part.attn.gather(-1, index[:, some, None].expand(-1, -1, part.attn.shape[2], -1))
             column = column * kept.valid[:, some, None]
-            delta = ridge(column * weight, lost * weight, self.ridge, kept.valid[:, some])[..., 0]
+            x = column * weight
+            delta = ridge(x, lost * weight, relative(self.ridge, x, kept.valid[:, some]))[..., 0]
             factor = (1 + delta).clamp(*VOTES).masked_fill(~(touched[:, some] & kept.valid[:, some]), 1.0)
             votes[:, some] += factor.log().to(votes.dtype)
             column = column * factor[:, :, None]
-            mass = column.sum(-1, keepdim=True) + part.own
-            column, own = column / mass, part.own / mass
+            mass = column.sum(-1, keepdim=True) + part.own_mass
+            column, own = column / mass, part.own_mass / mass
             held = kept.values[:, some].to(column.dtype)
-            missing = part.output - column @ held - own * part.said
-            change = ridge(column * weight, missing * weight, self.ridge, kept.valid[:, some])
+            missing = part.output - column @ held - own * part.own_output
+            x = column * weight
+            change = ridge(x, missing * weight, relative(self.ridge, x, kept.valid[:, some]))
             values[:, some] = (held + change * touched[:, some, :, None]).to(values.dtype)
         return replace(dropped, slots=kept.with_(log_votes=votes, values=values))
 
@@ -73,17 +75,7 @@ def _heads(view: LayerView) -> Iterator[QueryTile]:
     return parts(view, queries=1 << 30, heads=1)
 
 
-def ridge(x: Tensor, y: Tensor, penalty: float, valid: Tensor) -> Tensor:
-    """argmin ‖xΔ − y‖² + p‖Δ‖², p = ``penalty`` times the mean square of the columns ``valid`` (…,K).
-
-    x (…,N,K), zero where a column is not valid; y (…,N,D); result (…,K,D). By the smaller of the two Gram matrices, in
-    float64 where the device has it.
-    """
-    dtype, x, y = x.dtype, x.to(widest(x)), y.to(widest(x))
-    pull = penalty * x.square().sum((-1, -2)) / valid.sum(-1).clamp(min=1)
-    pull = pull.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
-    wide = x.shape[-1] > x.shape[-2]
-    gram = x @ x.mT if wide else x.mT @ x
-    gram.diagonal(dim1=-2, dim2=-1).add_(pull)
-    found: Tensor = x.mT @ torch.linalg.solve(gram, y) if wide else torch.linalg.solve(gram, x.mT @ y)
-    return found.to(dtype)
+def relative(penalty: float, x: Tensor, valid: Tensor) -> Tensor:
+    """``penalty`` times the mean over the columns ``valid`` (…,K) of Σ_n x², (…): x (…,N,K), zero in other columns."""
+    pull = penalty * x.to(widest(x)).square().sum((-1, -2)) / valid.sum(-1).clamp(min=1)
+    return pull.clamp(min=torch.finfo(torch.float32).tiny)

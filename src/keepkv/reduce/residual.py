@@ -16,6 +16,7 @@ from keepkv.observe.masses import exact_dtype, log_masses, log_masses_of, recent
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
 from keepkv.reduce.forms import integer_votes
+from keepkv.reduce.stats import merged_stats
 from keepkv.score.base import Score
 
 BIASES = ("count", "mass")
@@ -71,16 +72,12 @@ class Residual(Reduce):
         changes = group_sum(pool.to(torch.int32), group, size) > 0
         keys, values, bias = self._merge(view, group, kept)
         log_votes = kept.log_votes.to(exact_dtype(kept.keys))  # the engine keeps biases in float32
-        stats = {
-            name: torch.where(changes, _total(name, x, group, size).to(x.dtype), kept.stats[name])
-            for name, x in slots.stats.items()
-        }
         result = Slots(
             torch.where(changes[..., None], keys.to(kept.keys.dtype), kept.keys),
             torch.where(changes[..., None], values.to(kept.values.dtype), kept.values),
             torch.where(changes, bias.to(log_votes.dtype), log_votes),
             kept.positions,
-            stats,
+            merged_stats(score, slots, kept, group, changes),
         )
         lost = leaving & ~pool
         return Reduced(result, (leaving & pool).sum(-1), lost.sum(-1), lost)
@@ -123,8 +120,3 @@ def cut(pool: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     run = (number * count[..., None]).div(total, rounding_mode="floor")
     after = ((number + 1) * count[..., None]).div(total, rounding_mode="floor")
     return run.masked_fill(~pool, 0), pool & (after > run)
-
-
-def _total(name: str, x: Tensor, group: Tensor, size: int) -> Tensor:
-    """A statistic of gathered slots: logs add up in log space, others by sum (see ``Slots``)."""
-    return group_logsumexp(x, group, size) if name.startswith("log_") else group_sum(x, group, size)

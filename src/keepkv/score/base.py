@@ -10,6 +10,8 @@ from torch import Tensor
 
 from keepkv.core.registry import Registry
 from keepkv.core.slots import LayerView
+from keepkv.core.stats import Stat
+from keepkv.errors import KeepKVError
 
 SCORES: Registry[Score]
 
@@ -17,27 +19,40 @@ SCORES: Registry[Score]
 class Score:
     """Base of scores: subclass, set what you need, and implement ``__call__``. Subclasses are frozen dataclasses.
 
-    A score is stateless: what it must remember between forwards lives in ``view.slots.stats`` (per slot: declared
-    in ``stats`` with the value new slots start with) and in ``view.state`` (per row), both owned by the cache. A
-    statistic that changes when slots are compressed is left by ``__call__`` in ``view.memo`` under its own name: the
-    engine stores it, for the rows that are compressed.
+    A score is stateless: what it must remember between forwards lives in ``view.slots.stats`` (per slot, declared in
+    ``stats``) and in ``view.state`` (per row), both owned by the cache. A statistic that changes when slots are
+    compressed is left by ``__call__`` in ``view.memo`` under its own name: the engine stores it, for the rows that are
+    compressed.
     """
 
-    stats: ClassVar[dict[str, float]] = {}  # per-slot statistics and the value a new slot starts with
-    needs_rope: ClassVar[bool] = False  # must undo RoPE: refused where the model's rotary layout is unknown
-    observes: ClassVar[bool] = False  # whether ``observe`` must be called after each forward
-    counts: ClassVar[bool] = False  # whether ``observe`` uses the attention of each decoded token
-    rereads: ClassVar[bool] = False  # whether ``observe`` should see the text a second time: ``keepkv.reread``
-    rehearses: ClassVar[bool] = False  # whether it needs queries of questions to come: ``keepkv.rehearse``
-    scopes: ClassVar[bool] = False  # whether later parts of the text have no say in ``span_scores``
-    span_stats: ClassVar[dict[str, float]] = {}  # further ``stats`` that ``span_scores`` needs
+    stats: ClassVar[dict[str, Stat]] = {}  # what is kept per slot, by name
+    needs_rope: ClassVar[bool] = False  # True if it must undo RoPE: refused where the rotary layout is unknown
+    observes: ClassVar[bool] = False  # True if ``observe`` must be called after each forward
+    follows_decode: ClassVar[bool] = False  # True if ``observe`` uses the attention of each decoded token
+    needs_second_reading: ClassVar[bool] = False  # True if ``observe`` must see the text read again: ``keepkv.reread``
+    needs_questions: ClassVar[bool] = False  # True if it needs queries of questions to come: ``keepkv.rehearse``
+    scores_within_spans: ClassVar[bool] = False  # True if ``span_scores`` ignores queries from outside the span
+    span_stats: ClassVar[dict[str, Stat]] = {}  # further ``stats`` that ``span_scores`` needs
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, declared in vars(cls).items():
+            if name in ("stats", "span_stats") and isinstance(declared, dict):
+                for stat, kind in declared.items():
+                    if not isinstance(kind, Stat):
+                        raise KeepKVError(
+                            f"{cls.__name__}.{name}[{stat!r}] is {kind!r}: give a keepkv.Stat(start, merge), such as "
+                            f"keepkv.Stat(0.0, 'sum')"
+                        )
 
     def observe(self, view: LayerView) -> None:
         """Called after each forward that may be followed by a compression; modifies ``view.slots.stats`` in place
-        and sets entries of ``view.state``. Padded queries (position ``EMPTY``) must leave no trace."""
+        and sets entries of ``view.state``. Padded queries (position ``EMPTY``) must leave no trace. An entry of
+        ``view.state`` that a row has not set yet holds zeros, ``EMPTY`` where it is an integer."""
 
     def __call__(self, view: LayerView) -> Tensor:
-        """(B,H,S) float32, larger = keep. Values at empty slots are ignored. Must not modify the view."""
+        """(B,H,S) float32, larger = keep. Values at empty slots are ignored. May set entries of ``view.memo``: new
+        values of its statistics, or what ``masses`` and ``span_scores`` reuse. Leaves the rest of the view as it is."""
         raise TypeError(f"{type(self).__name__} must implement __call__(view) -> scores")
 
     def masses(self, view: LayerView) -> Tensor | None:
@@ -50,7 +65,7 @@ class Score:
 
     def span_scores(self, view: LayerView, own: Tensor) -> Tensor:
         """(B,H,S) float32: scores that are compared within each interval of ``view.spans``, and outside of all. ``own``
-        (B,H,S) is what ``__call__`` returned; as it is where the queries of other spans have no influence."""
+        (B,H,S) is what ``__call__`` returned: right as it is for scores that no query has a say in."""
         return own
 
 
@@ -63,7 +78,7 @@ class Wrapped(Score):
     observes: ClassVar[bool] = True
 
     @property
-    def stats(self) -> dict[str, float]:  # type: ignore[override]
+    def stats(self) -> dict[str, Stat]:  # type: ignore[override]
         return self.score.stats
 
     @property

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
 from keepkv.core.slots import LayerView
+from keepkv.core.stats import Stat
 from keepkv.errors import KeepKVError
-from keepkv.observe.attention import room
+from keepkv.observe.attention import temp_elements
 from keepkv.observe.sketched_leverage import sketched_leverage
 from keepkv.observe.window import remember, window
 from keepkv.score.base import Score, register_score
@@ -43,7 +44,8 @@ class Compactor(Score):
     window; until then the last chunk + window queries are remembered. So chunks of a prompt make no difference, nor
     does padding: all is counted in positions. An incomplete block is added up for the queries it has. Not in the paper,
     which compresses a prompt once: of a block that a compression came across, the larger of what its parts gave counts
-    if not all of its queries are at hand any more; a slot to whose block none is known has z(a) = 0.
+    if not all of its queries are at hand any more, and so does the largest of slots that merge: a sum would take the
+    mark of a slot of which nothing is known for a value. A slot to whose block no query is known has z(a) = 0.
 
     A slot of p votes counts p times in ℓ and as a target of p. Not as published: the rest of a last block that is not
     full, which kvpress fills with zeros that take part in the softmax, is left out.
@@ -57,7 +59,7 @@ class Compactor(Score):
     sinks: int = 8
     window: int = 4
 
-    stats: ClassVar[dict[str, float]] = {STAT: NEVER}
+    stats: ClassVar[dict[str, Stat]] = {STAT: Stat(NEVER, "max")}
     needs_rope: ClassVar[bool] = True
     observes: ClassVar[bool] = True
 
@@ -74,8 +76,8 @@ class Compactor(Score):
         before = (view.seen - (positions >= 0).sum(-1)).tolist()
         if any(self._complete(a) < self._complete(b) for a, b in zip(before, view.seen.tolist(), strict=True)):
             if "window" in view.state:
-                held, places = window(view, self.chunk + self.window)
-                queries, positions = torch.cat((held, queries), dim=2), torch.cat((places, positions), dim=1)
+                held, held_at = window(view, self.chunk + self.window)
+                queries, positions = torch.cat((held, queries), dim=2), torch.cat((held_at, positions), dim=1)
             for row, (old, new) in enumerate(zip(before, view.seen.tolist(), strict=True)):
                 for block in range(self._complete(old), self._complete(new)):
                     self._add_up(view, queries, positions, row, block, view.slots.stats[STAT])
@@ -89,8 +91,8 @@ class Compactor(Score):
             self._add_up(view, queries, positions, row, self._complete(seen), total)
         view.memo[STAT] = total  # what the queries that are forgotten after a compression have given
         known = inside & (total >= 0)
-        wide = torch.promote_types(slots.values.dtype, torch.float32)
-        length = torch.linalg.vector_norm(slots.values, dim=-1, dtype=wide)
+        dtype = torch.promote_types(slots.values.dtype, torch.float32)
+        length = torch.linalg.vector_norm(slots.values, dim=-1, dtype=dtype)
         # What is left out is zeros, as the border of the pooling is: a padded row scores as it does alone.
         pooled = avg_pool1d((total * length).masked_fill(~known, 0.0), 3, stride=1, padding=1)
         leverage = sketched_leverage(view, inside, self.sketch, self.ridge)
@@ -120,22 +122,22 @@ class Compactor(Score):
         start = self.sinks + block * self.chunk
         stop = min(start + self.chunk, int(view.seen[row]) - self.window)
         asking = ((positions[row] >= start) & (positions[row] < stop)).nonzero()[:, 0]
-        places = view.slots.positions[row]
-        member = (places >= start) & (places < stop)  # (H,S)
+        at = view.slots.positions[row]
+        member = (at >= start) & (at < stop)  # (H,S)
         columns = member.any(0).nonzero()[:, 0]
         if not len(asking) or not len(columns):
             return
-        near, g, t = slice(int(columns[0]), int(columns[-1]) + 1), view.groups, len(asking)
-        step = max(1, room(queries) // (g * t * (near.stop - near.start)))
-        for first in range(0, len(places), step):
+        near, g, t = slice(int(columns[0]), int(columns[-1]) + 1), view.query_groups, len(asking)
+        step = max(1, temp_elements(queries) // (g * t * (near.stop - near.start)))
+        for first in range(0, len(at), step):
             some = slice(first, first + step)
-            given = self._given(view, queries[row, first * g : (first + step) * g, asking], row, some, near, member)
+            attn = self._attn(view, queries[row, first * g : (first + step) * g, asking], row, some, near, member)
             old = into[row, some, near]
             # All queries of the block are at hand, or those that are not have given what is there already.
-            new = given if t == stop - start else given.maximum(old)
+            new = attn if t == stop - start else attn.maximum(old)
             into[row, some, near] = torch.where(member[some, near], new.to(old.dtype), old)
 
-    def _given(self, view: LayerView, queries: Tensor, row: int, heads: slice, near: slice, member: Tensor) -> Tensor:
+    def _attn(self, view: LayerView, queries: Tensor, row: int, heads: slice, near: slice, member: Tensor) -> Tensor:
         """mean_g Σ_q p, (h,n), of queries (h*G,t,D) over the slots ``member`` (H,S) of some heads and columns."""
         keys, votes = view.slots.keys[row, heads, near], view.slots.log_votes[row, heads, near]
         dtype = torch.promote_types(keys.dtype, torch.float32)
@@ -143,7 +145,7 @@ class Compactor(Score):
         asking = queries.to(dtype).reshape(keys.shape[0], -1, queries.shape[-1])
         u = asking @ keys.to(dtype).mT
         total = self._sum((u * view.scaling if self.scaled else u).add_(bias), queries.shape[1])
-        return total.nan_to_num_(0.0) / view.groups  # NaN where a head holds nothing of the block
+        return total.nan_to_num_(0.0) / view.query_groups  # NaN where a head holds nothing of the block
 
     def _sum(self, u: Tensor, queries: int) -> Tensor:
         """Σ p (h,n) over the rows of logits u (h,G*queries,n)."""

@@ -9,13 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from keepkv.core.slots import LayerView
+from keepkv.core.slots import EMPTY, LayerView
+from keepkv.core.stats import Stat
 from keepkv.errors import KeepKVError
 from keepkv.observe.masses import latest, log_masses, recent
 from keepkv.observe.window import remember
 from keepkv.score.base import Score, register_score
 
-STAT = "log_ema"  # per slot: ln of the predicted mass; merging adds masses, as the prefix makes it do
+STAT = "log_ema"  # per slot: ln of the predicted mass
 
 
 @register_score("ema")
@@ -37,9 +38,9 @@ class Ema(Score):
     alpha: float = 0.9
     window: int = 32
 
-    stats: ClassVar[dict[str, float]] = {STAT: float("-inf")}
+    stats: ClassVar[dict[str, Stat]] = {STAT: Stat(float("-inf"), "logsumexp")}
     observes: ClassVar[bool] = True
-    counts: ClassVar[bool] = True
+    follows_decode: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1 or self.window < 0:
@@ -50,7 +51,7 @@ class Ema(Score):
         stat, start = view.slots.stats[STAT], view.state.get("ema_start")
         real = (view.query_positions >= 0).any(-1)
         if start is None:
-            start = view.state["ema_start"] = torch.zeros_like(view.seen)
+            start = view.state["ema_start"] = torch.full_like(view.seen, EMPTY)
         elif view.query_positions.shape[1] == 1:
             stat.copy_(torch.where(real[:, None, None], self._continue(view, stat, start), stat))
             return

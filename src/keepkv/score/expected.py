@@ -82,8 +82,8 @@ class ExpectedAttention(Score):
         logits = logits + slots.log_votes[:, :, None].float()
         counted = (slots.valid & (slots.positions >= self.n_sink))[:, :, None]  # (B,H,1,S)
         z = logits.masked_fill(~counted, float("-inf")).logsumexp(-1, keepdim=True)  # (B,H,G,1)
-        if view.sinks is not None:
-            z = torch.logaddexp(z, view.sinks.float().view(1, h, -1, 1))
+        if view.sink_logits is not None:
+            z = torch.logaddexp(z, view.sink_logits.float().view(1, h, -1, 1))
         # Where nothing is counted z is −inf; clamping also keeps the weight of a sink finite.
         expected = (logits - z.masked_fill(z.isneginf(), 0.0)).clamp(max=0.0).exp().mean(2)
         if self.epsilon:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from keepkv.core.slots import LayerView
+from keepkv.core.stats import Stat
 from keepkv.errors import KeepKVError
 from keepkv.observe.attention import tiles
 from keepkv.observe.redundancy import redundancy
 from keepkv.observe.window import remember, window
 from keepkv.score.base import Score, register_score
-from keepkv.score.rkv import before_window, crowned
+from keepkv.score.rkv import before_window, with_window_on_top
 
 STAT = "global_score"  # per slot: F after the last compression that it went through
 NEVER = -1.0  # a slot that went through none, as F is not negative
@@ -35,7 +36,8 @@ class GKV(Score):
 
     F⁻ is what was stored at the last compression of the slot, before redundancy; of a slot that was never scored Ŝ, or
     0 in mode "sum". It changes only for rows that are compressed. Slots of the window get the largest score and stay
-    unscored. Not in the paper: F adds up where slots merge.
+    unscored. Not in the paper: where slots merge, F is the largest of theirs. A sum of shares of a peak could exceed
+    it, and would take the mark of an unscored slot for a share.
     """
 
     window: int = 16
@@ -44,7 +46,7 @@ class GKV(Score):
     lam: float = 0.5
     threshold: float = 0.5
 
-    stats: ClassVar[dict[str, float]] = {STAT: NEVER}
+    stats: ClassVar[dict[str, Stat]] = {STAT: Stat(NEVER, "max")}
     observes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -65,15 +67,15 @@ class GKV(Score):
         view.memo[STAT] = found.where(before, held)
         if self.lam < 1:
             found = self.lam * found - (1 - self.lam) * _of_peak(redundancy(view, self.threshold), before)
-        return crowned(found, before)
+        return with_window_on_top(found, before)
 
     def _local(self, view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
         """S (B,H,S), from the window's queries (B,H*G,W,D) at positions (B,W). Not divided by the number of queries, as
         it is going to be divided by its maximum."""
         dtype = torch.promote_types(view.slots.keys.dtype, torch.float32)
         total = torch.zeros(view.slots.shape, dtype=dtype, device=queries.device)
-        for heads, _, end, given in tiles(view, queries, positions):
-            total[:, heads, :end] += given.amax(2).sum(2)
+        for heads, _, end, attn in tiles(view, queries, positions):
+            total[:, heads, :end] += attn.amax(2).sum(2)
         return total
 
     def _update(self, held: Tensor, local: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from keepkv.core.slots import LayerView
+from keepkv.core.stats import Stat
 from keepkv.errors import KeepKVError
 from keepkv.observe.attention import received
 from keepkv.score.base import Score, register_score
@@ -24,11 +25,12 @@ class H2O(Score):
     """
 
     normalize: str = "sum"
-    stats: ClassVar[dict[str, float]] = {"mass": 0.0}
+    stats: ClassVar[dict[str, Stat]] = {"mass": Stat(0.0, "sum")}
     observes: ClassVar[bool] = True
-    counts: ClassVar[bool] = True
-    scopes: ClassVar[bool] = True
-    span_stats: ClassVar[dict[str, float]] = {"span_mass": 0.0}  # as ``mass``, from queries of the slot's span alone
+    follows_decode: ClassVar[bool] = True
+    scores_within_spans: ClassVar[bool] = True
+    # As ``mass``, from queries of the slot's span alone.
+    span_stats: ClassVar[dict[str, Stat]] = {"span_mass": Stat(0.0, "sum")}
 
     def __post_init__(self) -> None:
         if self.normalize not in ("sum", "mean"):

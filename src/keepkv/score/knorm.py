@@ -17,7 +17,7 @@ from keepkv.score.base import Score, register_score
 class KNorm(Score):
     """``−‖k‖₂`` (arXiv 2406.11430), in float32."""
 
-    scopes: ClassVar[bool] = True
+    scores_within_spans: ClassVar[bool] = True
 
     def __call__(self, view: LayerView) -> Tensor:
         norm: Tensor = vector_norm(view.slots.keys.float(), dim=-1)

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from keepkv.core.slots import LayerView
+from keepkv.core.stats import Stat
 from keepkv.observe.attention import strongest
 from keepkv.score.base import Score, register_score
 
@@ -19,7 +20,8 @@ STAT = "reread"
 class KVzip(Score):
     """KVzip (arXiv 2505.23416): what the model attends to when it repeats the context that stands in its cache.
 
-    Statistic ``reread``: max over queries and over the query heads of the KV head of the attention that the slot gets.
+    Statistic ``reread``: max over queries and over the query heads of the KV head of the attention that the slot gets,
+    and the largest of these where slots merge, whose peaks need not belong to one query.
     ``keepkv.reread`` makes the model read the context again behind itself, on a copy of the cache, and starts the
     statistic anew with it; tokens that follow add what they attend to.
 
@@ -28,10 +30,10 @@ class KVzip(Score):
     compares with. Early tokens, which many queries see, are favoured then.
     """
 
-    stats: ClassVar[dict[str, float]] = {STAT: 0.0}
+    stats: ClassVar[dict[str, Stat]] = {STAT: Stat(0.0, "max")}
     observes: ClassVar[bool] = True
-    counts: ClassVar[bool] = True
-    rereads: ClassVar[bool] = True
+    follows_decode: ClassVar[bool] = True
+    needs_second_reading: ClassVar[bool] = True
 
     def observe(self, view: LayerView) -> None:
         most = view.slots.stats[STAT]

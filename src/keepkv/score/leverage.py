@@ -1,4 +1,4 @@
-"""What no other slot can say, and queries may ask for."""
+"""Leverage of a key among its head's keys (before RoPE), times the attention it may receive."""
 
 from __future__ import annotations
 

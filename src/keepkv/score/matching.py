@@ -40,11 +40,11 @@ class Matching(Score):
 
     def __call__(self, view: LayerView) -> Tensor:
         queries, positions = sample(view, self.queries)
-        (b, h, s), g, rows = view.slots.shape, view.groups, queries.shape[2]
+        (b, h, s), g, rows = view.slots.shape, view.query_groups, queries.shape[2]
         dtype = torch.promote_types(view.slots.keys.dtype, torch.float32)
         total = torch.zeros(b, h, s, dtype=dtype, device=queries.device)
-        for heads, _, end, given in tiles(view, queries, positions):
-            a, held = given.flatten(2, 3), total[:, heads, :end]
+        for heads, _, end, attn in tiles(view, queries, positions):
+            a, held = attn.flatten(2, 3), total[:, heads, :end]
             if self.pool == "max":
                 held.copy_(held.maximum(a.amax(2)))
             else:
@@ -52,6 +52,6 @@ class Matching(Score):
         if self.pool == "max":
             return total
         # Positions ascend, padding first: those at a slot's own and behind it see it.
-        places = view.slots.positions.flatten(1).to(positions.dtype)
-        seen = rows - torch.searchsorted(positions.contiguous(), places).view(b, h, s)
+        at = view.slots.positions.flatten(1).to(positions.dtype)
+        seen = rows - torch.searchsorted(positions.contiguous(), at).view(b, h, s)
         return (total / (seen.clamp(min=1) * g)).sqrt()

@@ -17,7 +17,7 @@ from keepkv.score.base import Score, register_score
 class Random(Score):
     """A hash of (seed, layer, head, position): the same for a row alone and in a batch, and at every compression."""
 
-    scopes: ClassVar[bool] = True
+    scores_within_spans: ClassVar[bool] = True
 
     def __call__(self, view: LayerView) -> Tensor:
         positions = view.slots.positions.long()

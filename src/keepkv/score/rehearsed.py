@@ -1,4 +1,4 @@
-"""What the outputs of rehearsed questions would lose with a slot."""
+"""What attention outputs at rehearsed questions would lose with a slot."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Listen(Score):
         )
         u = attention.logits(near, view.queries, view.query_positions)
         z = attention.log_normalizer(near, u)
-        said = (u - z[..., None]).exp().flatten(2, 3) @ near.slots.values.to(u.dtype)
-        said = said.unflatten(2, u.shape[2:4]).flatten(1, 2).to(slots.values.dtype)
-        view.state.update(zip(NAMES, (view.queries, view.query_positions, z.flatten(1, 2), said), strict=True))
+        output = (u - z[..., None]).exp().flatten(2, 3) @ near.slots.values.to(u.dtype)
+        output = output.unflatten(2, u.shape[2:4]).flatten(1, 2).to(slots.values.dtype)
+        view.state.update(zip(NAMES, (view.queries, view.query_positions, z.flatten(1, 2), output), strict=True))
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Rehearsed(Wrapped):
     floor: float = 0.05
     power: float = 0.5
 
-    rehearses: ClassVar[bool] = True
+    needs_questions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.floor < 0 or self.power < 0:
@@ -69,18 +69,18 @@ class Rehearsed(Wrapped):
 
 def effects(view: LayerView) -> Tensor:
     """E (B,H,S) of ``Rehearsed``, float32 or float64 as the keys."""
-    wide = torch.float32 if view.slots.keys.device.type == "mps" else torch.float64
+    exact = torch.float32 if view.slots.keys.device.type == "mps" else torch.float64
     weight = sizes(view).square().reciprocal()
     out = torch.zeros(view.slots.shape, dtype=weight.dtype, device=weight.device)
     for part in parts(view):
         # In float64: where a slot has all attention, ‖v − o‖² is a small difference that is multiplied by 10¹².
-        given, o = part.given.to(wide), part.output.to(wide)
-        odds = given / (1 - given).clamp(min=1e-6)
-        odds = odds.square_() * weight[:, None, None, part.queries].expand(-1, 1, view.groups, -1).reshape(
+        attn, o = part.attn.to(exact), part.output.to(exact)
+        odds = attn / (1 - attn).clamp(min=1e-6)
+        odds = odds.square_() * weight[:, None, None, part.queries].expand(-1, 1, view.query_groups, -1).reshape(
             len(weight), 1, -1, 1
         )
         # Σ_q w(‖o‖² − 2 o·v + ‖v‖²): no tensor of queries × slots × D.
-        values = view.slots.values[:, part.heads].to(wide)
+        values = view.slots.values[:, part.heads].to(exact)
         gram = odds.mT @ torch.cat((o, o.square().sum(-1, keepdim=True), torch.ones_like(o[..., :1])), dim=-1)
         far = gram[..., -2] - 2 * (values * gram[..., :-2]).sum(-1) + gram[..., -1] * values.square().sum(-1)
         out[:, part.heads] += far.clamp_(min=0.0).to(out.dtype)

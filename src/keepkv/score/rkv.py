@@ -50,16 +50,16 @@ class RKV(Score):
         # Empties and the window are zeros, as the border of the pooling is: a padded row scores as it does alone.
         local = self._attention(view, queries, positions, before)
         pooled = max_pool1d(local, self.kernel, stride=1, padding=self.kernel // 2)
-        return crowned(self.lam * pooled - (1 - self.lam) * redundancy(view, self.threshold), before)
+        return with_window_on_top(self.lam * pooled - (1 - self.lam) * redundancy(view, self.threshold), before)
 
     def _attention(self, view: LayerView, queries: Tensor, positions: Tensor, before: Tensor) -> Tensor:
         """(B,H,S): mean over the window of attention to the slots ``before`` it (B,H,S) bool, zero elsewhere."""
-        h, g, real = view.slots.shape[1], view.groups, (positions >= 0)[:, None, :, None]
+        h, g, real = view.slots.shape[1], view.query_groups, (positions >= 0)[:, None, :, None]
         found = []
         for head in range(h):  # what is held at a time is the logits of one
             u = logits(of_heads(view, head, 1), queries[:, head * g : (head + 1) * g], positions).amax(2)
-            given = u.masked_fill_(~before[:, head : head + 1, None], float("-inf")).softmax(-1)
-            found.append(given.masked_fill_(~real | given.isnan(), 0.0).sum(2))  # NaN where nothing is before it
+            attn = u.masked_fill_(~before[:, head : head + 1, None], float("-inf")).softmax(-1)
+            found.append(attn.masked_fill_(~real | attn.isnan(), 0.0).sum(2))  # NaN where nothing is before it
         return torch.cat(found, dim=1) / real.sum(2).clamp(min=1)
 
 
@@ -71,7 +71,7 @@ def before_window(view: LayerView, positions: Tensor) -> Tensor:
     return view.slots.valid & (view.slots.positions < first[:, None, None])
 
 
-def crowned(scores: Tensor, before: Tensor) -> Tensor:
+def with_window_on_top(scores: Tensor, before: Tensor) -> Tensor:
     """``scores`` (B,H,S) where ``before`` (B,H,S) is true, and elsewhere the largest of these, 0 if there are none."""
     best = scores.masked_fill(~before, float("-inf")).amax(-1, keepdim=True)
     return torch.where(before, scores, best.masked_fill(best.isneginf(), 0.0))

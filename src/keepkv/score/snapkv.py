@@ -34,7 +34,7 @@ class SnapKV(Score):
     kernel: int = 5
     pooling: str = "avg"
     observes: ClassVar[bool] = True
-    scopes: ClassVar[bool] = True
+    scores_within_spans: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
@@ -71,20 +71,20 @@ class SnapKV(Score):
         nothing = torch.zeros_like(spans.starts)
         votes = nothing.scatter_add(1, voters.clamp(min=0), (voters >= 0).long())  # (B,K) queries of each span
         first = spans.ends.scatter_reduce(1, voters.clamp(min=0), torch.where(voters >= 0, asked, FAR), "amin")
-        heard = (home >= 0) & (at(votes, home) > 0)
-        before = heard & (positions < at(first, home))
+        voted = (home >= 0) & (at(votes, home) > 0)
+        before = voted & (positions < at(first, home))
         mean = received(view, queries, asked, spans.until(positions)) / at(votes, home).clamp(min=1)[:, :, None]
         pooled = self._pool(mean * before[:, :, None], home).mean(2).masked_fill(~before, 0.0)
         peak = pooled.new_zeros(*pooled.shape[:2], spans.size).scatter_reduce(2, home.clamp(min=0), pooled, "amax")
-        return torch.where(heard, torch.where(before, pooled, at(peak, home)), own)
+        return torch.where(voted, torch.where(before, pooled, at(peak, home)), own)
 
     def _pool(self, x: Tensor, home: Tensor) -> Tensor:
         """Pool x (B,H,G,S) over neighbours in the same span ``home`` (B,H,S); all others are zeros, as a border is."""
         reach, size = self.kernel // 2, x.shape[-1]
-        wide, homes = pad(x, (reach, reach)), pad(home, (reach, reach), value=-1)
+        padded, homes = pad(x, (reach, reach)), pad(home, (reach, reach), value=-1)
         out = torch.zeros_like(x)
         # From left to right for every slot: neighbourhoods that hold the same slots tie to the last bit.
         for start in range(self.kernel):
-            near = wide[..., start : start + size] * (homes[..., start : start + size] == home)[:, :, None]
+            near = padded[..., start : start + size] * (homes[..., start : start + size] == home)[:, :, None]
             out = out + near if self.pooling == "avg" else out.maximum(near)
         return out / self.kernel if self.pooling == "avg" else out

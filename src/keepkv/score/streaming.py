@@ -16,7 +16,7 @@ from keepkv.score.base import Score, register_score
 class Streaming(Score):
     """Original position of the token (StreamingLLM, arXiv 2309.17453); the sinks are kept by ``Method.sinks``."""
 
-    scopes: ClassVar[bool] = True
+    scores_within_spans: ClassVar[bool] = True
 
     def __call__(self, view: LayerView) -> Tensor:
         return view.slots.positions.float()

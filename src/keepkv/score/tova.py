@@ -25,7 +25,7 @@ class TOVA(Score):
     """
 
     observes: ClassVar[bool] = True
-    scopes: ClassVar[bool] = True
+    scores_within_spans: ClassVar[bool] = True
 
     def observe(self, view: LayerView) -> None:
         remember(view, 1)
@@ -41,9 +41,9 @@ class TOVA(Score):
         assert spans is not None
         queries, asked = span_window(view, 1)
         home = spans.find(positions)
-        heard = (home[..., None] == spans.find(asked)[:, None, None]).any(-1) & (home >= 0)
+        voted = (home[..., None] == spans.find(asked)[:, None, None]).any(-1) & (home >= 0)
         return torch.where(
-            heard, _over_heads(view, received(view, queries, asked, spans.until(positions)).mean(2)), own
+            voted, _over_heads(view, received(view, queries, asked, spans.until(positions)).mean(2)), own
         )
 
 

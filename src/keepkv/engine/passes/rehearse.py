@@ -46,7 +46,7 @@ def rehearse(
     """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     method = cache.settings.method
-    if not method.score.rehearses:
+    if not method.score.needs_questions:
         raise KeepKVError(
             f"method {method.name!r} does not look at questions before they are asked; 'keepkv2' with rehearsed=True "
             "does"

@@ -47,7 +47,7 @@ def reread(
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     if chunk < 2:
         raise KeepKVError(f"reread(chunk={chunk}): at least 2 tokens, 2048 or so for speed")
-    if not cache.settings.method.score.rereads:
+    if not cache.settings.method.score.needs_second_reading:
         raise KeepKVError(
             f"method {cache.settings.method.name!r} reads a text once; keepkv.reread is for those that read it twice, "
             "such as 'kvzip'"
