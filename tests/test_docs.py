@@ -24,6 +24,7 @@ from keepkv.score.base import SCORES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+STUDIES = sorted((ROOT / "benchmarks").rglob("*.md"))
 REGISTRIES: tuple[Registry[Any], ...] = (SCORES, ALLOCATIONS, REDUCTIONS, METHODS)
 
 
@@ -86,10 +87,44 @@ def test_architectures_that_are_claimed_are_tested() -> None:
     assert set(re.findall("`(.*?)`", claimed)) <= set(ZOO)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES + STUDIES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), target
+    text = page.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", text):
+        found = page.parent / target if target else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), f"{target}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES + STUDIES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_and_modules_that_are_named_exist(page: Path) -> None:
+    text = page.read_text("utf-8")
+    named = re.findall(r"(?<![\w/.:])((?:benchmarks|docs|examples|src|tests)/[\w./-]+)", text)
+    assert not [name for name in named if not (ROOT / name.rstrip("./")).exists()]
+    modules = re.findall(r"python -m (benchmarks\.[\w.]+\w)", text)
+    assert not [name for name in modules if not exists(name)]
+
+
+def exists(module: str) -> bool:
+    return "STUDY" in module or (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
+
+
+def test_the_index_leads_to_every_page() -> None:
+    """And so does the site's navigation."""
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert set(re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "index.md").read_text("utf-8"))) == pages
+    assert set(re.findall(r"^  - ([\w-]+\.md)$", (ROOT / "docs" / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)) == pages | {"index.md"}
+
+
+@pytest.mark.parametrize("study", sorted((ROOT / "benchmarks").glob("*/")), ids=lambda path: path.name)
+def test_every_study_says_what_it_is(study: Path) -> None:
+    assert study.name.startswith("__") or (study / "README.md").exists()
 
 
 def test_version_is_said_once() -> None:

@@ -1,7 +1,7 @@
 """More models like the embedded one, from other seeds, so that no conclusion rests on one of them.
 
-    python -m benchmarks.embedded_model.seeds --out ../seeds --seeds 1 2 3   # half an hour to an hour each, on two cores
-    python -m benchmarks.embedded_model.seeds --out ../seeds --seeds 1 2 3 --parallel --device cuda --loaders 4   # minutes
+    python -m benchmarks.embedded_model.seeds --out ../seeds --seeds 1 2 3   # 30 to 60 min each, two cores
+    python -m benchmarks.embedded_model.seeds --out ../seeds --seeds 1 2 3 --parallel --device cuda --loaders 4
 
 Each seed has its own first weights and its own data; the tokenizer is the embedded model's, so that all of them read
 the same tokens. The stages are the embedded model's, one of them less.

@@ -4,7 +4,7 @@
     python -m benchmarks.speed.speed --kvpress-python ../kvpress-environment/bin/python
     python -m benchmarks.speed.speed --parts flat cap --threads 2
     python -m benchmarks.speed.speed --quick --out /tmp/speed                   # the same on a toy, to see that it runs
-    python -m benchmarks.speed.speed --again                                    # csv, pictures and page of the rows kept
+    python -m benchmarks.speed.speed --again                                    # what is made of the rows in --out
 
 Run it on a machine that does nothing else. Each part writes PART.jsonl, PART.csv and pictures to ``--out``; speed.md is
 made of all parts that lie there. A row that cannot be measured says why, and the command then exits with 1.
