@@ -1,6 +1,6 @@
 """Accuracy of the embedded model, full cache, per task and context length.
 
-    python -m benchmarks.embedded_model.evaluate [--out accuracy.json]
+python -m benchmarks.embedded_model.evaluate [--out accuracy.json]
 """
 
 import argparse
