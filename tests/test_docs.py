@@ -24,6 +24,7 @@ from keepkv.score.base import SCORES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+STUDIES = sorted((ROOT / "benchmarks").rglob("*.md"))
 REGISTRIES: tuple[Registry[Any], ...] = (SCORES, ALLOCATIONS, REDUCTIONS, METHODS)
 
 
@@ -57,7 +58,7 @@ def test_examples_run(example: Path) -> None:
 
 def commands(page: Path) -> list[list[str]]:
     lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
-    lines += re.findall(r"`((?:make|keepkv) [^`…]*)", page.read_text("utf-8"))
+    lines += re.findall(r"(?<!`)`((?:make|keepkv) [^`…]*)", page.read_text("utf-8"))
     return [shlex.split(line, comments=True) for line in lines]
 
 
@@ -86,10 +87,40 @@ def test_architectures_that_are_claimed_are_tested() -> None:
     assert set(re.findall("`(.*?)`", claimed)) <= set(ZOO)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES + STUDIES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), target
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", page.read_text(encoding="utf-8"))
+    for target, anchor in links:
+        found = page.parent / target if target else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), f"{target}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Of the headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES + STUDIES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_and_modules_that_are_named_exist(page: Path) -> None:
+    text = page.read_text("utf-8")
+    files = re.findall(r"(?<![\w/.:])((?:benchmarks|docs|examples|src|tests)/[\w./-]*\w)", text)
+    modules = re.findall(r"python -m (benchmarks\.[\w.]*\w)", text.replace("benchmarks.STUDY.NAME", ""))
+    files += [f"{module.replace('.', '/')}.py" for module in modules]
+    assert not [name for name in files if not (ROOT / name).exists()]
+
+
+def test_index_and_navigation_lead_to_every_page() -> None:
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")}
+    index, navigation = ((ROOT / "docs" / name).read_text("utf-8") for name in ("index.md", "mkdocs.yml"))
+    assert {*re.findall(r"\]\(([\w-]+\.md)\)", index), "index.md"} == pages
+    assert set(re.findall(r"^  - ([\w-]+\.md)$", navigation, re.MULTILINE)) == pages
+
+
+def test_every_study_says_what_it_is() -> None:
+    studies = {path.parent for path in (ROOT / "benchmarks").glob("*/*.py")}
+    assert studies and not [study.name for study in studies if not (study / "README.md").exists()]
 
 
 def test_version_is_said_once() -> None:

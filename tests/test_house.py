@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from graphlib import TopologicalSorter
+import re
 from pathlib import Path
 from statistics import median
 
@@ -72,6 +73,26 @@ def rooms_known(path: Path) -> set[str]:
 
 def test_every_room_has_a_floor() -> None:
     assert {room_of(path) for path in FILES} - {"__init__"} == set(FLOOR)
+
+
+def first_sentence(room: str) -> str:
+    """Of the docstring of a room."""
+    path = SOURCE / room / "__init__.py" if (SOURCE / room).is_dir() else SOURCE / f"{room}.py"
+    text = " ".join((ast.get_docstring(tree_of(path)) or "").split())
+    return re.split(r"(?<=[.]) ", text)[0]
+
+
+def tree() -> str:
+    """Rooms by floor, from the ways in down to the ground, each with what it says of itself."""
+    wide = max(map(len, FLOOR))
+    return "\n".join(
+        f"{FLOOR[room]:2}  {room:{wide}}  {first_sentence(room)}" for rooms in reversed(FLOORS) for room in rooms
+    )
+
+
+def test_the_architecture_page_shows_the_tree() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert f"```text\n{tree()}\n```" in page, f"docs/architecture.md must show, in a block of text:\n{tree()}"
 
 
 def test_imports_run_downwards() -> None:

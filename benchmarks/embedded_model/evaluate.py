@@ -1,4 +1,7 @@
-"""Accuracy of the embedded model, full cache, per task and context length: ``python -m embedded_model.evaluate``."""
+"""Accuracy of the embedded model, full cache, per task and context length.
+
+python -m benchmarks.embedded_model.evaluate [--out accuracy.json]
+"""
 
 import argparse
 import json

@@ -9,8 +9,9 @@ import math
 from collections import defaultdict
 
 import torch
-from embedded_model.network import Weights
 from torch import Tensor
+
+from .network import Weights
 
 
 def orthogonalize(m: Tensor, steps: int = 5) -> Tensor:

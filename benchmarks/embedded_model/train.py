@@ -1,4 +1,4 @@
-"""Trains the embedded model from nothing: ``python -m embedded_model.train --out DIR``.
+"""Trains the embedded model from nothing: ``python -m benchmarks.embedded_model.train --out DIR``.
 
 Each worker process keeps one core busy and they meet once per step, which loses little time to other programs on the
 same machine. ``MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592`` in the environment keep glibc from
@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from embedded_model.data import MIX, Row, encoder, row
-from embedded_model.network import Weights, hidden_states, init_weights, make_config, rotary, token_losses
-from embedded_model.optimizer import Optimizer
-from embedded_model.tokenizer import train_tokenizer
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
+
+from .data import MIX, Row, encoder, row
+from .network import Weights, hidden_states, init_weights, make_config, rotary, token_losses
+from .optimizer import Optimizer
+from .tokenizer import train_tokenizer
 
 # Length of the sequences, share of all tokens, tokens per step.
 CURRICULUM = ((128, 0.24, 4096), (512, 0.34, 4096), (2304, 0.42, 4608))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from embedded_model.data import encoder, row
-from embedded_model.network import hidden_states, init_weights, make_config, rotary
-from embedded_model.train import plan, save, train
 
+from benchmarks.embedded_model.data import encoder, row
+from benchmarks.embedded_model.network import hidden_states, init_weights, make_config, rotary
+from benchmarks.embedded_model.train import plan, save, train
 from keepkv import tasks
 from keepkv.embedded import embedded_model
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "successor"))
-
-import run as study
-from collect import collect, read, write
-from plan import PARTS, Job, Model, Part, jobs
-from pool import drain
-from pooled import difference, mean, ratio
-from tables import number, pages, smallest, table_of
+from benchmarks.keepkv2 import run as study
+from benchmarks.keepkv2.collect import collect, read, write
+from benchmarks.keepkv2.plan import PARTS, Job, Model, Part, jobs
+from benchmarks.keepkv2.pool import drain
+from benchmarks.keepkv2.pooled import difference, mean, ratio
+from benchmarks.keepkv2.tables import number, pages, smallest, table_of
 
 
 @pytest.fixture(scope="module")

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-
-@pytest.fixture(scope="module")
-def benchmark() -> Any:
-    path = Path(__file__).parents[2] / "benchmarks" / "kernel_times.py"
-    spec = importlib.util.spec_from_file_location("kernel_times", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["kernel_times"] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["kernel_times"]
+from benchmarks.kernels import kernel_times as benchmark
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed (extra 'triton')")
-def test_every_kernel_is_measured_beside_its_reference(benchmark: Any, tmp_path: Path) -> None:
+def test_every_kernel_is_measured_beside_its_reference(tmp_path: Path) -> None:
     assert benchmark.main(["--tiny" if torch.cuda.is_available() else "--interpret", "--out", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "kernels.json").read_text())
     rows = written["rows"]
@@ -49,12 +36,12 @@ def test_every_kernel_is_measured_beside_its_reference(benchmark: Any, tmp_path:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_it_says_so_in_one_line(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_it_says_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main([]) == 1
     assert capsys.readouterr().out.count("\n") == 1
 
 
-def test_the_shape_to_be_judged_by(benchmark: Any) -> None:
+def test_the_shape_to_be_judged_by() -> None:
     shape = benchmark.SHAPES["decode_attention"][0]
     assert (shape.rows, shape.slots, shape.heads, shape.groups, shape.dim) == (16, 32768, 8, 4, 128)
     assert shape.dtype == torch.bfloat16

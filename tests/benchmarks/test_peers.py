@@ -1,6 +1,6 @@
 """Kept slots against NVIDIA kvpress: same weights, same prompt, same counts, same choice.
 
-The reference was written by ``benchmarks/peers/make_fixture.py`` in kvpress' own environment; ``docs/peers.md`` tells
+The reference was written by ``benchmarks/kvpress/make_fixture.py`` in kvpress' own environment; ``docs/peers.md`` tells
 where the two libraries differ and why.
 """
 

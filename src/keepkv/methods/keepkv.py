@@ -28,7 +28,7 @@ def keepkv(
 
     At one query and one query head, ``fixed``, ``bias`` and ``zip`` change neither numerator nor denominator of the
     attention. The defaults are what measured best where the context is compressed before the question is known
-    (``benchmarks/keepkv_choices.py``): keys chosen by ``keydiff`` and left in place. Moving a key that was worth
+    (``docs/keepkv.md``): keys chosen by ``keydiff`` and left in place. Moving a key that was worth
     keeping costs more than its merge brings, and merging everything makes each kept slot speak for too many others.
 
     key: ``fixed``, ``bias``, ``zip`` or ``code``. score, allocate: names or instances; any score works, and ``snapkv``

@@ -1,0 +1,1 @@
+"""What was measured, one folder a study: run from the root of the repository as ``python -m benchmarks.STUDY.NAME``."""
