@@ -12,32 +12,21 @@ from typing import Any
 
 import pytest
 import typer.main
+from snippets import blocks, every_registry
 from zoo import ZOO
 
 import keepkv
-from keepkv.allocate.base import ALLOCATIONS
 from keepkv.cli.program import program
-from keepkv.core.registry import Registry
-from keepkv.methods.base import METHODS
-from keepkv.reduce.base import REDUCTIONS
-from keepkv.score.base import SCORES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 STUDIES = sorted((ROOT / "benchmarks").rglob("*.md"))
-REGISTRIES: tuple[Registry[Any], ...] = (SCORES, ALLOCATIONS, REDUCTIONS, METHODS)
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
 def registries_as_they_were() -> Any:
-    before = [dict(registry._factories) for registry in REGISTRIES]
-    yield
-    for registry, factories in zip(REGISTRIES, before, strict=True):
-        registry._factories = factories
+    with every_registry():
+        yield
 
 
 @pytest.mark.usefixtures("registries_as_they_were")

@@ -24,6 +24,7 @@ from keepkv.methods import Method, method_info, methods, register_method
 from keepkv.reduce import Reduce, Reduced, register_reduce
 from keepkv.score import Score, register_score
 from keepkv.spans import Span, SpanPolicy, spans_of_chat, spans_of_text
+from keepkv.store import Codec, Store, register_codec, register_store
 
 _register()
 
@@ -32,6 +33,7 @@ __all__ = [
     "Allocate",
     "Budget",
     "Cache",
+    "Codec",
     "KeepKVError",
     "LayerView",
     "Method",
@@ -42,6 +44,7 @@ __all__ = [
     "Slots",
     "Span",
     "SpanPolicy",
+    "Store",
     "Stat",
     "When",
     "compressed",
@@ -49,9 +52,11 @@ __all__ = [
     "method_info",
     "methods",
     "register_allocate",
+    "register_codec",
     "register_method",
     "register_reduce",
     "register_score",
+    "register_store",
     "rehearse",
     "reread",
     "spans_of_chat",

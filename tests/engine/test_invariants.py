@@ -1,4 +1,4 @@
-"""Invariants that every method holds on every architecture."""
+"""Invariants that every method holds on every architecture, and every store with three of them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 import torch
 import transformers
 import zoo
-from matrix import ARCHITECTURES, METHODS, cache, compresses
+from matrix import CASES, cache, compresses, tolerance
 from packaging.version import Version
 from running import LENGTHS, batch, generate, hot, plain, row
 
 import keepkv
 from keepkv.engine.compression import layer_budget
-from keepkv.errors import UnsupportedModel
+from keepkv.errors import CacheStateError, UnsupportedModel
 
-pytestmark = [pytest.mark.parametrize("method", METHODS), pytest.mark.parametrize("arch", ARCHITECTURES)]
+pytestmark = pytest.mark.parametrize(("arch", "method"), CASES)
 Method = tuple[str, dict[str, Any]]
 BUDGET = 14
 
@@ -26,8 +26,11 @@ def test_full_budget_is_the_plain_cache(arch: str, method: Method) -> None:
     """1. Budget 1.0: same tokens and logits as transformers' own cache, decode compression included."""
     mine = cache(arch, method, 1.0, when=keepkv.When(every=3)) if compresses(method) else cache(arch, method, 1.0)
     out = generate(zoo.model(arch), batch(), mine)
-    assert torch.equal(out.sequences, plain(arch).sequences)
-    assert torch.allclose(out.scores_, plain(arch).scores_, atol=1e-5)
+    if tolerance(method) > 1e-5:  # one token may follow another: the first is compared
+        assert torch.allclose(out.scores_[:, 0], plain(arch).scores_[:, 0], atol=tolerance(method))
+    else:
+        assert torch.equal(out.sequences, plain(arch).sequences)
+        assert torch.allclose(out.scores_, plain(arch).scores_, atol=1e-5)
     assert mine.report().compressions == 0 and not mine.report().compressed
 
 
@@ -36,6 +39,8 @@ def test_storage_stays_within_the_budget(arch: str, method: Method) -> None:
     heads. (What lies beside them, and shares as budgets, is weighed on a model with real head dims in test_receipt.)"""
     if not compresses(method):
         pytest.skip("the full cache has no budget")
+    if method[1].get("store") == "static":
+        pytest.skip("static buffers are as large as they were made")
     mine, inputs = cache(arch, method, BUDGET), batch()
     with torch.no_grad():
         zoo.model(arch)(**inputs, past_key_values=mine)
@@ -63,7 +68,7 @@ def test_padded_batch_equals_single_rows(arch: str, method: Method, every: int |
         alone_cache = cache(arch, method, BUDGET, **options)
         alone = generate(model, row(inputs, i), alone_cache)
         assert torch.isfinite(alone.scores_).all()
-        assert torch.allclose(alone.scores_[0], together.scores_[i], atol=1e-5), (
+        assert torch.allclose(alone.scores_[0], together.scores_[i], atol=tolerance(method)), (
             f"row {i}: {(alone.scores_[0] - together.scores_[i]).abs().max()}"
         )
         kept, kept_alone = mine.report().kept, alone_cache.report().kept
@@ -97,7 +102,9 @@ def test_chunked_prefill_is_bounded(arch: str, method: Method) -> None:
     deferred = {"when": keepkv.When(prefill="deferred")}
     chunked = generate(model, inputs, cache(arch, method, BUDGET, **deferred), prefill_chunk_size=chunk)
     one_shot = generate(model, inputs, cache(arch, method, BUDGET, **deferred))
-    assert torch.allclose(chunked.scores_, one_shot.scores_, atol=1e-5)
+    assert torch.allclose(chunked.scores_[:, 0], one_shot.scores_[:, 0], atol=tolerance(method))
+    if tolerance(method) == 1e-5:
+        assert torch.allclose(chunked.scores_, one_shot.scores_, atol=1e-5)
 
 
 def test_second_turn_feeds_only_new_tokens(arch: str, method: Method) -> None:
@@ -130,8 +137,12 @@ def test_state_follows_the_rows(arch: str, method: Method, tmp_path: Path) -> No
     model, order = zoo.model(arch), torch.tensor([2, 0, 1])
     mine = cache(arch, method, BUDGET, **({"when": keepkv.When(every=3)} if compresses(method) else {}))
     first = generate(model, batch(), mine, new=3)
-    mine.save(tmp_path / "cache")
-    loaded, swapped, untouched = keepkv.Cache.load(tmp_path / "cache", model), mine.copy(), mine.copy()
+    loaded, swapped, untouched = mine.copy(), mine.copy(), mine.copy()
+    try:
+        mine.save(tmp_path / "cache")
+        loaded = keepkv.Cache.load(tmp_path / "cache", model)
+    except CacheStateError as error:  # transformers' own static layers
+        assert method[1].get("store") == "static" and "cannot be saved" in str(error)
     swapped.reorder_cache(order)
     mask = torch.cat((batch()["attention_mask"], torch.ones(3, 2, dtype=torch.long)), dim=1)
     feed = first.sequences[:, -1:]

@@ -1,7 +1,8 @@
-"""Scores that follow every decoded token take its attention from the pass that computed it."""
+"""Observing: scores that follow decoding take attention from the pass that computed it; others read no key."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import zoo
 from running import batch, generate
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 
 import keepkv
@@ -64,3 +66,47 @@ def test_weights_are_not_asked_for_where_nobody_looks(monkeypatch: pytest.Monkey
     for method in ("snapkv", "h2o"):  # the second does not compress again while decoding
         generate(model, batch((30, 17)), keepkv.Cache(model, method, 16, sinks=2, window=4), new=4)
     assert torch.tensor([x is None for x in seen]).all()
+
+
+def allocated(act: Callable[[], None]) -> int:
+    """Bytes allocated while ``act`` runs, freed ones too."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        act()
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return sum(max(0, e.nbytes()) for e in events)
+
+
+@pytest.mark.parametrize("options", [{}, {"codec": "int8"}, {"store": "ragged"}], ids=["auto", "int8", "ragged"])
+@pytest.mark.parametrize(
+    "method", ["snapkv", "adakv", "keepkv2", "g-kv", "r-kv", "tova", "keepkv", "expected-attention"]
+)
+def test_remembering_a_query_costs_the_same_whatever_is_held(method: str, options: dict[str, Any]) -> None:
+    """What a score remembers of a decoded token is a query: no key is gathered or decoded for it."""
+    spent = []
+    for tokens in (96, 768):
+        model = zoo.model("llama")
+        cache = keepkv.Cache(model, method, tokens // 2, when=When(every=64), **options)
+        with torch.no_grad():
+            model(input_ids=torch.randint(3, zoo.VOCAB, (1, tokens)), past_key_values=cache)
+            model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+            layer = cache.compressible[0]
+            assert cache.report().compressed and int(layer.store.lengths.sum()) > 2 * tokens // 3
+            query = torch.randn(1, 4, 1, layer.store.view().keys.shape[-1])
+            spent.append(allocated(lambda layer=layer, query=query: layer._observe(query, None)))  # type: ignore[misc]
+    assert 0 < spent[0] == spent[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"codec": "int8"}], ids=["ragged", "int8"])
+def test_scores_that_look_at_slots_still_can(options: dict[str, Any]) -> None:
+    """The same check is not blind: what needs every key gathers them, and grows."""
+    spent = []
+    for tokens in (96, 768):
+        model = zoo.model("llama")
+        cache = keepkv.Cache(model, "kvzip", tokens // 2, when=When(every=64), **options)
+        with torch.no_grad():
+            model(input_ids=torch.randint(3, zoo.VOCAB, (1, tokens)), past_key_values=cache)
+            model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+            layer = cache.compressible[0]
+            query = torch.randn(1, 4, 1, layer.store.view().keys.shape[-1])
+            spent.append(allocated(lambda layer=layer, query=query: layer._observe(query, None)))  # type: ignore[misc]
+    assert spent[1] > 4 * spent[0]

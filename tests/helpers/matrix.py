@@ -1,14 +1,17 @@
-"""The matrix that every registered method inherits: its variants, and what its architectures support."""
+"""The matrix that every registered method and store inherits: their variants, and what architectures support."""
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
+import torch
 import zoo
 
 import keepkv
 from keepkv.errors import UnsupportedModel
+from keepkv.store import CODECS, STORES, choose
 
 # Beyond a method's defaults: other choices that must hold the same invariants.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -18,6 +21,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "random": [{"sinks": 0}],
 }
 SMALL = {"window": 4, "sinks": 2}  # so that tiny prompts leave something to choose
+LOSSY = 0.2  # of logits, where a codec loses something
 
 
 def method_variants() -> list[Any]:
@@ -33,8 +37,40 @@ def method_variants() -> list[Any]:
     return found
 
 
+def store_variants() -> list[Any]:
+    """(name, options) of three methods, of equal and of ragged heads, with every pair of a layout and a codec that
+    works and is not the method's own."""
+    found = []
+    for name, (layout, codec) in product(("snapkv", "keepkv", "adakv"), product(STORES, CODECS)):
+        ragged = name == "adakv"
+        try:
+            choose(layout, codec, ragged)
+        except keepkv.KeepKVError:
+            continue  # refused as it should be: test_stores
+        if (layout, codec) != ("ragged" if ragged else "dense", "none"):
+            more = {"store_options": {"capacity": 96}} if layout == "static" else {}
+            label = "-".join((name, layout, codec))
+            found.append(pytest.param((name, {**SMALL, "store": layout, "codec": codec, **more}), id=label))
+    return found
+
+
 METHODS = method_variants()
 ARCHITECTURES = list(zoo.ZOO)
+# Full attention, attention sinks, latents, layers that share slots beside ones with a sliding window.
+STORE_ARCHITECTURES = ["llama", "gpt-oss", "deepseek-v3", "gemma4"]
+CASES = [
+    pytest.param(arch, *one.values, id=f"{arch}-{one.id}")
+    for archs, variants in ((ARCHITECTURES, METHODS), (STORE_ARCHITECTURES, store_variants()))
+    for arch, one in product(archs, variants)
+]
+
+
+def tolerance(method: tuple[str, dict[str, Any]], exact: float = 1e-5) -> float:
+    """How far logits may be from those of a cache that writes slots as they are."""
+    codec = CODECS.build(method[1].get("codec", "none"))
+    x = torch.linspace(-1, 1, 64).view(1, 64)
+    same = all(map(torch.equal, codec.decode(codec.encode(x, x)), (x, x)))
+    return exact if same else LOSSY
 
 
 def cache(name: str, method: tuple[str, dict[str, Any]], budget: Any, **options: Any) -> keepkv.Cache:

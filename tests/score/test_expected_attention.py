@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from merge_views import make_view
+from rotations import matrix, rotations, tiny
 from score_views import part_of_queries, row, together
-from test_rope import matrix, rotations, tiny
 from torch import Tensor
 
 from keepkv.allocate import AdaKV, Uniform, keep_mask

@@ -1,106 +1,22 @@
-"""Rotation as data: undone, averaged in closed form, and read off real model classes."""
+"""How a model rotates its keys, read off real model classes."""
 
 from __future__ import annotations
-
-import sys
-from typing import Any
 
 import pytest
 import torch
 import transformers
-import transformers as t
 import zoo
 from packaging.version import Version
-from torch import Tensor, nn
+from rotations import rotations, tiny
 
 from keepkv.core.rope import Rope
 from keepkv.engine.rope_probe import UnknownRope, rope_of
 
 torch.set_num_threads(1)
-F64 = torch.float64
-LAYOUTS = [
-    pytest.param(8, False, 1.0, id="half-split"),
-    pytest.param(8, True, 1.0, id="interleaved"),
-    pytest.param(4, False, 1.0, id="partial"),
-    pytest.param(4, True, 1.4, id="partial-interleaved-scaled"),
-    pytest.param(8, False, 1.3, id="scaled"),
-]
-layouts = pytest.mark.parametrize(("dims", "interleaved", "scaling"), LAYOUTS)
-
-
-def make(dims: int, interleaved: bool, scaling: float) -> Rope:
-    """Frequencies from one radian per position down to none at all."""
-    inv_freq = torch.cat((torch.logspace(0, -3, dims // 2 - 1), torch.zeros(1)))
-    return Rope(inv_freq, scaling, interleaved)
-
-
-def matrix(rope: Rope, position: int, dim: int = 8) -> Tensor:
-    """R_p (D,D) float64, written out."""
-    out = torch.eye(dim, dtype=F64)
-    half = rope.dims // 2
-    for i, angle in enumerate((rope.inv_freq.double() * position).tolist()):
-        a, b = (2 * i, 2 * i + 1) if rope.interleaved else (i, i + half)
-        cos, sin = torch.tensor(angle, dtype=F64).cos(), torch.tensor(angle, dtype=F64).sin()
-        out[a, a], out[a, b], out[b, a], out[b, b] = cos, -sin, sin, cos
-        out[a] *= rope.scaling
-        out[b] *= rope.scaling
-    return out
-
-
-@layouts
-def test_rotation_and_its_inverse(dims: int, interleaved: bool, scaling: float) -> None:
-    rope = make(dims, interleaved, scaling)
-    x = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
-    positions = torch.tensor([[0, 1, 2, 3, 4], [7, 8, 9, 500, 5000]])
-    turned = rope.rotate(x, positions[:, None])
-    for b in range(2):
-        for n in range(5):
-            wanted = x[b, :, n].double() @ matrix(rope, int(positions[b, n])).T
-            torch.testing.assert_close(turned[b, :, n].double(), wanted, rtol=0, atol=2e-3 if n > 2 and b else 1e-5)
-    torch.testing.assert_close(rope.unrotate(turned, positions[:, None]), x, rtol=0, atol=1e-6)
-    assert rope.rotate(x.bfloat16(), positions[:, None]).dtype == torch.bfloat16
-
-
-@layouts
-@pytest.mark.parametrize("count", [1, 2, 7, 512])
-def test_average_in_closed_form(dims: int, interleaved: bool, scaling: float, count: int) -> None:
-    """Mean rotation and mean second moment equal the mean over positions, to 1e-12, from far positions too."""
-    rope = make(dims, interleaved, scaling)
-    rng = torch.Generator().manual_seed(1)
-    x = torch.randn(2, 3, 8, dtype=F64, generator=rng)
-    factor = torch.randn(2, 3, 8, 8, dtype=F64, generator=rng)
-    moment = factor @ factor.transpose(-1, -2)
-    start = torch.tensor([0, 100_003])
-    mean, back = rope.average(x, start, count), rope.average(x, start, count, transpose=True)
-    second = rope.average_moment(moment, start, count)
-    for b in range(2):
-        turns = torch.stack([matrix(rope, int(start[b]) + j) for j in range(count)])
-        torch.testing.assert_close(mean[b], x[b] @ turns.mean(0).T, rtol=0, atol=1e-10 if b else 1e-12)
-        torch.testing.assert_close(back[b], x[b] @ turns.mean(0), rtol=0, atol=1e-10 if b else 1e-12)
-        wanted = torch.stack([turns @ m @ turns.transpose(-1, -2) for m in moment[b]]).mean(1)
-        torch.testing.assert_close(second[b], wanted, rtol=0, atol=1e-9 if b else 1e-11)
-
-
-def test_average_keeps_slow_pairs_and_damps_fast_ones() -> None:
-    rope = Rope(5e5 ** (-torch.arange(64) / 64))
-    x = torch.ones(1, 1, 128)
-    size = rope.average(x, torch.tensor([1000]), 512)[0, 0].view(2, 64).norm(dim=0) / 2**0.5
-    assert (size < 0.05).float().mean().item() == pytest.approx(0.25, abs=0.05)
-    assert (size > 0.95).float().mean().item() == pytest.approx(0.53, abs=0.05)
 
 
 # --- real model classes ------------------------------------------------------------------------------------------
 
-BASE: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-}
 FULL = {"layer_types": ["full_attention"] * 4}
 MIXED = {"layer_types": ["sliding_attention", "full_attention"] * 2, "head_dim": 16}
 ROPES = {"full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},
@@ -119,32 +35,6 @@ SPIED = {
     "glm": ("Glm", {"head_dim": 16}, 8, True),
     "gpt-oss": ("GptOss", {"head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1, **FULL}, 16, False),
 }
-
-
-def tiny(name: str, **changes: Any) -> Any:
-    config = getattr(t, "Gemma3TextConfig" if name == "Gemma3" else f"{name}Config")(**{**BASE, **changes})
-    torch.manual_seed(0)
-    model = t.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():  # a norm of ones would hide whether it comes before or after the rotation
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
-
-
-def rotations(model: nn.Module, monkeypatch: pytest.MonkeyPatch, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Queries before and after the model's own ``apply_rotary_pos_emb``, layer by layer."""
-    module = sys.modules[type(model).__module__]
-    real, seen = module.apply_rotary_pos_emb, []
-
-    def spy(q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Any:
-        out = real(q, k, *args, **kwargs)
-        seen.extend([(q, out[0]), (k, out[1])])
-        return out
-
-    with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(module, "apply_rotary_pos_emb", spy)
-        model(ids)
-    return seen
 
 
 @pytest.mark.parametrize("name", SPIED)
