@@ -14,6 +14,7 @@ import keepkv
 
 SOURCE = Path(keepkv.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
+ARCHITECTURE = Path(__file__).parents[1] / "docs" / "architecture.md"
 
 # Rooms from the ground up. A room is a folder; it knows what stands below it, and no other room of its floor.
 FLOORS = [
@@ -91,8 +92,14 @@ def tree() -> str:
 
 
 def test_the_architecture_page_shows_the_tree() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    page = ARCHITECTURE.read_text(encoding="utf-8")
     assert f"```text\n{tree()}\n```" in page, f"docs/architecture.md must show, in a block of text:\n{tree()}"
+
+
+def test_files_of_the_walks_exist() -> None:
+    rooms = "|".join(FLOOR)
+    named = re.findall(rf"(?<![\w/])((?:{rooms})/[\w/]*(?:\.py)?)", ARCHITECTURE.read_text(encoding="utf-8"))
+    assert len(named) > 20 and not [name for name in named if not (SOURCE / name).exists()]
 
 
 def test_imports_run_downwards() -> None:

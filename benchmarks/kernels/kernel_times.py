@@ -1,6 +1,6 @@
 """How near each kernel comes to the time that its memory traffic needs, beside its reference and torch's own attention.
 
-    python -m benchmarks.kernels.kernel_times [--only decode_attention] [--out benchmarks/kernels/results]  # on a CUDA device
+    python -m benchmarks.kernels.kernel_times [--only decode_attention] [--out DIRECTORY]  # on a CUDA device
     python -m benchmarks.kernels.kernel_times --interpret  # tiny, on the CPU: does it run?
 
 The floor of a row is the bytes that must move (inputs once, outputs once) by the bandwidth of a device copy, measured
