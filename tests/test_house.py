@@ -33,6 +33,7 @@ engine
 embedded metrics
 measure models tasks
 evaluation
+calibrate
 report
 bench
 cli

@@ -9,6 +9,7 @@ Importing registers the attention implementation "keepkv" with transformers, and
 
 from keepkv.allocate import Allocate, register_allocate
 from keepkv.core.budget import Budget
+from keepkv.core.calibration import Calibration
 from keepkv.core.slots import LayerView, Slots
 from keepkv.core.stats import Stat
 from keepkv.core.when import When
@@ -34,6 +35,7 @@ __all__ = [
     "Budget",
     "Cache",
     "Codec",
+    "Calibration",
     "KeepKVError",
     "LayerView",
     "Method",

@@ -40,5 +40,9 @@ class CacheFileError(KeepKVError):
     """A saved cache that is truncated, altered, foreign, or for another model."""
 
 
+class CalibrationError(KeepKVError):
+    """A calibration that is missing, damaged, not needed, or of another model."""
+
+
 class SpanError(KeepKVError, ValueError):
     """Spans that cannot be read, contradict each other, or do not lie in the text they were given for."""

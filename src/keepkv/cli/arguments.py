@@ -18,9 +18,9 @@ _WORDS = {"true": True, "false": False, "none": None}
 def options(pairs: list[str], method: str) -> dict[str, Any]:
     """``["key=zip", "when.every=64"]`` as keyword arguments of ``method``; an unknown key names the nearest one.
 
-    ``store`` and ``seed`` are options of every cache.
+    ``store``, ``seed`` and ``calibration`` (a file) are options of every cache.
     """
-    known = [*method_info(method).options, "store", "seed"]
+    known = [*method_info(method).options, "store", "seed", "calibration"]
     found: dict[str, Any] = {}
     when: dict[str, Any] = {}
     for pair in pairs:

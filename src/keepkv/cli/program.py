@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from keepkv.cli.bench import bench
+from keepkv.cli.calibrate import calibrate
 from keepkv.cli.demo.command import demo
 from keepkv.cli.eval import evaluation
 from keepkv.cli.fidelity import fidelity
@@ -19,6 +20,6 @@ program = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, generate, methods, fidelity, report, bench):
+for verb in (demo, generate, methods, fidelity, report, bench, calibrate):
     program.command()(verb)
 program.command("eval")(evaluation)

@@ -6,7 +6,7 @@ A piece that knows only this file can be tested on plain tensors and reused by a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -129,6 +129,7 @@ class LayerView:
     weights: Tensor | None = None  # (B,H,G,S): attention of the latest query, where it was one and computed them
     budget: Tensor | None = None
     spans: Intervals | None = None  # where given, each slot inside is scored by the queries of its own span alone
+    calibration: Mapping[str, Tensor] | None = None  # of this layer, by name, where ``needs_calibration`` asks for it
 
     @property
     def query_groups(self) -> int:

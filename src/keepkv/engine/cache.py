@@ -14,9 +14,11 @@ from transformers import PreTrainedModel
 from transformers import cache_utils as stock
 
 from keepkv.core.budget import Budget
+from keepkv.core.calibration import Given, check_calibration, needed, of_layer
 from keepkv.core.when import When
 from keepkv.engine import persistence, rows
 from keepkv.engine.compression import compress, compress_waiting
+from keepkv.engine.fingerprint import fingerprint
 from keepkv.engine.layer import Layer
 from keepkv.engine.mask_rule import MaskRule, note_cache
 from keepkv.engine.model import prepare_model
@@ -41,6 +43,7 @@ class Cache(stock.Cache):
     seed: of methods that draw at random.
     spans: parts of the prompt that share the budget fairly or are protected: a list of ``keepkv.Span`` for every row, a
         list of such lists, or a ``keepkv.SpanPolicy``.
+    calibration: a ``keepkv.Calibration``, its file, or several of them, for methods that need to know the model.
 
     A cache belongs to one conversation (or one batch of them): reuse needs ``reset``, ``copy`` or a new cache. It is
     for inference: gradients do not flow through it.
@@ -58,6 +61,7 @@ class Cache(stock.Cache):
         codec_options: dict[str, Any] | None = None,
         seed: int = 0,
         spans: SpanPolicy | Sequence[Span] | Sequence[Sequence[Span]] | None = None,
+        calibration: Given = None,
         **options: Any,
     ) -> None:
         chosen = make_method(method, options)
@@ -72,14 +76,17 @@ class Cache(stock.Cache):
         held = Held(settings.stats, chosen.reduce.merges, CODECS.build(self.codec, **self.codec_options))
         template = STORES.build(self.layout, held=held, **self.store_options)
         prepared = prepare_model(model, chosen, template.static_length)
+        pieces = (chosen.score, chosen.allocate, chosen.reduce, held.codec, template)
+        calibrations = check_calibration(pieces, calibration, lambda: fingerprint(model), prepared.ours)
         self.attached_config = persistence.fingerprint(model)
         layers = list(prepared.stock)
         sliding = sum(getattr(layer, "sliding_window", 0) for i, layer in enumerate(layers) if i not in prepared.ours)
-        self.shared = CacheState(
-            replace(settings, sliding_tokens=sliding), spans=None if policy is None else RowSpans(policy)
-        )
+        settings = replace(settings, sliding_tokens=sliding, calibrations=calibrations)
+        self.shared = CacheState(settings, spans=None if policy is None else RowSpans(policy))
         for index, (info, form) in prepared.ours.items():
-            layers[index] = Layer(info, form, self.shared, template.empty(replace(held, layer=info)))
+            known = of_layer(calibrations, index, model.device)
+            own = replace(held, layer=info, calibration=known, codec=held.codec.for_layer(info, known))
+            layers[index] = Layer(info, form, self.shared, template.empty(own))
         super().__init__(layers=layers)
 
     # --- for users ---------------------------------------------------------------------------------------------
@@ -173,11 +180,13 @@ class Cache(stock.Cache):
                 f"copy(method={chosen.name!r}): its score must see the text while it is read, and this cache was read "
                 f"for {mine.method.name!r}. Read the text again with a cache of that method."
             )
+        needs = needed(score, chosen.allocate, chosen.reduce).keys()
         more = [
             what
             for what, a, b in (
                 ("undoes the rotary embedding", score.needs_rope, read_with.needs_rope),
                 ("merges slots", chosen.reduce.merges, mine.method.reduce.merges),
+                ("needs a calibration", needs - mine.calibrations.keys(), ()),
                 ("keeps different numbers of slots in each head", chosen.allocate.ragged, mine.method.allocate.ragged),
             )
             if a and not b
@@ -219,12 +228,16 @@ class Cache(stock.Cache):
         persistence.save(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, model: PreTrainedModel, method: Method | None = None) -> Cache:
-        """Read what ``save`` wrote. ``method`` is needed only if the cache was made with a ``Method`` without a name.
+    def load(
+        cls, path: str | Path, model: PreTrainedModel, method: Method | None = None, *, calibration: Given = None
+    ) -> Cache:
+        """Read what ``save`` wrote.
 
-        Raises ``CacheFileError`` where the file is truncated, altered, foreign or of another model.
+        ``method`` is needed only if the cache was made with a ``Method`` without a name; ``calibration`` if it was made
+        with one, and it must be the same. Raises ``CacheFileError`` where the file is truncated, altered, foreign or of
+        another model, ``CalibrationError`` where the calibration is another.
         """
-        return persistence.load(cls, Path(path), model, method)
+        return persistence.load(cls, Path(path), model, method, calibration)
 
     # --- for transformers --------------------------------------------------------------------------------------
 

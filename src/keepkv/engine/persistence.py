@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from keepkv.core.calibration import Given, check_same, digests
 from keepkv.core.when import When
 from keepkv.engine.layer import Layer, Progress
 from keepkv.engine.state import CacheState
@@ -75,6 +76,7 @@ def save(cache: Saved, path: Path) -> None:
         "seed": settings.seed,
         "store": [cache.layout, cache.store_options],
         "codec": [cache.codec, cache.codec_options],
+        "calibrations": digests(settings.calibrations),
         "compressing": shared.compressing,
         "spans": None if spans is None else spans.policy.to_dict(),
         "columns": positions.columns,
@@ -92,7 +94,9 @@ def save(cache: Saved, path: Path) -> None:
 Made = TypeVar("Made", bound=Saved)
 
 
-def load(make: Callable[..., Made], path: Path, model: PreTrainedModel, method: Method | None) -> Made:
+def load(
+    make: Callable[..., Made], path: Path, model: PreTrainedModel, method: Method | None, calibration: Given
+) -> Made:
     """Read a cache; see ``Cache.load``. Nothing is built before everything is checked."""
     header, tensors = _read(path)
     expected = fingerprint(model)
@@ -107,7 +111,11 @@ def load(make: Callable[..., Made], path: Path, model: PreTrainedModel, method: 
     options = {k: When(**v) if k == "when" else v for k, v in header["options"].items()}
     chosen: dict[str, Any] = {"method": header["method"], **options} if method is None else {"method": method}
     spans = SpanPolicy.from_dict(header["spans"]) if header.get("spans") else None
-    cache = make(model, budget=header["budget"], seed=header["seed"], spans=spans, **_store(header), **chosen)
+    cache = make(
+        model, budget=header["budget"], seed=header["seed"], spans=spans, calibration=calibration,
+        **_store(header), **chosen,
+    )  # fmt: skip
+    check_same(header.get("calibrations", {}), cache.shared.settings.calibrations, path)
     shared, device = cache.shared, model.device
     shared.compressing = header["compressing"]
     positions = shared.positions

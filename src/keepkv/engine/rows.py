@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from keepkv.core.budget import Budget
+from keepkv.core.calibration import digests
 from keepkv.core.slots import EMPTY
 from keepkv.engine.compression import compress, compress_waiting
 from keepkv.engine.layer import Layer
@@ -130,6 +131,7 @@ def _joined_settings(cache: Rows, other: Rows) -> Settings:
             ("store", (cache.layout, cache.codec), (other.layout, other.codec)),
             ("method", mine.method, theirs.method), ("budget", mine.budget, theirs.budget),
             ("seed", mine.seed, theirs.seed), ("span policy", policies[0], policies[1]),
+            ("calibration", digests(mine.calibrations), digests(theirs.calibrations)),
             ("compressing", cache.shared.compressing, other.shared.compressing),
         )
         if a != b

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from keepkv.core.budget import Budget
+from keepkv.core.calibration import Calibration
 from keepkv.core.layer_info import LayerInfo
 from keepkv.engine.kv_form import KVForm
 from keepkv.engine.positions import RowPositions
@@ -26,6 +27,7 @@ class Settings:
     """What was asked for. Raises ``BudgetError`` where a budget cannot hold what must be kept.
 
     sliding_tokens: what layers with a sliding window, which transformers keeps, may hold per row, summed over layers.
+    calibrations: what the pieces need to know of the model, by kind.
     scopes: whether fair spans are scored by their own queries.
     """
 
@@ -34,6 +36,7 @@ class Settings:
     seed: int = 0
     policy: SpanPolicy | None = None
     sliding_tokens: int = 0
+    calibrations: dict[str, Calibration] = field(default_factory=dict, hash=False)
     scopes: bool = field(init=False, default=False)  # not a property: compiled code asks for it
 
     def __post_init__(self) -> None:

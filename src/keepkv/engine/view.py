@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keepkv.core.calibration import of_layer
 from keepkv.core.slots import LayerView, Slots
 from keepkv.engine.state import Compressible
 
@@ -58,5 +59,6 @@ def view_of(layer: Compressible, query: Tensor | None = None, live: bool = False
         layers=layer.info.ranks,
         seed=shared.settings.seed,
         spans=spans,
+        calibration=of_layer(shared.settings.calibrations, layer.info.index, query.device),
         **layer.attention,
     )

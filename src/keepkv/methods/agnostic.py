@@ -16,17 +16,20 @@ from keepkv.score.kvzip import KVzip
 def expected_attention(
     horizon: int = 512, epsilon: float = 0.0, epsilon_mode: str = "absolute", use_covariance: bool = True,
     value_norm: str | None = "v", position_average: str = "rotation", shrinkage: float | str = 0.0,
-    sinks: int = 4, window: int = 0, when: When = When(),
+    statistics: str = "prompt", sinks: int = 4, window: int = 0, when: When = When(),
 ) -> Method:  # fmt: skip
     """Keeps the slots with the largest expected contribution to the output of the next ``horizon`` queries.
 
     Score = mean over query heads of (softmax of log E[exp(q·k·scaling)] + ε)·‖v‖, q Gaussian with the statistics of
     the row's queries before RoPE, turned by the mean rotation over the horizon. ε is 0 as in kvpress and in the paper's
     needle tests; the paper's other results use 0.02. The statistics cover the whole row, ``sinks`` excluded, and go on
-    while decoding (``When(every=512)`` in the paper). See ``keepkv.score.ExpectedAttention`` for every option.
+    while decoding (``When(every=512)`` in the paper). ``statistics="stored"`` takes those of other texts instead, a
+    calibration made once by ``keepkv calibrate query-statistics``: nothing is observed while a row is read. See
+    ``keepkv.score.ExpectedAttention`` for every option.
     """
     return Method(ExpectedAttention(
-        horizon, sinks, epsilon, epsilon_mode, use_covariance, value_norm, position_average, shrinkage
+        horizon, sinks, epsilon, epsilon_mode, use_covariance, value_norm, position_average, shrinkage,
+        statistics=statistics,
     ))  # fmt: skip
 
 

@@ -31,6 +31,7 @@ class Score:
     follows_decode: ClassVar[bool] = False  # True if ``observe`` uses the attention of each decoded token
     needs_second_reading: ClassVar[bool] = False  # True if ``observe`` must see the text read again: ``keepkv.reread``
     needs_questions: ClassVar[bool] = False  # True if it needs queries of questions to come: ``keepkv.rehearse``
+    needs_calibration: ClassVar[str | None] = None  # the kind of calibration that it reads from ``view.calibration``
     scores_within_spans: ClassVar[bool] = False  # True if ``span_scores`` ignores queries from outside the span
     span_stats: ClassVar[dict[str, Stat]] = {}  # further ``stats`` that ``span_scores`` needs
 
@@ -84,6 +85,10 @@ class Wrapped(Score):
     @property
     def needs_rope(self) -> bool:  # type: ignore[override]
         return self.score.needs_rope
+
+    @property
+    def needs_calibration(self) -> str | None:  # type: ignore[override]
+        return self.score.needs_calibration
 
     def observe(self, view: LayerView) -> None:
         if self.score.observes:

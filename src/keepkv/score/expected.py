@@ -11,7 +11,7 @@ from torch import Tensor
 
 from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
-from keepkv.observe.gaussian import query_gaussian, remember_queries
+from keepkv.observe.gaussian import KIND, query_gaussian, remember_queries, stored_gaussian
 from keepkv.score.base import Score, register_score
 
 
@@ -34,6 +34,8 @@ class ExpectedAttention(Score):
     value_norm: "v" or None. The paper's ‖W_o v‖ needs the output projection, which slots do not know.
     position_average: "rotation" (paper: one mean rotation), "moments" (mean and covariance of the mixture over
         positions, which rotation shrinks), "mixture" (the mixture itself, ``horizon`` passes).
+    statistics: "prompt" as above, or "stored": (μ, Σ) of the model's queries on other texts, the same for every row,
+        from a calibration of kind "query-statistics". Nothing is then observed while the prompt is read.
     shrinkage: λ of (1−λ)Σ + λ·diag(Σ), or "auto" for D/(D+N); 0 as in the paper.
     chunk: slots scored at a time.
 
@@ -51,13 +53,14 @@ class ExpectedAttention(Score):
     position_average: str = "rotation"
     shrinkage: float | str = 0.0
     chunk: int = 8192
+    statistics: str = "prompt"
     needs_rope: ClassVar[bool] = True
-    observes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, value, known in (
             ("epsilon_mode", self.epsilon_mode, ("absolute", "relative")),
             ("value_norm", self.value_norm, ("v", None)),
+            ("statistics", self.statistics, ("prompt", "stored")),
             ("position_average", self.position_average, ("rotation", "moments", "mixture")),
         ):
             if value not in known:
@@ -67,13 +70,24 @@ class ExpectedAttention(Score):
         if self.shrinkage != "auto" and not (isinstance(self.shrinkage, int | float) and 0 <= self.shrinkage <= 1):
             raise KeepKVError(f"ExpectedAttention(shrinkage={self.shrinkage!r}): a number in [0, 1], or 'auto'")
 
+    @property
+    def observes(self) -> bool:  # type: ignore[override]
+        return self.statistics == "prompt"
+
+    @property
+    def needs_calibration(self) -> str | None:  # type: ignore[override]
+        return KIND if self.statistics == "stored" else None
+
     def observe(self, view: LayerView) -> None:
         remember_queries(view, self.n_sink, self.use_covariance)
 
     def __call__(self, view: LayerView) -> Tensor:
         slots = view.slots
         b, h, _ = slots.shape
-        mean, sigma = query_gaussian(view, self.n_sink, self.use_covariance, self.shrinkage)
+        if self.statistics == "stored":
+            mean, sigma = stored_gaussian(view, self.use_covariance, self.shrinkage)
+        else:
+            mean, sigma = query_gaussian(view, self.n_sink, self.use_covariance, self.shrinkage)
         if self.position_average == "moments":
             mean, sigma = self._moments(view, mean, sigma)
         mean = mean.view(b, h, -1, mean.shape[-1])

@@ -63,6 +63,7 @@ class Store(ABC):
     compileable: ClassVar[bool] = False  # decode runs inside one compiled graph
     ragged: ClassVar[bool] = False  # heads of different lengths take no more than they hold
     encodes: ClassVar[bool] = True  # takes codecs other than "none"
+    needs_calibration: ClassVar[str | None] = None  # the kind of calibration that it reads from ``held.calibration``
 
     def __init__(self, held: Held) -> None:
         self.held = held

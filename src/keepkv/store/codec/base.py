@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from keepkv.core.layer_info import LayerInfo
 from keepkv.core.registry import Registry
 
 Fields = dict[str, Tensor]  # one entry per slot in each: (…,S,·), any leading dimensions
@@ -23,6 +24,12 @@ class Codec:
     exact: ClassVar[int | None] = 32
     """Newest tokens that stay exact while tokens are appended, at least; they are encoded so many at a time. None:
     nothing is ever encoded."""
+
+    needs_calibration: ClassVar[str | None] = None  # the kind of calibration that ``for_layer`` must be given
+
+    def for_layer(self, layer: LayerInfo, calibration: Mapping[str, Tensor] | None) -> Codec:
+        """The codec of one layer: this one, unless it depends on the layer or on its ``calibration``, tensors by name."""
+        return self
 
     def encode(self, keys: Tensor, values: Tensor) -> Fields:
         """Fields of keys (…,S,D) and values (…,S,Dv), without "positions", "log_votes" and names of statistics."""

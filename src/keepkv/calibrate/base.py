@@ -1,0 +1,61 @@
+"""What every kind of calibration has in common: a name, a model, texts, and a record of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias, TypeVar
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from keepkv.core.calibration import Calibration
+from keepkv.core.registry import Registry
+from keepkv.engine.fingerprint import fingerprint
+from keepkv.errors import CalibrationError
+from keepkv.measure.environment import device_name, versions
+
+Tensors: TypeAlias = dict[int, dict[str, Tensor]]  # by layer of the model, then by name
+Collect: TypeAlias = Callable[[PreTrainedModel, Iterable[Tensor]], Tensors]
+F = TypeVar("F", bound=Collect)
+
+KINDS: Registry[Tensors] = Registry("kind of calibration")
+
+
+def register_kind(name: str) -> Callable[[F], F]:
+    """Register a function ``(model, batches) -> tensors by layer`` as the kind ``name``.
+
+    batches: token ids (B,T) int64 on the model's device, without padding, each a text or a piece of one. They can be
+    iterated once; a kind that needs them again makes a list. A piece reads the tensors from ``LayerView.calibration``,
+    where those of other kinds may lie too: names begin with a word of the kind.
+    """
+    return KINDS.register(name)
+
+
+def calibrate(kind: str, model: PreTrainedModel, batches: Iterable[Tensor], command: str = "") -> Calibration:
+    """Measure ``kind`` on ``model`` while it reads ``batches``, token ids (B,T) without padding.
+
+    command: the line that was typed, for the record. Raises ``UnknownName`` for a kind that is not registered, and
+    ``CalibrationError`` where the model has no layer that can be compressed.
+    """
+    collect, sha, tokens = KINDS.factory(kind), hashlib.sha256(), 0
+
+    def recorded() -> Iterator[Tensor]:
+        nonlocal tokens
+        for ids in batches:
+            tokens += ids.numel()
+            sha.update(f"{tuple(ids.shape)}".encode() + ids.cpu().long().numpy().tobytes())
+            yield ids.to(model.device)
+
+    tensors = collect(model, recorded())
+    if not any(tensors.values()):
+        raise CalibrationError(f"{type(model).__name__} has no layer that a cache compresses: nothing to calibrate")
+    made_with = {
+        "command": command,
+        "tokens": tokens,
+        "texts": sha.hexdigest(),
+        "versions": versions(),
+        "device": device_name(model),
+        "dtype": str(model.dtype),
+    }
+    return Calibration(kind, tensors, fingerprint(model), made_with)

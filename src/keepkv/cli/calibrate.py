@@ -1,0 +1,75 @@
+"""``keepkv calibrate``: what a method needs to know of a model, measured once and kept in a file."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from torch import Tensor
+
+from keepkv.calibrate import KINDS, batches
+from keepkv.calibrate import calibrate as measure
+from keepkv.cli import arguments
+from keepkv.cli.load import load
+from keepkv.cli.output import one_line_errors, print_json, progress
+from keepkv.evaluation.rows import folder
+from keepkv.tasks.text import document
+
+
+@one_line_errors
+def calibrate(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"What to measure: {', '.join(KINDS)}.")],
+    out: Annotated[str, typer.Option(help="File to write; replaced when everything is measured.")],
+    model: Annotated[str | None, typer.Option(help="Directory or Hub name; the embedded model if absent.")] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Text file; - for stdin. Repeatable; the shipped document if absent."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens read in all, at most.")] = 20_000,
+    length: Annotated[int, typer.Option(min=2, help="Tokens read at a time; each piece starts anew.")] = 1024,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Measure something of a model on texts, for the methods that need it: a calibration.
+
+    query-statistics: mean and covariance of the queries of each head, for expected-attention:statistics=stored. Give
+    text like that which the model will read. The file fits this model only; another one is refused.
+
+    \b
+    Examples:
+      keepkv calibrate query-statistics --out queries.safetensors
+      keepkv calibrate query-statistics --model Qwen/Qwen3-0.6B --text a.txt --text b.txt --out qwen3.safetensors
+      keepkv calibrate query-statistics --text report.txt --tokens 100000 --length 4096 --out queries.safetensors --json
+    """
+    KINDS.factory(kind)  # an unknown kind is refused before a model is loaded
+    path = folder(str(Path(out).expanduser().parent)) / Path(out).name
+    words = [arguments.read_text(one) for one in text or []] or [document()]
+    network, tokenizer = load(model, device)
+    pieces = batches(tokenizer, words, tokens, length)
+    with progress(len(pieces)) as step:
+
+        def watched() -> Iterator[Tensor]:
+            for ids in pieces:
+                step("reading")
+                yield ids
+
+        made = measure(kind, network, watched(), _typed(kind, out, model, text or [], tokens, length))
+    made.save(path)
+    if as_json:
+        facts = {"kind": kind, "out": str(path), "bytes": path.stat().st_size, "layers": list(made.tensors)}
+        print_json(facts | {"digest": made.digest, "fingerprint": made.fingerprint, "made_with": made.made_with})
+    else:
+        typer.echo(
+            f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): {kind} of {len(made.tensors)} layers from "
+            f"{made.made_with['tokens']} tokens"
+        )
+
+
+def _typed(kind: str, out: str, model: str | None, text: list[str], tokens: int, length: int) -> str:
+    """The command that makes this file again."""
+    words = ["keepkv", "calibrate", kind, *([] if model is None else ["--model", model])]
+    words += [word for one in text for word in ("--text", one)]
+    return shlex.join([*words, "--tokens", str(tokens), "--length", str(length), "--out", out])

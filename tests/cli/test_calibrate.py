@@ -1,0 +1,73 @@
+"""``keepkv calibrate`` end to end on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from test_cli import TEXT, run, tiny  # noqa: F401
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import keepkv
+from keepkv.calibrate import batches
+from keepkv.errors import CalibrationError
+
+
+def test_measures_saves_and_serves_generate(tiny: str, tmp_path: Path) -> None:  # noqa: F811
+    out, text = str(tmp_path / "new" / "queries.safetensors"), tmp_path / "a text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    words = ["calibrate", "query-statistics", "--model", tiny, "--text", str(text), "--tokens", "200", "--length", "64"]
+    told = json.loads(run(*words, "--out", out, "--json").stdout)
+    found = keepkv.Calibration.load(out)
+    assert told["kind"] == found.kind == "query-statistics" and told["digest"] == found.digest
+    assert told["bytes"] == Path(out).stat().st_size and told["layers"] == [0, 1]
+    assert found.made_with["tokens"] == 200 and found.tensors[0]["query_count"] == 200 - 4 * 4  # four pieces
+    assert found.made_with["command"] == shlex.join(["keepkv", *words, "--out", out])
+    again = run(*words, "--out", out)
+    assert f"wrote {out}" in again.stdout and "2 layers from 200 tokens" in again.stdout
+    assert keepkv.Calibration.load(out).digest == found.digest
+    ask = ["generate", "--model", tiny, "--prompt", TEXT, "--max-new-tokens", "4", "-b", "0.3"]
+    ask += ["-m", "expected-attention", "-o", "statistics=stored"]
+    assert json.loads(run(*ask, "-o", f"calibration={out}", "--json").stdout)["receipt"]["ratio"] < 0.5
+    refused = run(*ask, code=2).stderr
+    assert f"keepkv calibrate query-statistics --model {tiny} --text FILE" in refused
+
+
+def test_the_embedded_model_and_its_document_if_nothing_is_said(tmp_path: Path) -> None:
+    out = str(tmp_path / "queries.safetensors")
+    told = json.loads(run("calibrate", "query-statistics", "--out", out, "--tokens", "300", "--json").stdout)
+    model = AutoModelForCausalLM.from_pretrained(keepkv.embedded_model())
+    cache = keepkv.Cache(model, "expected-attention", 32, statistics="stored", calibration=out)
+    with torch.no_grad():
+        model(input_ids=torch.arange(3, 103)[None], past_key_values=cache)
+    assert told["layers"] == [0, 1, 2, 3] and cache.report().compressed
+
+
+def test_errors_are_one_line_and_nothing_is_written(tmp_path: Path) -> None:
+    out, empty = tmp_path / "queries.safetensors", tmp_path / "empty.txt"
+    empty.write_text("")
+    assert "Did you mean 'query-statistics'?" in run("calibrate", "query-statistic", "--out", str(out), code=2).stderr
+    assert "empty" in run("calibrate", "query-statistics", "--text", str(empty), "--out", str(out), code=2).stderr
+    assert not out.exists()
+
+
+def test_help_shows_kinds_and_examples() -> None:
+    output = run("calibrate", "--help").output
+    assert "query-statistics" in output and "keepkv calibrate" in output.split("Examples:")[1]
+
+
+def test_texts_take_turns_and_every_piece_begins_as_a_text_does() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(keepkv.embedded_model())
+    long, short = "The cat sat on the mat. " * 40, "A dog ran."
+    made = batches(tokenizer, [long, short], 10**6, 16)
+    assert all(1 < ids.shape[1] <= 16 and ids[0, 0] == tokenizer.bos_token_id for ids in made)
+    assert tokenizer.decode(made[1][0, 1:]) == short  # behind the first piece of the long one
+    rest = torch.cat([ids[0, 1:] for i, ids in enumerate(made) if i != 1])
+    assert rest.tolist() == tokenizer.encode(long, add_special_tokens=False)
+    few = batches(tokenizer, [long, short], 21, 16)
+    assert [ids.shape[1] for ids in few] == [16, min(5, made[1].shape[1])]
+    with pytest.raises(CalibrationError, match="empty"):
+        batches(tokenizer, ["", ""], 100, 16)
