@@ -29,8 +29,9 @@ score
 reduce
 methods
 engine
-embedded metrics
-measure models tasks
+embedded measure
+metrics models
+tasks
 evaluation
 report
 bench
