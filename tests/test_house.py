@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-from graphlib import TopologicalSorter
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 from statistics import median
 

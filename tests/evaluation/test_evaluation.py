@@ -27,7 +27,7 @@ from keepkv.evaluation.rows import ITEMS, ItemRow, Run, SpeedRow
 from keepkv.evaluation.runner import evaluate, total
 from keepkv.evaluation.setup import FULL, HELD_OUT, Setup, Unit, Variant
 from keepkv.evaluation.summary import cells
-from keepkv.evaluation.unit import build, compressed, make_cache, run
+from keepkv.evaluation.unit import build, make_cache, run, within
 from keepkv.measure import MadeWith, environment
 from keepkv.measure.files import read_lines
 from keepkv.methods import METHODS
@@ -84,7 +84,7 @@ def test_one_prefill_for_all_budgets_keeps_what_compressing_at_once_keeps(method
         for budget in (64, 100):
             once = make_cache(model, setup(), one.variant, budget, 0, When())
             model(ids, past_key_values=once)
-            mine = compressed(shared, one, budget)
+            mine = within(shared, one, budget)
             for layer in range(len(once.layers)):
                 assert torch.equal(mine.kept_positions(layer), once.kept_positions(layer))
     assert not shared.report().compressed  # the copies left it alone

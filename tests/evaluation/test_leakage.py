@@ -21,9 +21,10 @@ from keepkv.evaluation.leakage.curves import (
     peak_change,
 )
 from keepkv.evaluation.leakage.rows import LeakageRow, Outcome, row_of
-from keepkv.evaluation.leakage.study import OPTIONS, compressed, keep_rates, policy, prompt_of, study
+from keepkv.evaluation.leakage.study import OPTIONS, keep_rates, policy, prompt_of, study
 from keepkv.measure import Ledger, MadeWith
 from keepkv.metrics.rank import spearman
+from keepkv.tasks.asking import compressed
 from keepkv.tasks.secret import probed
 
 HERE = MadeWith(device="cpu", dtype="float32", versions={})
@@ -241,7 +242,7 @@ def test_nothing_removed_is_the_full_cache(loaded, items):
     cache = keepkv.Cache(model, "knorm", 1.0)
     with torch.inference_mode():
         model(input_ids=torch.tensor([prompt_of(tokenizer, items[0]).ids]), past_key_values=cache)
-    assert not compressed(cache, 0.0).report().compressed
+    assert not compressed(cache, 1.0).report().compressed
 
 
 def test_plain_english_prompts_are_measured_by_family(loaded):

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from keepkv.core.survival import survival
 from keepkv.engine.cache import Cache
 from keepkv.evaluation.rows import CellKey, ItemRow, MapRow, SpeedRow
 from keepkv.evaluation.setup import Unit
-from keepkv.tasks.asking import Encoded
+from keepkv.tasks.asking import Encoded, survival_of
 from keepkv.tasks.scoring import Score
 
 R = TypeVar("R", bound=CellKey)
@@ -49,7 +48,7 @@ class Batch:
 
 def failed(unit: Unit, error: Exception) -> Found[ItemRow]:
     """The rows of a unit that could not be run: its items count as failed."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = reason(error)
     return Found(
         [
             ItemRow(**cell(unit, budget), seed=seed, score=None, compressed=False, error=text)
@@ -57,6 +56,11 @@ def failed(unit: Unit, error: Exception) -> Found[ItemRow]:
             for seed in unit.items
         ]
     )
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def sizes_of(cache: Cache, rows: int) -> Sizes:
@@ -115,13 +119,11 @@ def enter(
 
 def map_of(tokenizer: Any, unit: Unit, budget: Any, cache: Cache, item: Encoded, ids: list[int]) -> MapRow:
     """Where the tokens ``ids`` of the first item survived."""
-    kept = cache.report().kept
-    held = survival([cache.kept_positions(layer) for layer in kept], len(ids))[0]
     return MapRow(
         **cell(unit, budget),
         seed=unit.items[0],
-        kept=[[*rows[0]] for rows in kept.values()],
-        survival=[round(value, 4) for value in held.tolist()],
+        kept=[[*rows[0]] for rows in cache.report().kept.values()],
+        survival=[round(value, 4) for value in survival_of(cache, len(ids))[0].tolist()],
         tokens=[tokenizer.decode([token]) for token in ids],
         questions=[one.question.prompt.strip() for one in item.asked],
         answers=[one.question.answer.strip() for one in item.asked],

@@ -20,8 +20,7 @@ from keepkv.evaluation.rows import ItemRow
 from keepkv.evaluation.setup import FULL, Setup, Unit, Variant
 from keepkv.measure.meters import Peak, Time
 from keepkv.methods import method_info
-from keepkv.store import SlotBytes
-from keepkv.tasks.asking import Asked, Encoded, Ids, encode, likely, pad, read
+from keepkv.tasks.asking import Asked, Encoded, Ids, compressed, encode, likely, pad, read
 from keepkv.tasks.scoring import Score
 
 ROWS = 64  # questions asked together
@@ -88,7 +87,7 @@ def _prefilled(
             look_again(model, cache, chunk, likely(tokenizer, setup.questions))
         for budget in unit.budgets:
             with Peak(model.device) as asking:
-                twin = compressed(cache, unit, budget)
+                twin = within(cache, unit, budget)
                 sizes = sizes_of(twin, len(chunk))  # before questions are fed
                 if unit.first and start == 0:
                     found.maps.append(map_of(tokenizer, unit, budget, twin, items[0], chunk[0]))
@@ -122,7 +121,8 @@ def _decoding(
     with Peak(model.device) as peak:
         with Time(model.device) as prefill:
             when = When("immediate", every=setup.every)
-            cache = make_cache(model, setup, unit.variant, _budget(model, setup, unit, budget), unit.draw, when)
+            share = _before_reading(model, setup, unit, budget)
+            cache = make_cache(model, setup, unit.variant, share, unit.draw, when)
             mask = read(model, cache, rows)
         with Time(model.device) as answering:
             scores = ask(model, tokenizer, cache, mask, [_last(one) for one in asked])
@@ -139,28 +139,29 @@ def _last(one: Asked) -> Asked:
     return replace(one, prompt=one.prompt[-1:])
 
 
-def compressed(cache: Cache, unit: Unit, budget: Any) -> Cache:
-    """A copy of ``cache``, which holds a whole prompt, within ``budget``."""
-    twin = cache.copy(budget=_share(budget, cache.compressible[0].store.slot_bytes()))
-    if unit.variant != FULL:
-        twin.compress()
-        _check(twin, unit, budget)
-    twin.compressing = False
+def within(cache: Cache, unit: Unit, budget: Any) -> Cache:
+    """A copy of ``cache``, which holds whole prompts, at ``budget`` of ``unit``. Raises ``NotCompressed``."""
+    if unit.variant == FULL:
+        return compressed(cache, 1.0)
+    twin = compressed(cache, _share(budget, cache))
+    _check(twin, unit, budget)
     return twin
 
 
-def _share(budget: Any, slot: SlotBytes) -> Any:
-    """A share of the bytes of a plain cache as a share of its tokens: a slot also has a position, and may have votes
-    and statistics."""
-    is_share = isinstance(budget, float) and budget < 1
-    return min(1.0, budget * slot.plain / (slot.content + slot.beside)) if is_share else budget
+def _share(budget: Any, cache: Cache) -> Any:
+    """A share of the bytes of a plain cache as a share of its tokens: a slot of ``cache`` also has a position, and may
+    have votes and statistics. Other budgets stay what they are."""
+    if not isinstance(budget, float) or budget == 1:
+        return budget
+    slot = cache.compressible[0].store.slot_bytes()
+    return min(1.0, budget * slot.plain / (slot.content + slot.beside))
 
 
-def _budget(model: Any, setup: Setup, unit: Unit, budget: Any) -> Any:
-    """The same before anything is read: the size of a slot is found on one token."""
+def _before_reading(model: Any, setup: Setup, unit: Unit, budget: Any) -> Any:
+    """``_share`` before anything is read: the size of a slot is found on one token."""
     probe = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
     read(model, probe, [[0]])
-    return _share(budget, probe.compressible[0].store.slot_bytes())
+    return _share(budget, probe)
 
 
 def _check(cache: Cache, unit: Unit, budget: Any) -> None:

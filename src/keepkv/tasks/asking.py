@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keepkv.core.budget import Budget
+from keepkv.core.survival import survival
 from keepkv.engine.cache import Cache
 from keepkv.tasks.base import Item, Question, TaskError
 from keepkv.tasks.chat import Frame, frame
@@ -129,6 +131,20 @@ def probability(model: Any, cache: Cache, mask: Tensor, asked: Sequence[Asked]) 
         target = torch.tensor(known, device=guess.device)
         found.append(float(guess.gather(-1, target[:, None]).mean().exp()))
     return found
+
+
+def compressed(cache: Cache, budget: Budget | float | int | str) -> Cache:
+    """A copy of ``cache``, which holds whole contexts, within ``budget``; it compresses no more."""
+    twin = cache.copy(budget=budget)
+    twin.compress()
+    twin.compressing = False
+    return twin
+
+
+def survival_of(cache: Cache, tokens: int) -> Tensor:
+    """(B,tokens) float64: the share of (layer, KV head) that still hold each token; see ``survival``. Layers that
+    ``cache`` does not compress are left out."""
+    return survival([cache.kept_positions(layer.info.index) for layer in cache.compressible], tokens)
 
 
 def rows_of(cache: Cache, mask: Tensor, rows: Sequence[int]) -> tuple[Cache, Tensor]:

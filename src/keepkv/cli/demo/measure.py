@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 import keepkv
-from keepkv.core.survival import survival
 from keepkv.evaluation.setup import FULL, Variant
 from keepkv.measure.meters import Time
 from keepkv.metrics import kl
-from keepkv.tasks.asking import Ids, greedy, pad, read, reply, rows_of, step
+from keepkv.tasks.asking import Ids, greedy, pad, read, reply, rows_of, step, survival_of
 
 TIMED = 32  # tokens decoded to measure decoding speed
 
@@ -146,15 +145,13 @@ def _compare(
     questions: Sequence[_Question],
     reply_tokens: int | None,
 ) -> Compared:
-    receipt = reading.cache.report()
-    held = survival([reading.cache.kept_positions(layer) for layer in receipt.kept], len(context))[0]
     return Compared(
         label=variant.label,
         replies=[_reply(model, tokenizer, reading, question, reply_tokens) for question in questions],
-        receipt=receipt,
+        receipt=reading.cache.report(),
         prefill_per_second=len(context) / reading.seconds,
         decode_per_second=_decode_per_second(model, reading, questions[0].prompt),
-        survival=held.tolist(),
+        survival=survival_of(reading.cache, len(context))[0].tolist(),
     )
 
 

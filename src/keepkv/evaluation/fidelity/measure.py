@@ -11,7 +11,6 @@ from torch import Tensor
 
 from keepkv.core.budget import Budget
 from keepkv.engine.cache import Cache
-from keepkv.engine.layer import Layer
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.fidelity.replay import Call, record, replay
 from keepkv.evaluation.fidelity.rows import FidelityRow
@@ -125,7 +124,7 @@ def _read(model: Any, context: list[int], case: _Case, seed: int) -> tuple[Cache
     """The cache of ``context``, compressed once and closed to further compression, and its mask (1,T)."""
     cache = case.cache(model, seed)
     mask = asking.read(model, cache, [context])
-    if any(isinstance(layer, Layer) and layer.pending for layer in cache.layers):
+    if any(layer.pending for layer in cache.compressible):
         cache.compress()  # deferred to the next forward, which is ours to measure
     cache.compressing = False
     if not cache.report().compressed and case.variant.method != "full" and case.budget.share != 1.0:

@@ -15,16 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keepkv.core.survival import survival
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
-from keepkv.engine.layer import Layer
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.leakage.rows import Key, LeakageRow, Outcome, row_of
 from keepkv.measure.made_with import MadeWith
 from keepkv.metrics.rouge import rouge_1, rouge_l, verbatim
 from keepkv.spans import Span, SpanPolicy, spans_of_text
-from keepkv.tasks.asking import Asked, encode, probability, read, reply, rows_of
+from keepkv.tasks.asking import Asked, compressed, encode, probability, read, reply, rows_of, survival_of
 from keepkv.tasks.base import Item
 from keepkv.tasks.chat import frame
 from keepkv.tasks.instructions import refuses
@@ -192,7 +190,7 @@ class _Run:
         found = {}
         for share in removed:
             try:
-                found[share] = self._cell(compressed(cache, share), mask, prompts)
+                found[share] = self._cell(compressed(cache, round(1.0 - share, 9)), mask, prompts)
             except Exception as error:
                 found |= self._again(prompts, method, spans, [share], seed, error)
         return found
@@ -242,20 +240,10 @@ class _Run:
         return [{name: sum(values) / len(values) for name, values in each.items()} for each in found]
 
 
-def compressed(cache: Cache, removed: float) -> Cache:
-    """A copy of ``cache``, which holds whole prompts, without the share ``removed``; it compresses no more."""
-    twin = cache.copy(budget=round(1.0 - removed, 9) if removed else None)
-    if removed:
-        twin.compress()
-    twin.compressing = False
-    return twin
-
-
 def keep_rates(cache: Cache, prompts: Sequence[Prompt]) -> list[Keep]:
     """For each prompt, the share of the tokens of each kind of span that is kept, mean over layers and KV heads;
     ``rest``: of the tokens in no span."""
-    layers = [cache.kept_positions(i) for i, layer in enumerate(cache.layers) if isinstance(layer, Layer)]
-    held = survival(layers, max(len(prompt.ids) for prompt in prompts))
+    held = survival_of(cache, max(len(prompt.ids) for prompt in prompts))
     rates = []
     for prompt, row in zip(prompts, held, strict=True):
         kinds = list(dict.fromkeys(map(kind_of, prompt.spans)))
