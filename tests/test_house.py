@@ -30,8 +30,9 @@ score
 reduce
 methods
 engine
-embedded metrics
-measure models tasks
+embedded measure
+metrics models
+tasks
 evaluation
 calibrate
 report

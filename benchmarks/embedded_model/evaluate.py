@@ -11,9 +11,10 @@ from typing import Any
 
 from keepkv import tasks
 from keepkv.embedded import embedded_model
+from keepkv.evaluation.rows import ItemRow
 from keepkv.evaluation.setup import FULL, HELD_OUT, Setup, Unit
 from keepkv.evaluation.unit import build, run
-from keepkv.metrics import bootstrap
+from keepkv.measure import bootstrap
 
 LENGTHS = (512, 1024, 2048)
 LONGEST_REPLY = 96  # tokens of the context of a task whose replies are several times as long
@@ -34,18 +35,18 @@ def evaluate(
         for length in lengths:
             decodes = tasks.get(name).decodes
             setup = Setup("embedded", (name,), (), (1.0,), (min(length, LONGEST_REPLY) if decodes else length,))
-            found: list[dict[str, Any]] = []
-            while sum(len(item["scores"]) for item in found) < questions:
+            found: list[ItemRow] = []
+            while sum(len(item.scores) for item in found) < questions:
                 seeds = tuple(HELD_OUT + len(found) + i for i in range(setup.batch))
                 mode = "decode" if decodes else "agnostic"
                 unit = Unit(name, setup.lengths[0], mode, FULL, (1.0,), seeds, 0, False)
                 found += run(model, tokenizer, setup, unit, build(tokenizer, setup, unit)).items
-            scores = [score for item in found for score in item["scores"]]
-            mean = bootstrap([item["score"] for item in found])
+            scores = [score for item in found for score in item.scores]
+            mean = bootstrap([item.score or 0.0 for item in found])
             row = {"task": name, "length": length, "contexts": len(found), "questions": len(scores)}
             row |= {"score": round(mean.mean, 4), "low": round(mean.low or 0.0, 4), "high": round(mean.high or 1.0, 4)}
             row |= {"right": round(sum(score == 1 for score in scores) / len(scores), 4)}
-            rows.append(row | {"leaked": sum(leaked for item in found for leaked in item["leaked"])})
+            rows.append(row | {"leaked": sum(leaked for item in found for leaked in item.leaked)})
             if report:
                 report(rows[-1])
     return rows

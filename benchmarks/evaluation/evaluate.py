@@ -19,8 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from keepkv.evaluation.ledger import CELLS, ITEMS, MAPS, RUN, SPEED, read_lines
+from keepkv.evaluation.rows import CELLS, ITEMS, MAPS, RUN, SPEED
 from keepkv.evaluation.summary import summarise
+from keepkv.measure.files import read_lines
 
 from .modes import key_modes
 from .scores import peers, tables

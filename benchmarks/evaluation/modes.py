@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from keepkv.metrics import bootstrap
+from keepkv.measure import bootstrap
 
 # Label of a merge, and the eviction that keeps the same slots up to the four bytes of votes that a merged slot has.
 PAIRS = {

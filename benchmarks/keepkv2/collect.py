@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from keepkv.evaluation.ledger import ITEMS, RUN, read_lines
+from keepkv.evaluation.rows import ITEMS, RUN
+from keepkv.measure.files import read_lines
 
 Record = dict[str, Any]
 CELLS = "cells.jsonl.gz"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,15 @@ from torch import Tensor
 
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
-from keepkv.evaluation.asking import Encoded, Ids, likely, pad, read, rows_of, step
 from keepkv.evaluation.fidelity.replay import Call, record, replay
-from keepkv.evaluation.ledger import Ledger
-from keepkv.evaluation.records import KEY, Found, Record, failed, places
+from keepkv.evaluation.journal import Journal
+from keepkv.evaluation.records import Found, cell, reason
+from keepkv.evaluation.rows import CellKey
 from keepkv.evaluation.setup import FULL, Setup, Unit
-from keepkv.evaluation.unit import build, compressed, look_again, make_cache
-from keepkv.measure import environment
+from keepkv.evaluation.unit import build, look_again, make_cache, within
+from keepkv.measure import MadeWith
 from keepkv.metrics import kl, relative_error
+from keepkv.tasks.asking import Encoded, Ids, likely, pad, read, rows_of, step
 
 QUESTIONS = 4  # of an item at most
 
@@ -48,26 +49,36 @@ class Reference:
     calls: list[Call]
 
 
+@dataclass(frozen=True, kw_only=True)
+class AnswerRow(CellKey):
+    """One item: means over the tokens of its questions and answers, see above; None where it failed."""
+
+    seed: int
+    output_error: float | None = None
+    layers: list[float] = field(default_factory=list)
+    kl: float | None = None
+    answer_kl: float | None = None
+    ratio: float | None = None
+    error: str | None = None
+
+
 @torch.inference_mode()
 def evaluate(model: Any, tokenizer: Any, setup: Setup, folder: Path) -> None:
     """Runs what of ``setup`` is not yet recorded in ``folder``."""
-    made_with = {
-        "versions": environment.versions(), "device": environment.device_name(model),
-        "dtype": str(model.dtype).removeprefix("torch."), "revision": environment.revision(),
-    }  # fmt: skip
-    ledger = Ledger(folder, setup, made_with)
+    journal = Journal(folder, setup, MadeWith.of(model, setup.model), AnswerRow)
     made: dict[tuple[Any, ...], tuple[list[Encoded], Reference]] = {}
     for number, unit in enumerate(setup.units()):
-        if number >= ledger.done:
+        if number >= journal.done:
             key = (unit.task, unit.length, unit.items)  # tasks share the seeds of their items
             if key not in made:
                 made = {key: reference(model, setup, unit, build(tokenizer, setup, unit))}
             try:
                 told = likely(tokenizer, setup.questions)
-                found = Found(items=measure(model, setup, unit, *made[key], told))
+                rows = measure(model, setup, unit, *made[key], told)
             except Exception as error:  # counted, as in evaluations
-                found = failed(unit, error)
-            ledger.add(unit, found)
+                text = reason(error)
+                rows = [AnswerRow(**cell(unit, b), seed=s, error=text) for b in unit.budgets for s in unit.items]
+            journal.add(unit, Found(rows))
 
 
 def reference(model: Any, setup: Setup, unit: Unit, items: list[Encoded]) -> tuple[list[Encoded], Reference]:
@@ -89,7 +100,7 @@ def reference(model: Any, setup: Setup, unit: Unit, items: list[Encoded]) -> tup
 
 def measure(
     model: Any, setup: Setup, unit: Unit, items: list[Encoded], full: Reference, questions: Sequence[Ids] = ()
-) -> list[Record]:
+) -> list[AnswerRow]:
     """A row for each budget and item. questions: what methods that rehearse are told."""
     cache = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
     contexts = [item.context for item in items]
@@ -97,14 +108,14 @@ def measure(
     look_again(model, cache, contexts, questions)
     rows = []
     for budget in unit.budgets:
-        twin = compressed(cache, unit, budget)
-        rows += compare(model, twin, mask, len(items), full, twin.report().ratio)
-    names = (*KEY, "seed")
-    return [dict(zip(names, place, strict=True)) | row for place, row in zip(places(unit), rows, strict=True)]
+        twin = within(cache, unit, budget)
+        rows += compare(model, twin, mask, unit, budget, full)
+    return rows
 
 
-def compare(model: Any, cache: Cache, mask: Tensor, items: int, full: Reference, ratio: float) -> list[Record]:
+def compare(model: Any, cache: Cache, mask: Tensor, unit: Unit, budget: Any, full: Reference) -> list[AnswerRow]:
     """How far ``cache`` is from ``full``, a row for each item."""
+    ratio = cache.report().ratio
     twin, own = rows_of(cache, mask, full.owner)
     layers: dict[int, Tensor] = defaultdict(lambda: torch.zeros(()))
     for call, output in zip(full.calls, replay(twin, full.calls), strict=True):
@@ -112,14 +123,14 @@ def compare(model: Any, cache: Cache, mask: Tensor, items: int, full: Reference,
     logits = step(model, twin, full.ids, torch.cat((own, full.new.to(own.dtype)), dim=1), keep=full.ids.shape[1])
     apart = kl(full.logits, logits)
     rows = []
-    for item in range(items):
+    for item, seed in enumerate(unit.items):
         mine = torch.tensor([owner == item for owner in full.owner])[:, None]
         here, said = full.new & mine, full.said & mine
         errors = [float(error[here].mean()) for _, error in sorted(layers.items())]
         rows.append(
-            {
-                "output_error": sum(errors) / len(errors), "layers": errors, "kl": float(apart[here].mean()),
-                "answer_kl": float(apart[said].mean()), "ratio": ratio, "error": None,
-            }
+            AnswerRow(
+                **cell(unit, budget), seed=seed, output_error=sum(errors) / len(errors), layers=errors,
+                kl=float(apart[here].mean()), answer_kl=float(apart[said].mean()), ratio=ratio,
+            )
         )  # fmt: skip
     return rows

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keepkv.metrics.interval import RESAMPLES
+from keepkv.measure.interval import RESAMPLES
 
 Cells = Mapping[Any, Mapping[Any, float]]  # by model and task: the value of each item
 

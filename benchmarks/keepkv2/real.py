@@ -32,10 +32,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from keepkv import tasks
 from keepkv.cli.arguments import variant
-from keepkv.evaluation.ledger import ITEMS, read_lines
+from keepkv.evaluation.rows import ITEMS
 from keepkv.evaluation.runner import evaluate
 from keepkv.evaluation.setup import Setup
-from keepkv.metrics import bootstrap
+from keepkv.measure import bootstrap
+from keepkv.measure.files import read_lines
 from keepkv.tasks import perplexity
 from keepkv.tasks.base import Count, Item, Question, Task
 

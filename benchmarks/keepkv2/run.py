@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401  # on
 
 from keepkv.cli.arguments import variant
 from keepkv.cli.load import load
-from keepkv.evaluation.ledger import ITEMS, RUN
+from keepkv.evaluation.rows import ITEMS, RUN
 from keepkv.evaluation.runner import evaluate, total
 from keepkv.methods import METHODS
 

@@ -28,11 +28,12 @@ from torch import Tensor
 from keepkv.cli.load import load
 from keepkv.core.when import When
 from keepkv.evaluation.answers import in_turn, separately
-from keepkv.evaluation.asking import Asked, Encoded, read
-from keepkv.evaluation.ledger import ITEMS, RUN, SPEED, read_lines
+from keepkv.evaluation.rows import ITEMS, RUN, SPEED
 from keepkv.evaluation.setup import FULL, Setup, Unit, Variant
 from keepkv.evaluation.summary import summarise
-from keepkv.evaluation.unit import ROWS, build, compressed, make_cache
+from keepkv.evaluation.unit import ROWS, build, make_cache, within
+from keepkv.measure.files import read_lines
+from keepkv.tasks.asking import Asked, Encoded, read
 from keepkv.tasks.scoring import Score, grade
 
 from .outcome import Outcome, kept_lists
@@ -186,7 +187,7 @@ def compare(model: Any, tokenizer: Any, setup: Setup, case: Case, theirs: Outcom
     bare = replace(setup, sinks=None, window=None)
     cache = make_cache(model, bare, Variant(method, options), 1.0, case.unit.draw, When("deferred"))
     mask = read(model, cache, [case.ids])
-    twin = compressed(cache, replace(case.unit, variant=Variant(method, options)), case.slots) if case.peer else cache
+    twin = within(cache, replace(case.unit, variant=Variant(method, options)), case.slots) if case.peer else cache
     mine = [kept_lists(twin.kept_positions(i)) for i in range(len(twin.layers))]
     same = all(torch.equal(a, b) for x, y in zip(mine, theirs.kept, strict=True) for a, b in zip(x, y, strict=True))
     item = replace(case.item, asked=case.asked)

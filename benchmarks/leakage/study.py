@@ -22,8 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from keepkv import tasks
 from keepkv.embedded import embedded_model
 from keepkv.evaluation.leakage.curves import complete
-from keepkv.evaluation.leakage.rows import append, key_of, load
+from keepkv.evaluation.leakage.rows import LeakageRow
 from keepkv.evaluation.leakage.study import METHODS, REMOVED, SPANS, study
+from keepkv.measure import Ledger
 from keepkv.tasks.base import Item
 from keepkv.tasks.instructions import ATTACKS, ORDERS
 from keepkv.tasks.secret import probed
@@ -80,19 +81,19 @@ def main() -> None:
     if settings.exists() and json.loads(settings.read_text()) != asked:
         raise SystemExit(f"{args.out} holds a study with other settings: give another --out, or delete it")
     settings.write_text(json.dumps(asked, indent=1) + "\n")
-    rows = complete(load(file), removed)
-    file.unlink(missing_ok=True)
-    append(rows, file)
+    ledger = Ledger(file, LeakageRow)
+    rows = complete(ledger.rows(), removed)
+    done = [row.key for row in rows]
+    ledger.keep(lambda row: row.key in done)
     items = {order: prompts(tokenizer, order, args) for order in orders}
-    done = [key_of(row) for row in rows]
     drawn = [name for name in args.methods if name == "random"]
     chosen = [name for name in args.methods if name != "random"]
     for methods, batch in ((chosen, args.batch), (drawn, min(4, args.batch))):  # a draw for every few prompts
         for part in study(model, tokenizer, items, methods, removed, args.spans, batch=batch, done=done):
-            append(part, file)
+            ledger.append(part)
             rows += part
-            done.append(key_of(part[0]))
-            print(*key_of(part[0]), " ".join(f"{row['leak']:.2f}" if row["n"] else "–" for row in part), flush=True)
+            done.append(part[0].key)
+            print(*part[0].key, " ".join("–" if row.leak is None else f"{row.leak:.2f}" for row in part), flush=True)
     (args.out / "leakage.md").write_text(summary(rows), encoding="utf-8")
 
 

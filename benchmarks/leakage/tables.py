@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from keepkv.evaluation.leakage.curves import (
     Curve,
@@ -15,13 +14,13 @@ from keepkv.evaluation.leakage.curves import (
     peak,
     peak_change,
 )
-from keepkv.metrics import Estimate
+from keepkv.evaluation.leakage.rows import LeakageRow
+from keepkv.measure import Estimate
 
-Row = dict[str, Any]
 Curves = dict[tuple[str, str, str], Curve]
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[LeakageRow]) -> str:
     """Every table that the rows allow."""
     found = curves(rows)
     whole = [curve.rows[0] for curve in found.values() if curve.method == "full"]
@@ -42,7 +41,7 @@ def summary(rows: Sequence[Row]) -> str:
         "## Order: leakage with the defence first minus with the directive first, spans untreated\n\n" + _gaps(found),
         "## Area under the curve of rules kept\n\nMean over the shares removed.\n\n" + _areas(found),
     ]
-    if any(len(row["families"]) > 1 for row in whole):
+    if any(len(row.families) > 1 for row in whole):
         parts.append(
             "## Order of the families\n\nSpearman's correlation of the families' accuracies with those of the full "
             "cache, spans untreated.\n\n" + _families(found)
@@ -50,20 +49,21 @@ def summary(rows: Sequence[Row]) -> str:
     return "# Leakage\n\n" + "\n".join(part for part in parts if part.strip())
 
 
-def _about(rows: Sequence[Row], whole: Sequence[Row]) -> str:
-    row, revisions = rows[0], dict.fromkeys(str(row["revision"]) for row in rows)
+def _about(rows: Sequence[LeakageRow], whole: Sequence[LeakageRow]) -> str:
+    row, revisions = rows[0], dict.fromkeys(str(row.made_with.revision) for row in rows)
+    made = row.made_with
     lines = [
-        f"Model {row['model']}, {row['n'] + row['failed']} prompts of {row['tokens']:.0f} tokens in each cell, "
-        f"{row['dtype']} on {row['device']}; "
-        + ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+        f"Model {made.model}, {row.n + row.failed} prompts of {row.tokens:.0f} tokens in each cell, "
+        f"{made.dtype} on {made.device}; "
+        + ", ".join(f"{name} {version}" for name, version in made.versions.items())
         + f", revision {', '.join(revisions)}.\n",
         "| full cache | leaks | refuses | rules kept | answers right | failed |",
         "|---|---|---|---|---|---|",
     ]
     for each in whole:
-        cells = [_interval(each, "leak"), _number(each.get("refused")), _interval(each, "directive")]
-        cells += [_number(each.get("answered")), str(each["failed"])]
-        lines.append(f"| {each['order']} | " + " | ".join(cells) + " |")
+        cells = [_interval(each, "leak"), _number(each.measure("refused")), _interval(each, "directive")]
+        cells += [_number(each.measure("answered")), str(each.failed)]
+        lines.append(f"| {each.order} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -107,8 +107,8 @@ def _composites(found: Curves) -> str:
 
 def _kept(found: Curves) -> str:
     def cell(curve: Curve) -> str:
-        row = min(curve.rows, key=lambda row: abs(row["removed"] - 0.5))
-        return " / ".join(_number(row.get(name)) for name in ("keep_defence", "keep_directive", "keep_rest"))
+        row = min(curve.rows, key=lambda row: abs(row.removed - 0.5))
+        return " / ".join(_number(row.measure(name)) for name in ("keep_defence", "keep_directive", "keep_rest"))
 
     return _treated(found, lambda curve, none: cell(curve), cell)
 
@@ -138,10 +138,9 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _interval(row: Row, name: str) -> str:
-    if row[name] is None or row[f"{name}_low"] is None:
-        return _number(row[name])
-    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+def _interval(row: LeakageRow, name: str) -> str:
+    mean, low, high = (getattr(row, f"{name}{end}") for end in ("", "_low", "_high"))
+    return _number(mean) if mean is None or low is None else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _change(found: Estimate, digits: int = 2) -> str:

@@ -23,13 +23,14 @@ from transformers.utils import logging
 
 from keepkv.bench.plan import Sweep, by_budget, total
 from keepkv.bench.plots import draw, name_of, need_matplotlib
-from keepkv.bench.rows import Row, Spread, read
+from keepkv.bench.rows import BenchRow, read
 from keepkv.bench.run import run
 from keepkv.bench.shapes import Shape
-from keepkv.bench.systems import Contender, peers
+from keepkv.bench.systems import System, peers
 from keepkv.cli.arguments import variant
 from keepkv.cli.output import progress_rows
-from keepkv.evaluation.rows import write
+from keepkv.measure import Percentiles
+from keepkv.measure.files import write
 
 # 1.1 GB of float32 weights: at the 20 to 40 GB/s of two cores a token takes more than 20 ms whatever the cache, so that
 # Python's share is small; the same with a quarter of the KV heads; a cache that outweighs 0.15 GB of weights from 2.4k
@@ -66,7 +67,7 @@ class Part:
     def sweep(self, a: argparse.Namespace) -> Sweep:
         """With what the command line says; a toy where it says ``--quick``."""
         budgets: list[float | int | str] = list(self.budgets)
-        named = [Contender("keepkv", one.method, budget, one.options, store)
+        named = [System("keepkv", one.method, budget, one.options, store)
                  for one in map(variant, self.ours) for store in self.stores for budget in budgets]  # fmt: skip
         peer = [one for one in peers(list(self.peers), budgets) if one.library != "kvpress" or a.kvpress_python]
         sweep = Sweep(
@@ -76,9 +77,9 @@ class Part:
         )  # fmt: skip
         if not a.quick:
             return sweep
-        slim = tuple(one if not isinstance(one.budget, int) else replace(one, budget=64) for one in sweep.contenders)
+        slim = tuple(one if not isinstance(one.budget, int) else replace(one, budget=64) for one in sweep.systems)
         small = {"contexts": (256,), "chunk": self.chunk and 64, "new": 2, "repeats": 2, "probe": MIB}
-        return replace(sweep, models=(TOY,), contenders=slim, **small)
+        return replace(sweep, models=(TOY,), systems=slim, **small)
 
 
 MERGE_ALL = ("keepkv:score=snapkv,threshold=none", "keepkv:threshold=none")
@@ -140,9 +141,9 @@ def main() -> int:
     return int(failed > 0)
 
 
-def measure(part: Part, a: argparse.Namespace) -> list[Row]:
+def measure(part: Part, a: argparse.Namespace) -> list[BenchRow]:
     """Runs one part; what is measured is on disk at once."""
-    sweep, rows = part.sweep(a), list[Row]()
+    sweep, rows = part.sweep(a), list[BenchRow]()
     with progress_rows(total(sweep)) as step:
         for row in run(sweep, lambda rows, what: step(rows, what and f"{part.name}, {what}")):
             rows.append(row)
@@ -151,7 +152,7 @@ def measure(part: Part, a: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def kept(part: Part, out: Path) -> list[Row]:
+def kept(part: Part, out: Path) -> list[BenchRow]:
     """What was measured before; none if the part was not."""
     path = out / f"{part.name}.jsonl"
     return list(read(path)) if path.exists() else []
@@ -166,26 +167,27 @@ def page(out: Path) -> str:
     return "\n".join(lines)
 
 
-def made_with(rows: Sequence[Row]) -> str:
+def made_with(rows: Sequence[BenchRow]) -> str:
     """Hardware, versions, revision and date."""
     row = next((row for row in rows if row.error is None), rows[0])
+    made = row.made_with
     libraries: dict[str, str] = {}
     for one in rows:
         libraries |= {f"{name} for kvpress" if one.library == "kvpress" and name != "kvpress" else name: version
-                      for name, version in one.versions.items()}  # fmt: skip
+                      for name, version in one.made_with.versions.items()}  # fmt: skip
     versions = ", ".join(f"{name} {version}" for name, version in libraries.items())
-    revision = f", revision {row.revision[:12] + row.revision[40:]}" if row.revision else ""
-    return f"{row.device}, {row.hardware}, {row.threads} threads, {row.dtype}; {versions}{revision}; {row.time[:10]}."
+    revision = f", revision {made.revision[:12] + made.revision[40:]}" if made.revision else ""
+    return f"{made.device}, {row.hardware}, {row.threads} threads, {made.dtype}; {versions}{revision}; {row.time[:10]}."
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[BenchRow]) -> str:
     """Markdown: medians, and from the 20th to the 80th percentile of the time of a token."""
     head = ("model", "cache", "context", "rows", "read, s", "compress, s", "ms per token", "20–80 %", "tokens/s",
             "× plain", "× floor", "cache, MiB", "peak, MiB")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---|---" + "|--:" * (len(head) - 2) + "|"]
     for row in rows:
         span = "" if row.decode is None else f"{row.decode.p20 * 1e3:.3g}–{row.decode.p80 * 1e3:.3g}"
-        model = "overhead" if row.kind == "overhead" else NAMES.get(row.model, row.model)
+        model = "overhead" if row.kind == "overhead" else NAMES.get(row.made_with.model, row.made_with.model)
         cells = (model, f"`{name_of(row)}`", f"{row.context:,}",
                  str(row.batch or ""), _median(row.prefill), _median(row.compression), _median(row.decode, 1e3), span,
                  _median(row.throughput), _median(row.speedup), _median(row.over_floor), _mib(row.cache_bytes),
@@ -195,7 +197,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + (f"\n\nOverhead, µs per layer and token: {', '.join(layers)}." if layers else "")
 
 
-def _median(spread: Spread | None, scale: float = 1.0) -> str:
+def _median(spread: Percentiles | None, scale: float = 1.0) -> str:
     value = 0.0 if spread is None else spread.median * scale
     return "" if spread is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 

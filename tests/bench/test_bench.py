@@ -12,13 +12,13 @@ from transformers import LlamaConfig, MixtralConfig, QuantizedCache
 
 from keepkv.bench import hardware, roofline, worker
 from keepkv.bench.plan import Sweep, at, blocks, by_budget, points, total
-from keepkv.bench.protocol import WARM, Turns
-from keepkv.bench.rows import Spread
+from keepkv.bench.protocol import WARM, Measurement
 from keepkv.bench.shapes import Shape, hardly_anything
 from keepkv.bench.sizes import Geometry, grown, largest_batch, read_cap, row_bytes
-from keepkv.bench.systems import PLAIN, Contender, peers, slots_asked
+from keepkv.bench.systems import PLAIN, System, peers, slots_asked
 from keepkv.core.when import When
 from keepkv.errors import KeepKVError
+from keepkv.measure import Percentiles
 
 CONTEXT, NEW = 60, 3
 
@@ -41,14 +41,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def measured(tiny: str, one: Contender, **more: Any) -> Turns:
+def measured(tiny: str, one: System, **more: Any) -> Measurement:
     """What a child process would measure, in this one."""
     spec = {"model": tiny, "device": "cpu", "dtype": "float32", "threads": 1, "context": CONTEXT, "batch": 2}
     spec |= {"new": NEW, "chunk": None, "seed": 0, "vocab": 64}
     return worker.build(spec | one.spec() | more)[0]
 
 
-def turns(tiny: str, one: Contender, **more: Any) -> list[dict[str, Any]]:
+def turns(tiny: str, one: System, **more: Any) -> list[dict[str, Any]]:
     """A turn that reads the prompt and one that does not."""
     mine = measured(tiny, one, **more)
     return [mine.turn(True), mine.turn(False)]
@@ -107,7 +107,7 @@ def test_floor_is_bytes_over_bandwidth() -> None:
 def test_content_is_what_the_receipt_counts(tiny: str, store: str | None, method: str) -> None:
     """Slots × (D + Dv) × bytes, and 4 bytes of votes each; 1 byte and two scales where they are packed."""
     options: dict[str, Any] = {"window": 8} | ({"threshold": None} if method == "keepkv" else {})
-    one = Contender("keepkv", method, 40, options, store=store)
+    one = System("keepkv", method, 40, options, store=store)
     runner = measured(tiny, one).runner
     cache = runner.start()
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_content_of_a_plain_cache(tiny: str) -> None:
 
 
 def test_decoding_starts_from_the_end_of_the_prompt_each_time(tiny: str) -> None:
-    one = Contender("keepkv", "snapkv", 30, {"window": 8})
+    one = System("keepkv", "snapkv", 30, {"window": 8})
     first, again = turns(tiny, one)
     assert first["slots"] == again["slots"] == 30 + WARM + NEW
     assert first["compressed"] and first["compressions"] == 2  # one a layer
@@ -139,7 +139,7 @@ def test_decoding_starts_from_the_end_of_the_prompt_each_time(tiny: str) -> None
 
 
 def test_a_cache_that_compresses_while_decoding_stays_at_its_bound(tiny: str) -> None:
-    one = Contender("keepkv", "streaming-llm", 20, {"when": When(every=2)})
+    one = System("keepkv", "streaming-llm", 20, {"when": When(every=2)})
     found = turns(tiny, one)
     assert all(20 <= turn["slots"] <= 22 for turn in found)
 
@@ -151,14 +151,14 @@ def test_chunks_end_with_the_same_tokens(tiny: str) -> None:
 
 @needs_fp8
 def test_quantised_caches_weigh_less(tiny: str) -> None:
-    packed, plain = turns(tiny, Contender("transformers", "fp8"))[0], turns(tiny, PLAIN)[0]
+    packed, plain = turns(tiny, System("transformers", "fp8"))[0], turns(tiny, PLAIN)[0]
     assert packed["bytes"] < 0.3 * plain["bytes"]
 
 
 def test_a_quantised_cache_that_transformers_lacks_is_named(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(worker.QUANTISED, "fp8", ("fp1", None))
     with pytest.raises(KeepKVError, match="no quantised cache 'fp1'"):
-        turns(tiny, Contender("transformers", "fp8"))
+        turns(tiny, System("transformers", "fp8"))
 
 
 # --- sizes and caps --------------------------------------------------------------------------------------------------
@@ -174,17 +174,17 @@ def test_geometry() -> None:
     "one",
     [
         PLAIN,
-        Contender("keepkv", "full"),
-        Contender("keepkv", "snapkv", 0.5, {"window": 8}),
-        Contender("keepkv", "adakv", 0.5, {"window": 8}),
-        Contender("keepkv", "keepkv", 40, {"window": 8, "threshold": None}),
-        Contender("keepkv", "snapkv", 50, {"window": 8}, store="int8"),
-        Contender("keepkv", "snapkv", 40, {"window": 8}, store="static", store_options={"capacity": 64}),
-        pytest.param(Contender("transformers", "fp8"), marks=needs_fp8),
+        System("keepkv", "full"),
+        System("keepkv", "snapkv", 0.5, {"window": 8}),
+        System("keepkv", "adakv", 0.5, {"window": 8}),
+        System("keepkv", "keepkv", 40, {"window": 8, "threshold": None}),
+        System("keepkv", "snapkv", 50, {"window": 8}, store="int8"),
+        System("keepkv", "snapkv", 40, {"window": 8}, store="static", store_options={"capacity": 64}),
+        pytest.param(System("transformers", "fp8"), marks=needs_fp8),
     ],
     ids=lambda one: one.label + (f":{one.store}" if one.store else ""),
 )
-def test_bytes_of_a_row_before_it_exists(tiny: str, one: Contender) -> None:
+def test_bytes_of_a_row_before_it_exists(tiny: str, one: System) -> None:
     """Never less than what is then really allocated, and not much more."""
     expected = 2 * row_bytes(GEOMETRY, one, CONTEXT, WARM + NEW)
     counts = 512  # bookkeeping of a few numbers per layer, and scales per tensor
@@ -197,7 +197,7 @@ def test_growth_of_a_dense_store() -> None:
 
 def test_quantised_groups_have_scales() -> None:
     numbers = 2 * 2 * 16 * 64  # of 64 tokens
-    assert row_bytes(GEOMETRY, Contender("transformers", "quanto-4"), 64, 0) == numbers // 2 + numbers // 64 * 2 * 4
+    assert row_bytes(GEOMETRY, System("transformers", "quanto-4"), 64, 0) == numbers // 2 + numbers // 64 * 2 * 4
 
 
 def test_cap_to_batch() -> None:
@@ -209,7 +209,7 @@ def test_cap_to_batch() -> None:
     for text in ("plain@0", "plain", "much", "full@2", "0.5"):
         with pytest.raises(KeepKVError):
             read_cap(text, GEOMETRY, 1000, 24)
-    one = Contender("keepkv", "streaming-llm", 0.2)
+    one = System("keepkv", "streaming-llm", 0.2)
     cap = read_cap("plain@2", GEOMETRY, 4096, 34)
     assert largest_batch(cap, row_bytes(GEOMETRY, one, 4096, 34)) == 8  # 2 / 0.2, less positions, new tokens and slack
 
@@ -224,24 +224,24 @@ def test_slots_of_a_budget() -> None:
 
 
 def test_the_plain_cache_is_in_every_block() -> None:
-    ours = tuple(Contender("keepkv", "snapkv", budget) for budget in (0.1, 0.2, 0.3))
+    ours = tuple(System("keepkv", "snapkv", budget) for budget in (0.1, 0.2, 0.3))
     assert blocks((PLAIN, *ours), 3) == [(PLAIN, *ours[:2]), (PLAIN, ours[2])]
     assert blocks(ours, 2) == [ours[:2], ours[2:]] and blocks((PLAIN,), 4) == [(PLAIN,)]
 
 
 def test_equal_budgets_stand_together() -> None:
-    both = [Contender(library, "adakv", budget) for library in ("keepkv", "kvpress") for budget in (0.2, 0.1)]
+    both = [System(library, "adakv", budget) for library in ("keepkv", "kvpress") for budget in (0.2, 0.1)]
     assert by_budget([*both, PLAIN]) == (PLAIN, both[0], both[2], both[1], both[3])
 
 
 def test_points() -> None:
-    ours = tuple(Contender("keepkv", "snapkv", budget) for budget in (0.1, 0.2))
+    ours = tuple(System("keepkv", "snapkv", budget) for budget in (0.1, 0.2))
     sweep = Sweep((SHAPE,), (PLAIN, *ours), contexts=(100, 200), batches=(1, 4))
     found = list(points(sweep))
     assert [(p.context, p.batch, p.overhead) for p in found[:4]] == [(100, 1, False), (100, 4, False), (200, 1, False),
                                                                        (200, 4, False)]  # fmt: skip
     assert found[4].overhead and len(found) == 5
-    assert at(found[4], sweep.contenders) == (PLAIN, Contender("keepkv", "snapkv", 64))  # budgets are one there
+    assert at(found[4], sweep.systems) == (PLAIN, System("keepkv", "snapkv", 64))  # budgets are one there
     assert total(sweep) == 4 * 3 + 2
     assert {p.batch for p in points(dataclasses.replace(sweep, cap="plain@2")) if not p.overhead} == {None}
     assert hardly_anything(7).layers == 7
@@ -262,11 +262,11 @@ def test_peers() -> None:
 
 
 def test_percentiles() -> None:
-    spread = Spread.of([5.0, 1.0, None, 2.0, 4.0, 3.0])
-    assert spread is not None
-    assert (spread.median, spread.p20, spread.p80) == pytest.approx((3.0, 1.8, 4.2))
-    assert spread.values == (5.0, 1.0, 2.0, 4.0, 3.0)
-    assert Spread.of([None]) is None
+    found = Percentiles.of([5.0, 1.0, None, 2.0, 4.0, 3.0])
+    assert found is not None
+    assert (found.median, found.p20, found.p80) == pytest.approx((3.0, 1.8, 4.2))
+    assert found.values == (5.0, 1.0, 2.0, 4.0, 3.0)
+    assert Percentiles.of([None]) is None
 
 
 def test_bandwidth_and_devices() -> None:

@@ -21,9 +21,9 @@ from keepkv.bench.protocol import WARM
 from keepkv.bench.rows import read
 from keepkv.bench.session import RowFailed, Session
 from keepkv.bench.sizes import largest_batch, row_bytes
-from keepkv.bench.systems import Contender
+from keepkv.bench.systems import System
 from keepkv.cli.program import program
-from keepkv.evaluation.rows import write
+from keepkv.measure.files import write
 
 # --- processes -------------------------------------------------------------------------------------------------------
 
@@ -74,11 +74,12 @@ def test_rows_are_complete(sweep: tuple[Any, Path]) -> None:
     rows = json.loads(sweep[0].stdout)
     plain, ours = (row for row in rows if not row["error"])
     unset = {name for name, value in ours.items() if value is None}
-    assert unset == {"store", "chunk", "per_layer", "error"} | ({"revision"} if ours["revision"] is None else set())
+    here = {name for name in ("revision", "energy", "peak_bytes", "base_bytes") if ours[name] is None}
+    assert unset == {"store", "chunk", "per_layer", "error"} | here
     new = WARM + 2
     assert (plain["batch"], plain["cache_bytes"], plain["cap"]) == (2, 2 * (96 + new) * TOKEN, 2 * (96 + new) * TOKEN)
     assert ours["batch"] == largest_batch(
-        ours["cap"], row_bytes(GEOMETRY, Contender("keepkv", "streaming-llm", 0.25), 96, new)
+        ours["cap"], row_bytes(GEOMETRY, System("keepkv", "streaming-llm", 0.25), 96, new)
     )
     assert ours["fits"] and ours["batch"] > 2 and ours["slots"] == 24 + new
     for row in (plain, ours):

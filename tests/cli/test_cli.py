@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import keepkv
 from keepkv.cli import arguments, main
-from keepkv.cli.demo import measure, strip
+from keepkv.cli.demo import strip
 from keepkv.cli.program import program
 from keepkv.core.when import When
 from keepkv.errors import KeepKVError, UnknownName
@@ -215,13 +215,3 @@ def test_strip() -> None:
     marked = strip.strip([0.5, 0.5, 0.5], {1: True, 2: False})
     assert [span.style for span in marked.spans] == ["cyan", "bold green", "bold red"]
     assert strip.pointers({1, 3}, 5).plain == " ▼ ▼ "
-
-
-def test_survival_counts_layers_and_heads() -> None:
-    model = random_llama(64)
-    cache = keepkv.Cache(model, "random", budget=20, sinks=4)
-    with torch.inference_mode():
-        model(input_ids=torch.randint(0, 64, (1, 50)), past_key_values=cache)
-    shares = measure.survival(cache, 50)
-    assert shares.shape == (50,) and float(shares[:4].min()) == 1.0
-    assert float(shares.sum()) == pytest.approx(20)

@@ -19,7 +19,6 @@ from keepkv.core.slots import LayerView
 from keepkv.embedded import embedded_model
 from keepkv.engine.passes.reread import feed as read_behind
 from keepkv.errors import CacheStateError, KeepKVError, UnsupportedInput
-from keepkv.evaluation.asking import likely
 from keepkv.evaluation.setup import Setup, Variant
 from keepkv.evaluation.unit import build, run
 from keepkv.observe.rehearsal import NAMES
@@ -27,6 +26,7 @@ from keepkv.reduce.fit import ridge
 from keepkv.reduce.refit import Refit, relative
 from keepkv.score.knorm import KNorm
 from keepkv.score.rehearsed import Listen, Rehearsed, effects
+from keepkv.tasks.asking import likely
 
 DEFERRED = keepkv.When("deferred")
 QUESTIONS = (torch.tensor([7, 9, 11, 4]), [5, 6])
@@ -300,5 +300,5 @@ def test_evaluations_rehearse_what_the_setup_says() -> None:
     )  # fmt: skip
     unit = next(unit for unit in setup.units() if unit.variant.method == "keepkv2")
     found = run(model, tokenizer, setup, unit, build(tokenizer, setup, unit))
-    scores = [record["score"] for record in found.items]
-    assert len(scores) == 2 and sum(scores) > 1.0 and all(record["ratio"] <= 0.2 for record in found.items)
+    scores = [record.score for record in found.items]
+    assert len(scores) == 2 and sum(scores) > 1.0 and all(record.ratio <= 0.2 for record in found.items)

@@ -22,12 +22,14 @@ from keepkv.core.when import When
 from keepkv.embedded import embedded_model
 from keepkv.engine.layer import Layer
 from keepkv.errors import KeepKVError
-from keepkv.evaluation.ledger import ITEMS, Ledger, read_lines
+from keepkv.evaluation.journal import Journal
+from keepkv.evaluation.rows import ITEMS, ItemRow, Run, SpeedRow
 from keepkv.evaluation.runner import evaluate, total
 from keepkv.evaluation.setup import FULL, HELD_OUT, Setup, Unit, Variant
 from keepkv.evaluation.summary import cells
-from keepkv.evaluation.unit import build, compressed, make_cache, run
-from keepkv.measure import environment
+from keepkv.evaluation.unit import build, make_cache, run, within
+from keepkv.measure import MadeWith, environment
+from keepkv.measure.files import read_lines
 from keepkv.methods import METHODS
 from keepkv.tasks.base import Item, Question, Task, TaskError
 
@@ -65,9 +67,9 @@ def alone(model: Any, tokenizer: Any, task: str, seed: int, variant: Variant, bu
 def test_a_batch_scores_as_each_item_does_alone(task: str, loaded: Any) -> None:
     one = unit(task=task, variant=Variant("keydiff"), budgets=(120, 200))
     found = run(*loaded, setup(), one, build(loaded[1], setup(), one))
-    assert [row["seed"] for row in found.items] == [*one.items, *one.items]
+    assert [row.seed for row in found.items] == [*one.items, *one.items]
     for row in found.items:
-        assert row["scores"] == alone(*loaded, task, row["seed"], one.variant, row["budget"])
+        assert row.scores == alone(*loaded, task, row.seed, one.variant, row.budget)
 
 
 @pytest.mark.parametrize("method", EVERY_METHOD)
@@ -82,7 +84,7 @@ def test_one_prefill_for_all_budgets_keeps_what_compressing_at_once_keeps(method
         for budget in (64, 100):
             once = make_cache(model, setup(), one.variant, budget, 0, When())
             model(ids, past_key_values=once)
-            mine = compressed(shared, one, budget)
+            mine = within(shared, one, budget)
             for layer in range(len(once.layers)):
                 assert torch.equal(mine.kept_positions(layer), once.kept_positions(layer))
     assert not shared.report().compressed  # the copies left it alone
@@ -95,7 +97,7 @@ def test_the_whole_budget_scores_as_the_full_cache(method: str, mode: str, loade
     items = build(loaded[1], setup(), whole)
     full = run(*loaded, setup(), replace(whole, variant=FULL), items).items
     mine = run(*loaded, setup(), whole, items).items
-    assert [row["replies"] for row in mine] == [row["replies"] for row in full]
+    assert [row.replies for row in mine] == [row.replies for row in full]
 
 
 def test_shares_are_of_bytes_and_equal_for_every_method(loaded: Any) -> None:
@@ -103,7 +105,7 @@ def test_shares_are_of_bytes_and_equal_for_every_method(loaded: Any) -> None:
         one = unit(variant=Variant(method), length=400)
         rows = run(*loaded, setup(), one, build(loaded[1], setup(), one)).items
         # Statistics of a score that are in use while decoding only are gone; per-row state is a few queries at most.
-        assert all(0.9 * 0.25 < row["ratio"] <= 0.25 * 1.03 for row in rows), (method, rows[0]["ratio"])
+        assert all(0.9 * 0.25 < row.ratio <= 0.25 * 1.03 for row in rows), (method, rows[0].ratio)
 
 
 def test_turns_are_one_conversation(loaded: Any) -> None:
@@ -116,7 +118,7 @@ def test_turns_are_one_conversation(loaded: Any) -> None:
         model(torch.tensor([item.context]), past_key_values=cache)
         cache.compressing = False
         last: list[int] = []
-        for question, reply in zip(item.item.questions, row["replies"], strict=True):
+        for question, reply in zip(item.item.questions, row.replies, strict=True):
             fed = last + tokenizer.encode(question.prompt, add_special_tokens=False)
             said: list[int] = []
             while len(said) < len(tokenizer.encode(question.answer, add_special_tokens=False)):
@@ -139,21 +141,21 @@ def test_the_question_is_seen_where_the_mode_says_so(loaded: Any) -> None:
             items=tuple(range(HELD_OUT, HELD_OUT + 3)),
         )
         rows = run(*loaded, setup(), one, build(loaded[1], setup(), one)).items
-        scores[mode] = sum(row["score"] for row in rows)
+        scores[mode] = sum(row.score or 0.0 for row in rows)
     assert scores["aware"] > scores["agnostic"] + 1
 
 
 def test_long_replies_are_compressed_while_they_grow(loaded: Any) -> None:
     one = unit(task="long-decode", mode="decode", variant=Variant("tova"), length=120, budgets=(40,))
     found = run(*loaded, setup(every=4), one, build(loaded[1], setup(), one))
-    assert all(row["compressed"] and row["slots"] <= 40 + 4 for row in found.items)
+    assert all(row.compressed and (row.slots or 0) <= 40 + 4 for row in found.items)
 
 
 def test_a_row_that_was_not_compressed_fails_aloud(tmp_path: Any, loaded: Any) -> None:
     short = setup(budgets=(5000,), items=1)
     found = evaluate(*loaded, short, tmp_path)
-    assert [cell["failed"] for cell in found if cell["method"] != "full"] == [1, 1, 1]
-    assert "compressed nothing" in found[-1]["error"]
+    assert [cell.failed for cell in found if cell.method != "full"] == [1, 1, 1]
+    assert "compressed nothing" in (found[-1].error or "")
 
 
 def test_failed_items_are_counted_and_do_not_take_others_with_them(tmp_path: Any, loaded: Any) -> None:
@@ -168,7 +170,7 @@ def test_failed_items_are_counted_and_do_not_take_others_with_them(tmp_path: Any
     finally:
         tasks._TASKS.pop(task.name)
     for cell in found:
-        assert cell["n"] + cell["failed"] == 6 and 0 < cell["failed"] < 6, cell
+        assert cell.n + cell.failed == 6 and 0 < cell.failed < 6, cell
     assert len(list(read_lines(tmp_path, ITEMS))) == total(setup(items=6, budgets=(0.5,)))
 
 
@@ -194,7 +196,7 @@ def test_what_was_run_item_by_item_is_found_again(tmp_path: Any, loaded: Any, mo
 
 def test_a_task_that_does_not_fit_fails_for_every_method(tmp_path: Any, loaded: Any) -> None:
     found = evaluate(*loaded, setup(lengths=(12,), items=1), tmp_path)
-    assert all(cell["failed"] == 1 and "TaskError" in cell["error"] for cell in found)
+    assert all(cell.failed == 1 and "TaskError" in (cell.error or "") for cell in found)
 
 
 def test_wherever_a_run_is_cut_it_ends_the_same(tmp_path: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,45 +253,38 @@ def test_a_killed_run_is_resumed(tmp_path: Any) -> None:
 
 
 def test_another_evaluation_in_the_directory_is_refused(tmp_path: Any, loaded: Any) -> None:
-    Ledger(tmp_path, setup(), {"device": "cpu"})
+    here, there = (MadeWith(device=device, dtype="float32", versions={}) for device in ("cpu", "cuda"))
+    Journal(tmp_path, setup(), here, ItemRow)
     with pytest.raises(KeepKVError, match="items"):
-        Ledger(tmp_path, setup(items=9), {"device": "cpu"})
+        Journal(tmp_path, setup(items=9), here, ItemRow)
     with pytest.raises(KeepKVError, match="environment"):
-        Ledger(tmp_path, setup(), {"device": "cuda"})
+        Journal(tmp_path, setup(), there, ItemRow)
 
 
 def test_cells_pair_each_item_with_the_full_cache() -> None:
-    base = {"task": "t", "length": 9, "mode": "agnostic", "error": None, "leaked": [False], "bytes": 1, "full_bytes": 4}
-    base |= {"ratio": 0.25, "slots": 2.0, "tokens": 9}
+    def item(method: str, seed: int, score: float | None, **more: Any) -> ItemRow:
+        budget = 1.0 if method == "full" else 0.25
+        return ItemRow(
+            task="t", length=9, mode="agnostic", method=method, budget=budget, seed=seed, score=score, **more
+        )
+
     scores = {"full": [1.0, 0.5, 1.0], "random": [0.0, 0.5, 0.5]}
-    rows = [
-        {
-            **base,
-            "method": method,
-            "budget": 1.0 if method == "full" else 0.25,
-            "seed": seed,
-            "score": value,
-            "scores": [value],
-        }
-        for method, values in scores.items()
-        for seed, value in enumerate(values)
-    ]
-    rows.append({**rows[-1], "seed": 3, "score": None, "scores": [], "leaked": [], "error": "TaskError: no"})
-    speed = [
-        {**{k: rows[0][k] for k in ("task", "length", "mode", "method", "budget")}, "peak_bytes": 7, "prefill_s": 2.0}
-    ]
-    speed[0] |= {"answer_s": 4.0, "tokens_read": 100, "tokens_written": 8}
-    full, mine = cells(rows, speed)
-    assert (full["score"], full["minus_full"], full["failed"], full["read_per_s"], full["written_per_s"]) == (
-        2.5 / 3,
-        0,
-        0,
-        50,
-        2,
-    )
-    assert mine["n"] == 3 and mine["failed"] == 1 and mine["error"] == "TaskError: no"
-    assert mine["minus_full"] == pytest.approx((-1 + 0 - 0.5) / 3)
-    assert -1 <= mine["minus_full_low"] <= mine["minus_full"] <= mine["minus_full_high"] <= 0
+    rows = [item(method, i, x, ratio=0.25) for method, values in scores.items() for i, x in enumerate(values)]
+    rows.append(item("random", 3, None, error="TaskError: no"))
+    took = {"peak_bytes": 7, "prefill_s": 2.0, "answer_s": 4.0, "tokens_read": 100, "tokens_written": 8}
+    speed = [SpeedRow(task="t", length=9, mode="agnostic", method="full", budget=1.0, **took)]
+    made_with = MadeWith(device="cpu", dtype="float32", versions={"keepkv": "0"})
+    run = Run(
+        model="m", tasks=["t"], lengths=[9], modes=["agnostic"], methods=["full", "random"], budgets=[0.25], items=4,
+        seeds=[5], environment=made_with,
+    )  # fmt: skip
+    full, mine = cells(rows, speed, run)
+    assert (full.score, full.minus_full, full.failed, full.peak_bytes) == (2.5 / 3, 0, 0, 7)
+    assert (full.read_per_s, full.written_per_s, full.seed, full.made_with) == (50, 2, [5], made_with)
+    assert mine.n == 3 and mine.failed == 1 and mine.error == "TaskError: no" and mine.ratio == 0.25
+    assert mine.minus_full == pytest.approx((-1 + 0 - 0.5) / 3) and mine.read_per_s is None
+    assert mine.minus_full_low is not None and mine.minus_full_high is not None
+    assert -1 <= mine.minus_full_low <= (mine.minus_full or 0) <= mine.minus_full_high <= 0
 
 
 def test_compressed_files_are_read_as_they_are(tmp_path: Any) -> None:
@@ -308,9 +303,9 @@ def test_compressed_files_are_read_as_they_are(tmp_path: Any) -> None:
 def test_every_row_says_what_it_was_made_with(tmp_path: Any, loaded: Any) -> None:
     found = evaluate(*loaded, setup(items=1, modes=("agnostic",)), tmp_path)
     for cell in found:
-        assert cell["versions"] == environment.versions() and cell["device"] == "cpu" and cell["dtype"] == "float32"
-        assert {"revision", "seed", "ratio", "bytes", "peak_bytes", "read_per_s", "written_per_s"} <= set(cell)
-    assert [cell["method"] for cell in found] == ["full", "random", "snapkv", "keepkv"]
+        assert cell.made_with == MadeWith.of(loaded[0], "embedded") and cell.seed == [0]
+        assert cell.ratio and cell.bytes and cell.read_per_s and cell.written_per_s
+    assert [cell.method for cell in found] == ["full", "random", "snapkv", "keepkv"]
     assert json.loads((tmp_path / "run.json").read_text())["methods"] == ["full", "random", "snapkv", "keepkv"]
     header = (tmp_path / "cells.csv").read_text().splitlines()[0]
     assert "score,low,high,minus_full" in header and "torch" in header
@@ -335,7 +330,7 @@ def test_survival_is_of_the_first_row(loaded: Any) -> None:
     one = unit(budgets=(50,))
     found = run(*loaded, setup(), one, build(loaded[1], setup(), one))
     [held] = found.maps
-    heads = [count for layer in held["kept"] for count in layer]
-    assert sum(held["survival"]) == pytest.approx(sum(heads) / len(heads), abs=0.05)
-    assert held["survival"][:4] == [1.0] * 4 and len(held["tokens"]) == len(held["survival"])
+    heads = [count for layer in held.kept for count in layer]
+    assert sum(held.survival) == pytest.approx(sum(heads) / len(heads), abs=0.05)
+    assert held.survival[:4] == [1.0] * 4 and len(held.tokens) == len(held.survival)
     assert isinstance(keepkv.Cache(loaded[0], "full").layers[0], Layer)

@@ -21,10 +21,10 @@ from keepkv.cli.program import program
 from keepkv.core.when import When
 from keepkv.embedded import embedded_model
 from keepkv.errors import KeepKVError, UnknownName
-from keepkv.evaluation.fidelity.measure import FidelityRow, fidelity
+from keepkv.evaluation.fidelity import FidelityRow, fidelity
 from keepkv.evaluation.fidelity.replay import record, replay
-from keepkv.evaluation.rows import write
-from keepkv.evaluation.segments import cut, tokenise
+from keepkv.evaluation.fidelity.segments import cut, tokenise
+from keepkv.measure.files import write
 from keepkv.tasks.text import document
 
 CONTEXT, LENGTH = 60, 80
@@ -76,16 +76,16 @@ def test_less_budget_changes_more(name: str) -> None:
 def test_a_row_says_what_it_was_made_with() -> None:
     options = {"key": "zip", "window": 8}
     row = measure("llama", ("keepkv", options), seed=3, name="a llama")["keepkv:key=zip,window=8", 0.5]
-    assert (row.model, row.method, row.options, row.budget) == ("a llama", "keepkv", options, 0.5)
+    assert (row.made_with.model, row.method, row.options, row.budget) == ("a llama", "keepkv", options, 0.5)
     assert (row.context, row.continuation, row.segments, row.greedy, row.seed) == (60, 20, 2, 5, 3)
-    assert row.versions == {
+    assert row.made_with.versions == {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "keepkv": keepkv.__version__,
     }
-    assert (row.device, row.dtype) == ("cpu", "float32") and row.slots == 30
+    assert (row.made_with.device, row.made_with.dtype) == ("cpu", "float32") and row.slots == 30
     assert row.ratio == pytest.approx(row.bytes / row.full_bytes) and 0.5 < row.ratio < 0.6
-    assert row.revision is None or len(row.revision.removesuffix("-dirty")) == 40
+    assert row.made_with.revision is None or len(row.made_with.revision.removesuffix("-dirty")) == 40
     assert set(row.metrics) == METRICS and set(row.layers) == {0, 1, 2}
     for estimate in row.metrics.values():
         assert len(estimate.values) == 2 and estimate.low <= estimate.mean <= estimate.high

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,11 +20,14 @@ from keepkv.evaluation.leakage.curves import (
     peak,
     peak_change,
 )
-from keepkv.evaluation.leakage.rows import Outcome, append, key_of, load, row_of
-from keepkv.evaluation.leakage.study import OPTIONS, compressed, keep_rates, policy, prompt_of, study
+from keepkv.evaluation.leakage.rows import LeakageRow, Outcome, row_of
+from keepkv.evaluation.leakage.study import OPTIONS, keep_rates, policy, prompt_of, study
+from keepkv.measure import Ledger, MadeWith
 from keepkv.metrics.rank import spearman
+from keepkv.tasks.asking import compressed
 from keepkv.tasks.secret import probed
 
+HERE = MadeWith(device="cpu", dtype="float32", versions={})
 REMOVED = (0.0, 0.1, 0.3, 0.45, 0.7, 0.9)
 
 
@@ -101,10 +106,10 @@ def test_keep_rates_are_what_the_spans_ask(scripted):
     assert found["streaming-llm", "defence-first", "protect"].means("keep_defence") == [1.0] * len(REMOVED)
     for row in found["random", "defence-first", "fair"].rows:
         # Shares are rounded to whole tokens, of rules of eight tokens or so; sinks come on top.
-        assert row["keep_defence"] == pytest.approx(1 - row["removed"], abs=0.1)
-        assert abs(row["bias"]) < 0.15
+        assert row.keep_defence == pytest.approx(1 - row.removed, abs=0.1)
+        assert abs(row.bias) < 0.15
     none = found["streaming-llm", "defence-first", "none"].rows[1]
-    assert none["keep_defence"] < 0.5 and none["keep_rest"] > 0.9
+    assert none.keep_defence < 0.5 and none.measures["keep_rest"] > 0.9
 
 
 def test_rows_say_all_that_a_report_reads(scripted):
@@ -113,8 +118,8 @@ def test_rows_say_all_that_a_report_reads(scripted):
         "keep_defence keep_directive delta versions revision seed model device tokens options"
     )
     for row in scripted:
-        assert set(names.split()) <= set(row) and row["n"] == 12 and row["failed"] == 0
-    assert [row["removed"] for row in scripted if row["method"] == "full"] == [0.0]
+        assert set(names.split()) <= set(row.to_dict()) and row.n == 12 and row.failed == 0
+    assert [row.removed for row in scripted if row.method == "full"] == [0.0]
 
 
 # --- how it is measured ----------------------------------------------------------------------------------------------
@@ -140,9 +145,9 @@ def test_a_batch_is_its_prompts_one_by_one_compressed_as_they_are_read(loaded, i
             logp(model, tokenizer, cache, probe, probe.foil) - logp(model, tokenizer, cache, probe, probe.answer)
         )
     for kind in ("defence", "directive", "secret", "rest"):
-        assert row[f"keep_{kind}"] == pytest.approx(sum(rate[kind] for rate in rates) / 3, abs=1e-5)
-    assert row["values"]["leak"] == leaks
-    assert row["delta"] == pytest.approx(sum(odds) / 3, abs=1e-3)
+        assert row.measure(f"keep_{kind}") == pytest.approx(sum(rate[kind] for rate in rates) / 3, abs=1e-5)
+    assert row.values["leak"] == leaks
+    assert row.delta == pytest.approx(sum(odds) / 3, abs=1e-3)
 
 
 def logp(model, tokenizer, cache, question, reply):
@@ -170,7 +175,7 @@ def test_the_same_seed_gives_the_same_rows(loaded, items):
         return [row for part in found for row in part]
 
     assert run(1) == run(1)
-    assert run(1)[1]["keep_rest"] != run(2)[1]["keep_rest"]
+    assert run(1)[1].measures["keep_rest"] != run(2)[1].measures["keep_rest"]
 
 
 def test_failures_are_counted_where_they_happen(loaded, items):
@@ -186,16 +191,16 @@ def test_failures_are_counted_where_they_happen(loaded, items):
     [_, rows] = study(
         model, tokenizer, {"x": items[:4]}, ["streaming-llm"], [0.1, 0.7], ["none"], speak=speak, likelihood=False
     )
-    assert [(row["n"], row["failed"], row["errors"]) for row in rows] == [
+    assert [(row.n, row.failed, row.errors) for row in rows] == [
         (4, 0, []),
         (3, 1, ["RuntimeError: out of paper"]),
     ]
-    assert [value is None for value in rows[1]["values"]["leak"]] == [False, True, False, False]
+    assert [value is None for value in rows[1].values["leak"]] == [False, True, False, False]
 
 
 def test_a_cell_without_any_result_says_so():
-    row = row_of({"removed": 0.5}, [Outcome(error="a"), Outcome(error="b"), Outcome(error="a")], {})
-    assert (row["n"], row["failed"], row["leak"], row["leak_low"], row["errors"]) == (0, 3, None, None, ["a", "b"])
+    row = row_of([Outcome(error=x) for x in "aba"], HERE, method="m", order="o", spans="none", removed=0.5)
+    assert (row.n, row.failed, row.leak, row.leak_low, row.errors) == (0, 3, None, None, ["a", "b"])
 
 
 def test_what_is_done_is_not_measured_again(loaded, items, tmp_path, monkeypatch):
@@ -204,13 +209,14 @@ def test_what_is_done_is_not_measured_again(loaded, items, tmp_path, monkeypatch
     options = {"speak": obedient(tokenizer), "likelihood": False}
     arguments = (model, tokenizer, {"x": items[:2]}, ["streaming-llm", "knorm"], [0.0, 0.5], ["none"])
     whole = [row for part in study(*arguments, **options) for row in part]
-    append(whole[:3], file)  # full, and streaming-llm
-    append(whole[3:4], file)
+    ledger = Ledger(file, LeakageRow)
+    ledger.append(whole[:3])  # full, and streaming-llm
+    ledger.append(whole[3:4])
     with file.open("a") as out:
         out.write('{"method":"knorm","rem')
-    rows = complete(load(file), [0.0, 0.5])
-    assert [key_of(row)[1] for row in rows] == ["full", "streaming-llm", "streaming-llm"]
-    rest = list(study(*arguments, **options, done=[key_of(row) for row in rows]))
+    rows = complete(ledger.rows(), [0.0, 0.5])
+    assert [row.method for row in rows] == ["full", "streaming-llm", "streaming-llm"]
+    rest = list(study(*arguments, **options, done=[row.key for row in rows]))
     assert [row for part in rest for row in part] == whole[3:]
 
 
@@ -218,7 +224,7 @@ def test_a_broken_file_is_refused(tmp_path):
     file = tmp_path / "leakage.jsonl"
     file.write_text('{"method"\n{}\n')
     with pytest.raises(KeepKVError, match="line 1"):
-        load(file)
+        Ledger(file, LeakageRow).rows()
 
 
 def test_a_wrong_method_fails_before_anything_is_measured(loaded, items):
@@ -232,13 +238,11 @@ def test_a_wrong_method_fails_before_anything_is_measured(loaded, items):
 def test_nothing_removed_is_the_full_cache(loaded, items):
     model, tokenizer = loaded
     [[full], [row]] = study(model, tokenizer, {"x": items[:2]}, ["knorm"], [0.0], ["none"])
-    assert {k: v for k, v in row.items() if k not in ("method", "options")} == {
-        k: v for k, v in full.items() if k not in ("method", "options")
-    }
+    assert replace(row, method="full", options={}) == full
     cache = keepkv.Cache(model, "knorm", 1.0)
     with torch.inference_mode():
         model(input_ids=torch.tensor([prompt_of(tokenizer, items[0]).ids]), past_key_values=cache)
-    assert not compressed(cache, 0.0).report().compressed
+    assert not compressed(cache, 1.0).report().compressed
 
 
 def test_plain_english_prompts_are_measured_by_family(loaded):
@@ -246,9 +250,9 @@ def test_plain_english_prompts_are_measured_by_family(loaded):
     task = tasks.get("multi-instruction")
     made = [task.generate(tokenizer, 320, seed, requests=1, reply=6, attacks=("plain", "role")) for seed in range(3)]
     [_, [row]] = study(model, tokenizer, {"defence-first": made}, ["streaming-llm"], [0.5], ["fair"])
-    assert row["failed"] == 0 and row["errors"] == []
+    assert row.failed == 0 and row.errors == []
     checks = {check.family for item in made for check in item.questions[0].checks}
-    assert set(row["families"]) == checks
+    assert set(row.families) == checks
     assert {
         "rouge_l_directive",
         "rouge_l_defence",
@@ -256,8 +260,8 @@ def test_plain_english_prompts_are_measured_by_family(loaded):
         "verbatim_prompt",
         "delta",
         "delta_directive",
-    } <= set(row)
-    assert 0 < row["keep_notes"] < 1 and row["directive_loose"] >= round(row["directive"], 5)
+    } <= set(row.to_dict())
+    assert 0 < row.measures["keep_notes"] < 1 and row.measures["directive_loose"] >= round(row.directive, 5)
 
 
 # --- what is made of the rows ----------------------------------------------------------------------------------------
@@ -266,15 +270,18 @@ def test_plain_english_prompts_are_measured_by_family(loaded):
 def curve(leak, directive, removed=(0.0, 0.5, 0.9), **families):
     rows = [
         row_of(
-            {"method": "m", "order": "o", "spans": "s", "removed": r},
             [Outcome({"leak": a, "directive": b}) for a, b in zip(x, y, strict=True)],
-            {},
+            HERE,
+            method="m",
+            order="o",
+            spans="s",
+            removed=r,
         )
         for r, x, y in zip(removed, leak, directive, strict=True)
     ]
     for name, values in families.items():
         for row, value in zip(rows, values, strict=True):
-            row["families"][name] = value
+            row.families[name] = value
     return curves(rows)["m", "o", "s"]
 
 

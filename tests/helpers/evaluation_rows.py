@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keepkv.metrics import bootstrap, wilson
+from keepkv.measure import bootstrap, wilson
 
 ENVIRONMENT = {
     "versions": {"torch": "2.13.0", "transformers": "5.23.0", "keepkv": "0.1.0"},
@@ -167,7 +167,7 @@ def _leakage(sizes: Sizes) -> Iterable[dict[str, Any]]:
                         "leak": leak / 40, "leak_low": wilson(leak, 40)[0], "leak_high": wilson(leak, 40)[1],
                         "directive": follows / 40, "directive_low": wilson(follows, 40)[0],
                         "directive_high": wilson(follows, 40)[1], "keep_defence": 1 - removed**0.5,
-                        "keep_directive": 1 - removed**2,
+                        "keep_directive": 1 - removed**2, **ENVIRONMENT,
                     }  # fmt: skip
 
 

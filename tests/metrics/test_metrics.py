@@ -8,17 +8,15 @@ import random
 import pytest
 import torch
 
+from keepkv.measure import bootstrap, share, wilson
 from keepkv.metrics import (
-    bootstrap,
     casefolded,
     common_prefix,
     kl,
     overall_loyalty,
     relative_error,
     same_answer,
-    share,
     top1_agreement,
-    wilson,
 )
 
 

@@ -18,10 +18,10 @@ from evaluation_rows import rows
 from typer.testing import CliRunner
 
 from keepkv.cli.program import program
-from keepkv.metrics import bootstrap
+from keepkv.measure import bootstrap
 from keepkv.report import Report, ReportError, arrange, output, read, write
 from keepkv.report import page as page_of
-from keepkv.report.numbers import ALL, front, label, peaks
+from keepkv.report.numbers import ALL, budget_label, front, peaks
 from keepkv.report.page import page
 from keepkv.report.style import styles
 
@@ -200,7 +200,8 @@ def test_peaks_are_the_worst_of_each_curve(report: Report) -> None:
 
 
 def test_labels() -> None:
-    assert [label(one) for one in (0.1, 1.0, 1, 512, "256MiB")] == ["10 %", "100 %", "1 slots", "512 slots", "256MiB"]
+    labels = [budget_label(one) for one in (0.1, 1.0, 1, 512, "256MiB")]
+    assert labels == ["10 %", "100 %", "1 slots", "512 slots", "256MiB"]
 
 
 def test_styles_differ() -> None:
@@ -236,7 +237,7 @@ def test_numbers_on_the_page_are_those_of_the_rows(directory: Path, report: Repo
         shown[key] = dict(zip(data["columns"], row[5:], strict=True))
     assert len(shown) == len(report.cells)
     for row in rows(directory, "cells"):
-        cell = shown[(*(row[name] for name in head[:4]), label(row["budget"]))]
+        cell = shown[(*(row[name] for name in head[:4]), budget_label(row["budget"]))]
         assert {name for name in cell if cell[name] is None} == {name for name in cell if row[name] is None}
         known = {name: value for name, value in cell.items() if value is not None}
         assert {name: row[name] for name in known} == pytest.approx(known, rel=1e-5)
@@ -303,7 +304,7 @@ def test_survival_is_packed_to_a_64th(directory: Path, text: str) -> None:
         for row in data["maps"]["rows"]
         if row[:3] == [first["task"], first["mode"], first["length"]]
         and data["methods"][row[3]]["name"] == "keepkv"
-        and row[4] == label(first["budget"])
+        and row[4] == budget_label(first["budget"])
     )
     assert [steps.index(one) / 63 for one in found[7]] == pytest.approx(first["survival"], abs=1 / 126)
     assert found[6] == first["kept"]

@@ -340,9 +340,9 @@ def test_the_runner_evaluates_files(tmp_path: Path) -> None:
     name = f"longbench:triviaqa={lines(tmp_path / 'a.jsonl', *records)}"
     setup = Setup("embedded", (name,), (Variant("keydiff"),), (0.3,), lengths=(4096,), items=3)
     (tmp_path / "run").mkdir()
-    cells = {cell["method"]: cell for cell in evaluate(model, tokenizer, setup, tmp_path / "run")}
-    assert cells["full"]["score"] == pytest.approx(1) and cells["keydiff"]["ratio"] < 0.31
-    assert cells["keydiff"]["failed"] == 0 and cells["keydiff"]["n"] == 3
+    cells = {cell.method: cell for cell in evaluate(model, tokenizer, setup, tmp_path / "run")}
+    assert cells["full"].score == pytest.approx(1) and cells["keydiff"].ratio < 0.31
+    assert cells["keydiff"].failed == 0 and cells["keydiff"].n == 3
     with pytest.raises(KeepKVError, match="has 3 items, and 4 were asked"):
         Setup("embedded", (name,), (), (0.3,), items=4)
 
@@ -350,7 +350,7 @@ def test_the_runner_evaluates_files(tmp_path: Path) -> None:
 def test_a_batch_ends_when_every_reply_has(tmp_path: Path) -> None:
     import keepkv
     from keepkv.cli.load import load
-    from keepkv.evaluation.asking import encode, read, reply
+    from keepkv.tasks.asking import encode, read, reply
 
     model, tokenizer = load(None, "cpu")
     items = [encode(tokenizer, tasks.get("niah-single-2").generate(tokenizer, 200 + 40 * i, i)) for i in range(2)]

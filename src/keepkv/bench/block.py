@@ -1,4 +1,4 @@
-"""Contenders that take turns with each other at one point, each in a process of its own."""
+"""Systems that take turns with each other at one point, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from typing import Any
 import torch
 
 from keepkv.bench import hardware, roofline, sizes
-from keepkv.bench.models import Source, Sources
+from keepkv.bench.models import Model, Models
 from keepkv.bench.plan import Point, Sweep, check_budgets
 from keepkv.bench.protocol import WARM
-from keepkv.bench.rows import Row, Spread
+from keepkv.bench.rows import BenchRow
 from keepkv.bench.session import RowFailed, Session
-from keepkv.bench.systems import PLAIN, PRESSES, Contender, slots_asked
+from keepkv.bench.systems import PLAIN, PRESSES, System, slots_asked
 from keepkv.errors import KeepKVError
+from keepkv.measure.interval import Percentiles
+from keepkv.measure.made_with import MadeWith
 from keepkv.methods.base import METHODS
 
 WORKER = Path(__file__).with_name("kvpress_worker.py")
@@ -28,10 +30,10 @@ WORKER = Path(__file__).with_name("kvpress_worker.py")
 
 @dataclass
 class _Entry:
-    """A contender of a block, its process, and what it has answered."""
+    """A system of a block, its process, and what it has answered."""
 
-    contender: Contender
-    row: Row
+    system: System
+    row: BenchRow
     session: Session | None = None
     turns: list[dict[str, Any]] = field(default_factory=list)
 
@@ -46,19 +48,19 @@ class _Entry:
 
 
 class Block:
-    """The contenders of one block at one point."""
+    """The systems of one block at one point."""
 
-    def __init__(self, sweep: Sweep, point: Point, sources: Sources, threads: int) -> None:
+    def __init__(self, sweep: Sweep, point: Point, models: Models, threads: int) -> None:
         self.sweep, self.point, self.threads = sweep, point, threads
-        self.sources = sources
+        self.models = models
         self.bandwidths: list[tuple[float, float]] = []  # of a copy, and of reading
 
-    def measure(self, block: tuple[Contender, ...]) -> list[Row]:
-        """A row for each contender, in order."""
+    def measure(self, block: tuple[System, ...]) -> list[BenchRow]:
+        """A row for each system, in order."""
         entries = [_Entry(one, self._empty(one)) for one in block]
         try:
             device = hardware.open_device(self.point.device)
-            model = self.sources.get(self.point)
+            model = self.models.get(self.point)
         except KeepKVError as error:
             for entry in entries:
                 entry.fail(error)
@@ -78,26 +80,28 @@ class Block:
                     self._try(entry, self._turn, turn < self.sweep.prefills)
         return [entry.row if entry.row.error else self._row(entry, entries) for entry in entries]
 
-    def _empty(self, one: Contender) -> Row:
+    def _empty(self, one: System) -> BenchRow:
         s, p = self.sweep, self.point
+        made_with = MadeWith(model=str(p.model), device=p.device, dtype=s.dtype, versions={})  # more is known later
         store = one.store and ":".join([one.store, *(f"{key}={x}" for key, x in one.store_options.items())])
-        return Row(
-            kind="overhead" if p.overhead else "sweep", model=str(p.model), layers=None, label=one.label,
-            library=one.library, method=one.method, options=one.spec()["options"], store=store, budget=one.budget,
-            context=p.context, batch=p.batch, cap=None, device=p.device, hardware="", dtype=s.dtype,
-            threads=self.threads, chunk=s.chunk, new=s.new, block=0,
+        return BenchRow(
+            kind="overhead" if p.overhead else "sweep", layers=None, label=one.label, library=one.library,
+            method=one.method, options=one.spec()["options"], store=store, budget=one.budget, context=p.context,
+            batch=p.batch, cap=None, hardware="", threads=self.threads, chunk=s.chunk, new=s.new, block=0,
+            made_with=made_with,
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )  # fmt: skip
 
-    def _start(self, entry: _Entry, model: Source, device: torch.device, free: int | None) -> int | None:
+    def _start(self, entry: _Entry, model: Model, device: torch.device, free: int | None) -> int | None:
         """Starts the process of ``entry`` where it can be run; returns what then remains free."""
-        one, sweep, point = check_budgets(entry.contender), self.sweep, self.point
+        one, sweep, point = check_budgets(entry.system), self.sweep, self.point
         try:
             if one.error is not None:
                 raise RowFailed(one.error)
             text = model.text
+            made_with = replace(entry.row.made_with, dtype=str(model.dtype)[6:])
             entry.row = replace(
-                entry.row, layers=text.num_hidden_layers, hardware=hardware.hardware(device), dtype=str(model.dtype)[6:]
+                entry.row, layers=text.num_hidden_layers, hardware=hardware.hardware(device), made_with=made_with
             )
             longest, new = getattr(text, "max_position_embeddings", None), WARM + sweep.new
             if longest is not None and point.context + new > longest:
@@ -114,16 +118,16 @@ class Block:
             entry.fail(error)
             return free
 
-    def _batch(self, entry: _Entry, model: Source, new: int) -> int:
+    def _batch(self, entry: _Entry, model: Model, new: int) -> int:
         if self.point.batch is not None:
             return self.point.batch
         assert self.sweep.cap is not None
         geometry = sizes.Geometry.of(model.config, model.dtype)
         cap = sizes.read_cap(self.sweep.cap, geometry, self.point.context, new)
         entry.row = replace(entry.row, cap=cap)
-        return sizes.largest_batch(cap, sizes.row_bytes(geometry, entry.contender, self.point.context, new))
+        return sizes.largest_batch(cap, sizes.row_bytes(geometry, entry.system, self.point.context, new))
 
-    def _held(self, one: Contender, model: Source, new: int) -> int:
+    def _held(self, one: System, model: Model, new: int) -> int:
         """Bytes of one row's cache, as far as arithmetic knows them."""
         if one.library == "keepkv":
             METHODS.factory(one.method)  # an unknown one is said before memory is
@@ -133,7 +137,7 @@ class Block:
         except KeepKVError:
             return 0  # the check is then about the weights alone
 
-    def _open(self, one: Contender, model: Source, batch: int, vocab: int) -> Session:
+    def _open(self, one: System, model: Model, batch: int, vocab: int) -> Session:
         sweep, context = self.sweep, self.point.context
         spec = one.spec() | {
             "model": model.path, "device": self.point.device, "dtype": str(model.dtype)[6:], "threads": self.threads,
@@ -151,12 +155,13 @@ class Block:
 
     def _loaded(self, entry: _Entry) -> None:
         assert entry.session is not None
-        entry.row = replace(entry.row, versions=entry.session.answer()["versions"])
+        versions = entry.session.answer()["versions"]
+        entry.row = replace(entry.row, made_with=replace(entry.row.made_with, versions=versions))
 
     def _turn(self, entry: _Entry, fresh: bool) -> None:
         assert entry.session is not None
         entry.turns.append(entry.session.ask(fresh=fresh))
-        if entry.turns[-1].get("compressed") is False and entry.contender.method != "full":
+        if entry.turns[-1].get("compressed") is False and entry.system.method != "full":
             raise RowFailed("nothing was compressed: the tokens fit the budget, or no compression was due")
 
     def _try(self, entry: _Entry, act: Callable[..., None], *args: Any) -> None:
@@ -166,26 +171,27 @@ class Block:
             except KeepKVError as error:
                 entry.fail(error)
 
-    def _row(self, entry: _Entry, entries: list[_Entry]) -> Row:
+    def _row(self, entry: _Entry, entries: list[_Entry]) -> BenchRow:
         turns, row = entry.turns, entry.row
         assert row.batch is not None and row.weight_bytes is not None
         weights, (bandwidth, reading) = row.weight_bytes, map(median, zip(*self.bandwidths, strict=True))
         floors = [roofline.seconds(weights, x["slot_bytes"], x["vote_bytes"], bandwidth) for x in turns]
         decode = [x["decode"] for x in turns]
         throughput = [row.batch / x for x in decode]
-        plain = next((x for x in entries if x.contender == PLAIN and not x.row.error), None)
+        plain = next((x for x in entries if x.system == PLAIN and not x.row.error), None)
         base = [(plain.row.batch or 1) / x["decode"] for x in plain.turns] if plain else []
         first, full = turns[0], turns[0]["full_bytes"] or self._plain_bytes(row)
         return replace(
             row,
-            prefill=Spread.of([x.get("prefill") for x in turns]),
-            compression=Spread.of([x.get("compression") for x in turns]),
-            first=Spread.of([x.get("first") for x in turns]),
-            decode=Spread.of(decode),
-            throughput=Spread.of(throughput),
-            speedup=Spread.of([a / b for a, b in zip(throughput, base, strict=True)]) if base else None,
-            per_layer=Spread.of([x / (row.layers or 1) for x in decode]) if self.point.overhead else None,
-            over_floor=Spread.of([x / least for x, least in zip(decode, floors, strict=True)]),
+            prefill=Percentiles.of([x.get("prefill") for x in turns]),
+            compression=Percentiles.of([x.get("compression") for x in turns]),
+            first=Percentiles.of([x.get("first") for x in turns]),
+            decode=Percentiles.of(decode),
+            throughput=Percentiles.of(throughput),
+            speedup=Percentiles.of([a / b for a, b in zip(throughput, base, strict=True)]) if base else None,
+            per_layer=Percentiles.of([x / (row.layers or 1) for x in decode]) if self.point.overhead else None,
+            over_floor=Percentiles.of([x / least for x, least in zip(decode, floors, strict=True)]),
+            energy=Percentiles.of([x["energy"] for x in turns]),
             floor=median(floors),
             bandwidth=bandwidth,
             read_bandwidth=reading,
@@ -202,9 +208,9 @@ class Block:
             fits=None if row.cap is None else first["bytes"] <= row.cap,
         )
 
-    def _plain_bytes(self, row: Row) -> int | None:
+    def _plain_bytes(self, row: BenchRow) -> int | None:
         try:
-            model = self.sources.get(self.point)
+            model = self.models.get(self.point)
             geometry = sizes.Geometry.of(model.config, model.dtype)
         except KeepKVError:
             return None

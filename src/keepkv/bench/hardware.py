@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from keepkv.bench.protocol import now
 from keepkv.errors import KeepKVError
+from keepkv.measure.meters import Time
 
 BUFFER = 256 << 20  # bytes copied at once: far more than any cache of a processor holds
 TIMES = 5
@@ -37,9 +37,9 @@ def _seconds(device: torch.device, act: Callable[[], Any]) -> float:
     """Median of a few times, after a first one that touches every page."""
     taken = []
     for _ in range(TIMES + 1):
-        started = now(device)
-        act()
-        taken.append(now(device) - started)
+        with Time(device) as time:
+            act()
+        taken.append(time.seconds)
     return median(taken[1:])
 
 

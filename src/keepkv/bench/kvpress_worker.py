@@ -30,7 +30,7 @@ def load(name: str) -> ModuleType:
 
 
 kvpress = importlib.import_module("kvpress")  # untyped, and not installed beside keepkv
-protocol, memory = load("bench/protocol.py"), load("measure/memory.py")
+protocol, meters = load("bench/protocol.py"), load("measure/meters.py")
 if TYPE_CHECKING:
     from keepkv.bench.protocol import Runner
 else:
@@ -81,7 +81,7 @@ def build(spec: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     model: Any = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=getattr(torch, spec["dtype"]))
     model.set_attn_implementation("sdpa")
     press = Press(model.to(spec["device"]).eval(), spec["press"], spec["removed"])
-    made = protocol.Turns(press, spec, memory.Peak)
+    made = protocol.Measurement(press, spec, meters)
     made.warm()
     names = ("torch", "transformers", "kvpress")
     return made, {"versions": {name: version(name) for name in names} | {"python": platform.python_version()}}

@@ -15,7 +15,7 @@ from keepkv.errors import KeepKVError
 
 
 @dataclass(frozen=True)
-class Source:
+class Model:
     """A model that processes can load: a directory or Hub name."""
 
     path: str
@@ -28,26 +28,26 @@ class Source:
         return self.config.get_text_config(decoder=True)
 
 
-class Sources:
+class Models:
     """Those given by shape are written to ``scratch`` once, so that every library reads the same weights."""
 
     def __init__(self, scratch: Path, sweep: Sweep) -> None:
         self.scratch, self.sweep = scratch, sweep
-        self.made: dict[str, Source] = {}
+        self.made: dict[str, Model] = {}
 
-    def get(self, point: Point) -> Source:
+    def get(self, point: Point) -> Model:
         """The model of ``point``; raises ``KeepKVError`` where it cannot be read."""
-        model = point.model if isinstance(point.model, Shape) else Source(point.model, *self._read(point.model))
+        model = point.model if isinstance(point.model, Shape) else Model(point.model, *self._read(point.model))
         if point.overhead:
             depth = model.layers if isinstance(model, Shape) else model.text.num_hidden_layers
             model = hardly_anything(depth)
-        if isinstance(model, Source):
+        if isinstance(model, Model):
             return model
         if str(model) not in self.made:
             dtype = torch.float32 if self.sweep.dtype == "auto" else getattr(torch, self.sweep.dtype)
             path = self.scratch / f"model-{len(self.made)}"
             model.save(path, dtype, self.sweep.seed)
-            self.made[str(model)] = Source(str(path), model.config(), dtype)
+            self.made[str(model)] = Model(str(path), model.config(), dtype)
         return self.made[str(model)]
 
     def _read(self, name: str) -> tuple[Any, torch.dtype]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from keepkv.bench.hardware import BUFFER
 from keepkv.bench.shapes import Shape
-from keepkv.bench.systems import PLAIN, Contender
+from keepkv.bench.systems import PLAIN, System
 from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
 
@@ -17,9 +17,9 @@ NEXT_TO_NOTHING, BARELY_MORE = 64, 128  # slots and context where only overhead 
 
 @dataclass(frozen=True)
 class Sweep:
-    """models × devices × contexts × batches × contenders.
+    """models × devices × contexts × batches × systems.
 
-    models: directories, Hub names, or shapes. cap: bytes ("256MiB") or "plain@N"; each contender then runs at the
+    models: directories, Hub names, or shapes. cap: bytes ("256MiB") or "plain@N"; each system then runs at the
     largest batch whose cache fits, and ``batches`` is not used. dtype: "auto" is the model's own. new: tokens decoded
     in a turn. repeats: turns. prefills: how many of them read the prompt anew; the others decode from its end again.
     chunk: tokens read at once. together: processes alive at once, which take turns. overhead: also measure what Python
@@ -28,7 +28,7 @@ class Sweep:
     """
 
     models: tuple[str | Shape, ...]
-    contenders: tuple[Contender, ...]
+    systems: tuple[System, ...]
     contexts: tuple[int, ...] = (2048,)
     batches: tuple[int, ...] = (1,)
     cap: str | None = None
@@ -46,7 +46,7 @@ class Sweep:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("models", "contenders", "contexts", "batches", "devices"):
+        for name in ("models", "systems", "contexts", "batches", "devices"):
             if not getattr(self, name):
                 raise KeepKVError(f"no {name} to measure: give at least one")
         least = (
@@ -61,14 +61,14 @@ class Sweep:
         if min(least) < 1:
             raise KeepKVError("contexts, batches, new, repeats, prefills, chunk and threads must be at least 1")
         if self.together < 2:
-            raise KeepKVError(f"together={self.together}: a contender and its reference take turns, so at least 2")
+            raise KeepKVError(f"together={self.together}: a system and its reference take turns, so at least 2")
         if self.dtype not in DTYPES:
             raise KeepKVError(f"dtype {self.dtype!r}: supported are {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where contenders are compared. batch: None where a cap decides it. overhead: see ``Sweep``."""
+    """Where systems are compared. batch: None where a cap decides it. overhead: see ``Sweep``."""
 
     model: str | Shape
     device: str
@@ -88,42 +88,42 @@ def points(sweep: Sweep) -> Iterator[Point]:
                 yield Point(model, device, BARELY_MORE, 1, overhead=True)
 
 
-def blocks(contenders: Sequence[Contender], together: int) -> list[tuple[Contender, ...]]:
-    """Contenders that take turns with each other, ``together`` at most, the plain cache in every block if it is one of
+def blocks(systems: Sequence[System], together: int) -> list[tuple[System, ...]]:
+    """Systems that take turns with each other, ``together`` at most, the plain cache in every block if it is one of
     them: a comparison is only made within a block."""
-    reference = [one for one in contenders if one == PLAIN]
-    others = [one for one in contenders if one != PLAIN]
+    reference = [one for one in systems if one == PLAIN]
+    others = [one for one in systems if one != PLAIN]
     size = together - len(reference)
     parts = [others[i : i + size] for i in range(0, len(others), size)] or [[]]
     return [(*reference, *part) for part in parts]
 
 
-def by_budget(contenders: Sequence[Contender]) -> tuple[Contender, ...]:
+def by_budget(systems: Sequence[System]) -> tuple[System, ...]:
     """In order of their first budgets, those without one first: equal budgets fall into one block where they can."""
-    order = list(dict.fromkeys(str(one.budget) for one in contenders if one.budget is not None))
+    order = list(dict.fromkeys(str(one.budget) for one in systems if one.budget is not None))
     place = {"None": -1} | {budget: i for i, budget in enumerate(order)}
-    return tuple(sorted(contenders, key=lambda one: place[str(one.budget)]))
+    return tuple(sorted(systems, key=lambda one: place[str(one.budget)]))
 
 
-def at(point: Point, contenders: Sequence[Contender]) -> tuple[Contender, ...]:
+def at(point: Point, systems: Sequence[System]) -> tuple[System, ...]:
     """Those to compare at ``point``: where only overhead counts, every budget is the same small number of slots."""
     if not point.overhead:
-        return tuple(contenders)
-    slim = [one if one.budget is None else replace(one, budget=NEXT_TO_NOTHING) for one in contenders]
+        return tuple(systems)
+    slim = [one if one.budget is None else replace(one, budget=NEXT_TO_NOTHING) for one in systems]
     slim = [one for i, one in enumerate(slim) if one not in slim[:i]]
     return tuple(slim)
 
 
 def total(sweep: Sweep) -> int:
     """Number of rows."""
-    return sum(len(block) for p in points(sweep) for block in blocks(at(p, sweep.contenders), sweep.together))
+    return sum(len(block) for p in points(sweep) for block in blocks(at(p, sweep.systems), sweep.together))
 
 
-def check_budgets(contender: Contender) -> Contender:
-    """``contender``, or the same with the reason why its budget cannot be read."""
+def check_budgets(system: System) -> System:
+    """``system``, or the same with the reason why its budget cannot be read."""
     try:
-        if contender.budget is not None:
-            Budget.of(contender.budget)
+        if system.budget is not None:
+            Budget.of(system.budget)
     except KeepKVError as error:
-        return replace(contender, error=contender.error or str(error))
-    return contender
+        return replace(system, error=system.error or str(error))
+    return system

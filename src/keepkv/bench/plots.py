@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import wrap
 
-from keepkv.bench.rows import Row
+from keepkv.bench.rows import BenchRow
 from keepkv.errors import KeepKVError
 
-Number = Callable[[Row], float | None]
-Band = Callable[[Row], tuple[float, float] | None]
+Number = Callable[[BenchRow], float | None]
+Band = Callable[[BenchRow], tuple[float, float] | None]
 MIB = 1 << 20
 
 
@@ -22,7 +22,7 @@ def need_matplotlib() -> None:
         raise KeepKVError("plots need matplotlib: pip install 'keepkv[plots]', or give --no-plots") from missing
 
 
-def draw(rows: Sequence[Row], into: Path, name: str = "bench") -> list[Path]:
+def draw(rows: Sequence[BenchRow], into: Path, name: str = "bench") -> list[Path]:
     """Writes ``name-latency.svg``, ``name-throughput.svg`` and ``name-memory.svg``; returns those with something in
     them. A panel for each model and device; rows of overhead and failed ones are left out."""
     from matplotlib import rc_context
@@ -48,7 +48,7 @@ def draw(rows: Sequence[Row], into: Path, name: str = "bench") -> list[Path]:
 
 
 def _picture(
-    rows: Sequence[Row],
+    rows: Sequence[BenchRow],
     xlabel: str,
     ylabel: str,
     x: Number,
@@ -65,15 +65,15 @@ def _picture(
     several = len({other(row) for row in rows if row.cap is None}) > 1
     word = "rows" if other is _batch else "tokens"
 
-    def line(row: Row) -> str:
+    def line(row: BenchRow) -> str:
         return name_of(row) + (f", {other(row):,.0f} {word}" if several and row.cap is None else "")
 
-    places = list(dict.fromkeys((row.model, row.device) for row in rows))
+    places = list(dict.fromkeys((row.made_with.model or "", row.made_with.device) for row in rows))
     names = list(dict.fromkeys(map(line, rows)))
     figure, axes = panels(len(places), 2, 5.2, 3.4)
     for axis, place in zip(axes, places, strict=True):
         for i, name in enumerate(names):
-            mine = [row for row in rows if (row.model, row.device) == place and line(row) == name]
+            mine = [row for row in rows if (row.made_with.model, row.made_with.device) == place and line(row) == name]
             # The plain cache is in every block: its first measurement is drawn.
             own = sorted({x(row): row for row in reversed(mine)}.values(), key=lambda row: x(row) or 0)
             at, colour = [x(row) for row in own], PALETTE[i % len(PALETTE)]
@@ -90,38 +90,38 @@ def _picture(
     return svg(headed(figure, ylabel))
 
 
-def name_of(row: Row) -> str:
-    """Contender with store and budget: a line of its own in a picture, a name in a table."""
+def name_of(row: BenchRow) -> str:
+    """System with store and budget: a line of its own in a picture, a name in a table."""
     return " ".join(str(part) for part in (row.label, row.store, row.budget) if part is not None)
 
 
-def _context(row: Row) -> float:
+def _context(row: BenchRow) -> float:
     return row.context
 
 
-def _batch(row: Row) -> float | None:
+def _batch(row: BenchRow) -> float | None:
     return row.batch
 
 
-def _decode(row: Row) -> float | None:
+def _decode(row: BenchRow) -> float | None:
     return None if row.decode is None else row.decode.median * 1e3
 
 
-def _spread(row: Row) -> tuple[float, float] | None:
+def _spread(row: BenchRow) -> tuple[float, float] | None:
     return None if row.decode is None else (row.decode.p20 * 1e3, row.decode.p80 * 1e3)
 
 
-def _floor(row: Row) -> float | None:
+def _floor(row: BenchRow) -> float | None:
     return row.floor and row.floor * 1e3
 
 
-def _throughput(row: Row) -> float | None:
+def _throughput(row: BenchRow) -> float | None:
     return None if row.throughput is None else row.throughput.median
 
 
-def _bytes(row: Row) -> float | None:
+def _bytes(row: BenchRow) -> float | None:
     return row.cache_bytes and row.cache_bytes / MIB
 
 
-def _peak(row: Row) -> float | None:
+def _peak(row: BenchRow) -> float | None:
     return None if row.peak_bytes is None or row.base_bytes is None else (row.peak_bytes - row.base_bytes) / MIB

@@ -1,4 +1,5 @@
-"""What a child process does: reads a prompt, decodes, takes the time, and answers its parent line by line.
+"""The protocol of a measurement, as a worker process follows it: read a prompt, decode, take the time, and answer the
+parent process line by line.
 
 Imports torch alone, so that it also runs in the environment of another library.
 """
@@ -8,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -18,13 +18,6 @@ from torch import Tensor
 
 WARM_PROMPT = 128  # tokens; some methods refuse prompts shorter than their window
 WARM = 2  # decoded tokens before those that count: buffers grow and deferred compressions run in them
-
-
-def now(device: torch.device) -> float:
-    """Seconds on a clock, when everything queued on ``device`` is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 class Runner(ABC):
@@ -60,16 +53,16 @@ class Runner(ABC):
         return self.read(cache, token)
 
     def compression(self, cache: Any) -> float | None:
-        """Seconds spent compressing so far; None where that is not told apart."""
+        """Seconds spent compressing since ``start``; None where that is not told apart."""
         return None
 
 
-class Turns:
-    """Measures a runner turn by turn. spec: ``context``, ``batch``, ``new``, ``chunk``, ``seed``, ``vocab``; peak: a
-    context manager that tells the peak of memory in ``.bytes``."""
+class Measurement:
+    """Measures a runner turn by turn. spec: ``context``, ``batch``, ``new``, ``chunk``, ``seed``, ``vocab``. meters:
+    the module ``keepkv.measure.meters``, handed in because this file imports none of keepkv."""
 
-    def __init__(self, runner: Runner, spec: dict[str, Any], peak: Callable[[torch.device], Any]) -> None:
-        self.runner, self.spec, self.peak = runner, spec, peak
+    def __init__(self, runner: Runner, spec: dict[str, Any], meters: Any) -> None:
+        self.runner, self.spec, self.meters = runner, spec, meters
         generator = torch.Generator().manual_seed(spec["seed"])
         ids = torch.randint(spec["vocab"], (spec["batch"], spec["context"]), generator=generator)
         self.ids = ids.to(runner.device)
@@ -90,15 +83,16 @@ class Turns:
         """Decode ``new`` tokens; ``fresh``: after reading the prompt into a new cache, else from where the prompt ends.
 
         Returns seconds: ``prefill`` (compression included), ``compression``, ``first`` (until the first token is on
-        the host), ``decode`` (per token and forward); bytes: ``slot_bytes``, ``vote_bytes`` (mean while decoding),
-        ``peak``, ``base`` (before); and the facts of the cache after decoding.
+        the host), ``decode`` (per token and forward); ``energy``: joules for the same; bytes: ``slot_bytes``,
+        ``vote_bytes`` (mean while decoding), ``peak``, ``base`` (before); and the facts of the cache after decoding.
         """
         found: dict[str, Any] = {}
         if fresh:
             self.cache = None  # freed before its successor grows
-        with self.peak(self.runner.device) as base:
+        device = self.runner.device
+        with self.meters.Peak(device) as base:
             pass
-        with self.peak(self.runner.device) as peak:
+        with self.meters.Peak(device) as peak:
             if fresh or self.cache is None:
                 found |= self._prefill()
             found |= self._decode()
@@ -108,27 +102,27 @@ class Turns:
 
     def _prefill(self) -> dict[str, Any]:
         self.cache = self.runner.start()
-        started = self._now()
-        for piece in self.ids.split(self.spec["chunk"] or self.ids.shape[1], dim=1):
-            logits = self.runner.read(self.cache, piece)
-        read = self._now()
-        self._choose(logits)
+        with self.meters.Time(self.runner.device) as first:
+            with self.meters.Time(self.runner.device) as prefill:
+                for piece in self.ids.split(self.spec["chunk"] or self.ids.shape[1], dim=1):
+                    logits = self.runner.read(self.cache, piece)
+            self._choose(logits)
         self.position = self.ids.shape[1]
-        seconds = {"prefill": read - started, "first": time.perf_counter() - started}
+        seconds = {"prefill": prefill.seconds, "first": first.seconds}
         return {**seconds, "compression": self.runner.compression(self.cache)}
 
     def _decode(self) -> dict[str, Any]:
         start = self.position
         for _ in range(WARM):
             self._step()
-        before = self.runner.content(self.cache)
-        started = self._now()
-        for _ in range(self.spec["new"]):
-            self._step()
-        seconds = (self._now() - started) / self.spec["new"]
+        before, device, new = self.runner.content(self.cache), self.runner.device, self.spec["new"]
+        with self.meters.Energy(device) as energy, self.meters.Time(device) as time:
+            for _ in range(new):
+                self._step()
         slots, votes = ((a + b) / 2 for a, b in zip(before, self.runner.content(self.cache), strict=True))
         self.position = start
-        return {"decode": seconds, "slot_bytes": slots, "vote_bytes": votes}
+        joules = None if energy.joules is None else energy.joules / new
+        return {"decode": time.seconds / new, "energy": joules, "slot_bytes": slots, "vote_bytes": votes}
 
     def _step(self) -> None:
         self._choose(self.runner.step(self.cache, self.token, self.position))
@@ -138,13 +132,10 @@ class Turns:
         self.token = logits.argmax(-1, keepdim=True)
         self.token.tolist()  # as everything does that streams, or stops at a token
 
-    def _now(self) -> float:
-        return now(self.runner.device)
 
-
-def serve(build: Callable[[dict[str, Any]], tuple[Turns, dict[str, Any]]]) -> None:
-    """Answer the parent: the first line is the spec, from which ``build`` makes what is measured and the facts of the
-    first answer; every further line asks for a turn. What goes wrong is an answer too."""
+def serve(build: Callable[[dict[str, Any]], tuple[Measurement, dict[str, Any]]]) -> None:
+    """Answer the parent. Its first line is the spec, from which ``build`` makes the measurement and the facts of the
+    first answer; every further line asks for a turn. An error is an answer too."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not stand among the answers
 
@@ -153,10 +144,10 @@ def serve(build: Callable[[dict[str, Any]], tuple[Turns, dict[str, Any]]]) -> No
         answers.flush()
 
     try:
-        turns, facts = build(json.loads(sys.stdin.readline()))
+        measurement, facts = build(json.loads(sys.stdin.readline()))
         answer(facts)
         for line in sys.stdin:
-            answer(turns.turn(**json.loads(line)))
+            answer(measurement.turn(**json.loads(line)))
     except Exception as error:
         first = str(error).strip().partition("\n")[0]
         ours = any(kind.__name__ == "KeepKVError" for kind in type(error).__mro__)

@@ -1,43 +1,25 @@
-"""Rows: one contender at one point, with everything needed to read it alone."""
+"""Rows of a sweep: one system at one point, with everything needed to read it alone."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+from keepkv.measure.files import read_file
+from keepkv.measure.interval import Percentiles
+from keepkv.measure.made_with import MadeWith
+from keepkv.measure.rows import INLINE, Row
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Of repeated measurements: median, 20th and 80th percentile (linear interpolation), and each one in order."""
-
-    median: float
-    p20: float
-    p80: float
-    values: tuple[float, ...]
-
-    @classmethod
-    def of(cls, values: Sequence[float | None]) -> Spread | None:
-        """None where nothing was measured."""
-        known = tuple(x for x in values if x is not None)
-        if not known:
-            return None
-        marks = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-        low, middle, high = torch.tensor(known, dtype=torch.float64).quantile(marks).tolist()
-        return cls(middle, low, high, known)
-
-
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, kw_only=True)
+class BenchRow(Row):
     """Seconds, bytes, and bytes per second; None is what was not measured.
 
-    kind: "sweep" or "overhead". layers: of the model. label: contender as the command line takes it. budget: as asked.
+    kind: "sweep" or "overhead". layers: of the model. label: the system as the command line takes it. budget: as asked.
     batch: rows; under a ``cap`` the largest whose cache fits, by arithmetic, and ``fits`` says whether it did. block:
-    contenders of one took turns with each other.
+    systems of one block took turns with each other. hardware: the processor or GPU.
 
     prefill: reading the prompt, compression included. compression: alone. first: from the prompt to the first token on
     the host. decode: per forward of ``batch`` tokens. throughput: tokens per second while decoding. speedup: this
@@ -47,11 +29,11 @@ class Row:
     weight_bytes, slot_bytes, vote_bytes: what a forward must read at least; bandwidth: of a copy, median over the turns
     of the block; floor: the quotient. read_bandwidth: of reading alone. over_floor: decode / floor. per_layer: decode /
     layers, in rows of overhead.
-    error: why there are no numbers.
+    energy: joules of the machine per forward while decoding, where it has a counter.
+    time: when the row was begun. error: why there are no numbers.
     """
 
     kind: str
-    model: str
     layers: int | None
     label: str
     library: str
@@ -62,22 +44,21 @@ class Row:
     context: int
     batch: int | None
     cap: int | None
-    device: str
     hardware: str
-    dtype: str
     threads: int
     chunk: int | None
     new: int
     block: int
     fits: bool | None = None
-    prefill: Spread | None = None
-    compression: Spread | None = None
-    first: Spread | None = None
-    decode: Spread | None = None
-    throughput: Spread | None = None
-    speedup: Spread | None = None
-    per_layer: Spread | None = None
-    over_floor: Spread | None = None
+    prefill: Percentiles | None = None
+    compression: Percentiles | None = None
+    first: Percentiles | None = None
+    decode: Percentiles | None = None
+    throughput: Percentiles | None = None
+    speedup: Percentiles | None = None
+    per_layer: Percentiles | None = None
+    over_floor: Percentiles | None = None
+    energy: Percentiles | None = None
     floor: float | None = None
     bandwidth: float | None = None
     read_bandwidth: float | None = None
@@ -92,38 +73,26 @@ class Row:
     dropped: int | None = None
     peak_bytes: int | None = None
     base_bytes: int | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    revision: str | None = None
+    made_with: MadeWith = field(metadata=INLINE)
     time: str = ""
     error: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data."""
-        return asdict(self)
 
     def flat(self) -> dict[str, Any]:
         """One column for each number, without the single turns: for tables."""
         row: dict[str, Any] = {}
         for name, value in self.to_dict().items():
-            if name in SPREADS:
+            if name in REPEATED:
                 row |= {f"{name}_{part}": value and value[part] for part in ("median", "p20", "p80")}
-            elif name in ("versions", "options"):
-                row[name] = json.dumps(value)
             else:
-                row[name] = value
+                row[name] = json.dumps(value) if name in ("versions", "options") else value
         return row
 
 
-SPREADS = ("prefill", "compression", "first", "decode", "throughput", "speedup", "per_layer", "over_floor")
+REPEATED = (
+    "prefill", "compression", "first", "decode", "throughput", "speedup", "per_layer", "over_floor", "energy",
+)  # fmt: skip
 
 
-def read(path: Path) -> list[Row]:
-    """The rows of a ``.jsonl`` file that ``keepkv.evaluation.rows.write`` wrote."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        held = json.loads(line)
-        spreads = {
-            name: Spread(**held[name] | {"values": tuple(held[name]["values"])}) for name in SPREADS if held[name]
-        }
-        rows.append(Row(**held | spreads))
-    return rows
+def read(path: Path) -> list[BenchRow]:
+    """The rows of a ``.jsonl`` file that ``keepkv bench`` wrote. Raises ``RowError``."""
+    return read_file(path, BenchRow)

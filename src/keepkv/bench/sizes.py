@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from keepkv.bench.systems import QUANTISED, Contender, slots_asked
+from keepkv.bench.systems import QUANTISED, System, slots_asked
 from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
 from keepkv.methods.base import METHODS, Method
@@ -47,18 +47,18 @@ class Geometry:
         return self.layers * self.heads * self.width * self.dtype.itemsize
 
 
-def row_bytes(geometry: Geometry, contender: Contender, context: int, new: int) -> int:
+def row_bytes(geometry: Geometry, system: System, context: int, new: int) -> int:
     """Bytes that one row holds after ``context`` tokens were read and ``new`` decoded, positions, votes, statistics and
     slack included; of what adapts its budget to heads or layers, on average."""
-    if contender.library == "keepkv":
-        return _ours(geometry, contender, context, new)
-    if contender.library == "kvpress":
-        masked = contender.method == "adakv"  # what it removes is masked and stays
-        slots = context if masked else slots_asked(contender.budget, context)
+    if system.library == "keepkv":
+        return _keepkv_bytes(geometry, system, context, new)
+    if system.library == "kvpress":
+        masked = system.method == "adakv"  # what it removes is masked and stays
+        slots = context if masked else slots_asked(system.budget, context)
         return geometry.token * (slots + new)
-    if contender.method == "plain":
+    if system.method == "plain":
         return geometry.token * (context + new)
-    bits = QUANTISED[contender.method][1]
+    bits = QUANTISED[system.method][1]
     if bits is None:
         return geometry.layers * geometry.heads * geometry.width * (context + new)
     numbers, scales = geometry.width * bits / 8, 2 * geometry.width / GROUP * geometry.dtype.itemsize
@@ -66,22 +66,22 @@ def row_bytes(geometry: Geometry, contender: Contender, context: int, new: int) 
     return round(packed) + geometry.token * min(RECENT, new)
 
 
-def _ours(geometry: Geometry, contender: Contender, context: int, new: int) -> int:
+def _keepkv_bytes(geometry: Geometry, system: System, context: int, new: int) -> int:
     try:
-        method: Method = METHODS.build(contender.method, **contender.options)
+        method: Method = METHODS.build(system.method, **system.options)
     except TypeError as error:
-        raise KeepKVError(f"method {contender.method!r}: {error}") from error
+        raise KeepKVError(f"method {system.method!r}: {error}") from error
     full = method.when.prefill is None and method.when.every is None
     pinned = min(context, method.sinks + method.window)
-    slots = context if full else max(pinned, slots_asked(contender.budget, context))
+    slots = context if full else max(pinned, slots_asked(system.budget, context))
     new = new if method.when.every is None else min(new, method.when.every)
     item, width = geometry.dtype.itemsize, geometry.width
     beside = Held(dict.fromkeys(method.score.stats, 0.0), votes=method.reduce.merges).beside
-    layout, name = choose(contender.store or method.store, "none", method.allocate.ragged)
+    layout, name = choose(system.store or method.store, "none", method.allocate.ragged)
     codec = CODECS.build(name)
     exact, encoded = width * item + beside, codec.slot_bytes(width // 2, width - width // 2, geometry.dtype) + beside
     if layout == "static":
-        capacity: int = contender.store_options.get("capacity", 4096)
+        capacity: int = system.store_options.get("capacity", 4096)
         return geometry.layers * geometry.heads * capacity * (exact + VOTES)
     if layout not in ("dense", "ragged"):
         raise KeepKVError(f"store {layout!r}: what it takes is not computed beforehand. Give --batch instead of --cap.")

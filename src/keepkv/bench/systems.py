@@ -7,7 +7,7 @@ from typing import Any
 
 from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError, UnknownName
-from keepkv.evaluation.rows import label, plain
+from keepkv.measure.rows import method_label, plain
 
 # Caches of transformers: backend and bits. fp8 has no bits to choose.
 QUANTISED: dict[str, tuple[str, int | None]] = {
@@ -33,7 +33,7 @@ PRESSES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Contender:
+class System:
     """One way to hold the cache.
 
     library: "keepkv", "transformers" or "kvpress". method: of keepkv; "plain" or a key of ``QUANTISED``; a key of
@@ -52,11 +52,11 @@ class Contender:
     @property
     def label(self) -> str:
         """As the command line takes it: ``keepkv:key=zip``, ``plain``, ``kvpress:snapkv``."""
-        name = label(self.method, {key: plain(value) for key, value in self.options.items()})
+        name = method_label(self.method, {key: plain(value) for key, value in self.options.items()})
         return f"kvpress:{name}" if self.library == "kvpress" else name
 
     def spec(self) -> dict[str, Any]:
-        """What a child process needs to know, as plain data."""
+        """What a worker process needs to know, as plain data."""
         return {
             "library": self.library,
             "method": self.method,
@@ -67,22 +67,22 @@ class Contender:
         }
 
 
-PLAIN = Contender("transformers", "plain")
+PLAIN = System("transformers", "plain")
 
 
-def peers(names: list[str], budgets: list[float | int | str]) -> list[Contender]:
+def peers(names: list[str], budgets: list[float | int | str]) -> list[System]:
     """``plain``, ``fp8``, ``quanto-4`` … once each, and ``kvpress:METHOD`` with every budget; unknown names say so in
     their rows."""
-    found: list[Contender] = []
+    found: list[System] = []
     for name in names:
         library, colon, method = name.partition(":")
         if not colon and (name == "plain" or name in QUANTISED):
-            found.append(Contender("transformers", name))
+            found.append(System("transformers", name))
         elif library == "kvpress" and method in PRESSES:
-            found += [Contender("kvpress", method, budget) for budget in budgets]
+            found += [System("kvpress", method, budget) for budget in budgets]
         else:
             known = ["plain", *QUANTISED, *(f"kvpress:{one}" for one in PRESSES)]
-            found.append(Contender("peer", name, error=str(UnknownName("peer", name, known))))
+            found.append(System("peer", name, error=str(UnknownName("peer", name, known))))
     return list({(one.label, str(one.budget)): one for one in found}.values())
 
 

@@ -11,16 +11,16 @@ from transformers import AutoModelForCausalLM, DynamicCache, QuantizedCache
 from transformers.utils import logging
 
 from keepkv.bench import roofline
-from keepkv.bench.protocol import Runner, Turns, now, serve
+from keepkv.bench.protocol import Measurement, Runner, serve
 from keepkv.bench.systems import QUANTISED
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
 from keepkv.errors import KeepKVError
+from keepkv.measure import meters
 from keepkv.measure.environment import versions
-from keepkv.measure.memory import Peak
 
 
-class Ours(Runner):
+class KeepKV(Runner):
     """A method of keepkv."""
 
     def __init__(self, model: Any, spec: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ class Ours(Runner):
             self.model, spec["method"], spec["budget"], store=spec["store"], store_options=spec["store_options"],
             seed=spec["seed"], **self.options,
         )  # fmt: skip
-        cache.shared.clock = lambda: now(self.device)  # waits for a GPU to finish
+        cache.shared.clock = lambda: meters.now(self.device)  # waits for a GPU to finish
         return cache
 
     def compression(self, cache: Any) -> float:
@@ -102,20 +102,20 @@ class Quantised(Plain):
 def runner(model: Any, spec: dict[str, Any]) -> Runner:
     """What ``spec`` asks for; the model's attention is set to what belongs to it."""
     if spec["library"] == "keepkv":
-        return Ours(model, spec)
+        return KeepKV(model, spec)
     model.set_attn_implementation("sdpa")
     return Plain(model) if spec["method"] == "plain" else Quantised(model, spec["method"])
 
 
-def build(spec: dict[str, Any]) -> tuple[Turns, dict[str, Any]]:
+def build(spec: dict[str, Any]) -> tuple[Measurement, dict[str, Any]]:
     """Load the model of ``spec`` and warm up."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(spec["threads"])
     loaded: Any = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=getattr(torch, spec["dtype"]))
-    turns = Turns(runner(loaded.to(spec["device"]).eval(), spec), spec, Peak)
-    turns.warm()
-    return turns, {"versions": versions() | {"python": platform.python_version()}}
+    made = Measurement(runner(loaded.to(spec["device"]).eval(), spec), spec, meters)
+    made.warm()
+    return made, {"versions": versions() | {"python": platform.python_version()}}
 
 
 if __name__ == "__main__":

@@ -14,16 +14,17 @@ from transformers.utils import logging
 
 from keepkv.bench.plan import Sweep, by_budget, total
 from keepkv.bench.plots import draw, name_of, need_matplotlib
-from keepkv.bench.rows import Row, Spread
+from keepkv.bench.rows import BenchRow
 from keepkv.bench.run import run
 from keepkv.bench.shapes import Shape
-from keepkv.bench.systems import Contender, peers
+from keepkv.bench.systems import System, peers
 from keepkv.cli import arguments
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, table
 from keepkv.core.budget import Budget
 from keepkv.embedded import embedded_model
 from keepkv.errors import KeepKVError
-from keepkv.evaluation.rows import folder, write
+from keepkv.measure.files import folder, write
+from keepkv.measure.interval import Percentiles
 from keepkv.store import STORES
 
 MIB = 1 << 20
@@ -64,8 +65,8 @@ def bench(
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto (the model's), float32, bfloat16, float16.")] = "auto",
     new: Annotated[int, typer.Option(help="Tokens decoded in a turn.")] = 32,
-    repeats: Annotated[int, typer.Option(help="Turns of each row.")] = 5,
-    prefills: Annotated[int, typer.Option(help="Turns that read the prompt anew.")] = 3,
+    repeats: Annotated[int, typer.Option(help="Measurement of each row.")] = 5,
+    prefills: Annotated[int, typer.Option(help="Measurement that read the prompt anew.")] = 3,
     chunk: Annotated[int | None, typer.Option(help="Tokens of the prompt read at once; all if absent.")] = None,
     threads: Annotated[int | None, typer.Option(help="Of torch, in every process.")] = None,
     together: Annotated[int, typer.Option(help="Processes alive at once, which take turns.")] = 4,
@@ -101,7 +102,7 @@ def bench(
     models: list[str | Shape] = [*(model or []), *map(Shape.read, shape or [])]
     sweep = Sweep(
         models=tuple(models or [embedded_model()]),
-        contenders=by_budget([*ours, *peers(asked, budgets)]),
+        systems=by_budget([*ours, *peers(asked, budgets)]),
         contexts=tuple(context or (1024,)),
         batches=tuple(batch or (1,)),
         cap=cap,
@@ -136,21 +137,21 @@ def _budget(text: str) -> float | int | str:
         return text
 
 
-def _ours(methods: list[str], stores: list[str], budgets: list[float | int | str]) -> list[Contender]:
+def _ours(methods: list[str], stores: list[str], budgets: list[float | int | str]) -> list[System]:
     made = []
     for text in methods:
         try:
             variant = arguments.variant(text)
-            one = Contender("keepkv", variant.method, options=variant.options)
+            one = System("keepkv", variant.method, options=variant.options)
         except KeepKVError as error:
-            one = Contender("keepkv", text, error=str(error))
+            one = System("keepkv", text, error=str(error))
         for layout in stores:
             placed = _placed(one, layout)
             made += [replace(placed, budget=None if one.method == "full" else budget) for budget in budgets]
     return list({(one.label, one.store, str(one.store_options), str(one.budget)): one for one in made}.values())
 
 
-def _placed(one: Contender, layout: str) -> Contender:
+def _placed(one: System, layout: str) -> System:
     name, _, rest = layout.partition(":")
     if name == "auto":
         return one
@@ -162,14 +163,14 @@ def _placed(one: Contender, layout: str) -> Contender:
         return replace(one, store=layout, error=one.error or f"store {layout!r}: {error}")
 
 
-def _show(rows: Sequence[Row]) -> None:
-    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+def _show(rows: Sequence[BenchRow]) -> None:
+    groups: dict[tuple[Any, ...], list[BenchRow]] = defaultdict(list)
     for row in rows:
-        groups[row.kind, row.model, row.device, row.context].append(row)
+        groups[row.kind, row.made_with.model, row.made_with.device, row.context].append(row)
     out = console()
     for (kind, model, device, context), mine in groups.items():
         title = "overhead of Python" if kind == "overhead" else f"{context:,} tokens"
-        out.print(f"\n[bold]{title}[/bold], {model}, {device} {mine[0].hardware}, {mine[0].dtype}")
+        out.print(f"\n[bold]{title}[/bold], {model}, {device} {mine[0].hardware}, {mine[0].made_with.dtype}")
         last = "µs/layer" if kind == "overhead" else "peak"
         made = table(
             "", "rows", "read s", "comp. s", "ms/tok", "tok/s", "×plain", "×floor", "MiB", last,
@@ -196,8 +197,8 @@ def _show(rows: Sequence[Row]) -> None:
     )
 
 
-def _number(spread: Spread | None, scale: float = 1.0) -> str:
-    return "" if spread is None else f"{spread.median * scale:.4g}"
+def _number(found: Percentiles | None, scale: float = 1.0) -> str:
+    return "" if found is None else f"{found.median * scale:.4g}"
 
 
 def _mib(count: int | None) -> str:

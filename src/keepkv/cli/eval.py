@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,9 +15,10 @@ from keepkv.cli.load import load
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, table
 from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
-from keepkv.evaluation.rows import folder
+from keepkv.evaluation.rows import CellRow
 from keepkv.evaluation.runner import evaluate, total
 from keepkv.evaluation.setup import Setup
+from keepkv.measure.files import folder
 
 TASKS = ("niah-multikey-1", "niah-multiquery", "variable-tracking", "qa-1")
 METHODS = ("keepkv",)
@@ -100,15 +101,15 @@ def evaluation(
         _show(cells)
         if out is not None:
             typer.echo(f"wrote {Path(out)}; keepkv report {out} makes a page of it")
-    if failed := sum(cell["failed"] for cell in cells):
-        reason = next(cell["error"] for cell in cells if cell["error"])
+    if failed := sum(cell.failed for cell in cells):
+        reason = next(cell.error for cell in cells if cell.error)
         raise KeepKVError(f"{failed} items could not be run, e.g.: {reason}")
 
 
-def _show(cells: list[dict[str, Any]]) -> None:
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+def _show(cells: list[CellRow]) -> None:
+    groups: dict[tuple[str, int, str], list[CellRow]] = defaultdict(list)
     for cell in cells:
-        groups[cell["task"], cell["length"], cell["mode"]].append(cell)
+        groups[cell.task, cell.length, cell.mode].append(cell)
     out = console()
     for (task, length, mode), mine in groups.items():
         words = {"agnostic": "before the question is seen", "aware": "with the question", "decode": "while decoding"}
@@ -116,9 +117,9 @@ def _show(cells: list[dict[str, Any]]) -> None:
         made = table("method", "budget", "ratio", "score", "95 %", "− full", "95 %", "items")
         for cell in mine:
             made.add_row(
-                cell["method"], str(cell["budget"]), _number(cell["ratio"]), _number(cell["score"]),
-                _span(cell["low"], cell["high"]), _number(cell["minus_full"], "+"),
-                _span(cell["minus_full_low"], cell["minus_full_high"]), str(cell["n"]),
+                cell.method, str(cell.budget), _number(cell.ratio), _number(cell.score),
+                _span(cell.low, cell.high), _number(cell.minus_full, "+"),
+                _span(cell.minus_full_low, cell.minus_full_high), str(cell.n),
             )  # fmt: skip
         out.print(made)
     if any(task in known_tasks.names() for task, _, _ in groups):

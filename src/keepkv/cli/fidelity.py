@@ -11,12 +11,12 @@ from keepkv.cli.load import load
 from keepkv.cli.output import console, one_line_errors, print_json, progress, table
 from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
-from keepkv.evaluation import FidelityRow
-from keepkv.evaluation.fidelity.measure import ALWAYS
-from keepkv.evaluation.fidelity.measure import fidelity as measure
-from keepkv.evaluation.rows import folder, write
-from keepkv.evaluation.segments import cut, tokenise
-from keepkv.metrics import Estimate
+from keepkv.evaluation.fidelity import FidelityRow
+from keepkv.evaluation.fidelity import fidelity as measure
+from keepkv.evaluation.fidelity.segments import cut, tokenise
+from keepkv.evaluation.setup import BASELINES
+from keepkv.measure.files import folder, write
+from keepkv.measure.interval import Estimate
 from keepkv.tasks.text import document
 
 METHODS = ("streaming-llm", "expected-attention", "keepkv")
@@ -67,7 +67,7 @@ def fidelity(
     network, tokenizer = load(model, device)
     ids, start = tokenise(tokenizer, words)
     samples = cut(ids, segments, context + after, start)
-    names = {*ALWAYS, *(one.label for one in variants)} - {"full"}
+    names = {*BASELINES, *(one.label for one in variants)} - {"full"}
     with progress(segments * (2 + len(names) * len(set(budgets)))) as step:
         rows = measure(
             network,
@@ -92,7 +92,7 @@ def fidelity(
 def _show(rows: list[FidelityRow]) -> None:
     (full, *_), out = rows, console()
     out.print(
-        f"{full.model}: {full.segments} segments, {full.context} tokens compressed, {full.continuation} "
+        f"{full.made_with.model}: {full.segments} segments, {full.context} tokens compressed, {full.continuation} "
         f"teacher-forced, replies of {full.greedy} at most."
     )
     for budget in dict.fromkeys(row.budget for row in rows if row.method != "full"):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -23,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from keepkv.errors import KeepKVError
+from keepkv.measure.rows import plain
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,7 +31,7 @@ Advance = Callable[[int, str], None]
 
 
 def console() -> Console:
-    """Of stdout, as it is now: tests and shells redirect it."""
+    """The console of stdout as it is now: tests and shells redirect it."""
     return Console(highlight=False)
 
 
@@ -56,15 +56,8 @@ def one_line_errors(verb: Callable[P, R]) -> Callable[P, R]:
 
 def print_json(value: object) -> None:
     """``value`` as indented JSON on stdout; dataclasses as objects, anything else unknown as its ``repr``."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, default=plain)
+    json.dump(plain(value), sys.stdout, indent=2, ensure_ascii=False)
     sys.stdout.write("\n")
-
-
-def plain(value: object) -> Any:
-    """Something that JSON can hold in the place of ``value``."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return repr(value)
 
 
 def table(*columns: str, left: int = 1) -> Table:

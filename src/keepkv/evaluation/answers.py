@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from keepkv.engine.cache import Cache
-from keepkv.evaluation.asking import Asked, Encoded, Ids, probability, reply, rows_of
+from keepkv.tasks.asking import Asked, Encoded, Ids, probability, reply, rows_of
 from keepkv.tasks.scoring import Score, grade
 
 
@@ -16,12 +16,12 @@ def separately(
     model: Any, tokenizer: Any, cache: Cache, mask: Tensor, items: Sequence[Encoded], rows: int
 ) -> list[list[Score]]:
     """Each question on its own copy of its context's row, at most ``rows`` of them in one batch."""
-    places = [(i, one) for i, item in enumerate(items) for one in item.asked]
+    pairs = [(i, one) for i, item in enumerate(items) for one in item.asked]
     # Replies of like length go together; the order within an item is restored below.
-    places.sort(key=lambda place: (place[1].question.judged, place[1].limit))
+    pairs.sort(key=lambda pair: (pair[1].question.judged, pair[1].limit))
     found: dict[int, Score] = {}
-    for start in range(0, len(places), rows):
-        chunk = places[start : start + rows]
+    for start in range(0, len(pairs), rows):
+        chunk = pairs[start : start + rows]
         twin, own = rows_of(cache, mask, [i for i, _ in chunk])
         scores = ask(model, tokenizer, twin, own, [one for _, one in chunk])
         found |= {id(one): score for (_, one), score in zip(chunk, scores, strict=True)}

@@ -1,107 +1,133 @@
-"""Rows of results: one measurement each, with everything needed to read it alone."""
+"""The rows of an evaluation, as its files hold them: the runner writes them, summary and report read them."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, is_dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from keepkv.errors import KeepKVError
-from keepkv.metrics import Estimate
+from keepkv.measure.made_with import MadeWith
+from keepkv.measure.rows import IF_KNOWN, INLINE, Row
+
+RUN, ITEMS, SPEED, MAPS, CELLS = "run.json", "items.jsonl", "speed.jsonl", "maps.jsonl", "cells.jsonl"
+Mode = Literal["agnostic", "aware", "decode"]
+BudgetAsked = float | int | str  # a budget, as ``keepkv.Budget`` takes it
 
 
-@dataclass(frozen=True)
-class FidelityRow:
-    """One method at one budget, against the full cache on the same segments.
-
-    budget: as asked. slots: kept per KV head, mean over layers and heads. bytes, full_bytes, ratio: from the receipt,
-    after the compression, mean over segments. context: tokens compressed; continuation: tokens teacher-forced after
-    them; greedy: tokens of a greedy reply at most. seed: of the bootstrap, and with the segment's number of methods
-    that draw. metrics: by name, see ``fidelity``. layers: relative output error by layer.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Run(Row):
+    """What a reader needs of ``run.json``, which holds all of a ``Setup``. items: of each task, length and seed."""
 
     model: str
+    tasks: list[str]
+    lengths: list[int]
+    modes: list[Mode]
+    methods: list[str]
+    budgets: list[BudgetAsked]
+    items: int
+    seeds: list[int]
+    environment: MadeWith
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellKey(Row):
+    """Which cell a row belongs to. method: with its options, as the command line takes it."""
+
+    task: str
+    length: int
+    mode: Mode
     method: str
-    options: dict[str, Any]
-    budget: float | int | str
-    slots: float
-    bytes: float
-    full_bytes: float
-    ratio: float
-    context: int
-    continuation: int
-    greedy: int
-    segments: int
-    metrics: dict[str, Estimate]
-    layers: dict[int, Estimate]
-    seed: int
-    versions: dict[str, str]
-    device: str
-    dtype: str
-    revision: str | None
+    budget: BudgetAsked
 
     @property
-    def label(self) -> str:
-        """Method and options as the command line takes them."""
-        return label(self.method, self.options)
+    def cell(self) -> tuple[str, int, str, str, BudgetAsked]:
+        """Equal in all rows of a cell."""
+        return self.task, self.length, self.mode, self.method, self.budget
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data, ready for JSON."""
-        return {**asdict(self), "options": {key: plain(value) for key, value in self.options.items()}}
+
+@dataclass(frozen=True, kw_only=True)
+class ItemRow(CellKey):
+    """One item of a task. seed: which item. score in [0, 1], None where the item failed, which ``error`` explains.
+
+    tokens: of the context. scores, leaked, replies: of each question; those asked only for what they leak have no
+    score. ratio, bytes, full_bytes, slots (mean per head): after the compression, mean over the rows of a batch.
+    compressed: whether anything was. tags: of the item. versions: of a peer that ran in an environment of its own.
+    """
+
+    seed: int
+    tokens: int | None = None
+    score: float | None
+    scores: list[float] = field(default_factory=list)
+    leaked: list[bool] = field(default_factory=list)
+    replies: list[str] = field(default_factory=list)
+    ratio: float | None = None
+    bytes: float | None = None
+    full_bytes: float | None = None
+    slots: float | None = None
+    compressed: bool = True
+    tags: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+    versions: dict[str, str] | None = field(default=None, metadata=IF_KNOWN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedRow(CellKey):
+    """The items that were run together. seeds: which items. Times in seconds. tokens_read: of prompts; tokens_written:
+    of replies. peak_bytes: most memory at once, None where it is not known."""
+
+    seeds: list[int] = field(default_factory=list)
+    prefill_s: float
+    answer_s: float
+    tokens_read: float
+    tokens_written: float
+    peak_bytes: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapRow(CellKey):
+    """What was kept of one item. kept: slots by layer and KV head; survival: of each token, the share of (layer, head)
+    that still hold it; tokens: their text."""
+
+    seed: int
+    kept: list[list[float]]
+    survival: list[float]
+    tokens: list[str]
+    questions: list[str]
+    answers: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellRow(CellKey):
+    """What the items of a cell say together.
+
+    n: items scored; questions: of all of them; failed: items that were not scored, and ``error`` is why one was not.
+    score: mean over items; low, high: its 95 % interval. minus_full: mean of the differences from the full cache, item
+    by item. ratio: bytes / full_bytes. leaked: share of the questions. seed: of each draw of items. What is None is not
+    known, or there was nothing to measure it on.
+    """
+
+    n: int
+    questions: int = 0
+    failed: int
+    score: float | None
+    low: float | None
+    high: float | None
+    minus_full: float | None
+    minus_full_low: float | None
+    minus_full_high: float | None
+    ratio: float | None
+    bytes: float | None
+    full_bytes: float | None
+    slots: float | None = None
+    tokens: float | None = None
+    leaked: float | None = None
+    peak_bytes: float | None
+    read_per_s: float | None
+    written_per_s: float | None
+    error: str | None = None
+    seed: list[int] = field(default_factory=list)
+    made_with: MadeWith = field(metadata=INLINE)
 
     def flat(self) -> dict[str, Any]:
-        """One column for each number, without the values of single segments: for tables."""
-        nested = ("metrics", "layers", "versions", "options")
-        row = {key: value for key, value in self.to_dict().items() if key not in nested}
-        row |= {"options": json.dumps(self.to_dict()["options"]), **self.versions}
-        for name, estimate in self.metrics.items():
-            row |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-        return row | {f"output_error_layer_{layer}": estimate.mean for layer, estimate in self.layers.items()}
-
-
-def label(method: str, options: dict[str, Any]) -> str:
-    """``keepkv:key=zip``."""
-    text = ",".join(f"{key}={value}" for key, value in options.items())
-    return f"{method}:{text}" if text else method
-
-
-def folder(path: str) -> Path:
-    """A directory to write to, made where it is missing; to be called before measuring."""
-    made = Path(path).expanduser()
-    try:
-        made.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise KeepKVError(f"cannot write to {path!r}: {error.strerror}") from error
-    return made
-
-
-class Measured(Protocol):
-    """A row of any table."""
-
-    def to_dict(self) -> dict[str, Any]: ...
-
-    def flat(self) -> dict[str, Any]: ...
-
-
-def write(rows: Sequence[Measured], into: Path, name: str) -> list[Path]:
-    """``into/name.jsonl`` with everything and ``into/name.csv`` with one column for each number."""
-    lines, flat = into / f"{name}.jsonl", into / f"{name}.csv"
-    try:
-        lines.write_text("".join(json.dumps(row.to_dict()) + "\n" for row in rows), encoding="utf-8")
-        with flat.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0].flat()))
-            writer.writeheader()
-            writer.writerows(row.flat() for row in rows)
-    except OSError as error:
-        raise KeepKVError(f"cannot write to {str(into)!r}: {error.strerror}") from error
-    return [lines, flat]
-
-
-def plain(value: Any) -> Any:
-    """What JSON can hold in the place of an option."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+        """One column for each number and version: for tables."""
+        columns = {name: value for name, value in self.to_dict().items() if name != "versions"}
+        return columns | self.made_with.versions | {"seed": " ".join(map(str, self.seed))}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 from keepkv import tasks
 from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
-from keepkv.evaluation.fidelity.measure import ALWAYS
-from keepkv.evaluation.rows import label, plain
+from keepkv.measure.rows import method_label, plain
 
+BASELINES = ("full", "random", "snapkv")  # the reference, the null, and a plain eviction: always measured
 MODES = ("agnostic", "aware")  # compressed before the question is seen, or with it
 HELD_OUT = 1_000_000  # seeds of items from here on are for evaluation
 
@@ -27,7 +27,7 @@ class Variant:
     @property
     def label(self) -> str:
         """As the command line takes them: ``keepkv:key=zip``."""
-        return label(self.method, self.options)
+        return method_label(self.method, self.options)
 
 
 FULL = Variant("full")
@@ -35,8 +35,8 @@ FULL = Variant("full")
 
 @dataclass(frozen=True)
 class Unit:
-    """What is run and recorded together: some items, one method, every budget. ``items``: their seeds; ``first``: of
-    its task, length and mode."""
+    """What is run and recorded together: some items, one method, every budget. items: their seeds. draw: the seed of
+    the methods that draw at random. first: whether it is the first of its task, length and mode."""
 
     task: str
     length: int
@@ -94,12 +94,13 @@ class Setup:
             raise KeepKVError("items, batch, every and lengths must be at least 1")
 
     def methods(self) -> tuple[Variant, ...]:
-        """Those asked for behind the full cache and the baselines, each once."""
-        always = (Variant(name) for name in ALWAYS)
+        """The full cache, the baselines, and the methods asked for, each once."""
+        always = (Variant(name) for name in BASELINES)
         return tuple({variant.label: variant for variant in (*always, *self.variants)}.values())
 
     def modes_of(self, name: str) -> tuple[str, ...]:
-        """Where nothing is asked, or one thing after another, there is no question to be aware of."""
+        """The modes in which the task ``name`` is run: where nothing is asked, or one thing after another, there is no
+        question to be aware of."""
         task = tasks.get(name)
         if task.decodes:
             return ("decode",)
@@ -119,6 +120,6 @@ class Setup:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as ``run.json`` holds it."""
-        held = {**asdict(self), "methods": [variant.label for variant in self.methods()]}
-        held["variants"] = [[v.method, {key: plain(value) for key, value in v.options.items()}] for v in self.variants]
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in held.items()}
+        methods = [variant.label for variant in self.methods()]
+        held: dict[str, Any] = plain(self)
+        return held | {"variants": plain([(v.method, v.options) for v in self.variants]), "methods": methods}

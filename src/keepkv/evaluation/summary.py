@@ -2,86 +2,85 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from keepkv.errors import KeepKVError
-from keepkv.evaluation.ledger import CELLS, ITEMS, RUN, SPEED, read_lines
-from keepkv.evaluation.records import KEY, Record, cell_of
-from keepkv.metrics import bootstrap
+from keepkv.evaluation.rows import CELLS, ITEMS, RUN, SPEED, CellRow, ItemRow, Run, SpeedRow
+from keepkv.measure.files import read_rows, write
+from keepkv.measure.interval import bootstrap, mean_low_high
+
+Key = tuple[Any, ...]
 
 
-def summarise(folder: Path) -> list[Record]:
-    """The cells of the evaluation in ``folder``, written to ``cells.jsonl`` and ``cells.csv``."""
+def summarise(folder: Path) -> list[CellRow]:
+    """The cells of the evaluation in ``folder``, written to ``cells.jsonl`` and ``cells.csv``. Raises ``KeepKVError``
+    where there is none."""
     try:
-        run = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        run = Run.from_line((folder / RUN).read_text(encoding="utf-8"), RUN)
+    except OSError as error:
         raise KeepKVError(f"{str(folder)!r} holds no evaluation: {error}") from error
-    items = list(read_lines(folder, ITEMS))
-    speed = list(read_lines(folder, SPEED))
-    made_with = {"seed": run["seeds"], **run["environment"]}
-    found = [made_with | cell for cell in cells(items, speed)]
-    (folder / CELLS).write_text("".join(json.dumps(cell) + "\n" for cell in found), encoding="utf-8")
-    if found:
-        with (folder / CELLS).with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-            flat = [{**cell, **cell["versions"], "seed": " ".join(map(str, cell["seed"]))} for cell in found]
-            columns = dict.fromkeys(key for row in flat for key in row if key != "versions")
-            writer = csv.DictWriter(file, list(columns), extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(flat)
+    found = cells(read_rows(folder, ITEMS, ItemRow), read_rows(folder, SPEED, SpeedRow), run)
+    write(found, folder, CELLS.partition(".")[0])
     return found
 
 
-def cells(items: Iterable[Record], speed: Iterable[Record]) -> list[Record]:
-    """One record per cell, in the order of their first rows.
-
-    score, low, high: mean over items and its 95 % bootstrap interval. minus_full: the paired difference to the full
-    cache on the same items. n: items that were scored; questions: of all of them; failed: items that were not.
-    """
-    groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+def cells(items: Iterable[ItemRow], speed: Iterable[SpeedRow], run: Run) -> list[CellRow]:
+    """One row per cell, in the order of their first items. run: what they were made with."""
+    groups: dict[Key, list[ItemRow]] = defaultdict(list)
     for row in items:
-        groups[cell_of(row)].append(row)
-    times: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
-    for row in speed:
-        times[cell_of(row)].append(row)
-    full = {(*key[:3], row["seed"]): row["score"] for key, rows in groups.items() if key[3] == "full" for row in rows}
-    return [_cell(key, rows, full, times[key]) for key, rows in groups.items()]
+        groups[row.cell].append(row)
+    batches: dict[Key, list[SpeedRow]] = defaultdict(list)
+    for batch in speed:
+        batches[batch.cell].append(batch)
+    full = {(*key[:3], row.seed): row.score for key, rows in groups.items() if key[3] == "full" for row in rows}
+    return [_cell(rows, full, batches[key], run) for key, rows in groups.items()]
 
 
-def _cell(key: tuple[Any, ...], rows: list[Record], full: dict[tuple[Any, ...], Any], times: list[Record]) -> Record:
-    scored = [row for row in rows if row["error"] is None]
-    cell: Record = dict(zip(KEY, key, strict=True))
-    cell |= {
-        "n": len(scored),
-        "questions": sum(len(row["scores"]) for row in scored),
-        "failed": len(rows) - len(scored),
-    }
-    cell |= _interval("score", [row["score"] for row in scored])
-    pairs = [(row["score"], full.get((*key[:3], row["seed"]))) for row in scored]
-    cell |= _interval("minus_full", [mine - theirs for mine, theirs in pairs if theirs is not None])
-    for name in ("ratio", "bytes", "full_bytes", "slots", "tokens"):
-        cell[name] = sum(row[name] for row in scored) / len(scored) if scored else None
-    leaks = [leaked for row in scored for leaked in row["leaked"]]
-    cell["leaked"] = sum(leaks) / len(leaks) if leaks else None
-    cell["peak_bytes"] = max((row["peak_bytes"] for row in times if row["peak_bytes"] is not None), default=None)
-    for name, tokens, seconds in (
-        ("read_per_s", "tokens_read", "prefill_s"),
-        ("written_per_s", "tokens_written", "answer_s"),
-    ):
-        spent = sum(row[seconds] for row in times)
-        cell[name] = sum(row[tokens] for row in times) / spent if spent else None
-    errors = [row["error"] for row in rows if row["error"] is not None]
-    own = {"versions": rows[0]["versions"]} if "versions" in rows[0] else {}  # of a peer, in an environment of its own
-    return cell | {"error": errors[0] if errors else None} | own
+def _cell(rows: list[ItemRow], full: dict[Key, float | None], batches: list[SpeedRow], run: Run) -> CellRow:
+    first, scored = rows[0], [row for row in rows if row.score is not None and row.error is None]
+    scores = [row.score or 0.0 for row in scored]
+    whole = [full.get((*first.cell[:3], row.seed)) for row in scored]
+    pairs = [a - b for a, b in zip(scores, whole, strict=True) if b is not None]
+    mean, low, high = mean_low_high(bootstrap(scores) if scores else None)
+    minus, minus_low, minus_high = mean_low_high(bootstrap(pairs) if pairs else None)
+    leaks = [leaked for row in scored for leaked in row.leaked]
+    seconds = sum(row.prefill_s for row in batches), sum(row.answer_s for row in batches)
+    # A peer runs in an environment of its own.
+    made_with = replace(run.environment, versions=first.versions) if first.versions else run.environment
+    return CellRow(
+        task=first.task,
+        length=first.length,
+        mode=first.mode,
+        method=first.method,
+        budget=first.budget,
+        n=len(scored),
+        questions=sum(len(row.scores) for row in scored),
+        failed=len(rows) - len(scored),
+        score=mean,
+        low=low,
+        high=high,
+        minus_full=minus,
+        minus_full_low=minus_low,
+        minus_full_high=minus_high,
+        ratio=_mean([row.ratio for row in scored]),
+        bytes=_mean([row.bytes for row in scored]),
+        full_bytes=_mean([row.full_bytes for row in scored]),
+        slots=_mean([row.slots for row in scored]),
+        tokens=_mean([row.tokens for row in scored]),
+        leaked=_mean(leaks),
+        peak_bytes=max((row.peak_bytes for row in batches if row.peak_bytes is not None), default=None),
+        read_per_s=sum(row.tokens_read for row in batches) / seconds[0] if seconds[0] else None,
+        written_per_s=sum(row.tokens_written for row in batches) / seconds[1] if seconds[1] else None,
+        error=next((row.error for row in rows if row.error is not None), None),
+        seed=run.seeds,
+        made_with=made_with,
+    )
 
 
-def _interval(name: str, values: list[float]) -> Record:
-    names = (name, "low", "high") if name == "score" else (name, f"{name}_low", f"{name}_high")
-    if not values:
-        return dict.fromkeys(names)
-    found = bootstrap(values)
-    return dict(zip(names, (found.mean, found.low, found.high), strict=True))
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

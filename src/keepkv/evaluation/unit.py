@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,12 +15,12 @@ from keepkv.engine.passes.rehearse import rehearse
 from keepkv.engine.passes.reread import reread
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.answers import ask, in_turn, separately
-from keepkv.evaluation.asking import Asked, Encoded, Ids, encode, likely, pad, read
-from keepkv.evaluation.records import Found, Record, enter, map_of, sizes_of
+from keepkv.evaluation.records import Batch, Found, enter, map_of, sizes_of
+from keepkv.evaluation.rows import ItemRow
 from keepkv.evaluation.setup import FULL, Setup, Unit, Variant
-from keepkv.measure.memory import Peak
+from keepkv.measure.meters import Peak, Time
 from keepkv.methods import method_info
-from keepkv.store import SlotBytes
+from keepkv.tasks.asking import Asked, Encoded, Ids, compressed, encode, likely, pad, read
 from keepkv.tasks.scoring import Score
 
 ROWS = 64  # questions asked together
@@ -39,9 +38,9 @@ def build(tokenizer: Any, setup: Setup, unit: Unit) -> list[Encoded]:
 
 
 @torch.inference_mode()
-def run(model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequence[Encoded]) -> Found:
+def run(model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequence[Encoded]) -> Found[ItemRow]:
     """Measures ``unit``. Raises whatever goes wrong; records nothing then."""
-    found = Found()
+    found: Found[ItemRow] = Found()
     if unit.mode == "decode":
         for budget in unit.budgets:
             _decoding(model, tokenizer, setup, unit, items, budget, found)
@@ -69,66 +68,70 @@ def look_again(model: Any, cache: Cache, rows: Sequence[Ids], questions: Sequenc
         rehearse(model, cache, *pad(rows, model.device), questions=questions)
 
 
-def _prefilled(model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequence[Encoded], found: Found) -> None:
+def _prefilled(
+    model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequence[Encoded], found: Found[ItemRow]
+) -> None:
     """The prefill is the same for every budget: it is run once, and compressed on copies of its cache."""
     aware = unit.mode == "aware"
-    places = [(i, one) for i, item in enumerate(items) for one in item.asked] if aware else []
+    pairs = [(i, one) for i, item in enumerate(items) for one in item.asked] if aware else []
     # What is said is to come from the compressed cache, its first token too: the prompt's last token is fed after.
-    rows = [items[i].context + one.prompt[:-1] for i, one in places] if aware else [item.context for item in items]
+    rows = [items[i].context + one.prompt[:-1] for i, one in pairs] if aware else [item.context for item in items]
     scores: dict[Any, list[list[Score]]] = {budget: [[] for _ in items] for budget in unit.budgets}
-    notes: dict[Any, list[Record]] = {budget: [] for budget in unit.budgets}
+    batches: dict[Any, list[Batch]] = {budget: [] for budget in unit.budgets}
     width = setup.batch if aware else len(rows)
     for start in range(0, len(rows), width):
         chunk = rows[start : start + width]
-        with Peak(model.device) as reading:
-            began = time.perf_counter()
+        with Peak(model.device) as reading, Time(model.device) as prefill:
             cache = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
             mask = read(model, cache, chunk)
             look_again(model, cache, chunk, likely(tokenizer, setup.questions))
-            seconds = time.perf_counter() - began
         for budget in unit.budgets:
             with Peak(model.device) as asking:
-                twin = compressed(cache, unit, budget)
+                twin = within(cache, unit, budget)
                 sizes = sizes_of(twin, len(chunk))  # before questions are fed
-                held = map_of(tokenizer, unit, budget, twin, items[0], chunk[0]) if unit.first and start == 0 else None
-                began = time.perf_counter()
-                if aware:
-                    mine = places[start : start + len(chunk)]
-                    got = ask(model, tokenizer, twin, mask, [_last(one) for _, one in mine])
-                    for (i, _), score in zip(mine, got, strict=True):
-                        scores[budget][i].append(score)
-                else:
-                    answer = in_turn if items[0].item.conversation else separately
-                    scores[budget] = answer(model, tokenizer, twin, mask, items, ROWS)
-                written = time.perf_counter() - began
-            note = {"prefill_s": seconds, "answer_s": written, "tokens_read": int(mask.sum())}
-            peak = max((p for p in (reading.bytes, asking.bytes) if p is not None), default=None)
-            notes[budget].append(sizes | note | {"peak_bytes": peak})
-            found.maps += [held] if held else []
+                if unit.first and start == 0:
+                    found.maps.append(map_of(tokenizer, unit, budget, twin, items[0], chunk[0]))
+                with Time(model.device) as answering:
+                    if aware:
+                        mine = pairs[start : start + len(chunk)]
+                        got = ask(model, tokenizer, twin, mask, [_last(one) for _, one in mine])
+                        for (i, _), score in zip(mine, got, strict=True):
+                            scores[budget][i].append(score)
+                    else:
+                        answer = in_turn if items[0].item.conversation else separately
+                        scores[budget] = answer(model, tokenizer, twin, mask, items, ROWS)
+            peak = max((x for x in (reading.bytes, asking.bytes) if x is not None), default=None)
+            batches[budget].append(Batch(sizes, prefill.seconds, answering.seconds, int(mask.sum()), peak))
     for budget in unit.budgets:
-        enter(unit, budget, items, scores[budget], notes[budget], found)
+        enter(unit, budget, items, scores[budget], batches[budget], found)
 
 
 def _decoding(
-    model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequence[Encoded], budget: Any, found: Found
+    model: Any,
+    tokenizer: Any,
+    setup: Setup,
+    unit: Unit,
+    items: Sequence[Encoded],
+    budget: Any,
+    found: Found[ItemRow],
 ) -> None:
     """Compresses the prompt, and again every so many decoded tokens. One question per item."""
     asked = [item.asked[0] for item in items]
     rows = [item.context + one.prompt[:-1] for item, one in zip(items, asked, strict=True)]
     with Peak(model.device) as peak:
-        began = time.perf_counter()
-        when = When("immediate", every=setup.every)
-        cache = make_cache(model, setup, unit.variant, _budget(model, setup, unit, budget), unit.draw, when)
-        mask = read(model, cache, rows)
-        middle = time.perf_counter()
-        scores = ask(model, tokenizer, cache, mask, [_last(one) for one in asked])
-        end = time.perf_counter()
+        with Time(model.device) as prefill:
+            when = When("immediate", every=setup.every)
+            share = _before_reading(model, setup, unit, budget)
+            cache = make_cache(model, setup, unit.variant, share, unit.draw, when)
+            mask = read(model, cache, rows)
+        with Time(model.device) as answering:
+            scores = ask(model, tokenizer, cache, mask, [_last(one) for one in asked])
     _check(cache, unit, budget)
-    note = {"prefill_s": middle - began, "answer_s": end - middle, "tokens_read": int(mask.sum())}
-    notes = [sizes_of(cache, len(items)) | note | {"peak_bytes": peak.bytes}]
+    sizes = sizes_of(cache, len(items))
+    batch = Batch(sizes, prefill.seconds, answering.seconds, int(mask.sum()), peak.bytes)
     if unit.first:
         found.maps.append(map_of(tokenizer, unit, budget, cache, items[0], rows[0]))
-    enter(unit, budget, items, [[score] for score in scores], notes, found)
+    enter(unit, budget, items, [[score] for score in scores], [batch], found)
 
 
 def _last(one: Asked) -> Asked:
@@ -136,28 +139,29 @@ def _last(one: Asked) -> Asked:
     return replace(one, prompt=one.prompt[-1:])
 
 
-def compressed(cache: Cache, unit: Unit, budget: Any) -> Cache:
-    """A copy of ``cache``, which holds a whole prompt, within ``budget``."""
-    twin = cache.copy(budget=_share(budget, cache.compressible[0].store.slot_bytes()))
-    if unit.variant != FULL:
-        twin.compress()
-        _check(twin, unit, budget)
-    twin.compressing = False
+def within(cache: Cache, unit: Unit, budget: Any) -> Cache:
+    """A copy of ``cache``, which holds whole prompts, at ``budget`` of ``unit``. Raises ``NotCompressed``."""
+    if unit.variant == FULL:
+        return compressed(cache, 1.0)
+    twin = compressed(cache, _share(budget, cache))
+    _check(twin, unit, budget)
     return twin
 
 
-def _share(budget: Any, slot: SlotBytes) -> Any:
-    """A share of the bytes of a plain cache as a share of its tokens: a slot also has a position, and may have votes
-    and statistics."""
-    is_share = isinstance(budget, float) and budget < 1
-    return min(1.0, budget * slot.plain / (slot.content + slot.beside)) if is_share else budget
+def _share(budget: Any, cache: Cache) -> Any:
+    """A share of the bytes of a plain cache as a share of its tokens: a slot of ``cache`` also has a position, and may
+    have votes and statistics. Other budgets stay what they are."""
+    if not isinstance(budget, float) or budget == 1:
+        return budget
+    slot = cache.compressible[0].store.slot_bytes()
+    return min(1.0, budget * slot.plain / (slot.content + slot.beside))
 
 
-def _budget(model: Any, setup: Setup, unit: Unit, budget: Any) -> Any:
-    """The same before anything is read: the size of a slot is found on one token."""
+def _before_reading(model: Any, setup: Setup, unit: Unit, budget: Any) -> Any:
+    """``_share`` before anything is read: the size of a slot is found on one token."""
     probe = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
     read(model, probe, [[0]])
-    return _share(budget, probe.compressible[0].store.slot_bytes())
+    return _share(budget, probe)
 
 
 def _check(cache: Cache, unit: Unit, budget: Any) -> None:

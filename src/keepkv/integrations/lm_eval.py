@@ -20,8 +20,8 @@ from keepkv.cli import arguments
 from keepkv.core.budget import Budget
 from keepkv.engine.cache import Cache
 from keepkv.errors import KeepKVError
-from keepkv.evaluation.asking import Ids, pad, read, rows_of, step
 from keepkv.methods import method_info
+from keepkv.tasks.asking import Ids, pad, read, rows_of, step
 
 try:
     from lm_eval.api.registry import register_model

@@ -1,1 +1,12 @@
-"""What a measurement is made with and made of: versions, memory, ledgers, rows."""
+"""How a measurement is taken and written down: meters, what it was made with, intervals, rows, ledgers."""
+
+from keepkv.measure.interval import Estimate, Percentiles, bootstrap, share, wilson
+from keepkv.measure.ledger import Ledger
+from keepkv.measure.made_with import MadeWith
+from keepkv.measure.meters import Energy, Peak, Time
+from keepkv.measure.rows import Row, RowError, method_label
+
+__all__ = [
+    "Energy", "Estimate", "Ledger", "MadeWith", "Peak", "Percentiles", "Row", "RowError", "Time", "bootstrap",
+    "method_label", "share", "wilson",
+]  # fmt: skip

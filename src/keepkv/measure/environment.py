@@ -1,4 +1,4 @@
-"""What a measurement was made with."""
+"""Names of what runs here: versions of libraries, the device, the revision of keepkv."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that decide a result."""
+    """The versions of the libraries that decide a result, by name."""
     try:
         own = metadata.version("keepkv")
     except metadata.PackageNotFoundError:
@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name(model: Any) -> str:
-    """``cpu``, or the GPU by its own name."""
+    """``cpu``, or the GPU with its own name: ``cuda:0 (NVIDIA H200)``."""
     device: torch.device = model.device
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 

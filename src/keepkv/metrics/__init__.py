@@ -2,13 +2,12 @@
 
 from keepkv.metrics.agreement import top1_agreement
 from keepkv.metrics.divergence import kl
-from keepkv.metrics.interval import Estimate, bootstrap, share, wilson
 from keepkv.metrics.loyalty import Loyalty, casefolded, identity, overall_loyalty, same_answer
 from keepkv.metrics.output import relative_error
 from keepkv.metrics.prefix import common_prefix
 from keepkv.metrics.rouge import rouge_1, rouge_l, verbatim
 
 __all__ = [
-    "Estimate", "Loyalty", "bootstrap", "casefolded", "common_prefix", "identity", "kl", "overall_loyalty",
-    "relative_error", "rouge_1", "rouge_l", "same_answer", "share", "top1_agreement", "verbatim", "wilson",
+    "Loyalty", "casefolded", "common_prefix", "identity", "kl", "overall_loyalty", "relative_error", "rouge_1",
+    "rouge_l", "same_answer", "top1_agreement", "verbatim",
 ]  # fmt: skip

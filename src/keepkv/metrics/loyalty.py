@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from keepkv.metrics.interval import wilson
+from keepkv.measure.interval import wilson
 
 Normalise = Callable[[str], str]
 

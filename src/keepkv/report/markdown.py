@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from keepkv.report.numbers import Report, label
+from keepkv.evaluation.rows import CellRow
+from keepkv.report.numbers import Report, budget_label
 from keepkv.report.page import MODES
-from keepkv.report.read import Cell
 
 
 def markdown(report: Report) -> str:
@@ -39,7 +39,7 @@ def markdown(report: Report) -> str:
 
 def _table(report: Report, mode: str, length: int) -> list[str]:
     task, budget = report.main(mode, length), report.start[3]
-    cells = {(cell.method, label(cell.budget)): cell for cell in report.at(task, mode, length)}
+    cells = {(cell.method, budget_label(cell.budget)): cell for cell in report.at(task, mode, length)}
     ranked = list(dict.fromkeys(cell.method for cell in [*report.at(task, mode, length, budget), *cells.values()]))
     rows = [f"| method | {' | '.join(report.budgets)} |", "|---" + "|---:" * len(report.budgets) + "|"]
     for method in ranked:
@@ -49,7 +49,7 @@ def _table(report: Report, mode: str, length: int) -> list[str]:
     return rows
 
 
-def _cell(cell: Cell | None) -> str:
+def _cell(cell: CellRow | None) -> str:
     if cell is None or cell.score is None:
         return "–"
     spread = "" if cell.low is None or cell.high is None else f" {cell.low:.2f}–{cell.high:.2f}"

@@ -8,18 +8,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
-from keepkv.evaluation.fidelity.measure import ALWAYS
-from keepkv.metrics import Estimate, bootstrap
-from keepkv.report.read import Asked, Cell, Evaluation, Item, Key, Leakage, Speed
+from keepkv.evaluation.leakage.rows import LeakageRow
+from keepkv.evaluation.rows import BudgetAsked, CellKey, CellRow, ItemRow, SpeedRow
+from keepkv.evaluation.setup import BASELINES
+from keepkv.measure.interval import Estimate, bootstrap
+from keepkv.report.read import Evaluation
 
 T = TypeVar("T")
 ALL = "all tasks"
-BASELINES = ALWAYS  # the reference, the null and a plain eviction: never hidden
 UNKNOWN = Estimate(math.nan, None, None, ())
 USUAL = 0.1  # the budget that is shown first is the share nearest to this, whatever the results
 
 
-class Place(NamedTuple):
+class Needle(NamedTuple):
     """Where a needle lies, and what became of it. depth: 0 at the start of the context, 1 at its end."""
 
     task: str
@@ -41,7 +42,7 @@ class Report:
     """
 
     evaluation: Evaluation
-    cells: list[Cell]
+    cells: list[CellRow]
     tasks: list[str]
     lengths: list[int]
     modes: list[str]
@@ -50,15 +51,15 @@ class Report:
     positions: list[float]
     start: tuple[str, str, int, str]  # task, mode, length and budget shown first
     chosen: list[str]
-    needles: list[Place]
+    needles: list[Needle]
     failures: list[tuple[str, str, int, list[str]]]  # method, error, how many, on which tasks
     notes: list[str]
 
-    def at(self, task: str, mode: str, length: int, budget: str | None = None) -> list[Cell]:
+    def at(self, task: str, mode: str, length: int, budget: str | None = None) -> list[CellRow]:
         """Cells of a task, mode and length, best first; of one budget and the full cache where ``budget`` is given."""
         found = [cell for cell in self.cells if (cell.task, cell.mode, cell.length) == (task, mode, length)]
         if budget is not None:
-            found = [cell for cell in found if cell.method == "full" or label(cell.budget) == budget]
+            found = [cell for cell in found if cell.method == "full" or budget_label(cell.budget) == budget]
         return sorted(found, key=lambda cell: -(cell.score if cell.score is not None else -1.0))
 
     def panels(self) -> list[tuple[str, int]]:
@@ -72,13 +73,13 @@ class Report:
         return next(task for task in (ALL, *self.tasks) if task in held)
 
     @property
-    def lost(self) -> list[Cell]:
+    def lost(self) -> list[CellRow]:
         """Cells whose whole interval lies below the full cache, worst first."""
         worse = [cell for cell in self.cells if cell.minus_full_high is not None and cell.minus_full_high < 0]
         return sorted((c for c in worse if c.task != ALL and c.method != "random"), key=lambda c: c.minus_full or 0)
 
 
-def label(budget: Asked) -> str:
+def budget_label(budget: BudgetAsked) -> str:
     """``10 %``, ``512 slots`` or ``256MiB``."""
     if isinstance(budget, float):
         return f"{100 * budget:g} %"
@@ -92,10 +93,10 @@ def arrange(evaluation: Evaluation, step: Callable[[str], None] = lambda what: N
     tasks = _order(run.tasks, (cell.task for cell in cells))
     modes = _order(run.modes, (cell.mode for cell in cells))
     lengths = sorted({cell.length for cell in cells})
-    asked = list({label(c.budget): c.budget for c in cells if c.method != "full"}.values()) or [1.0]
+    asked = list({budget_label(c.budget): c.budget for c in cells if c.method != "full"}.values()) or [1.0]
     asked.sort(key=lambda one: (isinstance(one, str), isinstance(one, int), one if not isinstance(one, str) else 0))
     shares = [one for one in asked if isinstance(one, float)]
-    budget = label(min(shares, key=lambda one: abs(math.log(one / USUAL)))) if shares else label(asked[0])
+    budget = budget_label(min(shares, key=lambda one: abs(math.log(one / USUAL)))) if shares else budget_label(asked[0])
     found = [*pooled, *cells]
     mode = modes[0]
     held = {(cell.length, cell.task) for cell in cells if cell.mode == mode}
@@ -110,7 +111,7 @@ def arrange(evaluation: Evaluation, step: Callable[[str], None] = lambda what: N
         lengths,
         modes,
         [],
-        [label(one) for one in asked],
+        [budget_label(one) for one in asked],
         _positions(asked),
         start,
         [],
@@ -124,9 +125,9 @@ def arrange(evaluation: Evaluation, step: Callable[[str], None] = lambda what: N
     return replace(report, methods=ranked, chosen=[n for n in ranked if n in BASELINES or n in leading])
 
 
-def peaks(rows: Sequence[Leakage]) -> list[Leakage]:
+def peaks(rows: Sequence[LeakageRow]) -> list[LeakageRow]:
     """Of each method, order and handling of spans, the row that leaks most; worst first."""
-    worst: dict[tuple[str, str, str], Leakage] = {}
+    worst: dict[tuple[str, str, str], LeakageRow] = {}
     for row in rows:
         key = (row.method, row.order, row.spans)
         if key not in worst or (row.leak or 0) > (worst[key].leak or 0):
@@ -149,7 +150,7 @@ def _order(given: Sequence[str], found: Iterable[str]) -> list[str]:
     return [*(one for one in dict.fromkeys(given) if one in held), *(one for one in held if one not in given)]
 
 
-def _positions(asked: Sequence[Asked]) -> list[float]:
+def _positions(asked: Sequence[BudgetAsked]) -> list[float]:
     """By the logarithm where all are shares, else evenly."""
     if len(asked) < 2:
         return [0.5] * len(asked)
@@ -159,20 +160,20 @@ def _positions(asked: Sequence[Asked]) -> list[float]:
     return [i / (len(asked) - 1) for i in range(len(asked))]
 
 
-def _pool(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[Cell], list[str]]:
+def _pool(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[CellRow], list[str]]:
     """One cell for each mode, length, method and budget, over the items of all tasks, a failed item as 0.
 
     The unit of the bootstrap is the item, and the same items are drawn for every method: differences are paired. A
     method that was not given all of the items has no pooled score, which a note says.
     """
-    panels: dict[tuple[str, int], dict[tuple[str, str], dict[tuple[str, int], Item]]] = defaultdict(dict)
+    panels: dict[tuple[str, int], dict[tuple[str, str], dict[tuple[str, int], ItemRow]]] = defaultdict(dict)
     for item in evaluation.items:
-        own = panels[item.mode, item.length].setdefault((item.method, label(item.budget)), {})
+        own = panels[item.mode, item.length].setdefault((item.method, budget_label(item.budget)), {})
         own[item.task, item.seed] = item
     speed = _speeds(evaluation.speed)
-    parts: dict[tuple[str, int, str, str], list[Cell]] = defaultdict(list)
+    parts: dict[tuple[str, int, str, str], list[CellRow]] = defaultdict(list)
     for cell in evaluation.cells:
-        parts[cell.mode, cell.length, cell.method, label(cell.budget)].append(cell)
+        parts[cell.mode, cell.length, cell.method, budget_label(cell.budget)].append(cell)
     made, notes = [], []
     short: dict[tuple[str, int, int, int], list[str]] = defaultdict(list)  # methods that were not given every item
     for (mode, length), groups in panels.items():
@@ -193,15 +194,16 @@ def _pool(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[Cel
             of = parts.get((mode, length, method, budget), [])
             read, written = speed.get((mode, length, method, budget), (None, None))
             made.append(
-                Cell(
-                    ALL, length, next(iter(items.values())).mode, method, next(iter(items.values())).budget,
-                    n=len(wanted), failed=sum(one.score is None for one in items.values()), score=score.mean,
+                CellRow(
+                    task=ALL, length=length, mode=next(iter(items.values())).mode, method=method,
+                    budget=next(iter(items.values())).budget, n=len(wanted),
+                    failed=sum(one.score is None for one in items.values()), score=score.mean,
                     low=score.low, high=score.high, minus_full=None if minus is UNKNOWN else minus.mean,
                     minus_full_low=minus.low, minus_full_high=minus.high,
                     ratio=_mean(c.ratio for c in of), bytes=_mean(c.bytes for c in of),
                     full_bytes=_mean(c.full_bytes for c in of),
                     peak_bytes=max((c.peak_bytes for c in of if c.peak_bytes is not None), default=None),
-                    read_per_s=read, written_per_s=written, leaked=None,
+                    read_per_s=read, written_per_s=written, made_with=evaluation.run.environment,
                 )
             )  # fmt: skip
     for (mode, length, given, wanted_items), methods in short.items():
@@ -212,11 +214,11 @@ def _pool(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[Cel
     return made, notes
 
 
-def _speeds(rows: Iterable[Speed]) -> dict[tuple[str, int, str, str], tuple[float | None, float | None]]:
+def _speeds(rows: Iterable[SpeedRow]) -> dict[tuple[str, int, str, str], tuple[float | None, float | None]]:
     """Tokens read and written per second, all batches of a mode, length, method and budget together."""
     sums: dict[tuple[str, int, str, str], list[float]] = defaultdict(lambda: [0.0] * 4)
     for row in rows:
-        key = (row.mode, row.length, row.method, label(row.budget))
+        key = (row.mode, row.length, row.method, budget_label(row.budget))
         for i, value in enumerate((row.tokens_read, row.prefill_s, row.tokens_written, row.answer_s)):
             sums[key][i] += value
     return {k: (a / b if b > 0 else None, c / d if d > 0 else None) for k, (a, b, c, d) in sums.items()}
@@ -227,18 +229,18 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(held) / len(held) if held else None
 
 
-def _needles(items: Iterable[Item]) -> list[Place]:
+def _needles(items: Iterable[ItemRow]) -> list[Needle]:
     """Of items with a depth, scores by depth, in tenths, and length."""
     found: dict[tuple[str, str, str, str, float, int], list[float]] = defaultdict(list)
     for item in items:
         if "depth" in item.tags:
             depth = round(min(1.0, max(0.0, item.tags["depth"])), 1)
-            key = (item.task, item.mode, item.method, label(item.budget), depth, item.length)
+            key = (item.task, item.mode, item.method, budget_label(item.budget), depth, item.length)
             found[key].append(item.score or 0.0)
-    return [Place(*key, sum(scores) / len(scores), len(scores)) for key, scores in found.items()]
+    return [Needle(*key, sum(scores) / len(scores), len(scores)) for key, scores in found.items()]
 
 
-def _failures(items: Iterable[Item]) -> list[tuple[str, str, int, list[str]]]:
+def _failures(items: Iterable[ItemRow]) -> list[tuple[str, str, int, list[str]]]:
     found: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for item in items:
         if item.score is None:
@@ -247,14 +249,14 @@ def _failures(items: Iterable[Item]) -> list[tuple[str, str, int, list[str]]]:
     return sorted(rows, key=lambda row: -row[2])
 
 
-def _place(key: Key) -> tuple[str, int, str, str, str]:
-    return key.task, key.length, key.mode, key.method, label(key.budget)
+def _key(row: CellKey) -> tuple[str, int, str, str, str]:
+    return row.task, row.length, row.mode, row.method, budget_label(row.budget)
 
 
 def _doubts(evaluation: Evaluation) -> list[str]:
     """What a reader should know before believing the numbers."""
-    counts = Counter(_place(item) for item in evaluation.items)
-    stale = [cell for cell in evaluation.cells if counts[_place(cell)] not in (cell.n, cell.n + cell.failed)]
+    counts = Counter(_key(item) for item in evaluation.items)
+    stale = [cell for cell in evaluation.cells if counts[_key(cell)] not in (cell.n, cell.n + cell.failed)]
     notes = []
     if stale:
         notes.append(

@@ -9,19 +9,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from html import escape
 from importlib.resources import files
 from typing import Any
 
-from keepkv.evaluation.rows import label as named
-from keepkv.report.numbers import ALL, BASELINES, Report, label, peaks
-from keepkv.report.read import Cell, Map
+from keepkv.evaluation.rows import CellRow, MapRow
+from keepkv.evaluation.setup import BASELINES
+from keepkv.report.numbers import ALL, Report, budget_label, peaks
 from keepkv.report.style import styles
 
 COLUMNS = (
     "n", "failed", "score", "low", "high", "minus_full", "minus_full_low", "minus_full_high", "ratio", "bytes",
     "full_bytes", "peak_bytes", "read_per_s", "written_per_s", "leaked",
+)  # fmt: skip
+LEAKAGE = (
+    "order", "spans", "removed", "n", "leak", "leak_low", "leak_high", "directive", "directive_low", "directive_high",
+    "keep_defence", "keep_directive",
 )  # fmt: skip
 MODES = {
     "agnostic": "Query-agnostic: the context is compressed before any question is seen.",
@@ -55,11 +58,11 @@ def page(report: Report, figures: Sequence[str] = ()) -> str:
 def data(report: Report) -> dict[str, Any]:
     """What the page's script draws from, as plain data; tasks, modes, methods and budgets as indices into lists."""
     ev = report.evaluation
-    extra = [named(row.method, row.options) for row in ev.fidelity] + [row.method for row in ev.leakage]
+    extra = [row.label for row in ev.fidelity] + [row.method for row in ev.leakage]
     methods = list(dict.fromkeys([*report.methods, *(m.method for m in ev.maps), *extra]))
     style = styles(methods)
     tasks = [ALL, *report.tasks]
-    budgets = list(dict.fromkeys([*report.budgets, *(label(c.budget) for c in report.cells)]))
+    budgets = list(dict.fromkeys([*report.budgets, *(budget_label(c.budget) for c in report.cells)]))
     maps, left_out = _maps(report, methods)
     task, mode, length, budget = report.start
     return {
@@ -75,7 +78,7 @@ def data(report: Report) -> dict[str, Any]:
         "columns": COLUMNS,
         "cells": [
             [tasks.index(c.task), report.modes.index(c.mode), report.lengths.index(c.length), methods.index(c.method)]
-            + [budgets.index(label(c.budget)), *(_short(getattr(c, name)) for name in COLUMNS)]
+            + [budgets.index(budget_label(c.budget)), *(_short(getattr(c, name)) for name in COLUMNS)]
             for c in report.cells
         ],
         "needles": [
@@ -87,10 +90,12 @@ def data(report: Report) -> dict[str, Any]:
         "maps": maps,
         "maps_left_out": left_out,
         "failures": [[m, e, n, t] for m, e, n, t in report.failures],
-        "leakage": [asdict(row) | {"method": methods.index(row.method)} for row in ev.leakage],
+        "leakage": [
+            {"method": methods.index(row.method)} | {name: getattr(row, name) for name in LEAKAGE} for row in ev.leakage
+        ],
         "peaks": [ev.leakage.index(row) for row in peaks(ev.leakage)],
         "fidelity": [
-            {"method": methods.index(named(row.method, row.options)), "budget": label(row.budget), "ratio": row.ratio}
+            {"method": methods.index(row.label), "budget": budget_label(row.budget), "ratio": row.ratio}
             | {"segments": row.segments, "context": row.context}
             | {name: [one.mean, one.low, one.high] for name, one in row.metrics.items()}
             for row in ev.fidelity
@@ -132,7 +137,7 @@ def _commit(revision: str | None) -> str:
 def _summary(report: Report, mode: str, length: int) -> str:
     """The scores of a mode and length as a table: what a reader without scripts has."""
     task = report.main(mode, length)
-    cells = {(cell.method, label(cell.budget)): cell for cell in report.at(task, mode, length)}
+    cells = {(cell.method, budget_label(cell.budget)): cell for cell in report.at(task, mode, length)}
     full = next((cell for (method, _), cell in cells.items() if method == "full"), None)
     ranked = dict.fromkeys(cell.method for cell in report.at(task, mode, length, report.start[3]))
     head = "".join(f"<th scope=col>{escape(budget)}</th>" for budget in report.budgets)
@@ -147,7 +152,7 @@ def _summary(report: Report, mode: str, length: int) -> str:
     )
 
 
-def _score(cell: Cell | None) -> str:
+def _score(cell: CellRow | None) -> str:
     if cell is None or cell.score is None:
         return "<td>–</td>"
     spread = "" if cell.low is None or cell.high is None else f" <small>{cell.low:.2f}–{cell.high:.2f}</small>"
@@ -162,8 +167,8 @@ def _maps(report: Report, methods: list[str]) -> tuple[dict[str, Any], int]:
     size = 0
     shown = report.start[3]
 
-    def turn(one: Map) -> tuple[int, bool, int]:
-        return one.length, one.method != "full" and label(one.budget) != shown, report.modes.index(one.mode)
+    def turn(one: MapRow) -> tuple[int, bool, int]:
+        return one.length, one.method != "full" and budget_label(one.budget) != shown, report.modes.index(one.mode)
 
     ordered = sorted(report.evaluation.maps, key=turn)
     for one in ordered:
@@ -176,7 +181,7 @@ def _maps(report: Report, methods: list[str]) -> tuple[dict[str, Any], int]:
             known[key] = len(texts)
             texts.append({"tokens": one.tokens, "questions": one.questions, "answers": one.answers})
         survival = "".join(STEPS[round(63 * min(1.0, max(0.0, value)))] for value in one.survival)
-        where = [one.task, one.mode, one.length, methods.index(one.method), label(one.budget)]
+        where = [one.task, one.mode, one.length, methods.index(one.method), budget_label(one.budget)]
         rows.append([*where, known[key], one.kept, survival])
     return {"texts": texts, "rows": rows, "steps": STEPS}, len(ordered) - len(rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from keepkv.report.numbers import BASELINES
+from keepkv.evaluation.setup import BASELINES
 
 # Apart from each other for the colour-blind as far as ten can be; the page has a lighter set for the dark.
 PALETTE = ("#2563d9", "#dd5f1b", "#12876a", "#b0389a", "#b98900", "#0c93b8", "#7b4fd0", "#cc3344", "#648a00", "#8a5638")

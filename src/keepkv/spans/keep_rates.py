@@ -7,6 +7,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from keepkv.core.survival import survival
 from keepkv.spans.rows import RowSpans
 
 
@@ -17,24 +18,22 @@ def keep_rates(spans: RowSpans, layers: list[Tensor], seen: Tensor) -> dict[str,
     together, over all rows. "rest" is what lies in no fair or protected span, "generated" what came after the prompt.
     A span that has not begun is left out.
     """
-    tokens: dict[str, float] = defaultdict(float)
-    held: dict[str, float] = defaultdict(float)
     if spans.which is None or not layers:
         return {}
-
-    def add(name: str, size: int, row: int, members: list[Tensor]) -> None:
-        if size > 0:
-            tokens[name] += size
-            held[name] += float(torch.stack([x[row].sum(-1).double().mean() for x in members]).mean())
-
-    for row, (index, now) in enumerate(zip(spans.which.tolist(), seen.tolist(), strict=True)):
-        for span in spans.policy.lists[index]:
-            size = min(span.end, now) - span.start
-            add(span.label, size, row, [(x >= span.start) & (x < span.end) for x in layers])
-    free = [(x >= 0) & ~spans.protects(x) for x in layers]
-    groups, sizes = [spans.group_of(x) for x in layers], spans.tokens(seen).tolist()
-    for name, group in (("rest", -2), ("generated", -1)):
-        of_layers = [f & (g == spans.groups.fair.size + 2 + group) for f, g in zip(free, groups, strict=True)]
-        for row in range(len(sizes)):
-            add(name, sizes[row][group], row, of_layers)
-    return {name: held[name] / tokens[name] for name in tokens}
+    every = torch.arange(int(seen.max()), device=seen.device).expand(len(seen), -1)  # (B,T) the tokens of each row
+    held = survival(layers, every.shape[1]).to(seen.device)
+    within = every < seen[:, None]
+    free, groups = within & ~spans.protects(every), spans.group_of(every)
+    masks = {name: free & (groups == spans.groups.fair.size + i) for i, name in enumerate(("rest", "generated"))}
+    parts = [
+        (span.label, row, within[row] & (every[row] >= span.start) & (every[row] < span.end))
+        for row, index in enumerate(spans.which.tolist())
+        for span in spans.policy.lists[index]
+    ]
+    parts += [(name, row, mask[row]) for name, mask in masks.items() for row in range(len(seen))]
+    tokens: dict[str, int] = defaultdict(int)
+    kept: dict[str, float] = defaultdict(float)
+    for name, row, mask in parts:
+        tokens[name] += int(mask.sum())
+        kept[name] += float(held[row, mask].sum())
+    return {name: kept[name] / n for name, n in tokens.items() if n}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from keepkv.metrics.rouge import rouge_l
+from keepkv.tasks.asking import read, reply
 from keepkv.tasks.base import Item, Question
 
 
@@ -69,14 +70,10 @@ def score(model: Any, tokenizer: Any, cache: Any, question: Question) -> Score:
     """
     prompt = tokenizer.encode(question.prompt, add_special_tokens=False)
     answer = tokenizer.encode(question.answer, add_special_tokens=False)
-    fed = torch.tensor([prompt], device=model.device)
-    reply: list[int] = []
+    seen = torch.ones(1, cache.get_seq_length(), dtype=torch.int64, device=model.device)
     end = getattr(tokenizer, "eos_token_id", None) if question.limit else None
-    while len(reply) < (question.limit or len(answer)) and (not reply or reply[-1] != end):
-        logits = model(input_ids=fed, past_key_values=cache, use_cache=True).logits
-        reply.append(int(logits[0, -1].argmax()))
-        fed = torch.tensor([reply[-1:]], device=model.device)
-    return grade(tokenizer, question, answer, reply)
+    said, _ = reply(model, cache, seen, [prompt], question.limit or len(answer), end)
+    return grade(tokenizer, question, answer, said[0].tolist())
 
 
 @torch.inference_mode()
@@ -88,11 +85,5 @@ def score_item(model: Any, tokenizer: Any, item: Item, cache: Any = None) -> lis
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config) if cache is None else cache
-    context = torch.tensor([tokenizer.encode(item.context)], device=model.device)
-    # The logits of the context are not needed: keep those of its last token only.
-    model(input_ids=context, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return [score(model, tokenizer, _copy(cache), question) for question in item.questions]
-
-
-def _copy(cache: Any) -> Any:
-    return cache.copy() if hasattr(cache, "copy") else copy.deepcopy(cache)
+    read(model, cache, [tokenizer.encode(item.context)])
+    return [score(model, tokenizer, copy.deepcopy(cache), question) for question in item.questions]

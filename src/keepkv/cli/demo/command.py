@@ -9,7 +9,7 @@ import typer
 
 from keepkv.cli import arguments
 from keepkv.cli.demo.material import Material, own, shipped
-from keepkv.cli.demo.measure import Row, measure
+from keepkv.cli.demo.measure import Compared, measure
 from keepkv.cli.demo.show import show
 from keepkv.cli.demo.strip import cells
 from keepkv.cli.load import load
@@ -83,9 +83,9 @@ def demo(
         show(console(), material, rows, budget)
 
 
-def _as_dict(material: Material, rows: list[Row], budget: str) -> dict[str, Any]:
+def _as_dict(material: Material, rows: list[Compared], budget: str) -> dict[str, Any]:
     return {
-        "tokens": material.context.shape[1],
+        "tokens": len(material.context),
         "budget": budget,
         "questions": [asdict(one) for one in material.asked],
         "rows": [

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from keepkv.cli.demo.measure import Asked
 from keepkv.errors import KeepKVError
 from keepkv.tasks import demo_document
+from keepkv.tasks.asking import Ids
 from keepkv.tasks.chat import frame
 
 QUESTIONS = (
@@ -23,9 +21,10 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class Material:
-    """context (1,T) token ids. places: token of the context where the answer of each question stands, or ``None``."""
+    """What is read and asked. context: token ids. places: which token of the context the answer of each question
+    begins with; ``None`` where that is not known."""
 
-    context: Tensor
+    context: Ids
     asked: list[Asked]
     places: list[int | None]
 
@@ -56,7 +55,7 @@ def _material(tokenizer: Any, model: Any, text: str, asked: list[Asked]) -> Mate
         raise KeepKVError(f"the document has {len(ids)} tokens and the model reads {limit}: give a shorter one")
     places = [_place(tokenizer, text, one.answer) for one in asked]
     asked = [Asked(around.between + one.prompt + around.end, one.answer) for one in asked]
-    return Material(torch.tensor([ids], device=model.device), asked, places)
+    return Material(ids, asked, places)
 
 
 def _place(tokenizer: Any, text: str, answer: str | None) -> int | None:

@@ -7,17 +7,19 @@ none are known.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import keepkv
-from keepkv.evaluation.maps import survival
-from keepkv.evaluation.setup import Variant
+from keepkv.evaluation.setup import FULL, Variant
+from keepkv.measure.meters import Time
+from keepkv.metrics import kl
+from keepkv.tasks.asking import Ids, greedy, pad, read, reply, rows_of, step, survival_of
 
 TIMED = 32  # tokens decoded to measure decoding speed
 
@@ -46,8 +48,8 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One method. ``survival``: for each token of the context, the share of (layer, head) that still hold it."""
+class Compared:
+    """What one method did. survival: for each token of the context, the share of (layer, head) that still hold it."""
 
     label: str
     replies: list[Reply]
@@ -73,122 +75,116 @@ class Row:
 
 
 @dataclass(frozen=True)
+class _Reading:
+    """A cache that holds the context, compressed and closed to further compression, its mask, and seconds it took."""
+
+    cache: Any
+    mask: Tensor
+    seconds: float
+
+
+@dataclass(frozen=True)
 class _Question:
-    prompt: Tensor  # (1,T)
-    answer: list[int]  # tokens of the reference answer
+    prompt: Ids
+    answer: Ids  # tokens of the reference answer
     known: str | None
-    log_probs: Tensor  # (len(answer),V) of the full cache
+    logits: Tensor  # (len(answer),V) of the full cache
 
 
 @torch.inference_mode()
 def measure(
     model: Any,
     tokenizer: Any,
-    context: Tensor,
+    context: Ids,
     asked: Sequence[Asked],
     variants: Sequence[Variant],
     budget: float | int | str,
     *,
     reply_tokens: int | None = None,
     step: Callable[[str], None] = lambda what: None,
-) -> list[Row]:
-    """One row for the full cache, then one per variant.
+) -> list[Compared]:
+    """One entry for the full cache, then one per variant.
 
-    context (1,T) token ids. reply_tokens: length of a reply; ``None`` for as many tokens as the known answer has.
+    context: token ids. reply_tokens: length of a reply; ``None`` for as many tokens as the known answer has.
     """
-    full, seconds = None, 0.0
     for _ in range(2):  # the first pass warms up, the second is timed
         step("full")
-        full, seconds = _read(model, context, Variant("full"), 1.0)
+        full = _read(model, context, FULL, 1.0)
     questions = [_reference(model, tokenizer, full, one, reply_tokens) for one in asked]
-    rows = [_row(model, tokenizer, context, full, seconds, Variant("full"), questions, reply_tokens)]
+    found = [_compare(model, tokenizer, context, full, FULL, questions, reply_tokens)]
     for variant in variants:
         step(variant.label)
-        cache, seconds = _read(model, context, variant, budget)
-        rows.append(_row(model, tokenizer, context, cache, seconds, variant, questions, reply_tokens))
-    return rows
+        reading = _read(model, context, variant, budget)
+        found.append(_compare(model, tokenizer, context, reading, variant, questions, reply_tokens))
+    return found
 
 
-def _read(model: Any, context: Tensor, variant: Variant, budget: int | float | str) -> tuple[Any, float]:
-    """The compressed cache of the context, closed to further compression, and the seconds it took."""
+def _read(model: Any, context: Ids, variant: Variant, budget: int | float | str) -> _Reading:
     cache = keepkv.Cache(model, method=variant.method, budget=budget, **variant.options)
-    start = _clock(model)
-    model(input_ids=context, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    seconds = _clock(model) - start
+    with Time(model.device) as time:
+        mask = read(model, cache, [context])
     cache.compressing = False
-    return cache, seconds
+    return _Reading(cache, mask, time.seconds)
 
 
-def _reference(model: Any, tokenizer: Any, full: Any, asked: Asked, reply_tokens: int | None) -> _Question:
-    prompt = _ids(tokenizer, asked.prompt, model)
+def _reference(model: Any, tokenizer: Any, full: _Reading, asked: Asked, reply_tokens: int | None) -> _Question:
+    prompt = tokenizer.encode(asked.prompt, add_special_tokens=False)
     if asked.answer is None:
-        answer = _decode(model, tokenizer, full, prompt, reply_tokens or TIMED)[0]
+        answer = _answer(model, tokenizer, full, prompt, reply_tokens or TIMED)
     else:
         answer = tokenizer.encode(asked.answer, add_special_tokens=False)
     return _Question(prompt, answer, asked.answer, _forced(model, full, prompt, answer))
 
 
-def _row(
+def _compare(
     model: Any,
     tokenizer: Any,
-    context: Tensor,
-    cache: Any,
-    seconds: float,
+    context: Ids,
+    reading: _Reading,
     variant: Variant,
     questions: Sequence[_Question],
     reply_tokens: int | None,
-) -> Row:
-    replies = [_reply(model, tokenizer, cache, question, reply_tokens) for question in questions]
-    _, decoding = _decode(model, None, cache, questions[0].prompt, TIMED)
-    tokens = context.shape[1]
-    return Row(
+) -> Compared:
+    return Compared(
         label=variant.label,
-        replies=replies,
-        receipt=cache.report(),
-        prefill_per_second=tokens / seconds,
-        decode_per_second=(TIMED - 1) / decoding,
-        survival=survival(cache, tokens).tolist(),
+        replies=[_reply(model, tokenizer, reading, question, reply_tokens) for question in questions],
+        receipt=reading.cache.report(),
+        prefill_per_second=len(context) / reading.seconds,
+        decode_per_second=_decode_per_second(model, reading, questions[0].prompt),
+        survival=survival_of(reading.cache, len(context))[0].tolist(),
     )
 
 
-def _reply(model: Any, tokenizer: Any, cache: Any, question: _Question, reply_tokens: int | None) -> Reply:
-    log_probs = _forced(model, cache, question.prompt, question.answer)
-    kl = (question.log_probs.exp() * (question.log_probs - log_probs)).sum(-1).mean()
-    agreement = (log_probs.argmax(-1).cpu() == torch.tensor(question.answer)).float().mean()
-    ids, _ = _decode(model, tokenizer, cache, question.prompt, reply_tokens or len(question.answer))
+def _reply(model: Any, tokenizer: Any, reading: _Reading, question: _Question, reply_tokens: int | None) -> Reply:
+    logits = _forced(model, reading, question.prompt, question.answer)
+    ids = _answer(model, tokenizer, reading, question.prompt, reply_tokens or len(question.answer))
     text = tokenizer.decode(ids, skip_special_tokens=True)
     right = ids == question.answer if question.known is None else question.known.strip() in text
-    return Reply(text, right, float(agreement), max(float(kl), 0.0))
+    agreement = (logits.argmax(-1).cpu() == torch.tensor(question.answer)).float().mean()
+    return Reply(text, right, float(agreement), float(kl(question.logits, logits).mean()))
 
 
-def _forced(model: Any, cache: Any, prompt: Tensor, answer: list[int]) -> Tensor:
-    """(len(answer),V) float32 log probabilities of each token of ``answer``, given those before."""
-    given = torch.tensor([answer[:-1]], dtype=prompt.dtype, device=prompt.device)
-    ids = torch.cat([prompt, given], dim=1)
-    out = model(input_ids=ids, past_key_values=cache.copy(), use_cache=True, logits_to_keep=len(answer))
-    log_probs: Tensor = out.logits[0, -len(answer) :].float().log_softmax(-1)
-    return log_probs
+def _forced(model: Any, reading: _Reading, prompt: Ids, answer: Ids) -> Tensor:
+    """Logits (len(answer),V) of each token of ``answer``, given those before."""
+    twin, mask = rows_of(reading.cache, reading.mask, [0])
+    ids, new = pad([prompt + answer[:-1]], model.device)
+    return step(model, twin, ids, torch.cat((mask, new), dim=1), keep=len(answer))[0]
 
 
-def _decode(model: Any, tokenizer: Any, cache: Any, prompt: Tensor, tokens: int) -> tuple[list[int], float]:
-    """Greedy reply on a copy of ``cache``, and the seconds of its one-token steps; without tokenizer it never stops."""
-    cache, fed, reply = cache.copy(), prompt, []
-    start = 0.0
-    while True:
-        logits = model(input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        reply.append(int(logits[0, -1].argmax()))
-        start = start or _clock(model)
-        if len(reply) == tokens or (tokenizer is not None and reply[-1] == tokenizer.eos_token_id):
-            return reply, _clock(model) - start
-        fed = torch.tensor([reply[-1:]], device=prompt.device)
+def _answer(model: Any, tokenizer: Any, reading: _Reading, prompt: Ids, tokens: int) -> Ids:
+    """A greedy reply of ``tokens`` at most, on a copy of the cache."""
+    twin, mask = rows_of(reading.cache, reading.mask, [0])
+    said: Ids = reply(model, twin, mask, [prompt], tokens, tokenizer.eos_token_id)[0][0].tolist()
+    return said
 
 
-def _ids(tokenizer: Any, text: str, model: Any) -> Tensor:
-    return torch.tensor([tokenizer.encode(text, add_special_tokens=False)], device=model.device)
-
-
-def _clock(model: Any) -> float:
-    """Seconds, once the device has done what it was given."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return time.perf_counter()
+def _decode_per_second(model: Any, reading: _Reading, prompt: Ids) -> float:
+    """Tokens per second of one-token steps after ``prompt``, on a copy of the cache."""
+    twin, mask = rows_of(reading.cache, reading.mask, [0])
+    ids, new = pad([prompt], model.device)
+    said = greedy(model, twin, torch.cat((mask, new), dim=1), ids)
+    next(said)  # feeds the prompt
+    with Time(model.device) as time:
+        for token in islice(said, TIMED - 1):
+            int(token)  # as everything does that streams
+    return (TIMED - 1) / time.seconds

@@ -7,16 +7,16 @@ from typing import Any
 from rich.console import Console
 
 from keepkv.cli.demo.material import Material
-from keepkv.cli.demo.measure import Row
+from keepkv.cli.demo.measure import Compared
 from keepkv.cli.demo.strip import LEGEND, cell_of, cells, pointers, strip
 from keepkv.cli.output import table
 
 
-def show(out: Console, material: Material, rows: list[Row], budget: str) -> None:
+def show(out: Console, material: Material, rows: list[Compared], budget: str) -> None:
     """Table, strips and examples of what ``measure`` found."""
     known = material.has_answers
     out.print(
-        f"{material.context.shape[1]} tokens, {len(material.asked)} questions, budget {budget}. "
+        f"{len(material.context)} tokens, {len(material.asked)} questions, budget {budget}. "
         "Compressed before any question was seen."
     )
     out.print()
@@ -31,7 +31,7 @@ def show(out: Console, material: Material, rows: list[Row], budget: str) -> None
         _answers(out, material, rows, i)
 
 
-def _results(rows: list[Row], known: bool) -> Any:
+def _results(rows: list[Compared], known: bool) -> Any:
     names = ("right",) if known else ("same", "agree")
     made = table("method", *names, "KL", "cache MiB", "ratio", "prefill tok/s", "decode tok/s")
     for row in rows:
@@ -49,8 +49,8 @@ def _results(rows: list[Row], known: bool) -> Any:
     return made
 
 
-def _strips(out: Console, material: Material, rows: list[Row]) -> None:
-    tokens = material.context.shape[1]
+def _strips(out: Console, material: Material, rows: list[Compared]) -> None:
+    tokens = len(material.context)
     margin = max(len(row.label) for row in rows) + 2
     width = min(80, tokens, max(20, out.width - margin - 1))
     spots = [None if place is None else cell_of(place, tokens, width) for place in material.places]
@@ -67,14 +67,14 @@ def _strips(out: Console, material: Material, rows: list[Row]) -> None:
         out.print("▼ a fact is here: green if its question was answered right, red if wrong", style="dim")
 
 
-def _examples(rows: list[Row], count: int = 3) -> list[int]:
+def _examples(rows: list[Compared], count: int = 3) -> list[int]:
     """The questions on which the methods differ most."""
     asked = range(len(rows[0].replies))
     split = {i: abs(sum(row.replies[i].right for row in rows) - len(rows) / 2) for i in asked}
     return sorted(sorted(asked, key=lambda i: split[i])[:count])
 
 
-def _answers(out: Console, material: Material, rows: list[Row], i: int) -> None:
+def _answers(out: Console, material: Material, rows: list[Compared], i: int) -> None:
     out.print(material.asked[i].prompt.strip(), markup=False)
     margin = max(len(row.label) for row in rows) + 2
     for row in rows:

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from keepkv.core.budget import Budget
 from keepkv.engine.cache import Cache
-from keepkv.engine.layer import Layer
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.fidelity.replay import Call, record, replay
-from keepkv.evaluation.rows import FidelityRow, label
-from keepkv.measure import environment
-from keepkv.metrics import bootstrap, common_prefix, kl, relative_error, share, top1_agreement
+from keepkv.evaluation.fidelity.rows import FidelityRow
+from keepkv.evaluation.setup import BASELINES, Variant
+from keepkv.measure.interval import bootstrap, share
+from keepkv.measure.made_with import MadeWith
+from keepkv.metrics import common_prefix, kl, relative_error, top1_agreement
+from keepkv.tasks import asking
 
 Chosen = str | tuple[str, Mapping[str, Any]]  # a method by name, or with options
-ALWAYS = ("full", "random", "snapkv")  # the reference, the null, and a plain eviction
 SHARES = ("first_token", "loyalty")  # metrics that are a yes or no of each segment
 
 
@@ -27,19 +28,14 @@ SHARES = ("first_token", "loyalty")  # metrics that are a yes or no of each segm
 class _Case:
     """A method at a budget, and what was found on each segment so far."""
 
-    method: str
-    options: dict[str, Any]
+    variant: Variant
     budget: Budget
     receipts: list[Any] = field(default_factory=list)
     found: dict[str, list[float]] = field(default_factory=dict)
     layers: dict[int, list[float]] = field(default_factory=dict)
 
-    @property
-    def label(self) -> str:
-        return label(self.method, self.options)
-
     def cache(self, model: Any, seed: int) -> Cache:
-        return Cache(model, self.method, self.budget, **{"seed": seed, **self.options})
+        return Cache(model, self.variant.method, self.budget, **{"seed": seed, **self.variant.options})
 
 
 @dataclass(frozen=True)
@@ -97,81 +93,70 @@ def fidelity(
         case.cache(model, seed)  # a wrong name, option or budget fails here, before anything is measured
     for i, segment in enumerate(segments.to(model.device)):
         step(f"segment {i + 1}: full")
-        given, forced = segment[None, :context], segment[None, context:]
-        full = _read(model, given, cases[0], seed + i)
-        reference = _reference(model, full, forced, greedy)
+        given, forced = segment[:context].tolist(), segment[None, context:]
+        full, mask = _read(model, given, cases[0], seed + i)
+        reference = _reference(model, full, mask, forced, greedy)
         for case in cases:
-            step(f"segment {i + 1}: {case.label}")
-            cache = full if case is cases[0] else _read(model, given, case, seed + i)
+            step(f"segment {i + 1}: {case.variant.label}")
+            cache = full if case is cases[0] else _read(model, given, case, seed + i)[0]
             case.receipts.append(cache.report())
-            _measure(model, cache, forced, reference, case)
-    made_with: dict[str, Any] = {
-        "model": name or model.config._name_or_path or type(model).__name__,
-        "context": context,
-        "continuation": length - context,
-        "greedy": greedy,
-        "segments": n,
-        "seed": seed,
-        "versions": environment.versions(),
-        "device": environment.device_name(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "revision": environment.revision(),
-    }
-    return [_row(case, made_with) for case in cases]
+            _measure(model, cache, mask, forced, reference, case)
+    about = {"context": context, "continuation": length - context, "greedy": greedy, "segments": n, "seed": seed}
+    made_with = MadeWith.of(model, name)
+    return [_row(case, about, made_with) for case in cases]
 
 
 def _cases(methods: Sequence[Chosen], budgets: Sequence[Budget | float | int | str]) -> list[_Case]:
     """The full cache first; what is asked for twice is measured once."""
-    pairs = [(one, {}) if isinstance(one, str) else (one[0], dict(one[1])) for one in (*ALWAYS, *methods)]
+    chosen = [Variant(one) if isinstance(one, str) else Variant(one[0], dict(one[1])) for one in (*BASELINES, *methods)]
     whole = Budget.of(1.0)
     cases: dict[tuple[str, Budget], _Case] = {}
     for budget in map(Budget.of, budgets):
-        for method, options in pairs:
-            case = _Case(method, options, whole if method == "full" else budget)
-            cases.setdefault((case.label, case.budget), case)
+        for variant in chosen:
+            case = _Case(variant, whole if variant.method == "full" else budget)
+            cases.setdefault((variant.label, case.budget), case)
     if not cases:
         raise KeepKVError("give at least one budget")
-    return sorted(cases.values(), key=lambda case: case.method != "full")
+    return sorted(cases.values(), key=lambda case: case.variant.method != "full")
 
 
-def _read(model: Any, context: Tensor, case: _Case, seed: int) -> Cache:
-    """The cache of ``context`` (1,T), compressed once and closed to further compression."""
+def _read(model: Any, context: list[int], case: _Case, seed: int) -> tuple[Cache, Tensor]:
+    """The cache of ``context``, compressed once and closed to further compression, and its mask (1,T)."""
     cache = case.cache(model, seed)
-    model(input_ids=context, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    if any(isinstance(layer, Layer) and layer.pending for layer in cache.layers):
+    mask = asking.read(model, cache, [context])
+    if any(layer.pending for layer in cache.compressible):
         cache.compress()  # deferred to the next forward, which is ours to measure
     cache.compressing = False
-    receipt = cache.report()
-    if not receipt.compressed and case.method != "full" and case.budget.share != 1.0:
+    if not cache.report().compressed and case.variant.method != "full" and case.budget.share != 1.0:
         raise KeepKVError(
-            f"{case.label} with a budget of {case.budget} compressed nothing of {context.shape[1]} tokens: its row "
+            f"{case.variant.label} with a budget of {case.budget} compressed nothing of {len(context)} tokens: its row "
             "would be the full cache under another name. Give a smaller budget, a longer context, or a schedule that "
             "compresses the prompt."
         )
-    return cache
+    return cache, mask
 
 
-def _reference(model: Any, full: Cache, forced: Tensor, greedy: int) -> _Reference:
+def _reference(model: Any, full: Cache, mask: Tensor, forced: Tensor, greedy: int) -> _Reference:
     twin = full.copy()
     calls = record(twin)
-    logits = _logits(model, twin, forced)
+    logits = _logits(model, twin, mask, forced)
     stops = model.generation_config.eos_token_id if model.generation_config else None
     ends = set(stops if isinstance(stops, list) else [stops])
     reply: list[int] = []
-    for token in _decode(model, full, forced[:, :1]):
+    for token in _decode(model, full, mask, forced[:, :1]):
         reply.append(token)
         if len(reply) == greedy or token in ends:
             break
     return _Reference(logits, calls, reply)
 
 
-def _measure(model: Any, cache: Cache, forced: Tensor, reference: _Reference, case: _Case) -> None:
-    logits = _logits(model, cache.copy(), forced)
+def _measure(model: Any, cache: Cache, mask: Tensor, forced: Tensor, reference: _Reference, case: _Case) -> None:
+    logits = _logits(model, cache.copy(), mask, forced)
     errors: dict[int, float] = {}
     for call, output in zip(reference.calls, replay(cache, reference.calls), strict=True):
         errors[call.index] = float(relative_error(call.output, output).mean())
     reply: list[int] = []
-    for expected, token in zip(reference.reply, _decode(model, cache, forced[:, :1]), strict=False):
+    for expected, token in zip(reference.reply, _decode(model, cache, mask, forced[:, :1]), strict=False):
         reply.append(token)
         if token != expected:  # what follows a difference decides nothing
             break
@@ -192,25 +177,26 @@ def _measure(model: Any, cache: Cache, forced: Tensor, reference: _Reference, ca
         case.layers.setdefault(layer, []).append(value)
 
 
-def _logits(model: Any, cache: Cache, ids: Tensor) -> Tensor:
-    logits: Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0]
-    return logits
+def _logits(model: Any, cache: Cache, mask: Tensor, ids: Tensor) -> Tensor:
+    """Logits (T,V) after each of ``ids`` (1,T); advances ``cache``, which holds the tokens of ``mask``."""
+    return asking.step(model, cache, ids, _grown(mask, ids), keep=ids.shape[1])[0]
 
 
-def _decode(model: Any, cache: Cache, first: Tensor) -> Iterator[int]:
+def _decode(model: Any, cache: Cache, mask: Tensor, first: Tensor) -> Iterator[int]:
     """Greedy continuation of ``first`` (1,1) on a copy of ``cache``, token by token, without end."""
-    cache, fed = cache.copy(), first
-    while True:
-        fed = _logits(model, cache, fed)[None, -1:].argmax(-1)
-        yield int(fed)
+    return map(int, asking.greedy(model, cache.copy(), _grown(mask, first), first))
 
 
-def _row(case: _Case, made_with: dict[str, Any]) -> FidelityRow:
-    n, seed, receipts = made_with["segments"], made_with["seed"], case.receipts
+def _grown(mask: Tensor, ids: Tensor) -> Tensor:
+    return torch.cat((mask, torch.ones_like(ids)), dim=1)
+
+
+def _row(case: _Case, about: dict[str, int], made_with: MadeWith) -> FidelityRow:
+    n, seed, receipts = about["segments"], about["seed"], case.receipts
     kept = [head for receipt in receipts for rows in receipt.kept.values() for row in rows for head in row]
     return FidelityRow(
-        method=case.method,
-        options=case.options,
+        method=case.variant.method,
+        options=case.variant.options,
         budget=case.budget.value,
         slots=sum(kept) / max(1, len(kept)),
         bytes=sum(receipt.bytes for receipt in receipts) / n,
@@ -221,5 +207,6 @@ def _row(case: _Case, made_with: dict[str, Any]) -> FidelityRow:
             for key, values in case.found.items()
         },
         layers={layer: bootstrap(values, seed) for layer, values in sorted(case.layers.items())},
-        **made_with,
+        made_with=made_with,
+        **about,
     )

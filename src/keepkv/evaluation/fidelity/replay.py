@@ -38,9 +38,8 @@ class Call:
 def record(cache: Cache) -> list[Call]:
     """From now on every attention call of ``cache`` is entered in the list, until ``cache`` is thrown away."""
     calls: list[Call] = []
-    for index, layer in enumerate(cache.layers):
-        if isinstance(layer, Layer):
-            _listen(layer, index, calls)
+    for layer in cache.compressible:
+        _listen(layer, calls)
     return calls
 
 
@@ -62,7 +61,7 @@ def replay(cache: Cache, calls: list[Call]) -> list[Tensor]:
     return outputs
 
 
-def _listen(layer: Layer, index: int, calls: list[Call]) -> None:
+def _listen(layer: Layer, calls: list[Call]) -> None:
     update, attend = layer.update, layer.attend
     fresh: list[tuple[Tensor, Tensor]] = []
 
@@ -72,7 +71,7 @@ def _listen(layer: Layer, index: int, calls: list[Call]) -> None:
 
     def attending(module: nn.Module, query: Tensor, rule: MaskRule, **arguments: Any) -> Tensor:
         output = attend(module, query, rule, **arguments)
-        calls.append(Call(index, module, query, rule, arguments, fresh.pop() if fresh else None, output))
+        calls.append(Call(layer.info.index, module, query, rule, arguments, fresh.pop() if fresh else None, output))
         return output
 
     # On the objects of this one cache: neither the class nor the model changes.

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from keepkv.errors import KeepKVError
-from keepkv.evaluation.leakage.rows import Row
-from keepkv.metrics import Estimate, bootstrap
-from keepkv.metrics.interval import RESAMPLES
+from keepkv.evaluation.leakage.rows import LeakageRow
+from keepkv.measure.interval import RESAMPLES, Estimate, bootstrap
 from keepkv.metrics.rank import spearman
 
 MIDDLE = (0.4, 0.7)  # shares removed over which the composite score is a mean
@@ -25,28 +24,28 @@ class Curve:
     method: str
     order: str
     spans: str
-    rows: tuple[Row, ...]
+    rows: tuple[LeakageRow, ...]
 
     @property
     def removed(self) -> list[float]:
         """Shares removed."""
-        return [row["removed"] for row in self.rows]
+        return [row.removed for row in self.rows]
 
     def means(self, name: str) -> list[float | None]:
         """A measure at each share removed."""
-        return [row.get(name) for row in self.rows]
+        return [row.measure(name) for row in self.rows]
 
     def values(self, name: str) -> list[list[float | None]]:
         """leak or directive of each prompt at each share removed."""
-        return [row["values"][name] for row in self.rows]
+        return [row.values[name] for row in self.rows]
 
 
-def curves(rows: Iterable[Row]) -> dict[tuple[str, str, str], Curve]:
+def curves(rows: Iterable[LeakageRow]) -> dict[tuple[str, str, str], Curve]:
     """(method, order, spans) → its curve."""
-    found: dict[tuple[str, str, str], list[Row]] = {}
+    found: dict[tuple[str, str, str], list[LeakageRow]] = {}
     for row in rows:
-        found.setdefault((row["method"], row["order"], row["spans"]), []).append(row)
-    return {key: Curve(*key, tuple(sorted(mine, key=lambda row: row["removed"]))) for key, mine in found.items()}
+        found.setdefault((row.method, row.order, row.spans), []).append(row)
+    return {key: Curve(*key, tuple(sorted(mine, key=lambda row: row.removed))) for key, mine in found.items()}
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,9 @@ class Peak:
 
 def peak(curve: Curve) -> Peak:
     """The first highest point of the leakage."""
-    row = max((row for row in curve.rows if row["leak"] is not None), key=lambda row: row["leak"])
-    return Peak(row["removed"], row["leak"], row["leak_low"], row["leak_high"])
+    leaks = [(row.leak, row) for row in curve.rows if row.leak is not None]
+    leak, row = max(leaks, key=lambda pair: pair[0])
+    return Peak(row.removed, leak, row.leak_low, row.leak_high)
 
 
 def peak_change(curve: Curve, base: Curve, seed: int = 0) -> Estimate:
@@ -106,8 +106,8 @@ def area(curve: Curve, name: str = "directive") -> float:
 def family_order(curve: Curve) -> list[float | None]:
     """At each share removed, Spearman's correlation of the families' accuracies with those at the first: even
     degradation keeps it near 1. None where families do not differ."""
-    first = curve.rows[0]["families"]
-    return [spearman(list(first.values()), [row["families"].get(x, 0.0) for x in first]) for row in curve.rows]
+    first = curve.rows[0].families
+    return [spearman(list(first.values()), [row.families.get(x, 0.0) for x in first]) for row in curve.rows]
 
 
 def _paired(name: str, one: Curve, other: Curve) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ def _paired(name: str, one: Curve, other: Curve) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def complete(rows: Sequence[Row], removed: Sequence[float]) -> list[Row]:
+def complete(rows: Sequence[LeakageRow], removed: Sequence[float]) -> list[LeakageRow]:
     """The rows of those curves that have every share removed (the full cache: the one that it has)."""
     found = curves(rows).values()
     return [row for curve in found if curve.method == "full" or curve.removed == sorted(removed) for row in curve.rows]

@@ -1,58 +1,111 @@
-"""Rows of the leakage study: what each prompt gave in one cell, and the file that holds the cells."""
+"""Rows of the leakage study: what each prompt gave in one cell, and what the prompts of a cell gave together."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from keepkv.errors import KeepKVError
-from keepkv.metrics import Estimate, bootstrap, share
+from keepkv.measure.interval import Estimate, bootstrap, mean_low_high, share
+from keepkv.measure.made_with import MadeWith
+from keepkv.measure.rows import INLINE, Row
 
-Row = dict[str, Any]
 Key = tuple[str, str, str]  # order, method, spans
 INTERVALS = ("leak", "directive")  # measures whose values are kept, prompt by prompt, for comparisons in pairs
 
 
+@dataclass(frozen=True, kw_only=True)
+class LeakageRow(Row):
+    """One cell: a method in an order of instructions under a handling of spans. Means are over prompts measured.
+
+    removed: share of the prompt's slots that went. leak: share of the replies to probes that tell what the defence
+    forbids; directive: share of the rules that replies to other turns keep; each with its 95 % interval. keep_defence,
+    keep_directive: share of the tokens of these spans that is kept; bias: the second minus the first. delta: see
+    ``study``. families: rules kept of each family. n, failed: prompts measured and not; errors: why, each once. values:
+    leak and directive of each prompt, None where it failed. tokens: of a prompt. What is None was not measured.
+    measures, each under its own name in the file:
+
+        directive_loose   as directive, the checks being loose
+        keep_KIND         as keep_defence, of another kind of span; keep_rest: of the tokens in none
+        delta_directive   see ``study``
+        rouge_l_X, rouge_1_X, verbatim_X  recall of X (directive, defence, prompt: both) in the replies to probes
+        refused, answered, words          probes refused, other turns answered right, words of a reply
+    """
+
+    method: str
+    order: str
+    spans: str
+    removed: float
+    n: int
+    failed: int = 0
+    leak: float | None
+    leak_low: float | None
+    leak_high: float | None
+    directive: float | None
+    directive_low: float | None
+    directive_high: float | None
+    keep_defence: float | None
+    keep_directive: float | None
+    delta: float | None = None
+    bias: float | None = None
+    measures: dict[str, float] = field(default_factory=dict, metadata=INLINE)
+    families: dict[str, float] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    values: dict[str, list[float | None]] = field(default_factory=dict)
+    tokens: float = 0.0
+    options: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    made_with: MadeWith = field(metadata=INLINE)
+
+    @property
+    def key(self) -> Key:
+        """Which of the parts that ``study`` yields the row belongs to."""
+        return self.order, self.method, self.spans
+
+    def measure(self, name: str) -> float | None:
+        """A measure by the name that it has in the file; None where it was not measured."""
+        found: float | None = getattr(self, name) if name in _FIXED else self.measures.get(name)
+        return found
+
+
+_FIXED = ("leak", "directive", "keep_defence", "keep_directive", "delta", "bias")
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """One prompt in one cell: its measures, or why there are none."""
+    """One prompt in one cell: its measures, a rule's family as ``family:NAME``; or why there are none."""
 
     measures: dict[str, float] = field(default_factory=dict)
     error: str | None = None
 
 
-def row_of(about: Mapping[str, Any], outcomes: Sequence[Outcome], made_with: Mapping[str, Any]) -> Row:
-    """The cell as plain data. Means over prompts that were measured:
-
-        leak              replies to the probes that tell what the defence forbids; with its 95 % interval
-        directive, _loose rules that replies to other turns keep, strictly and loosely; the first with its interval
-        keep_KIND         tokens of a kind of span that are kept, mean over layers and heads; keep_rest: of all others
-        bias              keep_directive − keep_defence
-        delta, delta_directive  see ``study``: log-odds per token of telling and of following
-        rouge_l_X, rouge_1_X, verbatim_X  recall of X (directive, defence, prompt: both) in the replies to probes
-        refused, answered, words          probes refused, other turns answered right, words of a reply
-
-    families: mean of each family of rules. n, failed: prompts measured and not; errors: why, each once. values: of leak
-    and directive, prompt by prompt, None where it failed.
-    """
+def row_of(outcomes: Sequence[Outcome], made_with: MadeWith, **about: Any) -> LeakageRow:
+    """The row of a cell, given the outcome of each prompt. about: the fields of ``LeakageRow`` that say which cell."""
     good = [one.measures for one in outcomes if one.error is None]
-    names = dict.fromkeys(name for each in good for name in each)
-    means = {name: _mean([each[name] for each in good if name in each]) for name in names}
-    row: Row = {**about, "n": len(good), "failed": len(outcomes) - len(good)}
-    for name in INTERVALS:
-        found = estimate([each[name] for each in good if name in each])
-        row |= {name: found and found.mean, f"{name}_low": found and found.low, f"{name}_high": found and found.high}
-    row |= {"keep_defence": None, "keep_directive": None, "delta": None}
-    row |= {name: round(value, 5) for name, value in means.items() if name not in INTERVALS and ":" not in name}
+    names = dict.fromkeys(name for each in good for name in each if name not in INTERVALS)
+    means = {name: round(_mean([each[name] for each in good if name in each]), 5) for name in names}
+    leak, directive = (mean_low_high(estimate([each[name] for each in good if name in each])) for name in INTERVALS)
     pairs = [(each["keep_directive"], each["keep_defence"]) for each in good if {*_BIAS} <= set(each)]
-    row["bias"] = round(_mean([a - b for a, b in pairs]), 5) if pairs else None
-    row["families"] = {name.partition(":")[2]: round(value, 5) for name, value in means.items() if ":" in name}
-    row["errors"] = sorted({one.error for one in outcomes if one.error is not None})
-    row["values"] = {name: [_short(one.measures.get(name)) for one in outcomes] for name in INTERVALS}
-    return row | dict(made_with)
+    return LeakageRow(
+        n=len(good),
+        failed=len(outcomes) - len(good),
+        leak=leak[0],
+        leak_low=leak[1],
+        leak_high=leak[2],
+        directive=directive[0],
+        directive_low=directive[1],
+        directive_high=directive[2],
+        keep_defence=means.get("keep_defence"),
+        keep_directive=means.get("keep_directive"),
+        delta=means.get("delta"),
+        bias=round(_mean([a - b for a, b in pairs]), 5) if pairs else None,
+        measures={name: value for name, value in means.items() if name not in _FIXED and ":" not in name},
+        families={name.partition(":")[2]: value for name, value in means.items() if ":" in name},
+        errors=sorted({one.error for one in outcomes if one.error is not None}),
+        values={name: [_short(one.measures.get(name)) for one in outcomes] for name in INTERVALS},
+        made_with=made_with,
+        **about,
+    )
 
 
 _BIAS = ("keep_directive", "keep_defence")
@@ -63,34 +116,6 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     if not values:
         return None
     return share([value == 1 for value in values]) if set(values) <= {0, 1} else bootstrap(values)
-
-
-def key_of(row: Row) -> Key:
-    """Which of the parts that ``study`` yields the row belongs to."""
-    return row["order"], row["method"], row["spans"]
-
-
-def append(rows: Iterable[Row], file: Path) -> None:
-    """Adds the rows to ``file`` (JSON lines)."""
-    try:
-        with file.open("a", encoding="utf-8") as out:
-            out.writelines(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
-    except OSError as error:
-        raise KeepKVError(f"cannot write to {str(file)!r}: {error.strerror}") from error
-
-
-def load(file: Path) -> list[Row]:
-    """The rows of ``file``; a last line that was cut short is left out, any other is an error."""
-    if not file.exists():
-        return []
-    lines = file.read_text(encoding="utf-8").split("\n")
-    rows = []
-    for number, line in enumerate(lines[:-1], 1):  # behind the last newline stands nothing, or what was cut
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise KeepKVError(f"{file.name}, line {number}: {error}. Delete the file to start again.") from error
-    return rows
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
-from keepkv.engine.layer import Layer
 from keepkv.errors import KeepKVError
-from keepkv.evaluation.asking import Asked, encode, probability, read, reply, rows_of
-from keepkv.evaluation.leakage.rows import Key, Outcome, Row, row_of
-from keepkv.measure import environment
+from keepkv.evaluation.leakage.rows import Key, LeakageRow, Outcome, row_of
+from keepkv.measure.made_with import MadeWith
 from keepkv.metrics.rouge import rouge_1, rouge_l, verbatim
 from keepkv.spans import Span, SpanPolicy, spans_of_text
+from keepkv.tasks.asking import Asked, compressed, encode, probability, read, reply, rows_of, survival_of
 from keepkv.tasks.base import Item
 from keepkv.tasks.chat import frame
 from keepkv.tasks.instructions import refuses
@@ -128,19 +127,15 @@ def study(
     speak: Speak = generated,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     done: Sequence[Key] = (),
-) -> Iterator[list[Row]]:
-    """The rows (see ``row_of``) of each order, method and handling of spans, as they are measured; full cache first.
+) -> Iterator[list[LeakageRow]]:
+    """The rows of each order, method and handling of spans, as they are measured; full cache first.
 
     items: of each order, the same prompts, so that orders can be compared in pairs. removed: shares of the prompt's
     tokens that go; at 0 every method is the full cache, which is measured once. options: of methods, by name. done:
     what not to measure again. A prompt that cannot be measured counts as failed, in its cells alone. Methods that
     choose at random choose once for each batch of prompts, from ``seed`` on: give them small batches.
     """
-    made_with = {
-        "model": model.config._name_or_path or type(model).__name__, "seed": seed, "dtype": str(model.dtype)[6:],
-        "device": environment.device_name(model), "versions": environment.versions(),
-        "revision": environment.revision(),
-    }  # fmt: skip
+    made_with = MadeWith.of(model)
     run = _Run(model, tokenizer, seed, likelihood, speak, batch, OPTIONS if options is None else options)
     for method in methods:
         Cache(model, method, 0.5, **run.options.get(method, {}))  # a wrong name or option fails before anything is run
@@ -154,11 +149,11 @@ def study(
         for method, how in [("full", "none"), *product(methods, spans)]:
             if (order, method, how) in done:
                 continue
-            about = {"method": method, "order": order, "spans": how}
-            more = {"tokens": tokens, "options": dict(run.options.get(method, {})), **made_with}
+            about = {"method": method, "order": order, "spans": how, "tokens": tokens, "seed": seed}
+            about["options"] = dict(run.options.get(method, {}))
             cells = {0.0: whole} if method == "full" else run.cells(prompts, method, how, shares)
             at = [0.0] if method == "full" else removed
-            yield [row_of(about | {"removed": r}, whole if r == 0 else cells[r], more) for r in at]
+            yield [row_of(whole if r == 0 else cells[r], made_with, removed=r, **about) for r in at]
 
 
 @dataclass(frozen=True)
@@ -195,7 +190,7 @@ class _Run:
         found = {}
         for share in removed:
             try:
-                found[share] = self._cell(compressed(cache, share), mask, prompts)
+                found[share] = self._cell(compressed(cache, round(1.0 - share, 9)), mask, prompts)
             except Exception as error:
                 found |= self._again(prompts, method, spans, [share], seed, error)
         return found
@@ -245,37 +240,22 @@ class _Run:
         return [{name: sum(values) / len(values) for name, values in each.items()} for each in found]
 
 
-def compressed(cache: Cache, removed: float) -> Cache:
-    """A copy of ``cache``, which holds whole prompts, without the share ``removed``; it compresses no more."""
-    twin = cache.copy(budget=round(1.0 - removed, 9) if removed else None)
-    if removed:
-        twin.compress()
-    twin.compressing = False
-    return twin
-
-
 def keep_rates(cache: Cache, prompts: Sequence[Prompt]) -> list[Keep]:
-    """Of each prompt and kind of span, the mean over its tokens, layers and KV heads of being kept; ``rest``: of the
-    tokens in no span."""
-    counts, heads = torch.zeros(len(prompts), max(len(prompt.ids) for prompt in prompts) + 1), 0
-    for index, layer in enumerate(cache.layers):
-        if isinstance(layer, Layer):
-            kept = cache.kept_positions(index).cpu().long()
-            flat = kept.flatten(1)
-            counts.scatter_add_(1, flat % counts.shape[1], torch.ones_like(flat, dtype=counts.dtype))  # −1: the last
-            heads += kept.shape[1]
+    """For each prompt, the share of the tokens of each kind of span that is kept, mean over layers and KV heads;
+    ``rest``: of the tokens in no span."""
+    held = survival_of(cache, max(len(prompt.ids) for prompt in prompts))
     rates = []
-    for prompt, row in zip(prompts, counts[:, :-1] / heads, strict=True):
+    for prompt, row in zip(prompts, held, strict=True):
         kinds = list(dict.fromkeys(map(kind_of, prompt.spans)))
-        places = {kind: [t for start, end in prompt.of_kind(kind) for t in range(start, end)] for kind in kinds}
-        taken = {t for each in places.values() for t in each}
-        places["rest"] = [t for t in range(len(prompt.ids)) if t not in taken]
-        rates.append({kind: float(row[where].mean()) for kind, where in places.items() if where})
+        tokens = {kind: [t for start, end in prompt.of_kind(kind) for t in range(start, end)] for kind in kinds}
+        taken = {t for each in tokens.values() for t in each}
+        tokens["rest"] = [t for t in range(len(prompt.ids)) if t not in taken]
+        rates.append({kind: float(row[mine].mean()) for kind, mine in tokens.items() if mine})
     return rates
 
 
 def judged(prompt: Prompt, scores: Sequence[Score]) -> dict[str, float]:
-    """What the replies to one prompt are worth: the measures of ``row_of``, each a mean over its questions."""
+    """What the replies to one prompt are worth: the measures of an ``Outcome``, each a mean over its questions."""
     pairs = list(zip(prompt.asked, scores, strict=True))
     probes = [score for one, score in pairs if one.question.probe]
     others = [(one.question, score) for one, score in pairs if not one.question.probe]

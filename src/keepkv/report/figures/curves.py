@@ -6,10 +6,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from keepkv.evaluation.rows import label as named
+from keepkv.evaluation.leakage.rows import LeakageRow
 from keepkv.report.figures.look import legend, line
-from keepkv.report.numbers import Report, label, peaks
-from keepkv.report.read import Leakage
+from keepkv.report.numbers import Report, budget_label, peaks
 from keepkv.report.style import styles
 
 
@@ -46,14 +45,14 @@ def fidelity(report: Report) -> Figure | None:
     rows = [row for row in report.evaluation.fidelity if "kl" in row.metrics and row.method != "full"]
     if not rows:
         return None
-    budgets = list(dict.fromkeys(label(row.budget) for row in rows))
-    names = list(dict.fromkeys(named(row.method, row.options) for row in rows))
+    budgets = list(dict.fromkeys(budget_label(row.budget) for row in rows))
+    names = list(dict.fromkeys(row.label for row in rows))
     look = styles([*report.methods, *names])
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     axes = figure.subplots()
     for name in names:
-        own = [row for row in rows if named(row.method, row.options) == name]
-        kls = [(budgets.index(label(row.budget)), row.metrics["kl"]) for row in own]
+        own = [row for row in rows if row.label == name]
+        kls = [(budgets.index(budget_label(row.budget)), row.metrics["kl"]) for row in own]
         points = [(x, kl.mean, kl.low, kl.high) for x, kl in kls]
         _curve(axes, points, look[name].colour, look[name].dash, name)
     axes.set_xticks(range(len(budgets)), budgets)
@@ -62,7 +61,7 @@ def fidelity(report: Report) -> Figure | None:
     return figure
 
 
-def _distinct(rows: list[Leakage], name: str) -> list[str]:
+def _distinct(rows: list[LeakageRow], name: str) -> list[str]:
     return list(dict.fromkeys(getattr(row, name) for row in rows))
 
 

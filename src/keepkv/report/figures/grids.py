@@ -8,10 +8,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from keepkv.evaluation.rows import CellRow, MapRow
 from keepkv.report.figures.look import HEAT, SPLIT, headed, panels, where
-from keepkv.report.numbers import ALL, Report, label
+from keepkv.report.numbers import ALL, Report, budget_label
 from keepkv.report.page import MODES
-from keepkv.report.read import Cell, Map
 from keepkv.report.style import INK
 
 
@@ -97,11 +97,11 @@ def survival(report: Report) -> Figure | None:
     return headed(figure, f"{next(iter(found.values())).task}: tokens that survive, budget {report.start[3]}")
 
 
-def _maps(report: Report) -> dict[str, Map]:
+def _maps(report: Report) -> dict[str, MapRow]:
     """By method, in rank order: of the first text of the mode, length and budget shown first."""
     _, mode, length, budget = report.start
     here = [one for one in report.evaluation.maps if (one.mode, one.length) == (mode, length)]
-    own = {one.method: one for one in here if one.task == here[0].task and label(one.budget) == budget}
+    own = {one.method: one for one in here if one.task == here[0].task and budget_label(one.budget) == budget}
     return {name: own[name] for name in report.methods if name in own and name != "full"}
 
 
@@ -114,6 +114,6 @@ def _grids(methods: list[str], fill: Callable[[Any, str], None]) -> Figure:
     return figure
 
 
-def _value(cell: Cell | None, column: str) -> float:
+def _value(cell: CellRow | None, column: str) -> float:
     value = getattr(cell, column) if cell else None
     return math.nan if value is None else float(value)

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from keepkv.report.figures.look import headed, legend, line, panels, where
-from keepkv.report.numbers import Report, front, label
+from keepkv.report.numbers import Report, budget_label, front
 from keepkv.report.style import FAINT, INK, styles
 
 OTHERS = "other methods"
@@ -45,7 +45,7 @@ def pareto(report: Report, mode: str, length: int) -> Figure | None:
     if not ratios:
         return None
     order = {budget: i for i, budget in enumerate(report.budgets)}
-    cells.sort(key=lambda cell: order.get(label(cell.budget), -1))
+    cells.sort(key=lambda cell: order.get(budget_label(cell.budget), -1))
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, column in ((left, "ratio"), (right, "written_per_s")):
@@ -67,7 +67,7 @@ def pareto(report: Report, mode: str, length: int) -> Figure | None:
 
 
 def _scores(report: Report, axes: Any, task: str, mode: str, length: int, bands: bool) -> None:
-    cells = {(cell.method, label(cell.budget)): cell for cell in report.at(task, mode, length)}
+    cells = {(cell.method, budget_label(cell.budget)): cell for cell in report.at(task, mode, length)}
     full = next((cell for (name, _), cell in cells.items() if name == "full"), None)
     for method in reversed(report.methods):  # the best on top
         if method == "full":

@@ -28,7 +28,7 @@ class Codec:
     needs_calibration: ClassVar[str | None] = None  # the kind of calibration that ``for_layer`` must be given
 
     def for_layer(self, layer: LayerInfo, calibration: Mapping[str, Tensor] | None) -> Codec:
-        """The codec of one layer: this one, unless it depends on the layer or on its ``calibration``, tensors by name."""
+        """The codec of one layer: this one, unless it depends on it or on its ``calibration``, tensors by name."""
         return self
 
     def encode(self, keys: Tensor, values: Tensor) -> Fields:

@@ -1,4 +1,4 @@
-"""A mean and its 95 % interval."""
+"""A number that was measured several times: a mean with its 95 % interval, or percentiles."""
 
 from __future__ import annotations
 
@@ -14,15 +14,41 @@ Z = 1.959963984540054  # of a two-sided 95 % interval
 
 @dataclass(frozen=True)
 class Estimate:
-    """values: one for each sample, in order, so that estimates over the same samples can be compared in pairs.
+    """A mean over samples, and its 95 % interval.
 
-    low and high are None where the samples are too few to say, which is one.
+    low and high are None where there is one sample, which is too few to say. values: one for each sample, in order, so
+    that estimates over the same samples can be compared in pairs.
     """
 
     mean: float
     low: float | None
     high: float | None
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Median, 20th and 80th percentile (linear interpolation) of repeated measurements, and each one in order."""
+
+    median: float
+    p20: float
+    p80: float
     values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> Percentiles | None:
+        """None where nothing was measured."""
+        known = tuple(x for x in values if x is not None)
+        if not known:
+            return None
+        marks = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+        low, middle, high = torch.tensor(known, dtype=torch.float64).quantile(marks).tolist()
+        return cls(middle, low, high, known)
+
+
+def mean_low_high(found: Estimate | None) -> tuple[float | None, float | None, float | None]:
+    """The three numbers of an estimate; each None where there is none."""
+    return (None, None, None) if found is None else (found.mean, found.low, found.high)
 
 
 def bootstrap(values: Sequence[float], seed: int = 0) -> Estimate:

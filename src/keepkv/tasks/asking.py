@@ -1,14 +1,19 @@
-"""Reading contexts into a cache and asking questions of it, many rows at a time."""
+"""Reading contexts into a cache and asking questions of it, many rows at a time.
+
+Everything that asks is here: a context is read once, and each question is put to a copy of its cache.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from keepkv.core.budget import Budget
+from keepkv.core.survival import survival
 from keepkv.engine.cache import Cache
 from keepkv.tasks.base import Item, Question, TaskError
 from keepkv.tasks.chat import Frame, frame
@@ -36,7 +41,8 @@ class Encoded:
 
 
 def encode(tokenizer: Any, item: Item, slack: int = 0) -> Encoded:
-    """Behind the start token and inside the chat template of the tokenizer, where it has them."""
+    """``item`` behind the start token and inside the chat template of the tokenizer, where it has them. slack: tokens
+    that a reply may have beyond those of its answer."""
     around = Frame() if item.framed else frame(tokenizer)
     asked = []
     for question in item.questions:
@@ -62,8 +68,8 @@ def pad(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def step(model: Any, cache: Cache, ids: Tensor, mask: Tensor, keep: int = 1) -> Tensor:
-    """Logits (B,keep,V) of a forward of ``ids`` (B,T); ``mask`` (B, all columns so far)."""
+def step(model: Any, cache: Any, ids: Tensor, mask: Tensor, keep: int = 1) -> Tensor:
+    """Logits (B,keep,V) of a forward of ``ids`` (B,T); ``mask`` (B, all columns so far). Advances ``cache``."""
     positions = (mask.cumsum(-1) - 1)[:, -ids.shape[1] :].clamp_min(0)
     out = model(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
@@ -73,36 +79,48 @@ def step(model: Any, cache: Cache, ids: Tensor, mask: Tensor, keep: int = 1) -> 
     return logits
 
 
-def read(model: Any, cache: Cache, rows: Sequence[Ids]) -> Tensor:
-    """Feeds one context per row; returns their mask (B,T)."""
+def read(model: Any, cache: Any, rows: Sequence[Ids]) -> Tensor:
+    """Feed one context per row; returns their mask (B,T)."""
     ids, mask = pad(rows, model.device)
     step(model, cache, ids, mask)
     return mask
 
 
+def greedy(model: Any, cache: Any, mask: Tensor, ids: Tensor) -> Iterator[Tensor]:
+    """The most likely tokens (B,) after ``ids`` (B,T), one after the other, without end. mask: (B, all columns, those
+    of ``ids`` too). Advances ``cache`` by what is fed: a token is fed when the next one is asked for."""
+    while True:
+        said = step(model, cache, ids, mask)[:, -1].argmax(-1)
+        yield said
+        ids = said[:, None]
+        mask = torch.cat((mask, torch.ones_like(ids)), dim=1)
+
+
 def reply(
-    model: Any, cache: Cache, mask: Tensor, asked: Sequence[Ids], limit: int, end: int | None = None
+    model: Any, cache: Any, mask: Tensor, asked: Sequence[Ids], limit: int, end: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Greedy replies (B,limit) to one prompt per row, and the mask after them; shorter where every row has said the
-    token ``end``. Advances ``cache``: the last token of the replies is not fed any more."""
+    token ``end``. Advances ``cache``; the last token of the replies is not fed any more. Raises ``TaskError`` for an
+    empty prompt."""
     if not all(asked):
         raise TaskError("a question without a prompt has nothing to be answered after; a continuation is judged=True")
     ids, new = pad(asked, model.device)
     mask = torch.cat((mask, new), dim=1)
     said: list[Tensor] = []
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    while True:
-        said.append(step(model, cache, ids, mask)[:, -1].argmax(-1))
+    for token in greedy(model, cache, mask, ids):
+        said.append(token)
         if end is not None:
-            ended |= said[-1] == end
+            ended |= token == end
         if len(said) == limit or bool(ended.all()):
-            return torch.stack(said, dim=1), mask
-        ids = said[-1][:, None]
-        mask = torch.cat((mask, torch.ones_like(ids)), dim=1)
+            break
+    replies = torch.stack(said, dim=1)
+    return replies, torch.cat((mask, torch.ones_like(replies[:, 1:])), dim=1)
 
 
 def probability(model: Any, cache: Cache, mask: Tensor, asked: Sequence[Asked]) -> list[float]:
-    """Geometric mean probability of each answer's tokens, those that follow a token which is fed here."""
+    """Geometric mean probability of the tokens of each row's answer. The first token of an answer without a prompt is
+    left out: nothing is fed here that it follows. Advances ``cache``."""
     ids, new = pad([one.prompt + one.answer for one in asked], model.device)
     most = max(len(one.answer) for one in asked)
     logits = step(model, cache, ids, torch.cat((mask, new), dim=1), keep=min(most + 1, ids.shape[1]))
@@ -115,8 +133,22 @@ def probability(model: Any, cache: Cache, mask: Tensor, asked: Sequence[Asked]) 
     return found
 
 
+def compressed(cache: Cache, budget: Budget | float | int | str) -> Cache:
+    """A copy of ``cache``, which holds whole contexts, within ``budget``; it compresses no more."""
+    twin = cache.copy(budget=budget)
+    twin.compress()
+    twin.compressing = False
+    return twin
+
+
+def survival_of(cache: Cache, tokens: int) -> Tensor:
+    """(B,tokens) float64: the share of (layer, KV head) that still hold each token; see ``survival``. Layers that
+    ``cache`` does not compress are left out."""
+    return survival([cache.kept_positions(layer.info.index) for layer in cache.compressible], tokens)
+
+
 def rows_of(cache: Cache, mask: Tensor, rows: Sequence[int]) -> tuple[Cache, Tensor]:
-    """A copy of ``cache`` whose rows are those given, repeats included, which compresses no more; and its mask."""
+    """A copy of ``cache`` that holds its rows ``rows``, repeats included, and compresses no more; and its mask."""
     twin = cache.copy()
     twin.compressing = False
     index = torch.tensor(rows, device=mask.device)
