@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from keepkv.errors import CalibrationError
-from keepkv.evaluation.segments import tokenise
+from keepkv.evaluation.fidelity.segments import tokenise
 
 
 def batches(tokenizer: Any, texts: Sequence[str], tokens: int, length: int) -> list[Tensor]:

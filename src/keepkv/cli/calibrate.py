@@ -15,7 +15,7 @@ from keepkv.calibrate import calibrate as measure
 from keepkv.cli import arguments
 from keepkv.cli.load import load
 from keepkv.cli.output import one_line_errors, print_json, progress
-from keepkv.evaluation.rows import folder
+from keepkv.measure.files import folder
 from keepkv.tasks.text import document
 
 
