@@ -195,17 +195,19 @@ def test_demo_document_without_room_is_refused():
 def test_score_compares_the_tokens_of_greedy_decoding(tokenizer):
     """A model that always says the same token is right where that is the answer, and nowhere else."""
     import torch
+    from transformers import DynamicCache
 
     class Parrot:
         device = torch.device("cpu")
 
-        def __call__(self, input_ids, past_key_values, use_cache):
+        def __call__(self, input_ids, **options):
             logits = torch.zeros(1, input_ids.shape[1], len(tokenizer))
             logits[..., tokenizer.encode(" falcon", add_special_tokens=False)[0]] = 1
             return type("Output", (), {"logits": logits})
 
-    right = tasks.score(Parrot(), tokenizer, None, Question("\nWhich?", " falcon", forbidden="falcon"))
-    wrong = tasks.score(Parrot(), tokenizer, None, Question("\nWhich?", " otter falcon"))
+    cache = DynamicCache()
+    right = tasks.score(Parrot(), tokenizer, cache, Question("\nWhich?", " falcon", forbidden="falcon"))
+    wrong = tasks.score(Parrot(), tokenizer, cache, Question("\nWhich?", " otter falcon"))
     assert (right.correct, right.leaked, right.reply) == (True, True, " falcon")
     assert (wrong.correct, wrong.leaked) == (False, False)
 

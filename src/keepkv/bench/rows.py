@@ -78,7 +78,7 @@ class BenchRow(Row):
     error: str | None = None
 
     def flat(self) -> dict[str, Any]:
-        """One column for each number, without the single turns: for tables."""
+        """One column for each number, without the single turns."""
         row: dict[str, Any] = {}
         for name, value in self.to_dict().items():
             if name in REPEATED:

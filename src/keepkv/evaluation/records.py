@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from keepkv.engine.cache import Cache
+from keepkv.engine.receipt import Receipt
 from keepkv.evaluation.rows import CellKey, ItemRow, MapRow, SpeedRow
 from keepkv.evaluation.setup import Unit
 from keepkv.tasks.asking import Encoded, survival_of
@@ -25,49 +26,32 @@ class Found(Generic[R]):
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What the receipt of a batch says, per row of it. slots: of each row, mean over layers and KV heads."""
-
-    ratio: float
-    bytes: float
-    full_bytes: float
-    compressed: bool
-    slots: list[float]
-
-
-@dataclass(frozen=True)
 class Batch:
-    """What a batch of prompts took. Times in seconds; tokens_read: of its prompts, padding not counted."""
+    """What a batch of prompts took. receipt: before anything was asked. Times in seconds. tokens_read: of its prompts,
+    padding not counted."""
 
-    sizes: Sizes
+    receipt: Receipt
     prefill_s: float
     answer_s: float
     tokens_read: int
     peak_bytes: int | None
 
+    @property
+    def slots(self) -> list[float]:
+        """Of each row, mean over layers and KV heads."""
+        layers = self.receipt.kept.values()
+        return [_mean([_mean(layer[row]) for layer in layers]) for row in range(len(self.receipt.seen))]
+
 
 def failed(unit: Unit, error: Exception) -> Found[ItemRow]:
     """The rows of a unit that could not be run: its items count as failed."""
-    text = reason(error)
-    return Found(
-        [
-            ItemRow(**cell(unit, budget), seed=seed, score=None, compressed=False, error=text)
-            for budget in unit.budgets
-            for seed in unit.items
-        ]
-    )
+    none: dict[str, Any] = {"score": None, "compressed": False, "error": reason(error)}
+    return Found([ItemRow(**cell(unit, b), seed=seed, **none) for b in unit.budgets for seed in unit.items])
 
 
 def reason(error: Exception) -> str:
     """Why something failed, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def sizes_of(cache: Cache, rows: int) -> Sizes:
-    """The sizes of ``cache``, which holds ``rows`` rows."""
-    receipt = cache.report()
-    slots = [sum(_mean(layer[row]) for layer in receipt.kept.values()) / len(receipt.kept) for row in range(rows)]
-    return Sizes(receipt.ratio, receipt.bytes / rows, receipt.full_bytes / rows, receipt.compressed, slots)
 
 
 def enter(
@@ -79,66 +63,48 @@ def enter(
     found: Found[ItemRow],
 ) -> None:
     """Adds the rows of one budget to ``found``."""
-    sizes = [batch.sizes for batch in batches]
-    slots = [one for each in sizes for one in each.slots]
+    receipts = [batch.receipt for batch in batches]
+    slots = [one for batch in batches for one in batch.slots]
     rows_per_item = [len(item.asked) if unit.mode == "aware" else 1 for item in items]
     for seed, item, mine, rows in zip(unit.items, items, scores, rows_per_item, strict=True):
         own, slots = slots[:rows], slots[rows:]
         # What is asked only for what it leaks scores nothing.
         values = [score.value for score, one in zip(mine, item.asked, strict=False) if not one.question.probe]
-        found.items.append(
-            ItemRow(
-                **cell(unit, budget),
-                seed=seed,
-                tokens=len(item.context),
-                score=_mean(values),
-                scores=values,
-                leaked=[score.leaked for score in mine],
-                replies=[score.reply for score in mine],
-                ratio=_mean([each.ratio for each in sizes]),
-                bytes=_mean([each.bytes for each in sizes]),
-                full_bytes=_mean([each.full_bytes for each in sizes]),
-                slots=_mean(own),
-                compressed=all(each.compressed for each in sizes),
-                tags=item.item.tags,
-            )
-        )
+        row = ItemRow(
+            **cell(unit, budget), seed=seed, tokens=len(item.context), score=_mean(values), scores=values,
+            leaked=[score.leaked for score in mine], replies=[score.reply for score in mine],
+            ratio=_mean([one.ratio for one in receipts]),
+            bytes=_mean([one.bytes / len(one.seen) for one in receipts]),
+            full_bytes=_mean([one.full_bytes / len(one.seen) for one in receipts]),
+            slots=_mean(own), compressed=all(one.compressed for one in receipts), tags=item.item.tags,
+        )  # fmt: skip
+        found.items.append(row)
     judged = {id(one) for item in items for one in item.asked if one.question.judged}
-    found.speed.append(
-        SpeedRow(
-            **cell(unit, budget),
-            seeds=list(unit.items),
-            prefill_s=sum(batch.prefill_s for batch in batches),
-            answer_s=sum(batch.answer_s for batch in batches),
-            tokens_read=sum(batch.tokens_read for batch in batches),
-            tokens_written=sum(one.limit for item in items for one in item.asked if id(one) not in judged),
-            peak_bytes=max((batch.peak_bytes for batch in batches if batch.peak_bytes is not None), default=None),
-        )
-    )
+    took = SpeedRow(
+        **cell(unit, budget), seeds=list(unit.items), prefill_s=sum(batch.prefill_s for batch in batches),
+        answer_s=sum(batch.answer_s for batch in batches), tokens_read=sum(batch.tokens_read for batch in batches),
+        tokens_written=sum(one.limit for item in items for one in item.asked if id(one) not in judged),
+        peak_bytes=max((batch.peak_bytes for batch in batches if batch.peak_bytes is not None), default=None),
+    )  # fmt: skip
+    found.speed.append(took)
 
 
 def map_of(tokenizer: Any, unit: Unit, budget: Any, cache: Cache, item: Encoded, ids: list[int]) -> MapRow:
     """Where the tokens ``ids`` of the first item survived."""
     return MapRow(
-        **cell(unit, budget),
-        seed=unit.items[0],
+        **cell(unit, budget), seed=unit.items[0],
         kept=[[*rows[0]] for rows in cache.report().kept.values()],
         survival=[round(value, 4) for value in survival_of(cache, len(ids))[0].tolist()],
         tokens=[tokenizer.decode([token]) for token in ids],
         questions=[one.question.prompt.strip() for one in item.asked],
         answers=[one.question.answer.strip() for one in item.asked],
-    )
+    )  # fmt: skip
 
 
 def cell(unit: Unit, budget: Any) -> dict[str, Any]:
     """The fields of ``CellKey`` in the rows of ``unit`` at ``budget``."""
-    return {
-        "task": unit.task,
-        "length": unit.length,
-        "mode": unit.mode,
-        "method": unit.variant.label,
-        "budget": budget,
-    }
+    key = {"task": unit.task, "length": unit.length, "mode": unit.mode}
+    return key | {"method": unit.variant.label, "budget": budget}
 
 
 def places(unit: Unit) -> list[tuple[Any, ...]]:

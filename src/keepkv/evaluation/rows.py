@@ -128,6 +128,5 @@ class CellRow(CellKey):
     made_with: MadeWith = field(metadata=INLINE)
 
     def flat(self) -> dict[str, Any]:
-        """One column for each number and version: for tables."""
         columns = {name: value for name, value in self.to_dict().items() if name != "versions"}
         return columns | self.made_with.versions | {"seed": " ".join(map(str, self.seed))}

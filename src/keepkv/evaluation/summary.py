@@ -47,38 +47,22 @@ def _cell(rows: list[ItemRow], full: dict[Key, float | None], batches: list[Spee
     pairs = [a - b for a, b in zip(scores, whole, strict=True) if b is not None]
     mean, low, high = mean_low_high(bootstrap(scores) if scores else None)
     minus, minus_low, minus_high = mean_low_high(bootstrap(pairs) if pairs else None)
-    leaks = [leaked for row in scored for leaked in row.leaked]
     seconds = sum(row.prefill_s for row in batches), sum(row.answer_s for row in batches)
     # A peer runs in an environment of its own.
     made_with = replace(run.environment, versions=first.versions) if first.versions else run.environment
     return CellRow(
-        task=first.task,
-        length=first.length,
-        mode=first.mode,
-        method=first.method,
-        budget=first.budget,
-        n=len(scored),
-        questions=sum(len(row.scores) for row in scored),
-        failed=len(rows) - len(scored),
-        score=mean,
-        low=low,
-        high=high,
-        minus_full=minus,
-        minus_full_low=minus_low,
-        minus_full_high=minus_high,
-        ratio=_mean([row.ratio for row in scored]),
-        bytes=_mean([row.bytes for row in scored]),
-        full_bytes=_mean([row.full_bytes for row in scored]),
-        slots=_mean([row.slots for row in scored]),
+        task=first.task, length=first.length, mode=first.mode, method=first.method, budget=first.budget,
+        n=len(scored), questions=sum(len(row.scores) for row in scored), failed=len(rows) - len(scored),
+        score=mean, low=low, high=high, minus_full=minus, minus_full_low=minus_low, minus_full_high=minus_high,
+        ratio=_mean([row.ratio for row in scored]), bytes=_mean([row.bytes for row in scored]),
+        full_bytes=_mean([row.full_bytes for row in scored]), slots=_mean([row.slots for row in scored]),
         tokens=_mean([row.tokens for row in scored]),
-        leaked=_mean(leaks),
+        leaked=_mean([leaked for row in scored for leaked in row.leaked]),
         peak_bytes=max((row.peak_bytes for row in batches if row.peak_bytes is not None), default=None),
         read_per_s=sum(row.tokens_read for row in batches) / seconds[0] if seconds[0] else None,
         written_per_s=sum(row.tokens_written for row in batches) / seconds[1] if seconds[1] else None,
-        error=next((row.error for row in rows if row.error is not None), None),
-        seed=run.seeds,
-        made_with=made_with,
-    )
+        error=next((row.error for row in rows if row.error is not None), None), seed=run.seeds, made_with=made_with,
+    )  # fmt: skip
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -15,7 +15,7 @@ from keepkv.engine.passes.rehearse import rehearse
 from keepkv.engine.passes.reread import reread
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.answers import ask, in_turn, separately
-from keepkv.evaluation.records import Batch, Found, enter, map_of, sizes_of
+from keepkv.evaluation.records import Batch, Found, enter, map_of
 from keepkv.evaluation.rows import ItemRow
 from keepkv.evaluation.setup import FULL, Setup, Unit, Variant
 from keepkv.measure.meters import Peak, Time
@@ -88,7 +88,7 @@ def _prefilled(
         for budget in unit.budgets:
             with Peak(model.device) as asking:
                 twin = within(cache, unit, budget)
-                sizes = sizes_of(twin, len(chunk))  # before questions are fed
+                receipt = twin.report()  # before questions are fed
                 if unit.first and start == 0:
                     found.maps.append(map_of(tokenizer, unit, budget, twin, items[0], chunk[0]))
                 with Time(model.device) as answering:
@@ -101,7 +101,7 @@ def _prefilled(
                         answer = in_turn if items[0].item.conversation else separately
                         scores[budget] = answer(model, tokenizer, twin, mask, items, ROWS)
             peak = max((x for x in (reading.bytes, asking.bytes) if x is not None), default=None)
-            batches[budget].append(Batch(sizes, prefill.seconds, answering.seconds, int(mask.sum()), peak))
+            batches[budget].append(Batch(receipt, prefill.seconds, answering.seconds, int(mask.sum()), peak))
     for budget in unit.budgets:
         enter(unit, budget, items, scores[budget], batches[budget], found)
 
@@ -127,8 +127,7 @@ def _decoding(
         with Time(model.device) as answering:
             scores = ask(model, tokenizer, cache, mask, [_last(one) for one in asked])
     _check(cache, unit, budget)
-    sizes = sizes_of(cache, len(items))
-    batch = Batch(sizes, prefill.seconds, answering.seconds, int(mask.sum()), peak.bytes)
+    batch = Batch(cache.report(), prefill.seconds, answering.seconds, int(mask.sum()), peak.bytes)
     if unit.first:
         found.maps.append(map_of(tokenizer, unit, budget, cache, items[0], rows[0]))
     enter(unit, budget, items, [[score] for score in scores], [batch], found)

@@ -7,10 +7,10 @@ import gzip
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from keepkv.errors import KeepKVError
-from keepkv.measure.rows import R, RowError
+from keepkv.measure.rows import R, Row, RowError
 
 
 def folder(path: str) -> Path:
@@ -23,15 +23,7 @@ def folder(path: str) -> Path:
     return made
 
 
-class Measured(Protocol):
-    """A row that can stand in a table: ``flat`` gives one column for each number."""
-
-    def to_dict(self) -> dict[str, Any]: ...
-
-    def flat(self) -> dict[str, Any]: ...
-
-
-def write(rows: Sequence[Measured], into: Path, name: str) -> list[Path]:
+def write(rows: Sequence[Row], into: Path, name: str) -> list[Path]:
     """``into/name.jsonl`` with everything and ``into/name.csv`` with one column for each number."""
     lines, flat = into / f"{name}.jsonl", into / f"{name}.csv"
     try:

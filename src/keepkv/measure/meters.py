@@ -7,15 +7,18 @@ imports torch alone, so that a process of another library can load it by its pat
 from __future__ import annotations
 
 import importlib
+import math
+import re
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-POWERCAP = Path("/sys/class/powercap")
+POWERCAP, COUNTED = Path("/sys/class/powercap"), re.compile("package|dram")
 M = TypeVar("M", bound="Meter")
 
 
@@ -27,7 +30,7 @@ def now(device: torch.device) -> float:
 
 
 class Gauge:
-    """A gauge of nothing."""
+    """What a meter reads; this one reads nothing."""
 
     def reset(self) -> None:
         """Begin to measure."""
@@ -48,9 +51,7 @@ class Meter:
         self.gauge.reset()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.reading = self.gauge.read()
 
 
@@ -58,7 +59,7 @@ class Time(Meter):
     """``with Time(device) as time: …``; then ``time.seconds``. Waits for a GPU at both ends."""
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__(_Clock(device))
+        super().__init__(_Counters((lambda: now(device), math.inf)))
 
     @property
     def seconds(self) -> float:
@@ -92,15 +93,18 @@ class Energy(Meter):
         return self.reading
 
 
-class _Clock(Gauge):
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.start = device, 0.0
+class _Counters(Gauge):
+    """The sum of what counters that only grow have grown by. Each comes with the number at which it begins anew."""
+
+    def __init__(self, *counters: tuple[Callable[[], float], float]) -> None:
+        self.counters = counters
+        self.reset()  # raises where one cannot be read
 
     def reset(self) -> None:
-        self.start = now(self.device)
+        self.starts = [count() for count, _ in self.counters]
 
     def read(self) -> float:
-        return now(self.device) - self.start
+        return sum((count() - start) % end for (count, end), start in zip(self.counters, self.starts, strict=True))
 
 
 class _AllocatorPeak(Gauge):
@@ -133,58 +137,35 @@ def _resident_peak() -> Gauge:
     return gauge
 
 
-class _Rapl(Gauge):
-    """zones: directories of the kernel's ``powercap`` with a counter of microjoules that wraps around."""
-
-    def __init__(self, zones: list[Path]) -> None:
-        self.ranges = {zone / "energy_uj": int((zone / "max_energy_range_uj").read_text()) for zone in zones}
-        self.start = self._counts()
-
-    def reset(self) -> None:
-        self.start = self._counts()
-
-    def read(self) -> float:
-        end = self._counts()
-        return sum((end[path] - self.start[path]) % (most + 1) for path, most in self.ranges.items()) / 1e6
-
-    def _counts(self) -> dict[Path, int]:
-        return {path: int(path.read_text()) for path in self.ranges}
-
-
 def _cpu_energy() -> Gauge:
     """Packages and the memory beside them. Cores are part of their package, "psys" contains all."""
+
+    def joules(file: Path) -> float:
+        return int(file.read_text()) / 1e6
+
     try:
-        names = {path.parent: path.read_text().strip() for path in POWERCAP.glob("intel-rapl:*/name")}
-        zones = [zone for zone, name in names.items() if name.startswith("package") or name == "dram"]
-        return _Rapl(zones) if zones else Gauge()
+        zones = [path.parent for path in POWERCAP.glob("intel-rapl:*/name") if COUNTED.match(path.read_text())]
+        ends = [joules(zone / "max_energy_range_uj") for zone in zones]
+        counts = [partial(joules, zone / "energy_uj") for zone in zones]
+        return _Counters(*zip(counts, ends, strict=True)) if zones else Gauge()
     except (OSError, ValueError):  # counters are often for root alone
         return Gauge()
 
 
-class _Nvml(Gauge):
-    """A counter of millijoules since the driver was loaded. nvml: the module ``pynvml``."""
-
-    def __init__(self, nvml: Any, device: torch.device) -> None:
-        nvml.nvmlInit()
-        handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        self.device, self.count = device, lambda: int(nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
-        self.start = self.count()
-
-    def reset(self) -> None:
-        torch.cuda.synchronize(self.device)
-        self.start = self.count()
-
-    def read(self) -> float:
-        torch.cuda.synchronize(self.device)
-        return (self.count() - self.start) / 1e3
-
-
 def _gpu_energy(device: torch.device) -> Gauge:
+    """The counter of NVML, which starts when the driver is loaded."""
     try:
         nvml = importlib.import_module("pynvml")
     except ModuleNotFoundError:
         return Gauge()
+
+    def joules() -> float:
+        torch.cuda.synchronize(device)
+        return int(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+
     try:
-        return _Nvml(nvml, device)
+        nvml.nvmlInit()
+        handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        return _Counters((joules, math.inf))
     except nvml.NVMLError:  # GPUs before Volta have no counter
         return Gauge()

@@ -32,6 +32,10 @@ class Row:
         made: dict[str, Any] = plain(self)
         return made
 
+    def flat(self) -> dict[str, Any]:
+        """One column for each number: for tables."""
+        return self.to_dict()
+
     @classmethod
     def from_dict(cls: type[R], given: Any, where: str = "a row") -> R:
         """The row that ``to_dict`` gave; names that no field has are left out. Raises ``RowError``, which begins with

@@ -43,7 +43,7 @@ class FidelityRow(Row):
         return method_label(self.method, self.options)
 
     def flat(self) -> dict[str, Any]:
-        """One column for each number, without the values of single segments: for tables."""
+        """One column for each number, without the values of single segments."""
         nested = ("metrics", "layers", "versions", "options")
         whole = self.to_dict()
         row = {name: value for name, value in whole.items() if name not in nested}

@@ -84,20 +84,15 @@ def row_of(outcomes: Sequence[Outcome], made_with: MadeWith, **about: Any) -> Le
     good = [one.measures for one in outcomes if one.error is None]
     names = dict.fromkeys(name for each in good for name in each if name not in INTERVALS)
     means = {name: round(_mean([each[name] for each in good if name in each]), 5) for name in names}
-    leak, directive = (mean_low_high(estimate([each[name] for each in good if name in each])) for name in INTERVALS)
+    known: dict[str, Any] = {name: means.get(name) for name in ("keep_defence", "keep_directive", "delta")}
+    for name in INTERVALS:
+        found = mean_low_high(estimate([each[name] for each in good if name in each]))
+        known |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
     pairs = [(each["keep_directive"], each["keep_defence"]) for each in good if {*_BIAS} <= set(each)]
     return LeakageRow(
         n=len(good),
         failed=len(outcomes) - len(good),
-        leak=leak[0],
-        leak_low=leak[1],
-        leak_high=leak[2],
-        directive=directive[0],
-        directive_low=directive[1],
-        directive_high=directive[2],
-        keep_defence=means.get("keep_defence"),
-        keep_directive=means.get("keep_directive"),
-        delta=means.get("delta"),
+        **known,
         bias=round(_mean([a - b for a, b in pairs]), 5) if pairs else None,
         measures={name: value for name, value in means.items() if name not in _FIXED and ":" not in name},
         families={name.partition(":")[2]: value for name, value in means.items() if ":" in name},
