@@ -29,7 +29,8 @@ class Model:
 
 
 class Models:
-    """Those given by shape are written to ``scratch`` once, so that every library reads the same weights."""
+    """The models of a sweep. A model given by its shape is written to ``scratch`` once, so that every library reads the
+    same weights."""
 
     def __init__(self, scratch: Path, sweep: Sweep) -> None:
         self.scratch, self.sweep = scratch, sweep

@@ -78,7 +78,7 @@ class Point:
 
 
 def points(sweep: Sweep) -> Iterator[Point]:
-    """All points in the order in which they are measured."""
+    """All points of a sweep, in the order in which they are measured."""
     for model in sweep.models:
         for device in sweep.devices:
             for context in sweep.contexts:
@@ -99,14 +99,15 @@ def blocks(systems: Sequence[System], together: int) -> list[tuple[System, ...]]
 
 
 def by_budget(systems: Sequence[System]) -> tuple[System, ...]:
-    """In order of their first budgets, those without one first: equal budgets fall into one block where they can."""
+    """The systems in the order in which budgets first occur, those without one first: equal budgets then fall into one
+    block where they can."""
     order = list(dict.fromkeys(str(one.budget) for one in systems if one.budget is not None))
     place = {"None": -1} | {budget: i for i, budget in enumerate(order)}
     return tuple(sorted(systems, key=lambda one: place[str(one.budget)]))
 
 
 def at(point: Point, systems: Sequence[System]) -> tuple[System, ...]:
-    """Those to compare at ``point``: where only overhead counts, every budget is the same small number of slots."""
+    """The systems to compare at ``point``: where only overhead counts, every budget is the same few slots."""
     if not point.overhead:
         return tuple(systems)
     slim = [one if one.budget is None else replace(one, budget=NEXT_TO_NOTHING) for one in systems]

@@ -56,7 +56,8 @@ def content(cache: Any) -> tuple[int, int]:
 
 
 def store_content(tensors: dict[str, Tensor]) -> tuple[int, int]:
-    """The same of the tensors of one store; those of a zone ("body.keys") go with its positions ("body.positions")."""
+    """Bytes of slots and of votes in the tensors of one store. The tensors of a zone ("body.keys") count where its
+    positions ("body.positions") are in use."""
     slots = votes = 0.0
     for name, x in tensors.items():
         zone, dot, field = name.rpartition(".")

@@ -58,7 +58,7 @@ class Shape:
         return ",".join(f"{key}={value}" for key, value in asdict(self).items())
 
     def config(self) -> LlamaConfig:
-        """Of a model without tied embeddings."""
+        """The configuration of such a Llama, whose output does not share the weights of its embedding."""
         sizes: dict[str, Any] = {
             "num_hidden_layers": self.layers,
             "hidden_size": self.hidden,

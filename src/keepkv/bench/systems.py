@@ -51,7 +51,7 @@ class System:
 
     @property
     def label(self) -> str:
-        """As the command line takes it: ``keepkv:key=zip``, ``plain``, ``kvpress:snapkv``."""
+        """The system as the command line takes it: ``keepkv:key=zip``, ``plain``, ``kvpress:snapkv``."""
         name = method_label(self.method, {key: plain(value) for key, value in self.options.items()})
         return f"kvpress:{name}" if self.library == "kvpress" else name
 

@@ -130,7 +130,7 @@ def bench(
 
 
 def _budget(text: str) -> float | int | str:
-    """As ``Budget`` reads it; what it cannot read is said in the row."""
+    """The budget in ``text``, or ``text`` itself where it cannot be read: its row then says why."""
     try:
         return Budget.of(text).value
     except KeepKVError:

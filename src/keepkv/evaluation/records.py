@@ -38,7 +38,7 @@ class Batch:
 
     @property
     def slots(self) -> list[float]:
-        """Of each row, mean over layers and KV heads."""
+        """Slots of each row, mean over layers and KV heads."""
         layers = self.receipt.kept.values()
         return [_mean([_mean(layer[row]) for layer in layers]) for row in range(len(self.receipt.seen))]
 

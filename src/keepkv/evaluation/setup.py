@@ -26,7 +26,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """As the command line takes them: ``keepkv:key=zip``."""
+        """Method and options as the command line takes them: ``keepkv:key=zip``."""
         return method_label(self.method, self.options)
 
 

@@ -161,7 +161,7 @@ class KeepKVLM(HFLM):  # type: ignore[misc]
         return [found[i] for i in range(len(requests))]
 
     def _fitting(self, context: Ids, continuation: Ids) -> tuple[Ids, Ids]:
-        """Without the start of the context where both are longer than the model reads, as HFLM does it."""
+        """Context and continuation as long as the model reads: the start of the context is cut off, as HFLM does it."""
         return context[max(0, len(context) + len(continuation) - self.max_length - 1) :], continuation
 
     def _score(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, bool]]:

@@ -61,7 +61,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def _whole(path: Path) -> bytes:
-    """Without what a kill left unfinished."""
+    """The bytes of a file up to its last line end: what a kill left unfinished is behind it."""
     if not path.exists():
         return b""
     data = path.read_bytes()

@@ -45,7 +45,7 @@ class Row:
 
     @classmethod
     def from_line(cls: type[R], line: str, where: str) -> R:
-        """The same from a line of JSON."""
+        """The row in a line of JSON. Raises ``RowError`` as ``from_dict`` does, and where the line is not JSON."""
         try:
             given = json.loads(line)
         except json.JSONDecodeError as error:

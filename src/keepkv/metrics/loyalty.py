@@ -22,7 +22,7 @@ def identity(answer: str) -> str:
 
 
 def casefolded(answer: str) -> str:
-    """Without white space around it, upper and lower case alike."""
+    """``answer`` without white space around it, upper and lower case alike."""
     return answer.strip().casefold()
 
 

@@ -126,7 +126,7 @@ def arrange(evaluation: Evaluation, step: Callable[[str], None] = lambda what: N
 
 
 def peaks(rows: Sequence[LeakageRow]) -> list[LeakageRow]:
-    """Of each method, order and handling of spans, the row that leaks most; worst first."""
+    """The row that leaks most, for each method, order and handling of spans; worst first."""
     worst: dict[tuple[str, str, str], LeakageRow] = {}
     for row in rows:
         key = (row.method, row.order, row.spans)
@@ -151,7 +151,7 @@ def _order(given: Sequence[str], found: Iterable[str]) -> list[str]:
 
 
 def _positions(asked: Sequence[BudgetAsked]) -> list[float]:
-    """By the logarithm where all are shares, else evenly."""
+    """Where budgets stand on an axis from 0 to 1: by their logarithm where all are shares, else evenly."""
     if len(asked) < 2:
         return [0.5] * len(asked)
     if shares := [math.log(one) for one in asked if isinstance(one, float)]:
@@ -230,7 +230,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _needles(items: Iterable[ItemRow]) -> list[Needle]:
-    """Of items with a depth, scores by depth, in tenths, and length."""
+    """Scores of the items that have a depth, by depth (in tenths) and length."""
     found: dict[tuple[str, str, str, str, float, int], list[float]] = defaultdict(list)
     for item in items:
         if "depth" in item.tags:

@@ -24,7 +24,7 @@ class Style:
 
 
 def styles(methods: Sequence[str]) -> dict[str, Style]:
-    """Of each method, in order: the first ten, and so those that are seen first, have a colour each."""
+    """The style of each method, in order: the first ten, and so those that are seen first, have a colour each."""
     made = {name: Style(*_baseline(name)) for name in BASELINES}
     for i, name in enumerate(dict.fromkeys(name for name in methods if name not in BASELINES)):
         turn, hue = divmod(i, len(PALETTE))

@@ -17,7 +17,7 @@ class Frame:
 
 
 def frame(tokenizer: Any) -> Frame:
-    """Of the tokenizer's chat template, a user's turn that holds context and question."""
+    """What the tokenizer's chat template puts around the context and question of a user's turn."""
     if not getattr(tokenizer, "chat_template", None):
         return Frame()
     chat = [{"role": "user", "content": _DOCUMENT + _QUESTION}]

@@ -31,7 +31,7 @@ class Call:
 
     @property
     def index(self) -> int:
-        """Of the layer of the model that attends; layers may share slots."""
+        """Index of the layer of the model that attends; layers may share slots."""
         return int(getattr(self.module, "layer_idx", self.layer))
 
 

@@ -178,7 +178,7 @@ class _Run:
     def _batch(
         self, prompts: Sequence[Prompt], method: str, spans: str, removed: Sequence[float], seed: int
     ) -> dict[float, list[Outcome]]:
-        """The same of one batch, read once. What fails is tried again prompt by prompt, to find which fail."""
+        """The outcomes of one batch, which is read once. If it fails, its prompts are tried one by one."""
         try:
             options = self.options.get(method, {})
             cache = Cache(self.model, method, 1.0, seed=seed, spans=policy(prompts, spans), **options)

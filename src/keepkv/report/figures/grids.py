@@ -98,7 +98,7 @@ def survival(report: Report) -> Figure | None:
 
 
 def _maps(report: Report) -> dict[str, MapRow]:
-    """By method, in rank order: of the first text of the mode, length and budget shown first."""
+    """The map of each method, in rank order, on the first text of the mode, length and budget shown first."""
     _, mode, length, budget = report.start
     here = [one for one in report.evaluation.maps if (one.mode, one.length) == (mode, length)]
     own = {one.method: one for one in here if one.task == here[0].task and budget_label(one.budget) == budget}
