@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from keepkv.core import tensorfile
 from keepkv.core.calibration import Given, check_same, digests
 from keepkv.core.when import When
 from keepkv.engine.layer import Layer, Progress
@@ -67,7 +64,6 @@ def save(cache: Saved, path: Path) -> None:
     if positions.seen is not None and positions.positions is not None:
         tensors |= {"clock.seen": positions.seen, "clock.positions": positions.positions}
     tensors |= {} if spans is None else {f"spans.{name}": x for name, x in spans.tensors().items()}
-    tensors = {name: x.detach().contiguous().clone() for name, x in tensors.items()}
     header = {
         "model": cache.attached_config,
         "method": method.name,
@@ -88,7 +84,10 @@ def save(cache: Saved, path: Path) -> None:
         text = json.dumps(header, sort_keys=True)
     except TypeError as error:
         raise CacheStateError(f"the options of method {method.name!r} cannot be written to a file: {error}") from error
-    save_file(tensors, path, {"format": FORMAT, "header": text, "digest": _digest(text, tensors)})
+    try:
+        tensorfile.write(path, FORMAT, text, tensors)
+    except OSError as error:
+        raise CacheFileError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
 Made = TypeVar("Made", bound=Saved)
@@ -98,7 +97,7 @@ def load(
     make: Callable[..., Made], path: Path, model: PreTrainedModel, method: Method | None, calibration: Given
 ) -> Made:
     """Read a cache; see ``Cache.load``. Nothing is built before everything is checked."""
-    header, tensors = _read(path)
+    header, tensors = tensorfile.read(path, FORMAT, "a cache", CacheFileError)
     expected = fingerprint(model)
     if header["model"] != expected:
         differing = {k: (v, expected.get(k)) for k, v in header["model"].items() if v != expected.get(k)}
@@ -144,32 +143,6 @@ def _store(header: dict[str, Any]) -> dict[str, Any]:
 def _decoded_before(header: dict[str, Any], rows: int) -> list[int]:
     """Of files in which layers counted, all rows together."""
     return [next((x["host"].get("decoded", 0) for x in header["layers"] if x["kind"] == "keepkv"), 0)] * rows
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise CacheFileError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta = file.metadata() or {}
-            if meta.get("format") != FORMAT:
-                raise CacheFileError(f"{path}: not a cache written by keepkv ({meta.get('format')!r}, need {FORMAT!r})")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CacheFileError(f"{path}: not a readable safetensors file, or truncated: {error}") from error
-    if _digest(meta["header"], tensors) != meta.get("digest"):
-        raise CacheFileError(f"{path}: contents do not match their checksum; the file was altered or damaged")
-    header: dict[str, Any] = json.loads(meta["header"])
-    return header, tensors
-
-
-def _digest(header: str, tensors: dict[str, Tensor]) -> str:
-    sha = hashlib.sha256(header.encode())
-    for name in sorted(tensors):
-        x = tensors[name].cpu().contiguous()
-        sha.update(f"{name}{x.dtype}{tuple(x.shape)}".encode())
-        sha.update(x.flatten().view(torch.uint8).numpy().tobytes() if x.numel() else b"")
-    return sha.hexdigest()
 
 
 def _layer_tensors(layer: Any) -> dict[str, Tensor]:
