@@ -10,7 +10,7 @@ import pytest
 import torch
 import zoo
 from running import batch, generate, row
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import keepkv
 from keepkv.errors import CacheFileError, CacheStateError
@@ -138,3 +138,19 @@ def test_what_cannot_be_saved_says_so(tmp_path: Path) -> None:
     with pytest.raises(keepkv.KeepKVError, match="cannot be saved"):
         cache.save(tmp_path / "c")
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("name", ["dense", "flat", "int8", "every", "spans"])
+def test_files_of_the_first_layout_still_load(name: str) -> None:
+    """Written when a store was one name and layers counted decoded tokens; logits of the four tokens that followed, two
+    compressions among them where it compresses while decoding, were kept beside."""
+    folder = Path(__file__).parents[1] / "data" / "caches"
+    model, expected = zoo.model("llama"), load_file(folder / "logits.safetensors")[name]
+    cache = keepkv.Cache.load(folder / f"{name}.safetensors", model)
+    feed = torch.tensor([[5], [6], [7]])
+    mask = torch.cat((batch()["attention_mask"], torch.ones(3, 2, dtype=torch.long)), dim=1)
+    for i in range(4):
+        mask = torch.cat((mask, torch.ones(3, 1, dtype=torch.long)), dim=1)
+        with torch.no_grad():
+            logits = model(input_ids=feed + i, attention_mask=mask, past_key_values=cache).logits[:, -1]
+        assert torch.allclose(logits, expected[i], atol=1e-4), float((logits - expected[i]).abs().max())
