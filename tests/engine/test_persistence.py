@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import keepkv
 from keepkv.errors import CacheFileError, CacheStateError
-from keepkv.methods import METHODS
+from keepkv.methods import METHODS, make_method
 from keepkv.methods.keepkv import keepkv as keepkv_method
+from keepkv.score.knorm import KNorm
 
 SMALL = {"window": 4, "sinks": 2}
 
@@ -82,8 +84,6 @@ def test_truncated_altered_and_foreign_files_are_refused(tmp_path: Path) -> None
 
 
 def test_unnamed_methods_must_be_given_again(tmp_path: Path) -> None:
-    from keepkv.score.knorm import KNorm
-
     model, path, method = zoo.model("llama"), tmp_path / "c", keepkv.Method(score=KNorm())
     cache = keepkv.Cache(model, method, 14)
     generate(model, row(batch(), 0), cache)
@@ -91,6 +91,15 @@ def test_unnamed_methods_must_be_given_again(tmp_path: Path) -> None:
     with pytest.raises(CacheFileError, match="method="):
         keepkv.Cache.load(path, model)
     assert keepkv.Cache.load(path, model, method).report() == cache.report()
+
+
+def test_a_name_that_tells_of_other_pieces_is_not_written(tmp_path: Path) -> None:
+    model = zoo.model("llama")
+    method = dataclasses.replace(make_method("snapkv", {}), score=KNorm())
+    cache = keepkv.Cache(model, method, 40)
+    generate(model, row(batch(), 0), cache)
+    with pytest.raises(keepkv.KeepKVError, match="has the name 'snapkv' and other pieces"):
+        cache.save(tmp_path / "c")
 
 
 def test_a_method_that_its_factory_made_is_loaded_with_all_its_options(tmp_path: Path) -> None:
@@ -116,8 +125,6 @@ def test_a_method_with_one_field_replaced_is_loaded_as_it_was(tmp_path: Path) ->
 
 
 def test_options_that_are_objects_cannot_be_saved(tmp_path: Path) -> None:
-    from keepkv.score.knorm import KNorm
-
     cache = keepkv.Cache(zoo.model("llama"), "adakv", 14, score=KNorm(), **SMALL)
     with pytest.raises(CacheStateError, match="cannot be written"):
         cache.save(tmp_path / "c")

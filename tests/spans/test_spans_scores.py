@@ -13,9 +13,9 @@ from torch import Tensor
 
 from keepkv.core.intervals import Intervals
 from keepkv.core.slots import LayerView
-from keepkv.methods.pieces import Remembering
 from keepkv.observe.window import remember_in_spans, span_window
 from keepkv.score import H2O, TOVA, KNorm, Score, SnapKV, Streaming
+from keepkv.score.remembering import Remembering
 
 SIZE = 16
 SPANS = Intervals.of([[(1, 6), (7, 14)]], torch.device("cpu"))

@@ -19,7 +19,7 @@ from keepkv.engine.layer import Layer, Progress
 from keepkv.engine.state import CacheState
 from keepkv.engine.tally import Tally
 from keepkv.errors import CacheFileError, CacheStateError
-from keepkv.methods import METHODS, Method
+from keepkv.methods import METHODS, Method, make_method
 from keepkv.spans import SpanPolicy
 
 FORMAT = "keepkv-cache-1"
@@ -56,6 +56,11 @@ def save(cache: Saved, path: Path) -> None:
     """Write ``cache`` to ``path``; see ``Cache.save``."""
     shared, settings = cache.shared, cache.shared.settings
     positions, spans, method = shared.positions, shared.spans, settings.method
+    if method.name in METHODS and make_method(method.name, method.options) != method:
+        raise CacheStateError(
+            f"the method of this cache has the name {method.name!r} and other pieces: a file would load as the method "
+            "of that name. Give it a name of its own: dataclasses.replace(method, name='mine')."
+        )
     tensors: dict[str, Tensor] = {}
     layers: list[dict[str, Any]] = []
     for i, layer in enumerate(cache.layers):

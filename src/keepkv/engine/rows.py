@@ -50,6 +50,10 @@ def join(cache: Rows, other: Rows) -> None:
         _check_gaps(mine, theirs)
     for one in (cache, other):
         _compress_prompt(one)
+    if settings.method.score.needs_questions and len({_rehearsed(one) for one in (cache, other)}) > 1:
+        raise CacheStateError(
+            "of the caches that join one rehearsed questions and the other did not: call keepkv.rehearse on both"
+        )
     counts = (len(mine.positions.seen), len(theirs.positions.seen))
     mine.positions.join(theirs.positions)
     for layer, more in zip(cache.layers, other.layers, strict=True):
@@ -161,6 +165,11 @@ def _compress_prompt(cache: Rows) -> None:
     if when.every is None:
         for layer in layers:
             layer.drop_score_state()
+
+
+def _rehearsed(cache: Rows) -> frozenset[str]:
+    """Names of what the scores of a cache remember per row."""
+    return frozenset(name for x in cache.layers if isinstance(x, Layer) for name in x.score_state)
 
 
 def _join_layer(layer: Layer, other: Layer, counts: tuple[int, int], columns: int) -> None:

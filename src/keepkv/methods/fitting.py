@@ -6,12 +6,13 @@ from keepkv.allocate.adakv import AdaKV
 from keepkv.allocate.base import Allocate
 from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
-from keepkv.methods.pieces import Remembering, as_allocation, as_score
+from keepkv.methods.pieces import as_allocation, as_score
 from keepkv.reduce.grkv import GRKV
 from keepkv.reduce.matching import Matching
 from keepkv.reduce.residual import Residual
 from keepkv.score import matching
 from keepkv.score.base import Score
+from keepkv.score.remembering import Remembering
 
 
 @register_method("attention-matching", paper="arXiv 2602.16284")

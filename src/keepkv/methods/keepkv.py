@@ -5,9 +5,10 @@ from __future__ import annotations
 from keepkv.allocate.base import Allocate
 from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
-from keepkv.methods.pieces import Remembering, as_allocation, as_score
+from keepkv.methods.pieces import as_allocation, as_score
 from keepkv.reduce.merge import KeepKV
 from keepkv.score.base import Score
+from keepkv.score.remembering import Remembering
 
 
 @register_method("keepkv", paper="arXiv 2504.09936")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from keepkv.allocate.base import Allocate
 from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
-from keepkv.methods.pieces import Remembering, as_allocation, as_score
+from keepkv.methods.pieces import as_allocation, as_score
 from keepkv.reduce.cam import CaM
 from keepkv.reduce.d2o import D2O
 from keepkv.score.base import Score
+from keepkv.score.remembering import Remembering
 
 
 @register_method("cam", paper="ICML 2024, openreview LCTmppB165")

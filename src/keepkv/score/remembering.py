@@ -1,0 +1,51 @@
+"""A score that remembers queries for a merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from keepkv.core.slots import LayerView
+from keepkv.core.stats import Stat
+from keepkv.observe.masses import STATE
+from keepkv.observe.window import remember
+from keepkv.score.base import Wrapped
+
+
+@dataclass(frozen=True)
+class Remembering(Wrapped):
+    """A score as it is, plus the last ``size`` queries of each row for a merge, where the score remembers fewer."""
+
+    size: int
+
+    @property
+    def needs_second_reading(self) -> bool:  # type: ignore[override]
+        return self.score.needs_second_reading
+
+    @property
+    def follows_decode(self) -> bool:  # type: ignore[override]
+        return self.score.follows_decode
+
+    @property
+    def scores_within_spans(self) -> bool:  # type: ignore[override]
+        return self.score.scores_within_spans
+
+    @property
+    def span_stats(self) -> dict[str, Stat]:  # type: ignore[override]
+        return self.score.span_stats
+
+    def observe(self, view: LayerView) -> None:
+        super().observe(view)
+        held = view.state.get("window")
+        if held is None or held.shape[2] < self.size:
+            remember(view, self.size, STATE)
+
+    def observe_spans(self, view: LayerView) -> None:
+        self.score.observe_spans(view)
+
+    def __call__(self, view: LayerView) -> Tensor:
+        return self.score(view)
+
+    def span_scores(self, view: LayerView, own: Tensor) -> Tensor:
+        return self.score.span_scores(view, own)
