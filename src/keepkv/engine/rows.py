@@ -48,12 +48,12 @@ def join(cache: Rows, other: Rows) -> None:
         raise UnsupportedModel(f"layers of kind {', '.join(kinds)} cannot be joined; decode these caches one by one")
     if any(isinstance(layer, DynamicSlidingWindowLayer) for layer in cache.layers):
         _check_gaps(mine, theirs)
-    for one in (cache, other):
-        _compress_prompt(one)
-    if settings.method.score.needs_questions and len({_rehearsed(one) for one in (cache, other)}) > 1:
+    if settings.method.score.needs_questions and _remembered(cache) != _remembered(other):
         raise CacheStateError(
             "of the caches that join one rehearsed questions and the other did not: call keepkv.rehearse on both"
         )
+    for one in (cache, other):
+        _compress_prompt(one)
     counts = (len(mine.positions.seen), len(theirs.positions.seen))
     mine.positions.join(theirs.positions)
     for layer, more in zip(cache.layers, other.layers, strict=True):
@@ -167,7 +167,7 @@ def _compress_prompt(cache: Rows) -> None:
             layer.drop_score_state()
 
 
-def _rehearsed(cache: Rows) -> frozenset[str]:
+def _remembered(cache: Rows) -> frozenset[str]:
     """Names of what the scores of a cache remember per row."""
     return frozenset(name for x in cache.layers if isinstance(x, Layer) for name in x.score_state)
 
