@@ -33,19 +33,19 @@ def choose(backend: str | None, *tensors: Tensor | None) -> str:
     if asked == "reference":
         return asked
     given = [x for x in tensors if x is not None]
-    obstacle = _place(given, interpreted=asked == "triton" and interpreting()) or _kind(given)
+    obstacle = _obstacle_in_call(given, interpreted=asked == "triton" and interpreting()) or _obstacle_in_type(given)
     if asked == "triton" and obstacle:
         raise KeepKVError(f"the Triton kernels were asked for, but {obstacle}. Use backend='auto' or 'reference'.")
     return "reference" if obstacle else "triton"
 
 
 def interpreting() -> bool:
-    """Whether Triton was told to run kernels on the CPU, in Python; it must be before Triton is imported."""
+    """Whether the environment told Triton to run kernels on the CPU, in Python; Triton reads it when it is imported."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")
 
 
-def _place(tensors: list[Tensor], interpreted: bool) -> str | None:
-    """What in the place of ``tensors`` or the way of calling stands against Triton; None: nothing."""
+def _obstacle_in_call(tensors: list[Tensor], interpreted: bool) -> str | None:
+    """Why Triton cannot run where ``tensors`` are and as it is called; None where it can."""
     device = tensors[0].device
     if not (device.type == "cuda" or interpreted):
         return f"the tensors are on {device}, not on a CUDA device (TRITON_INTERPRET=1 is not set either)"
@@ -57,11 +57,11 @@ def _place(tensors: list[Tensor], interpreted: bool) -> str | None:
         return "they have not been tried inside a compiled graph"
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "they have no backward: wrap the call in torch.no_grad()"
-    return _device(device) if device.type == "cuda" else None
+    return _obstacle_in_device(device) if device.type == "cuda" else None
 
 
-def _kind(tensors: list[Tensor]) -> str | None:
-    """What in the dtypes and shapes of ``tensors`` stands against Triton."""
+def _obstacle_in_type(tensors: list[Tensor]) -> str | None:
+    """Why the kernels do not take the dtypes and shapes of ``tensors``; None where they do."""
     dtypes = {x.dtype for x in tensors}
     if not dtypes <= set(DTYPES):
         return f"they take {', '.join(map(str, DTYPES))}, not {', '.join(map(str, dtypes - set(DTYPES)))}"
@@ -78,7 +78,8 @@ def _installed() -> bool:
 
 
 @lru_cache
-def _device(device: torch.device) -> str | None:
+def _obstacle_in_device(device: torch.device) -> str | None:
+    """Why the kernels do not run on a CUDA ``device``; None where they do."""
     if torch.version.hip is not None:
         return "they have not been tried on ROCm"
     if (capability := torch.cuda.get_device_capability(device)) < CAPABILITY:
@@ -87,6 +88,6 @@ def _device(device: torch.device) -> str | None:
 
 
 def check(condition: bool, message: str) -> None:
-    """``UnsupportedInput`` with ``message`` unless ``condition``."""
+    """Raise ``UnsupportedInput`` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise UnsupportedInput(message)

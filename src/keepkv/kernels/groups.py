@@ -41,7 +41,7 @@ def group_sum(x: Tensor, group: Tensor, size: int) -> Tensor:
 def group_mean(x: Tensor, weights: Tensor, group: Tensor, size: int) -> Tensor:
     """Σ weights·x over each group: x (B,H,S,D) of any dtype, weights (B,H,S), result (B,H,size,D) as ``weights``.
 
-    Taken in tiles of slots, so that the products never exist all at once.
+    It is computed in tiles of slots, so that the products never exist all at once.
     """
     b, h, s, d = x.shape
     out = weights.new_zeros(b * h * (size + 1), d)
@@ -54,7 +54,7 @@ def group_mean(x: Tensor, weights: Tensor, group: Tensor, size: int) -> Tensor:
 
 
 def group_logsumexp(x: Tensor, group: Tensor, size: int) -> Tensor:
-    """ln Σ e^x over each group: (B,H,S) to (B,H,size); −inf for an empty group. Never exponentiates a raw logit."""
+    """ln Σ e^x over each group: (B,H,S) to (B,H,size); −inf for an empty group. No e^x of a raw logit can overflow."""
     b, h, _ = group.shape
     top = x.new_full((b, h, size + 1), float("-inf")).scatter_reduce_(2, group, x, "amax")
     top = top.masked_fill(top.isneginf(), 0.0)
@@ -63,6 +63,6 @@ def group_logsumexp(x: Tensor, group: Tensor, size: int) -> Tensor:
 
 
 def expand_groups(x: Tensor, group: Tensor, fill: float = 0.0) -> Tensor:
-    """Each slot's entry of its group: x (B,H,size) to (B,H,S); ``fill`` for slots in no group."""
+    """What belongs to a group given to each of its slots: x (B,H,size) to (B,H,S); ``fill`` for slots in no group."""
     padded = torch.cat((x, x.new_full((*x.shape[:2], 1), fill)), dim=-1)
     return padded.gather(2, group)

@@ -19,7 +19,7 @@ ROWS = 64  # queries of one head among them, where it can choose
 
 
 def temp_elements(x: Tensor) -> int:
-    """Elements of a temporary: what stays in a processor's cache, or keeps a GPU busy."""
+    """Elements that a temporary beside ``x`` should have: they stay in a processor's cache, or keep a GPU busy."""
     return TILE if x.device.type == "cpu" else 4 * TILE
 
 
