@@ -24,8 +24,8 @@ from keepkv.measure.made_with import MadeWith
 
 SLOTS = (2048, 16384)
 CASES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("snapkv", {"store": "flat"}), ("snapkv", {"store": "int8"}), ("adakv", {}), ("keepkv2", {}), ("g-kv", {"store": "int8"}),
-    ("expected-attention", {"store": "int8"}), ("h2o", {}),
+    ("snapkv", {"store": "flat"}), ("snapkv", {"store": "int8"}), ("adakv", {}), ("keepkv2", {}),
+    ("g-kv", {"store": "int8"}), ("expected-attention", {"store": "int8"}), ("h2o", {}),
 )  # fmt: skip
 
 

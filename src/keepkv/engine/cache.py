@@ -83,8 +83,9 @@ class Cache(stock.Cache):
         sliding = sum(getattr(layer, "sliding_window", 0) for i, layer in enumerate(layers) if i not in prepared.ours)
         settings = replace(settings, sliding_tokens=sliding, calibrations=calibrations)
         self.shared = CacheState(settings, spans=None if policy is None else RowSpans(policy))
+        device = torch.device("cpu") if model.device.type == "meta" else model.device
         for index, (info, form) in prepared.ours.items():
-            known = of_layer(calibrations, index, model.device)
+            known = of_layer(calibrations, index, device)
             own = replace(held, layer=info, calibration=known, codec=held.codec.for_layer(info, known))
             layers[index] = Layer(info, form, self.shared, template.empty(own))
         super().__init__(layers=layers)
