@@ -13,6 +13,7 @@ from keepkv.engine.compression import layer_budget
 from keepkv.engine.layer import Layer
 from keepkv.engine.state import CacheState
 from keepkv.spans.keep_rates import keep_rates
+from keepkv.store.base import allocated
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,8 @@ def _largest_vote(layer: Layer) -> float:
 def layer_bytes(layer: Any) -> int:
     """Bytes of storage that a cache layer of any kind holds."""
     if isinstance(layer, Layer):
-        return layer.store.nbytes + _storage(list(layer.score_state.values()))
-    return _storage(_tensors(vars(layer)))
+        return layer.store.nbytes + allocated(layer.score_state.values())
+    return allocated(_tensors(vars(layer)))
 
 
 def full_bytes(layer: Any) -> int:
@@ -181,8 +182,3 @@ def _tensors(values: dict[Any, Any]) -> list[Tensor]:
         elif isinstance(value, dict):
             found += _tensors(value)
     return found
-
-
-def _storage(tensors: list[Tensor]) -> int:
-    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
-    return sum(storages.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -178,8 +178,12 @@ class Store(ABC):
     @property
     def nbytes(self) -> int:
         """Bytes of storage really allocated, slack included."""
-        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in self.tensors().values()}
-        return sum(storages.values())
+        return allocated(self.tensors().values())
+
+
+def allocated(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the storages behind ``tensors``, each counted once."""
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
 
 
 STORES: Registry[Store] = Registry("store")
