@@ -25,8 +25,7 @@ def calibrate(
     out: Annotated[str, typer.Option(help="File to write; replaced when everything is measured.")],
     model: Annotated[str | None, typer.Option(help="Directory or Hub name; the embedded model if absent.")] = None,
     text: Annotated[
-        list[str] | None,
-        typer.Option(help="Text file; - for stdin. Repeatable; the shipped document if absent."),
+        list[str] | None, typer.Option(help="Text file; - for stdin. Repeatable; the shipped document if absent.")
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens read in all, at most.")] = 20_000,
     length: Annotated[int, typer.Option(min=2, help="Tokens read at a time; each piece starts anew.")] = 1024,

@@ -24,8 +24,7 @@ def generate(
         str, typer.Option("--budget", "-b", help="Share of the tokens (0.1), slots per head (512) or bytes (64MiB).")
     ] = "0.1",
     option: Annotated[
-        list[str] | None,
-        typer.Option("--option", "-o", help="key=value of the method, or when.every=64. Repeatable."),
+        list[str] | None, typer.Option("--option", "-o", help="key=value of the method, or when.every=64. Repeatable.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer at most.")] = 128,
     raw: Annotated[bool, typer.Option("--raw", help="Leave out the model's chat template.")] = False,

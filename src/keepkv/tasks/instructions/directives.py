@@ -150,10 +150,7 @@ def json_object(rng: random.Random) -> Directive:
     return _rule("json", "shape start end", rule, checks.is_json, lambda text: json.dumps({"reply": text}))
 
 
-_ALPHABETS = {
-    "GREEK": ("Greek", "αβκδεφγηιικλμνοπκρστυβωξυζ"),
-    "CYRILLIC": ("Cyrillic", "абкдефгхийклмнопкрстувшхыз"),
-}
+_ALPHABETS = {"GREEK": ("Greek", "αβκδεφγηιικλμνοπκρστυβωξυζ"), "CYRILLIC": ("Cyrillic", "абкдефгхийклмнопкрстувшхыз")}
 
 
 def script(rng: random.Random) -> Directive:
