@@ -21,8 +21,8 @@ from keepkv.bench.rows import BenchRow
 from keepkv.bench.session import RowFailed, Session
 from keepkv.bench.systems import PLAIN, PRESSES, System, slots_asked
 from keepkv.errors import KeepKVError
+from keepkv.measure.environment import MadeWith
 from keepkv.measure.interval import Percentiles
-from keepkv.measure.made_with import MadeWith
 from keepkv.methods.base import METHODS
 
 MEASURED = ("prefill", "compression", "first", "decode", "energy")  # in each turn, or in those with a prefill
