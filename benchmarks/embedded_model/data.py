@@ -5,19 +5,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from keepkv.tasks import (
-    common_words,
-    frequent_words,
-    long_decode,
-    niah_multikey_1,
-    niah_multiquery,
-    niah_multivalue,
-    niah_single_1,
-    qa_1,
-    qa_2,
-    secret,
-    variable_tracking,
-)
+from keepkv.tasks import long_decode, niah, qa, secret, variable_tracking, word_lists
 from keepkv.tasks.base import Count, Item, Question, weave
 from keepkv.tasks.facts import fact, long_codes, question
 from keepkv.tasks.text import prose
@@ -59,7 +47,7 @@ def dense(rng: random.Random, count: Count, size: int, alike: bool = False) -> I
 def in_text(rng: random.Random, count: Count, size: int, alike: bool = False) -> Item:
     """One to many facts in real text, all of them asked."""
     n = _log_uniform(rng, max(1, size // 128), size // (FACT + ASK + 2))
-    return niah_multikey_1.build(rng, count, size - n * ASK, facts=n, questions=n, alike=alike)
+    return niah.multikey_1(rng, count, size - n * ASK, facts=n, questions=n, alike=alike)
 
 
 def dense_alike(rng: random.Random, count: Count, size: int) -> Item:
@@ -75,13 +63,13 @@ def in_text_alike(rng: random.Random, count: Count, size: int) -> Item:
 def multivalue(rng: random.Random, count: Count, size: int) -> Item:
     """Names with two codes each."""
     keys = _log_uniform(rng, max(1, size // 256), max(1, size // (2 * FACT + ASK + 6)))
-    return niah_multivalue.build(rng, count, max(2 * FACT * keys + 1, size - keys * (ASK + 5)), keys=keys)
+    return niah.multivalue(rng, count, max(2 * FACT * keys + 1, size - keys * (ASK + 5)), keys=keys)
 
 
 def multiquery(rng: random.Random, count: Count, size: int) -> Item:
     """Two names in each question."""
     n = _log_uniform(rng, max(2, size // 100), max(2, size // (FACT + ASK + 4)))
-    return niah_multiquery.build(rng, count, size - (n // 2) * 24, facts=n, questions=n // 2)
+    return niah.multiquery(rng, count, size - (n // 2) * 24, facts=n, questions=n // 2)
 
 
 def long_values(rng: random.Random, count: Count, size: int) -> Item:
@@ -99,7 +87,7 @@ def noise(rng: random.Random, count: Count, size: int) -> Item:
     """Facts between the same few sentences."""
     n = _log_uniform(rng, 1, max(1, size // 64))
     pairs = list(zip(names(rng, n), codes(rng, n), strict=True))
-    haystack = niah_single_1.NOISE * (1 + size // 20)
+    haystack = niah.NOISE * (1 + size // 20)
     text = weave(rng, count, size - n * ASK, [fact(*pair) for pair in pairs], haystack=haystack)
     return Item(text, tuple(question(*pair) for pair in pairs))
 
@@ -108,7 +96,7 @@ def answering(rng: random.Random, count: Count, size: int) -> Item:
     """Relations, and questions of one step or two."""
     two = rng.random() < 0.5
     n = _log_uniform(rng, 2, max(2, size // 60))
-    build, asked = (qa_2.build, n) if two else (qa_1.build, 2 * n)
+    build, asked = (qa.two_steps, n) if two else (qa.one_step, 2 * n)
     return build(rng, count, size - asked * (26 if two else 16), names=n, questions=asked)
 
 
@@ -124,13 +112,13 @@ def variables(rng: random.Random, count: Count, size: int) -> Item:
 def counting(rng: random.Random, count: Count, size: int) -> Item:
     """A list of words; short ones mostly, as each has one question only."""
     length = _log_uniform(rng, 40, size - 12)
-    return common_words.build(rng, count, length, distinct=rng.randint(3, min(12, length // 6)))
+    return word_lists.common(rng, count, length, distinct=rng.randint(3, min(12, length // 6)))
 
 
 def frequencies(rng: random.Random, count: Count, size: int) -> Item:
     """A list of words, the three most frequent asked."""
     length = _log_uniform(rng, 48, size - 16)
-    return frequent_words.build(rng, count, length, distinct=rng.randint(4, min(12, length // 8)))
+    return word_lists.frequent(rng, count, length, distinct=rng.randint(4, min(12, length // 8)))
 
 
 def copying(rng: random.Random, count: Count, size: int) -> Item:

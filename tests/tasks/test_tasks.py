@@ -41,7 +41,7 @@ def test_all_thirteen_shapes_of_ruler_are_there():
         "niah-multiquery",
     }
     shapes |= {f"niah-{kind}-{i}" for kind in ("single", "multikey") for i in (1, 2, 3)}
-    assert {module.TASK.name for module in tasks.RULER} == shapes and len(shapes) == 13
+    assert {task.name for task in tasks.RULER} == shapes and len(shapes) == 13
     assert shapes | {"needle", "shared-context", "long-decode", "secret"} <= set(tasks.names())
 
 

@@ -21,10 +21,11 @@ from keepkv.bench.rows import BenchRow
 from keepkv.bench.session import RowFailed, Session
 from keepkv.bench.systems import PLAIN, PRESSES, System, slots_asked
 from keepkv.errors import KeepKVError
+from keepkv.measure.environment import MadeWith
 from keepkv.measure.interval import Percentiles
-from keepkv.measure.made_with import MadeWith
 from keepkv.methods.base import METHODS
 
+MEASURED = ("prefill", "compression", "first", "decode", "energy")  # in each turn, or in those with a prefill
 WORKER = Path(__file__).with_name("kvpress_worker.py")
 
 
@@ -181,28 +182,22 @@ class Block:
         plain = next((x for x in entries if x.system == PLAIN and not x.row.error), None)
         base = [(plain.row.batch or 1) / x["decode"] for x in plain.turns] if plain else []
         first, full = turns[0], turns[0]["full_bytes"] or self._plain_bytes(row)
+        found: dict[str, Any] = {name: Percentiles.of([x.get(name) for x in turns]) for name in MEASURED}
+        found |= {name: round(median(x[name] for x in turns)) for name in ("slot_bytes", "vote_bytes")}
+        found |= {name: first.get(name) for name in ("slots", "merged", "dropped")}
         return replace(
             row,
-            prefill=Percentiles.of([x.get("prefill") for x in turns]),
-            compression=Percentiles.of([x.get("compression") for x in turns]),
-            first=Percentiles.of([x.get("first") for x in turns]),
-            decode=Percentiles.of(decode),
+            **found,
             throughput=Percentiles.of(throughput),
             speedup=Percentiles.of([a / b for a, b in zip(throughput, base, strict=True)]) if base else None,
             per_layer=Percentiles.of([x / (row.layers or 1) for x in decode]) if self.point.overhead else None,
             over_floor=Percentiles.of([x / least for x, least in zip(decode, floors, strict=True)]),
-            energy=Percentiles.of([x["energy"] for x in turns]),
             floor=median(floors),
             bandwidth=bandwidth,
             read_bandwidth=reading,
-            slot_bytes=round(median(x["slot_bytes"] for x in turns)),
-            vote_bytes=round(median(x["vote_bytes"] for x in turns)),
             cache_bytes=first["bytes"],
             full_bytes=full,
             ratio=first["bytes"] / full if full else None,
-            slots=first["slots"],
-            merged=first.get("merged"),
-            dropped=first.get("dropped"),
             peak_bytes=first["peak"],
             base_bytes=first["base"],
             fits=None if row.cap is None else first["bytes"] <= row.cap,

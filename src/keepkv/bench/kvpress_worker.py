@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import platform
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -73,18 +71,15 @@ class Press(Runner):
             layer.keys, layer.values = layer.keys[:, :, :-tokens], layer.values[:, :, :-tokens]
 
 
-def build(spec: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Load the model of ``spec`` and warm up."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    torch.set_num_threads(spec["threads"])
-    model: Any = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=getattr(torch, spec["dtype"]))
-    model.set_attn_implementation("sdpa")
-    press = Press(model.to(spec["device"]).eval(), spec["press"], spec["removed"])
-    made = protocol.Measurement(press, spec, meters)
-    made.warm()
-    names = ("torch", "transformers", "kvpress")
-    return made, {"versions": {name: version(name) for name in names} | {"python": platform.python_version()}}
+def build(spec: dict[str, Any]) -> Any:
+    """The measurement that ``spec`` asks for."""
+    versions = {name: version(name) for name in ("torch", "transformers", "kvpress")}
+
+    def press(model: Any) -> Press:
+        model.set_attn_implementation("sdpa")
+        return Press(model, spec["press"], spec["removed"])
+
+    return protocol.prepare(spec, press, meters, versions)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 
 from keepkv.bench.rows import BenchRow
 from keepkv.errors import KeepKVError
 
-Number = Callable[[BenchRow], float | None]
-Band = Callable[[BenchRow], tuple[float, float] | None]
 MIB = 1 << 20
+AXES = {"context": ("tokens of the context", "tokens"), "batch": ("rows of the batch", "rows")}
+# What is drawn against what, in which unit of the row's; what is dotted beside it.
+PICTURES = {
+    "latency": ("ms per decoded token, dotted: floor", "context", "decode", 1e-3, "floor"),
+    "throughput": ("tokens per second", "batch", "throughput", 1.0, None),
+    "memory": ("MiB of cache, dotted: peak while running", "context", "cache_bytes", MIB, "peak"),
+}
 
 
 def need_matplotlib() -> None:
@@ -30,16 +35,9 @@ def draw(rows: Sequence[BenchRow], into: Path, name: str = "bench") -> list[Path
     from keepkv.report.figures.look import LOOK
 
     shown = [row for row in rows if row.kind == "sweep" and row.error is None]
-    pictures: dict[str, tuple[str, str, Number, Number, Number, Band | None, Number | None]] = {
-        "latency": ("tokens of the context", "ms per decoded token, dotted: floor", _context, _decode, _batch, _spread,
-                    _floor),
-        "throughput": ("rows of the batch", "tokens per second", _batch, _throughput, _context, None, None),
-        "memory": ("tokens of the context", "MiB of cache, dotted: peak while running", _context, _bytes, _batch, None,
-                   _peak),
-    }  # fmt: skip
     written = []
     with rc_context(LOOK):
-        for kind, picture in pictures.items():
+        for kind, picture in PICTURES.items():
             if shown:
                 path = into / f"{name}-{kind}.svg"
                 path.write_text(_picture(shown, *picture), encoding="utf-8")
@@ -47,26 +45,17 @@ def draw(rows: Sequence[BenchRow], into: Path, name: str = "bench") -> list[Path
     return written
 
 
-def _picture(
-    rows: Sequence[BenchRow],
-    xlabel: str,
-    ylabel: str,
-    x: Number,
-    y: Number,
-    other: Number,
-    band: Band | None,
-    dotted: Number | None,
-) -> str:
-    """other: what else varies; each of its values has a line of its own, except batches that a cap decided."""
+def _picture(rows: Sequence[BenchRow], title: str, x: str, y: str, unit: float, dotted: str | None) -> str:
+    """Each value of what else varies has a line of its own, except batches that a cap decided."""
     from keepkv.report.figures import svg
     from keepkv.report.figures.look import headed, legend, panels
     from keepkv.report.style import PALETTE
 
-    several = len({other(row) for row in rows if row.cap is None}) > 1
-    word = "rows" if other is _batch else "tokens"
+    other = "batch" if x == "context" else "context"
+    several = len({getattr(row, other) for row in rows if row.cap is None}) > 1
 
     def line(row: BenchRow) -> str:
-        return name_of(row) + (f", {other(row):,.0f} {word}" if several and row.cap is None else "")
+        return name_of(row) + (f", {getattr(row, other):,.0f} {AXES[other][1]}" if several and row.cap is None else "")
 
     places = list(dict.fromkeys((row.made_with.model or "", row.made_with.device) for row in rows))
     names = list(dict.fromkeys(map(line, rows)))
@@ -75,19 +64,20 @@ def _picture(
         for i, name in enumerate(names):
             mine = [row for row in rows if (row.made_with.model, row.made_with.device) == place and line(row) == name]
             # The plain cache is in every block: its first measurement is drawn.
-            own = sorted({x(row): row for row in reversed(mine)}.values(), key=lambda row: x(row) or 0)
-            at, colour = [x(row) for row in own], PALETTE[i % len(PALETTE)]
-            axis.plot(at, [y(row) for row in own], "o-", ms=3.5, color=colour, label=name)
-            if band is not None and (spreads := [found for row in own if (found := band(row))]):
+            first = {getattr(row, x): row for row in reversed(mine)}
+            at, colour = sorted(first), PALETTE[i % len(PALETTE)]
+            own = [first[one] for one in at]
+            axis.plot(at, [_number(row, y, unit) for row in own], "o-", ms=3.5, color=colour, label=name)
+            if y == "decode" and (spreads := [(z.p20 / unit, z.p80 / unit) for row in own if (z := row.decode)]):
                 axis.fill_between(at, *zip(*spreads, strict=True), color=colour, alpha=0.15, lw=0)
             if dotted is not None:
-                axis.plot(at, [dotted(row) for row in own], ":", lw=1, color=colour)
+                axis.plot(at, [_number(row, dotted, unit) for row in own], ":", lw=1, color=colour)
         axis.set_xscale("log", base=2)
-        axis.set(xlabel=xlabel, ylim=(0, None))
+        axis.set(xlabel=AXES[x][0], ylim=(0, None))
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.set_title("\n".join(wrap(",".join(place).replace(",", ", "), 50)), fontsize=7)
     legend(figure, names)
-    return svg(headed(figure, ylabel))
+    return svg(headed(figure, title))
 
 
 def name_of(row: BenchRow) -> str:
@@ -95,33 +85,10 @@ def name_of(row: BenchRow) -> str:
     return " ".join(str(part) for part in (row.label, row.store, row.budget) if part is not None)
 
 
-def _context(row: BenchRow) -> float:
-    return row.context
-
-
-def _batch(row: BenchRow) -> float | None:
-    return row.batch
-
-
-def _decode(row: BenchRow) -> float | None:
-    return None if row.decode is None else row.decode.median * 1e3
-
-
-def _spread(row: BenchRow) -> tuple[float, float] | None:
-    return None if row.decode is None else (row.decode.p20 * 1e3, row.decode.p80 * 1e3)
-
-
-def _floor(row: BenchRow) -> float | None:
-    return row.floor and row.floor * 1e3
-
-
-def _throughput(row: BenchRow) -> float | None:
-    return None if row.throughput is None else row.throughput.median
-
-
-def _bytes(row: BenchRow) -> float | None:
-    return row.cache_bytes and row.cache_bytes / MIB
-
-
-def _peak(row: BenchRow) -> float | None:
-    return None if row.peak_bytes is None or row.base_bytes is None else (row.peak_bytes - row.base_bytes) / MIB
+def _number(row: BenchRow, name: str, unit: float) -> float | None:
+    """A field of ``row``, or its median; peak: the most memory above that before."""
+    if name == "peak":
+        found = None if row.peak_bytes is None or row.base_bytes is None else row.peak_bytes - row.base_bytes
+    else:
+        found = getattr(row, name)
+    return None if found is None else getattr(found, "median", found) / unit

@@ -1,19 +1,21 @@
 """The protocol of a measurement, as a worker process follows it: read a prompt, decode, take the time, and answer the
 parent process line by line.
 
-Imports torch alone, so that it also runs in the environment of another library.
+Imports torch and transformers alone, so that it also runs in the environment of another library.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 WARM_PROMPT = 128  # tokens; some methods refuse prompts shorter than their window
@@ -131,6 +133,19 @@ class Measurement:
     def _choose(self, logits: Tensor) -> None:
         self.token = logits.argmax(-1, keepdim=True)
         self.token.tolist()  # as everything does that streams, or stops at a token
+
+
+def prepare(
+    spec: dict[str, Any], runner: Callable[[Any], Runner], meters: Any, versions: dict[str, str]
+) -> tuple[Measurement, dict[str, Any]]:
+    """Load the model of ``spec``, hand it to ``runner``, and warm up. versions: of the libraries that decide a time."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(spec["threads"])
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(spec["model"], dtype=getattr(torch, spec["dtype"]))
+    made = Measurement(runner(model.to(spec["device"]).eval()), spec, meters)
+    made.warm()
+    return made, {"versions": versions | {"python": platform.python_version()}}
 
 
 def serve(build: Callable[[dict[str, Any]], tuple[Measurement, dict[str, Any]]]) -> None:

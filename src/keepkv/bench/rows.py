@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from keepkv.measure.environment import MadeWith
 from keepkv.measure.files import read_file
 from keepkv.measure.interval import Percentiles
-from keepkv.measure.made_with import MadeWith
 from keepkv.measure.rows import INLINE, Row
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
-import torch
 import transformers
-from transformers import AutoModelForCausalLM, DynamicCache, QuantizedCache
-from transformers.utils import logging
+from transformers import DynamicCache, QuantizedCache
 
 from keepkv.bench import roofline
-from keepkv.bench.protocol import Measurement, Runner, serve
+from keepkv.bench.protocol import Measurement, Runner, prepare, serve
 from keepkv.bench.systems import QUANTISED
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
@@ -108,14 +105,8 @@ def runner(model: Any, spec: dict[str, Any]) -> Runner:
 
 
 def build(spec: dict[str, Any]) -> tuple[Measurement, dict[str, Any]]:
-    """Load the model of ``spec`` and warm up."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.set_num_threads(spec["threads"])
-    loaded: Any = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=getattr(torch, spec["dtype"]))
-    made = Measurement(runner(loaded.to(spec["device"]).eval(), spec), spec, meters)
-    made.warm()
-    return made, {"versions": versions() | {"python": platform.python_version()}}
+    """The measurement that ``spec`` asks for."""
+    return prepare(spec, lambda model: runner(model, spec), meters, versions())
 
 
 if __name__ == "__main__":

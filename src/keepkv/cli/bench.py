@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from transformers.utils import logging
+from typer import Option
 
 from keepkv.bench.plan import Sweep, by_budget, total
 from keepkv.bench.plots import draw, name_of, need_matplotlib
@@ -19,6 +20,7 @@ from keepkv.bench.run import run
 from keepkv.bench.shapes import Shape
 from keepkv.bench.systems import System, peers
 from keepkv.cli import arguments
+from keepkv.cli.options import AsJson, Methods, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, table
 from keepkv.core.budget import Budget
 from keepkv.embedded import embedded_model
@@ -32,49 +34,38 @@ MIB = 1 << 20
 
 @one_line_errors
 def bench(
-    model: Annotated[
-        list[str] | None, typer.Option(help="Directory or Hub name. Repeatable; the embedded model if none.")
-    ] = None,
+    model: Annotated[Texts, Option(help="Directory or Hub name. Repeatable; the embedded model if none.")] = None,
     shape: Annotated[
-        list[str] | None,
-        typer.Option(help="Random weights: layers=4,hidden=1024,heads=16,kv_heads=4,head_dim=64,… Repeatable."),
+        Texts, Option(help="Random weights: layers=4,hidden=1024,heads=16,kv_heads=4,head_dim=64,… Repeatable.")
     ] = None,
-    method: Annotated[
-        list[str] | None, typer.Option("--method", "-m", help="NAME or NAME:key=value,key=value. Repeatable.")
-    ] = None,
-    store: Annotated[
-        list[str] | None, typer.Option(help="auto, dense, flat, int8, static:capacity=N. Repeatable.")
-    ] = None,
+    method: Methods = None,
+    store: Annotated[Texts, Option(help="auto, dense, flat, int8, static:capacity=N. Repeatable.")] = None,
     budget: Annotated[
-        list[str] | None,
-        typer.Option("--budget", "-b", help="Share of the tokens (0.1), or slots per head. Repeatable."),
+        Texts, Option("--budget", "-b", help="Share of the tokens (0.1), or slots per head. Repeatable.")
     ] = None,
     peer: Annotated[
-        list[str] | None,
-        typer.Option("--peer", "-p", help="plain, quanto-4, hqq-4, fp8, kvpress:METHOD …, or none. Repeatable."),
+        Texts, Option("--peer", "-p", help="plain, quanto-4, hqq-4, fp8, kvpress:METHOD …, or none. Repeatable.")
     ] = None,
-    kvpress_python: Annotated[str | None, typer.Option(help="Python of the environment of kvpress 0.5.5.")] = None,
-    context: Annotated[list[int] | None, typer.Option("--context", "-c", help="Tokens read. Repeatable.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Rows at once. Repeatable.")] = None,
+    kvpress_python: Annotated[str | None, Option(help="Python of the environment of kvpress 0.5.5.")] = None,
+    context: Annotated[list[int] | None, Option("--context", "-c", help="Tokens read. Repeatable.")] = None,
+    batch: Annotated[list[int] | None, Option(help="Rows at once. Repeatable.")] = None,
     cap: Annotated[
         str | None,
-        typer.Option(help="Memory for the cache: 2GiB, or plain@2, the plain cache at batch 2. The batch follows."),
+        Option(help="Memory for the cache: 2GiB, or plain@2, the plain cache at batch 2. The batch follows."),
     ] = None,
-    device: Annotated[
-        list[str] | None, typer.Option(help="cpu, cuda, cuda:1 …; a GPU where there is one. Repeatable.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="auto (the model's), float32, bfloat16, float16.")] = "auto",
-    new: Annotated[int, typer.Option(help="Tokens decoded in a turn.")] = 32,
-    repeats: Annotated[int, typer.Option(help="Measurement of each row.")] = 5,
-    prefills: Annotated[int, typer.Option(help="Measurement that read the prompt anew.")] = 3,
-    chunk: Annotated[int | None, typer.Option(help="Tokens of the prompt read at once; all if absent.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Of torch, in every process.")] = None,
-    together: Annotated[int, typer.Option(help="Processes alive at once, which take turns.")] = 4,
-    overhead: Annotated[bool, typer.Option(help="Also rows of what Python costs per layer.")] = True,
-    plots: Annotated[bool, typer.Option(help="Pictures beside the files of --out.")] = False,
-    seed: Annotated[int, typer.Option(help="Of weights, tokens and methods that draw.")] = 0,
-    out: Annotated[str | None, typer.Option(help="Directory for bench.jsonl, bench.csv and pictures.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    device: Annotated[Texts, Option(help="cpu, cuda, cuda:1 …; a GPU where there is one. Repeatable.")] = None,
+    dtype: Annotated[str, Option(help="auto (the model's), float32, bfloat16, float16.")] = "auto",
+    new: Annotated[int, Option(help="Tokens decoded in a turn.")] = 32,
+    repeats: Annotated[int, Option(help="Measurement of each row.")] = 5,
+    prefills: Annotated[int, Option(help="Measurement that read the prompt anew.")] = 3,
+    chunk: Annotated[int | None, Option(help="Tokens of the prompt read at once; all if absent.")] = None,
+    threads: Annotated[int | None, Option(help="Of torch, in every process.")] = None,
+    together: Annotated[int, Option(help="Processes alive at once, which take turns.")] = 4,
+    overhead: Annotated[bool, Option(help="Also rows of what Python costs per layer.")] = True,
+    plots: Annotated[bool, Option(help="Pictures beside the files of --out.")] = False,
+    seed: Annotated[int, Option(help="Of weights, tokens and methods that draw.")] = 0,
+    out: Annotated[str | None, Option(help="Directory for bench.jsonl, bench.csv and pictures.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure reading, compressing and decoding, memory, and how far from the memory's bandwidth a token is.
 

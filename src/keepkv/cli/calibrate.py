@@ -9,11 +9,13 @@ from typing import Annotated
 
 import typer
 from torch import Tensor
+from typer import Option
 
 from keepkv.calibrate import KINDS, batches
 from keepkv.calibrate import calibrate as measure
 from keepkv.cli import arguments
 from keepkv.cli.load import load
+from keepkv.cli.options import AsJson, Device, Model, Texts
 from keepkv.cli.output import one_line_errors, print_json, progress
 from keepkv.measure.files import folder
 from keepkv.tasks.text import document
@@ -22,16 +24,13 @@ from keepkv.tasks.text import document
 @one_line_errors
 def calibrate(
     kind: Annotated[str, typer.Argument(metavar="KIND", help=f"What to measure: {', '.join(KINDS)}.")],
-    out: Annotated[str, typer.Option(help="File to write; replaced when everything is measured.")],
-    model: Annotated[str | None, typer.Option(help="Directory or Hub name; the embedded model if absent.")] = None,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(help="Text file; - for stdin. Repeatable; the shipped document if absent."),
-    ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens read in all, at most.")] = 20_000,
-    length: Annotated[int, typer.Option(min=2, help="Tokens read at a time; each piece starts anew.")] = 1024,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    out: Annotated[str, Option(help="File to write; replaced when everything is measured.")],
+    model: Model = None,
+    text: Annotated[Texts, Option(help="Text file; - for stdin. Repeatable; the shipped document if absent.")] = None,
+    tokens: Annotated[int, Option(min=1, help="Tokens read in all, at most.")] = 20_000,
+    length: Annotated[int, Option(min=2, help="Tokens read at a time; each piece starts anew.")] = 1024,
+    device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Measure something of a model on texts, for the methods that need it: a calibration.
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from keepkv import tasks as known_tasks
 from keepkv.cli import arguments
 from keepkv.cli.load import load
+from keepkv.cli.options import AsJson, Device, Model, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, table
 from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
@@ -27,36 +29,28 @@ BUDGETS = ("0.1", "0.2")
 
 @one_line_errors
 def evaluation(
-    model: Annotated[str | None, typer.Option(help="Directory or Hub name; the embedded model if absent.")] = None,
-    task: Annotated[
-        list[str] | None, typer.Option("--task", "--tasks", "-t", help="Name, or 'all'. Repeatable.")
-    ] = None,
+    model: Model = None,
+    task: Annotated[Texts, Option("--task", "--tasks", "-t", help="Name, or 'all'. Repeatable.")] = None,
     method: Annotated[
-        list[str] | None,
-        typer.Option("--method", "--methods", "-m", help="NAME or NAME:key=value,key=value, or 'all'. Repeatable."),
+        Texts, Option("--method", "--methods", "-m", help="NAME or NAME:key=value,key=value, or 'all'. Repeatable.")
     ] = None,
     budget: Annotated[
-        list[str] | None,
-        typer.Option("--budget", "--budgets", "-b", help="Share of the bytes (0.1), or slots per head. Repeatable."),
+        Texts, Option("--budget", "--budgets", "-b", help="Share of the bytes (0.1), or slots per head. Repeatable.")
     ] = None,
-    length: Annotated[list[int] | None, typer.Option("--length", "-l", help="Tokens of a context. Repeatable.")] = None,
-    mode: Annotated[
-        list[str] | None, typer.Option(help="agnostic: compressed before the question is seen; aware. Repeatable.")
-    ] = None,
-    items: Annotated[int, typer.Option(min=1, help="Contexts per task, length and seed.")] = 25,
-    seed: Annotated[list[int] | None, typer.Option("--seed", "--seeds", help="Repeatable.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Contexts read together.")] = 8,
-    sinks: Annotated[int, typer.Option(help="First tokens that every method keeps; -1: its own choice.")] = 4,
-    window: Annotated[int, typer.Option(help="Last tokens that every method keeps; -1: its own choice.")] = 16,
-    every: Annotated[int, typer.Option(min=1, help="Decoded tokens between compressions, in long replies.")] = 16,
+    length: Annotated[list[int] | None, Option("--length", "-l", help="Tokens of a context. Repeatable.")] = None,
+    mode: Annotated[Texts, Option(help="agnostic: compressed before the question is seen; aware. Repeatable.")] = None,
+    items: Annotated[int, Option(min=1, help="Contexts per task, length and seed.")] = 25,
+    seed: Annotated[list[int] | None, Option("--seed", "--seeds", help="Repeatable.")] = None,
+    batch: Annotated[int, Option(min=1, help="Contexts read together.")] = 8,
+    sinks: Annotated[int, Option(help="First tokens that every method keeps; -1: its own choice.")] = 4,
+    window: Annotated[int, Option(help="Last tokens that every method keeps; -1: its own choice.")] = 16,
+    every: Annotated[int, Option(min=1, help="Decoded tokens between compressions, in long replies.")] = 16,
     plain: Annotated[
-        bool | None, typer.Option("--plain/--terse", help="Plain English; the default for models not our own.")
+        bool | None, Option("--plain/--terse", help="Plain English; the default for models not our own.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")] = "auto",
-    out: Annotated[
-        str | None, typer.Option(help="Directory of the results; an unfinished run in it is resumed.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    device: Device = "auto",
+    out: Annotated[str | None, Option(help="Directory of the results; an unfinished run in it is resumed.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Score methods on generated tasks that need no network, beside the full cache, random and a plain eviction.
 

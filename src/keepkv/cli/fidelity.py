@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from keepkv.cli import arguments
 from keepkv.cli.load import load
+from keepkv.cli.options import AsJson, Device, Model, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress, table
 from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
@@ -25,26 +27,25 @@ BUDGETS = ("0.1", "0.25")
 
 @one_line_errors
 def fidelity(
-    text: Annotated[str | None, typer.Option(help="Text file; - for stdin; the shipped document if absent.")] = None,
-    model: Annotated[str | None, typer.Option(help="Directory or Hub name; the embedded model if absent.")] = None,
+    text: Annotated[str | None, Option(help="Text file; - for stdin; the shipped document if absent.")] = None,
+    model: Model = None,
     method: Annotated[
-        list[str] | None,
-        typer.Option("--method", "--methods", "-m", help="NAME or NAME:key=value,key=value. Repeatable."),
+        Texts, Option("--method", "--methods", "-m", help="NAME or NAME:key=value,key=value. Repeatable.")
     ] = None,
     budget: Annotated[
-        list[str] | None,
-        typer.Option(
+        Texts,
+        Option(
             "--budget", "--budgets", "-b", help="Share of the tokens (0.1), slots per head (512) or bytes. Repeatable."
         ),
     ] = None,
-    segments: Annotated[int, typer.Option(min=1, help="Stretches of the text, each a sample.")] = 8,
-    context: Annotated[int, typer.Option(min=1, help="Tokens of a segment that are compressed.")] = 384,
-    after: Annotated[int, typer.Option("--continue", min=1, help="Tokens after them, teacher-forced.")] = 128,
-    greedy: Annotated[int, typer.Option(min=1, help="Tokens of a greedy reply, at most.")] = 32,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap, and of methods that draw at random.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")] = "auto",
-    out: Annotated[str | None, typer.Option(help="Directory for fidelity.jsonl and fidelity.csv.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    segments: Annotated[int, Option(min=1, help="Stretches of the text, each a sample.")] = 8,
+    context: Annotated[int, Option(min=1, help="Tokens of a segment that are compressed.")] = 384,
+    after: Annotated[int, Option("--continue", min=1, help="Tokens after them, teacher-forced.")] = 128,
+    greedy: Annotated[int, Option(min=1, help="Tokens of a greedy reply, at most.")] = 32,
+    seed: Annotated[int, Option(help="Of the bootstrap, and of methods that draw at random.")] = 0,
+    device: Device = "auto",
+    out: Annotated[str | None, Option(help="Directory for fidelity.jsonl and fidelity.csv.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Compare compressed caches with the full cache on the same text. No labels are needed.
 

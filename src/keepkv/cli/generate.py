@@ -6,31 +6,30 @@ from typing import Annotated, Any
 
 import typer
 from transformers import TextStreamer
+from typer import Option
 
 import keepkv
 from keepkv.cli import arguments
 from keepkv.cli.load import load
+from keepkv.cli.options import Budget, Device, Model, Texts
 from keepkv.cli.output import one_line_errors, print_json
 from keepkv.errors import KeepKVError
 
 
 @one_line_errors
 def generate(
-    prompt: Annotated[str | None, typer.Option(help="The prompt.")] = None,
-    prompt_file: Annotated[str | None, typer.Option(help="File that holds the prompt; - for stdin.")] = None,
-    model: Annotated[str | None, typer.Option(help="Directory or Hub name; the embedded model if absent.")] = None,
-    method: Annotated[str, typer.Option("--method", "-m", help="See `keepkv methods`.")] = "keepkv",
-    budget: Annotated[
-        str, typer.Option("--budget", "-b", help="Share of the tokens (0.1), slots per head (512) or bytes (64MiB).")
-    ] = "0.1",
+    prompt: Annotated[str | None, Option(help="The prompt.")] = None,
+    prompt_file: Annotated[str | None, Option(help="File that holds the prompt; - for stdin.")] = None,
+    model: Model = None,
+    method: Annotated[str, Option("--method", "-m", help="See `keepkv methods`.")] = "keepkv",
+    budget: Budget = "0.1",
     option: Annotated[
-        list[str] | None,
-        typer.Option("--option", "-o", help="key=value of the method, or when.every=64. Repeatable."),
+        Texts, Option("--option", "-o", help="key=value of the method, or when.every=64. Repeatable.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer at most.")] = 128,
-    raw: Annotated[bool, typer.Option("--raw", help="Leave out the model's chat template.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout: the text and the receipt.")] = False,
+    max_new_tokens: Annotated[int, Option(min=1, help="Length of the answer at most.")] = 128,
+    raw: Annotated[bool, Option("--raw", help="Leave out the model's chat template.")] = False,
+    device: Device = "auto",
+    as_json: Annotated[bool, Option("--json", help="JSON on stdout: the text and the receipt.")] = False,
 ) -> None:
     """Answer a prompt with a compressed cache: the text streams to stdout, then the receipt.
 

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -68,21 +69,19 @@ def table(*columns: str, left: int = 1) -> Table:
     return made
 
 
+def _bar(*columns: ProgressColumn, **more: Any) -> Progress:
+    """A bar on stderr; silent unless a person watches."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), *columns, console=Console(stderr=True),
+        disable=not sys.stderr.isatty(), transient=True, refresh_per_second=4, **more,
+    )  # fmt: skip
+
+
 @contextmanager
 def progress_rows(total: int) -> Iterator[Advance]:
     """Yields a function that advances a bar by some rows and says what comes next; the bar has rate and time left."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-        transient=True,
-        refresh_per_second=4,
-        speed_estimate_period=600,
-    ) as bar:
+    rate = TextColumn("{task.fields[rate]}")
+    with _bar(MofNCompleteColumn(), rate, TimeRemainingColumn(), speed_estimate_period=600) as bar:
         task = bar.add_task("", total=total, rate="")
 
         def advance(rows: int, what: str) -> None:
@@ -96,22 +95,7 @@ def progress_rows(total: int) -> Iterator[Advance]:
 
 @contextmanager
 def progress(total: int) -> Iterator[Step]:
-    """Yields a function that says what comes next and advances a bar; silent unless a person watches stderr."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-        transient=True,
-        refresh_per_second=4,
-    ) as bar:
-        task = bar.add_task("", total=total)
-        started = False
-
-        def step(what: str) -> None:
-            nonlocal started
-            bar.update(task, description=what, advance=1 if started else 0)
-            started = True
-
-        yield step
+    """Yields a function that says what comes next and advances a bar."""
+    with _bar(TimeElapsedColumn()) as bar:
+        task = bar.add_task("", total=total, completed=-1)  # nothing is done when the first step begins
+        yield lambda what: bar.update(task, description=what, advance=1)

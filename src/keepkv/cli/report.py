@@ -6,7 +6,9 @@ import webbrowser
 from typing import Annotated
 
 import typer
+from typer import Option
 
+from keepkv.cli.options import AsJson
 from keepkv.cli.output import one_line_errors, print_json, progress
 from keepkv.report import arrange, read, write
 
@@ -14,9 +16,9 @@ from keepkv.report import arrange, read, write
 @one_line_errors
 def report(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="What an evaluation wrote.")],
-    out: Annotated[str | None, typer.Option(help="Where to write; DIR itself if absent.")] = None,
-    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    out: Annotated[str | None, Option(help="Where to write; DIR itself if absent.")] = None,
+    show: Annotated[bool, Option("--open", help="Open the page in a browser.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the report of an evaluation: report.html, report.md and figures/*.png.
 

@@ -10,8 +10,8 @@ from keepkv.errors import KeepKVError
 from keepkv.evaluation.records import Found, R, places
 from keepkv.evaluation.rows import ITEMS, MAPS, RUN, SPEED, MapRow, SpeedRow
 from keepkv.evaluation.setup import Setup, Unit
+from keepkv.measure.environment import MadeWith
 from keepkv.measure.ledger import Ledger, replace_text
-from keepkv.measure.made_with import MadeWith
 from keepkv.measure.rows import plain
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from keepkv.measure.made_with import MadeWith
+from keepkv.measure.environment import MadeWith
 from keepkv.measure.rows import IF_KNOWN, INLINE, Row
 
 RUN, ITEMS, SPEED, MAPS, CELLS = "run.json", "items.jsonl", "speed.jsonl", "maps.jsonl", "cells.jsonl"

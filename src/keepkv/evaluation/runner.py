@@ -14,7 +14,7 @@ from keepkv.evaluation.rows import CellRow, ItemRow
 from keepkv.evaluation.setup import Setup, Unit
 from keepkv.evaluation.summary import summarise
 from keepkv.evaluation.unit import build, run
-from keepkv.measure.made_with import MadeWith
+from keepkv.measure.environment import MadeWith
 from keepkv.tasks.asking import Encoded
 
 Step = Callable[[int, str], None]  # rows done, and what comes next

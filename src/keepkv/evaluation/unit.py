@@ -107,13 +107,7 @@ def _prefilled(
 
 
 def _decoding(
-    model: Any,
-    tokenizer: Any,
-    setup: Setup,
-    unit: Unit,
-    items: Sequence[Encoded],
-    budget: Any,
-    found: Found[ItemRow],
+    model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequence[Encoded], budget: Any, found: Found[ItemRow]
 ) -> None:
     """Compresses the prompt, and again every so many decoded tokens. One question per item."""
     asked = [item.asked[0] for item in items]

@@ -1,9 +1,10 @@
-"""Names of what runs here: versions of libraries, the device, the revision of keepkv."""
+"""What a measurement was made with: the versions of libraries, the device, the revision of keepkv."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,33 @@ import torch
 import transformers
 
 PACKAGE = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeWith:
+    """Everything that a row says of the machine and software behind it; in a file, its fields stand in the row itself.
+
+    model: a name; None in files that say it elsewhere. device: "cpu", or the GPU with its own name; in a row of
+    ``keepkv bench`` as it was asked for. dtype: of the weights, "float32". versions: of the libraries that decide a
+    result, by name. revision: the git commit of keepkv; None where it runs from no repository.
+    """
+
+    model: str | None = None
+    device: str
+    dtype: str
+    versions: dict[str, str]
+    revision: str | None = None
+
+    @classmethod
+    def of(cls, model: Any, name: str | None = None) -> MadeWith:
+        """What a measurement of ``model`` in this process is made with. name: instead of the model's own."""
+        return cls(
+            model=name or model.config._name_or_path or type(model).__name__,
+            device=device_name(model),
+            dtype=str(model.dtype).removeprefix("torch."),
+            versions=versions(),
+            revision=revision(),
+        )
 
 
 def versions() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Meters: context managers that say how many seconds, bytes and joules the code inside them took.
 
-Every meter reads a gauge. ``Gauge`` itself is the gauge of a machine that has none: what it reads is None. This file
-imports torch alone, so that a process of another library can load it by its path.
+Every meter has a gauge, which is called at the start and returns what reads it at the end: None on a machine that has
+nothing to be read. This file imports torch alone, so that a process of another library can load it by its path.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 POWERCAP, COUNTED = Path("/sys/class/powercap"), re.compile("package|dram")
 M = TypeVar("M", bound="Meter")
+Gauge = Callable[[], Callable[[], float | None]]
 
 
 def now(device: torch.device) -> float:
@@ -27,17 +28,6 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-class Gauge:
-    """What a meter reads; this one reads nothing."""
-
-    def reset(self) -> None:
-        """Begin to measure."""
-
-    def read(self) -> float | None:
-        """What was measured since ``reset``; None where nothing can be."""
-        return None
 
 
 class Meter:
@@ -48,18 +38,18 @@ class Meter:
         self.reading: float | None = None
 
     def __enter__(self: M) -> M:
-        self.gauge.reset()
+        self.end = self.gauge()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.reading = self.gauge.read()
+        self.reading = self.end()
 
 
 class Time(Meter):
     """``with Time(device) as time: …``; then ``time.seconds``. Waits for a GPU at both ends."""
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__(_Counters((lambda: now(device), math.inf)))
+        super().__init__(_counters((lambda: now(device), math.inf)))
 
     @property
     def seconds(self) -> float:
@@ -72,7 +62,7 @@ class Peak(Meter):
     gave out, elsewhere the resident set of this process, model included."""
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__(_AllocatorPeak(device) if device.type == "cuda" else _resident_peak())
+        super().__init__(partial(_allocator_peak, device) if device.type == "cuda" else _resident_peak)
 
     @property
     def bytes(self) -> int | None:
@@ -93,48 +83,37 @@ class Energy(Meter):
         return self.reading
 
 
-class _Counters(Gauge):
+def _counters(*counters: tuple[Callable[[], float], float]) -> Gauge:
     """The sum of what counters that only grow have grown by. Each comes with the number at which it begins anew."""
 
-    def __init__(self, *counters: tuple[Callable[[], float], float]) -> None:
-        self.counters = counters
-        self.reset()  # raises where one cannot be read
+    def begin() -> Callable[[], float]:
+        starts = [count() for count, _ in counters]
+        return lambda: sum((count() - start) % end for (count, end), start in zip(counters, starts, strict=True))
 
-    def reset(self) -> None:
-        self.starts = [count() for count, _ in self.counters]
-
-    def read(self) -> float:
-        return sum((count() - start) % end for (count, end), start in zip(self.counters, self.starts, strict=True))
+    begin()  # raises where one cannot be read
+    return begin
 
 
-class _AllocatorPeak(Gauge):
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def reset(self) -> None:
-        torch.cuda.reset_peak_memory_stats(self.device)
-
-    def read(self) -> int:
-        return torch.cuda.max_memory_allocated(self.device)
+def _nothing() -> Callable[[], None]:
+    return lambda: None
 
 
-class _ResidentPeak(Gauge):
-    def reset(self) -> None:
-        RESET.write_text("5")  # Linux: the high-water mark starts anew
+def _allocator_peak(device: torch.device) -> Callable[[], int]:
+    torch.cuda.reset_peak_memory_stats(device)
+    return lambda: torch.cuda.max_memory_allocated(device)
 
-    def read(self) -> int | None:
+
+def _resident_peak() -> Callable[[], int | None]:
+    def peak() -> int | None:
         found = [line.split() for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
         return int(found[0][1]) * 1024 if found else None
 
-
-def _resident_peak() -> Gauge:
-    gauge = _ResidentPeak()
     try:
-        gauge.reset()
-        gauge.read()
+        RESET.write_text("5")  # Linux: the high-water mark starts anew
+        peak()
     except OSError:  # not Linux; or the mark cannot be reset, and would be that of another time
-        return Gauge()
-    return gauge
+        return _nothing()
+    return peak
 
 
 def _cpu_energy() -> Gauge:
@@ -147,9 +126,9 @@ def _cpu_energy() -> Gauge:
         zones = [path.parent for path in POWERCAP.glob("intel-rapl:*/name") if COUNTED.match(path.read_text())]
         ends = [joules(zone / "max_energy_range_uj") for zone in zones]
         counts = [partial(joules, zone / "energy_uj") for zone in zones]
-        return _Counters(*zip(counts, ends, strict=True)) if zones else Gauge()
+        return _counters(*zip(counts, ends, strict=True)) if zones else _nothing
     except (OSError, ValueError):  # counters are often for root alone
-        return Gauge()
+        return _nothing
 
 
 def _gpu_energy(device: torch.device) -> Gauge:
@@ -157,7 +136,7 @@ def _gpu_energy(device: torch.device) -> Gauge:
     try:
         nvml = importlib.import_module("pynvml")
     except ModuleNotFoundError:
-        return Gauge()
+        return _nothing
 
     def joules() -> float:
         torch.cuda.synchronize(device)
@@ -166,6 +145,6 @@ def _gpu_energy(device: torch.device) -> Gauge:
     try:
         nvml.nvmlInit()
         handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        return _Counters((joules, math.inf))
+        return _counters((joules, math.inf))
     except nvml.NVMLError:  # GPUs before Volta have no counter
-        return Gauge()
+        return _nothing

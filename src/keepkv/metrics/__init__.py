@@ -1,10 +1,7 @@
 """What compression changes, as plain functions on tensors: no model, no cache, no labels."""
 
-from keepkv.metrics.agreement import top1_agreement
-from keepkv.metrics.divergence import kl
+from keepkv.metrics.difference import common_prefix, kl, relative_error, top1_agreement
 from keepkv.metrics.loyalty import Loyalty, casefolded, identity, overall_loyalty, same_answer
-from keepkv.metrics.output import relative_error
-from keepkv.metrics.prefix import common_prefix
 from keepkv.metrics.rouge import rouge_1, rouge_l, verbatim
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import correlation
 
 
 def ranks(values: Sequence[float]) -> list[float]:
@@ -17,8 +18,4 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
         raise ValueError(f"{len(a)} values cannot be ranked against {len(b)}")
     if len(set(a)) < 2 or len(set(b)) < 2:
         return None
-    x, y = ranks(a), ranks(b)
-    mean = (len(a) + 1) / 2
-    covariance = sum((p - mean) * (q - mean) for p, q in zip(x, y, strict=True))
-    spread = sum((p - mean) ** 2 for p in x) * sum((q - mean) ** 2 for q in y)
-    return float(covariance / spread**0.5)
+    return correlation(ranks(a), ranks(b))

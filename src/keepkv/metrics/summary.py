@@ -47,7 +47,7 @@ def rouge_lsum(reply: str, reference: str) -> float:
     return 2 * hits / total if total else 0.0
 
 
-def common(a: Sequence[str], b: Sequence[str], *, first_shorter: bool) -> list[int]:
+def common(a: Sequence[str], b: Sequence[str], *, first_shorter: bool = True) -> list[int]:
     """Indices in ``a`` of a longest common subsequence. Of several: traced back from both ends, shortening ``a``
     first where either would do, or ``b``."""
     table = [[0] * (len(b) + 1)]

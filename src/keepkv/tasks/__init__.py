@@ -3,39 +3,16 @@ of others are read from files or a hub."""
 
 from pathlib import Path
 
-from keepkv.tasks import (
-    common_words,
-    frequent_words,
-    instructions,
-    long_decode,
-    needle,
-    niah_multikey_1,
-    niah_multikey_2,
-    niah_multikey_3,
-    niah_multiquery,
-    niah_multivalue,
-    niah_single_1,
-    niah_single_2,
-    niah_single_3,
-    perplexity,
-    qa_1,
-    qa_2,
-    secret,
-    shared_context,
-    variable_tracking,
-)
+from keepkv.tasks import instructions, long_decode, niah, perplexity, qa, secret, variable_tracking, word_lists
 from keepkv.tasks.base import Item, Question, Task, TaskError
 from keepkv.tasks.demo import demo_document
 from keepkv.tasks.files import BENCHMARKS, FileTask, is_file_task, open_task
 from keepkv.tasks.scoring import Score, grade, score, score_item
 
 # The thirteen shapes of RULER (arXiv 2404.06654), in text of our own: never to be compared with published numbers.
-RULER = (
-    niah_single_1, niah_single_2, niah_single_3, niah_multikey_1, niah_multikey_2, niah_multikey_3, niah_multivalue,
-    niah_multiquery, variable_tracking, common_words, frequent_words, qa_1, qa_2,
-)  # fmt: skip
-_MODULES = (*RULER, needle, shared_context, long_decode, secret, perplexity, instructions)
-_TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in _MODULES}
+RULER = (*niah.TASKS, variable_tracking.TASK, *word_lists.TASKS, *qa.TASKS)
+_OTHERS = (long_decode.TASK, secret.TASK, perplexity.TASK, instructions.TASK)
+_TASKS: dict[str, Task] = {task.name: task for task in (*RULER, niah.NEEDLE, niah.SHARED_CONTEXT, *_OTHERS)}
 
 
 def names() -> tuple[str, ...]:

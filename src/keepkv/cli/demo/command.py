@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from keepkv.cli import arguments
 from keepkv.cli.demo.material import Material, own, shipped
@@ -13,6 +13,7 @@ from keepkv.cli.demo.measure import Compared, measure
 from keepkv.cli.demo.show import show
 from keepkv.cli.demo.strip import cells
 from keepkv.cli.load import load
+from keepkv.cli.options import AsJson, Budget, Device, Methods, Model, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress
 from keepkv.errors import KeepKVError
 
@@ -31,19 +32,15 @@ METHODS = (
 
 @one_line_errors
 def demo(
-    document: Annotated[str | None, typer.Option(help="Your own text file; - for stdin.")] = None,
-    model: Annotated[str | None, typer.Option(help="Directory or Hub name; the embedded model if absent.")] = None,
-    question: Annotated[list[str] | None, typer.Option("--question", "-q", help="About your text. Repeatable.")] = None,
-    method: Annotated[
-        list[str] | None, typer.Option("--method", "-m", help="NAME or NAME:key=value,key=value. Repeatable.")
-    ] = None,
-    budget: Annotated[
-        str, typer.Option("--budget", "-b", help="Share of the tokens (0.1), slots per head (512) or bytes (64MiB).")
-    ] = "0.1",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply, with your own text or model.")] = 24,
-    seed: Annotated[int, typer.Option(help="Another seed weaves other facts into the shipped document.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    document: Annotated[str | None, Option(help="Your own text file; - for stdin.")] = None,
+    model: Model = None,
+    question: Annotated[Texts, Option("--question", "-q", help="About your text. Repeatable.")] = None,
+    method: Methods = None,
+    budget: Budget = "0.1",
+    max_new_tokens: Annotated[int, Option(min=1, help="Length of a reply, with your own text or model.")] = 24,
+    seed: Annotated[int, Option(help="Another seed weaves other facts into the shipped document.")] = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Compress a document once per method, before any question is seen, then ask.
 

@@ -75,20 +75,85 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """A cache that holds the context, compressed and closed to further compression, its mask, and seconds it took."""
-
-    cache: Any
-    mask: Tensor
-    seconds: float
-
-
-@dataclass(frozen=True)
 class _Question:
     prompt: Ids
     answer: Ids  # tokens of the reference answer
     known: str | None
     logits: Tensor  # (len(answer),V) of the full cache
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A cache that holds the context, compressed and closed to further compression, its mask, and seconds it took."""
+
+    model: Any
+    tokenizer: Any
+    label: str
+    cache: Any
+    mask: Tensor
+    seconds: float
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, context: Ids, variant: Variant, budget: int | float | str) -> _Reading:
+        cache = keepkv.Cache(model, method=variant.method, budget=budget, **variant.options)
+        with Time(model.device) as time:
+            mask = read(model, cache, [context])
+        cache.compressing = False
+        return cls(model, tokenizer, variant.label, cache, mask, time.seconds)
+
+    def reference(self, asked: Asked, tokens: int | None) -> _Question:
+        """A question with its reference answer: the known one, or what this cache replies."""
+        prompt = self.tokenizer.encode(asked.prompt, add_special_tokens=False)
+        if asked.answer is None:
+            answer = self.answer(prompt, tokens or TIMED)
+        else:
+            answer = self.tokenizer.encode(asked.answer, add_special_tokens=False)
+        return _Question(prompt, answer, asked.answer, self.forced(prompt, answer))
+
+    def compared(self, context: Ids, questions: Sequence[_Question], tokens: int | None) -> Compared:
+        return Compared(
+            label=self.label,
+            replies=[self.reply(question, tokens or len(question.answer)) for question in questions],
+            receipt=self.cache.report(),
+            prefill_per_second=len(context) / self.seconds,
+            decode_per_second=self.decode_per_second(questions[0].prompt),
+            survival=survival_of(self.cache, len(context))[0].tolist(),
+        )
+
+    def reply(self, question: _Question, tokens: int) -> Reply:
+        logits = self.forced(question.prompt, question.answer)
+        ids = self.answer(question.prompt, tokens)
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        right = ids == question.answer if question.known is None else question.known.strip() in text
+        agreement = (logits.argmax(-1).cpu() == torch.tensor(question.answer)).float().mean()
+        return Reply(text, right, float(agreement), float(kl(question.logits, logits).mean()))
+
+    def answer(self, prompt: Ids, tokens: int) -> Ids:
+        """A greedy reply of ``tokens`` at most."""
+        twin, mask = rows_of(self.cache, self.mask, [0])
+        said: Ids = reply(self.model, twin, mask, [prompt], tokens, self.tokenizer.eos_token_id)[0][0].tolist()
+        return said
+
+    def forced(self, prompt: Ids, answer: Ids) -> Tensor:
+        """Logits (len(answer),V) of each token of ``answer``, given those before."""
+        twin, ids, mask = self._before(prompt + answer[:-1])
+        return step(self.model, twin, ids, mask, keep=len(answer))[0]
+
+    def decode_per_second(self, prompt: Ids) -> float:
+        """Tokens per second of one-token steps after ``prompt``."""
+        twin, ids, mask = self._before(prompt)
+        said = greedy(self.model, twin, mask, ids)
+        next(said)  # feeds the prompt
+        with Time(self.model.device) as time:
+            for token in islice(said, TIMED - 1):
+                int(token)  # as everything does that streams
+        return (TIMED - 1) / time.seconds
+
+    def _before(self, prompt: Ids) -> tuple[Any, Tensor, Tensor]:
+        """A copy of the cache, the tokens (1,T) to feed it, and the mask with them."""
+        twin, mask = rows_of(self.cache, self.mask, [0])
+        ids, new = pad([prompt], self.model.device)
+        return twin, ids, torch.cat((mask, new), dim=1)
 
 
 @torch.inference_mode()
@@ -109,82 +174,11 @@ def measure(
     """
     for _ in range(2):  # the first pass warms up, the second is timed
         step("full")
-        full = _read(model, context, FULL, 1.0)
-    questions = [_reference(model, tokenizer, full, one, reply_tokens) for one in asked]
-    found = [_compare(model, tokenizer, context, full, FULL, questions, reply_tokens)]
+        full = _Reading.of(model, tokenizer, context, FULL, 1.0)
+    questions = [full.reference(one, reply_tokens) for one in asked]
+    found = [full.compared(context, questions, reply_tokens)]
     for variant in variants:
         step(variant.label)
-        reading = _read(model, context, variant, budget)
-        found.append(_compare(model, tokenizer, context, reading, variant, questions, reply_tokens))
+        reading = _Reading.of(model, tokenizer, context, variant, budget)
+        found.append(reading.compared(context, questions, reply_tokens))
     return found
-
-
-def _read(model: Any, context: Ids, variant: Variant, budget: int | float | str) -> _Reading:
-    cache = keepkv.Cache(model, method=variant.method, budget=budget, **variant.options)
-    with Time(model.device) as time:
-        mask = read(model, cache, [context])
-    cache.compressing = False
-    return _Reading(cache, mask, time.seconds)
-
-
-def _reference(model: Any, tokenizer: Any, full: _Reading, asked: Asked, reply_tokens: int | None) -> _Question:
-    prompt = tokenizer.encode(asked.prompt, add_special_tokens=False)
-    if asked.answer is None:
-        answer = _answer(model, tokenizer, full, prompt, reply_tokens or TIMED)
-    else:
-        answer = tokenizer.encode(asked.answer, add_special_tokens=False)
-    return _Question(prompt, answer, asked.answer, _forced(model, full, prompt, answer))
-
-
-def _compare(
-    model: Any,
-    tokenizer: Any,
-    context: Ids,
-    reading: _Reading,
-    variant: Variant,
-    questions: Sequence[_Question],
-    reply_tokens: int | None,
-) -> Compared:
-    return Compared(
-        label=variant.label,
-        replies=[_reply(model, tokenizer, reading, question, reply_tokens) for question in questions],
-        receipt=reading.cache.report(),
-        prefill_per_second=len(context) / reading.seconds,
-        decode_per_second=_decode_per_second(model, reading, questions[0].prompt),
-        survival=survival_of(reading.cache, len(context))[0].tolist(),
-    )
-
-
-def _reply(model: Any, tokenizer: Any, reading: _Reading, question: _Question, reply_tokens: int | None) -> Reply:
-    logits = _forced(model, reading, question.prompt, question.answer)
-    ids = _answer(model, tokenizer, reading, question.prompt, reply_tokens or len(question.answer))
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    right = ids == question.answer if question.known is None else question.known.strip() in text
-    agreement = (logits.argmax(-1).cpu() == torch.tensor(question.answer)).float().mean()
-    return Reply(text, right, float(agreement), float(kl(question.logits, logits).mean()))
-
-
-def _forced(model: Any, reading: _Reading, prompt: Ids, answer: Ids) -> Tensor:
-    """Logits (len(answer),V) of each token of ``answer``, given those before."""
-    twin, mask = rows_of(reading.cache, reading.mask, [0])
-    ids, new = pad([prompt + answer[:-1]], model.device)
-    return step(model, twin, ids, torch.cat((mask, new), dim=1), keep=len(answer))[0]
-
-
-def _answer(model: Any, tokenizer: Any, reading: _Reading, prompt: Ids, tokens: int) -> Ids:
-    """A greedy reply of ``tokens`` at most, on a copy of the cache."""
-    twin, mask = rows_of(reading.cache, reading.mask, [0])
-    said: Ids = reply(model, twin, mask, [prompt], tokens, tokenizer.eos_token_id)[0][0].tolist()
-    return said
-
-
-def _decode_per_second(model: Any, reading: _Reading, prompt: Ids) -> float:
-    """Tokens per second of one-token steps after ``prompt``, on a copy of the cache."""
-    twin, mask = rows_of(reading.cache, reading.mask, [0])
-    ids, new = pad([prompt], model.device)
-    said = greedy(model, twin, torch.cat((mask, new), dim=1), ids)
-    next(said)  # feeds the prompt
-    with Time(model.device) as time:
-        for token in islice(said, TIMED - 1):
-            int(token)  # as everything does that streams
-    return (TIMED - 1) / time.seconds

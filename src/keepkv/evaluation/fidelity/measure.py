@@ -15,8 +15,8 @@ from keepkv.errors import KeepKVError
 from keepkv.evaluation.fidelity.replay import Call, record, replay
 from keepkv.evaluation.fidelity.rows import FidelityRow
 from keepkv.evaluation.setup import BASELINES, Variant
+from keepkv.measure.environment import MadeWith
 from keepkv.measure.interval import bootstrap, share
-from keepkv.measure.made_with import MadeWith
 from keepkv.metrics import common_prefix, kl, relative_error, top1_agreement
 from keepkv.tasks import asking
 

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from keepkv.measure.environment import MadeWith
 from keepkv.measure.interval import Estimate
-from keepkv.measure.made_with import MadeWith
 from keepkv.measure.rows import INLINE, Row, method_label
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from keepkv.measure.environment import MadeWith
 from keepkv.measure.interval import Estimate, bootstrap, mean_low_high, share
-from keepkv.measure.made_with import MadeWith
 from keepkv.measure.rows import INLINE, Row
 
 Key = tuple[str, str, str]  # order, method, spans

@@ -19,7 +19,7 @@ from keepkv.core.when import When
 from keepkv.engine.cache import Cache
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.leakage.rows import Key, LeakageRow, Outcome, row_of
-from keepkv.measure.made_with import MadeWith
+from keepkv.measure.environment import MadeWith
 from keepkv.metrics.rouge import rouge_1, rouge_l, verbatim
 from keepkv.spans import Span, SpanPolicy, spans_of_text
 from keepkv.tasks.asking import Asked, compressed, encode, probability, read, reply, rows_of, survival_of

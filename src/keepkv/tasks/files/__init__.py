@@ -59,12 +59,7 @@ def _opened(head: str, path: str | None) -> FileTask:
         raise TaskError(f"{name} has no parts, given: {part!r}")
     records = read(path, part or name) if path else download(*held.hub(part))
     return FileTask(
-        head,
-        held.summary,
-        _never,
-        decodes=held.decodes,
-        records=records,
-        make=lambda record: held.make(record, part),
+        head, held.summary, _never, decodes=held.decodes, records=records, make=lambda record: held.make(record, part)
     )
 
 

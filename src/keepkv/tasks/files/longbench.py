@@ -129,11 +129,7 @@ def make(record: Record, part: str) -> Item:
     if part in _CLASSES:
         metric = partial(classification, classes=record["all_classes"])
     asked = question(
-        after.replace("{input}", record["input"]),
-        record["answers"],
-        metric,
-        LIMITS[part],
-        first_line=part in _EXAMPLES,
+        after.replace("{input}", record["input"]), record["answers"], metric, LIMITS[part], first_line=part in _EXAMPLES
     )
     return Item(before + record["context"], (asked,), tags={"length": float(record.get("length") or 0)})
 

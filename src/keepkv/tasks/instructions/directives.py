@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from keepkv.tasks.base import Check, TaskError
 from keepkv.tasks.instructions import checks
@@ -43,41 +44,41 @@ class Directive:
         return self.obey(SAMPLE)
 
 
+Family = Callable[[random.Random], Directive]
+
+
 def _rule(
     family: str, slots: str, text: str, strict: Callable[[str], bool], obey: Callable[[str], str], fails: str = SAMPLE
 ) -> Directive:
     return Directive(Check(family, text, strict), fails, frozenset(slots.split()), obey)
 
 
+def _fixed(family: str, slots: str, text: str, strict: Callable[[str], bool], obey: Callable[[str], str]) -> Family:
+    """A rule without values to draw."""
+    made = _rule(family, slots, text, strict, obey)
+    return lambda rng: made
+
+
 def word_range(rng: random.Random) -> Directive:
     """Between so many and so many words."""
     low = rng.randrange(20, 50, 5)
-    high, base = low + 40, words(SAMPLE)
-
-    def obey(text: str) -> str:
-        return " ".join((words(text) + base * 9)[: low + 10])
-
-    rule = f"Use at least {low} and at most {high} words."
-    return _rule("word-range", "size", rule, lambda r: checks.has_words(r, low, high), obey, "Too short.")
+    rule = f"Use at least {low} and at most {low + 40} words."
+    obey: Callable[[str], str] = lambda text: " ".join((words(text) + words(SAMPLE) * 9)[: low + 10])  # noqa: E731
+    return _rule("word-range", "size", rule, partial(checks.has_words, low=low, high=low + 40), obey, "Too short.")
 
 
 def forbidden_word(rng: random.Random) -> Directive:
     """A common word is not to be used."""
     word = rng.choice(("the", "is", "and"))
-
-    def obey(text: str) -> str:
-        return re.sub(rf"\b{word}\b ?", "", text, flags=re.IGNORECASE)
-
-    return _rule(
-        "forbidden-word", "unwanted", f"Never use the word '{word}'.", lambda r: checks.lacks_word(r, word), obey
-    )
+    rule, held = f"Never use the word '{word}'.", re.compile(rf"\b{word}\b ?", re.IGNORECASE)
+    return _rule("forbidden-word", "unwanted", rule, partial(checks.lacks_word, word=word), partial(held.sub, ""))
 
 
 def required_word(rng: random.Random) -> Directive:
     """A rare word is to be used once or more."""
     word, times = rng.choice(("lantern", "harvest", "compass", "marble")), rng.randint(1, 3)
     rule = f"Use the word '{word}' at least {times} times." if times > 1 else f"Use the word '{word}'."
-    strict: Callable[[str], bool] = lambda r: checks.has_word(r, word, times)  # noqa: E731
+    strict = partial(checks.has_word, word=word, times=times)
     return _rule("required-word", "wanted", rule, strict, lambda text: text + f" {word}" * times)
 
 
@@ -85,28 +86,24 @@ def placeholders(rng: random.Random) -> Directive:
     """Placeholders in square brackets."""
     count = rng.randint(1, 3)
     rule = f"Include at least {count} placeholder{'s' * (count > 1)} in square brackets, such as [name]."
-    strict: Callable[[str], bool] = lambda r: checks.has_placeholders(r, count)  # noqa: E731
+    strict = partial(checks.has_placeholders, count=count)
     return _rule("placeholders", "brackets", rule, strict, lambda text: text + " [name]" * count)
 
 
 def forbidden_character(rng: random.Random) -> Directive:
     """A character is not to be used."""
-    character, name = rng.choice(
-        ((",", "a comma"), ("z", "the letter z"), ("x", "the letter x"), ("j", "the letter j"))
-    )
-
-    def obey(text: str) -> str:
-        return text.replace(character, "").replace(character.upper(), "")
-
-    rule = f"Never use {name} in the reply."
-    return _rule("forbidden-character", "characters", rule, lambda r: checks.lacks(r, character), obey)
+    character = rng.choice(",zxj")
+    rule = f"Never use {'a comma' if character == ',' else f'the letter {character}'} in the reply."
+    gone = str.maketrans("", "", character + character.upper())
+    strict = partial(checks.lacks, character=character)
+    return _rule("forbidden-character", "characters", rule, strict, lambda text: text.translate(gone))
 
 
 def bullets(rng: random.Random) -> Directive:
     """An exact number of bullet points."""
     count = rng.randint(2, 5)
     rule = f"Answer in exactly {count} bullet points, each on a line that starts with a hyphen and a space."
-    strict: Callable[[str], bool] = lambda r: checks.has_bullets(r, count)  # noqa: E731
+    strict = partial(checks.has_bullets, count=count)
     return _rule("bullets", "shape", rule, strict, lambda text: "- " + "\n- ".join(_parts(text, count)))
 
 
@@ -114,73 +111,54 @@ def paragraphs(rng: random.Random) -> Directive:
     """An exact number of paragraphs."""
     count = rng.randint(2, 4)
     rule = f"Write exactly {count} paragraphs with an empty line between them."
-    strict: Callable[[str], bool] = lambda r: checks.has_paragraphs(r, count)  # noqa: E731
+    strict = partial(checks.has_paragraphs, count=count)
     return _rule("paragraphs", "shape", rule, strict, lambda text: "\n\n".join(_parts(text, count)))
-
-
-def title(rng: random.Random) -> Directive:
-    """A marked title on the first line."""
-    rule = "Put a title on the first line, between two equals signs on each side, such as == Rivers ==."
-    return _rule("title", "start", rule, checks.has_title, lambda text: "== Rivers ==\n" + text)
 
 
 def first_phrase(rng: random.Random) -> Directive:
     """The words to begin with."""
     phrase = rng.choice(("Certainly, dear reader", "Good news from our desk", "Here you are", "As you wish"))
     rule = f"Begin every reply with the words '{phrase}'."
-    return _rule("first-phrase", "start", rule, lambda r: checks.begins(r, phrase), lambda text: f"{phrase}\n{text}")
+    return _rule("first-phrase", "start", rule, partial(checks.begins, phrase=phrase), lambda text: f"{phrase}\n{text}")
 
 
 def last_phrase(rng: random.Random) -> Directive:
     """The words to end with."""
     phrase = rng.choice(("That will be all", "Ask me anything else", "Until we meet again", "End of message"))
     rule = f"End every reply with the words '{phrase}' and nothing after them."
-    return _rule("last-phrase", "end", rule, lambda r: checks.ends(r, phrase), lambda text: f"{text}\n{phrase}")
+    return _rule("last-phrase", "end", rule, partial(checks.ends, phrase=phrase), lambda text: f"{text}\n{phrase}")
 
 
-def quoted(rng: random.Random) -> Directive:
-    """The whole reply in quotation marks."""
-    rule = "Put the whole reply between double quotation marks."
-    return _rule("quoted", "shape start end", rule, checks.is_quoted, lambda text: f'"{text}"')
-
-
-def json_object(rng: random.Random) -> Directive:
-    """The whole reply as JSON."""
-    rule = "Give the whole reply as one JSON object and nothing else."
-    return _rule("json", "shape start end", rule, checks.is_json, lambda text: json.dumps({"reply": text}))
-
-
-_ALPHABETS = {
-    "GREEK": ("Greek", "αβκδεφγηιικλμνοπκρστυβωξυζ"),
-    "CYRILLIC": ("Cyrillic", "абкдефгхийклмнопкрстувшхыз"),
-}
+_ALPHABETS = {"GREEK": "αβκδεφγηιικλμνοπκρστυβωξυζ", "CYRILLIC": "абкдефгхийклмнопкрстувшхыз"}
 
 
 def script(rng: random.Random) -> Directive:
     """Another alphabet."""
-    unicode_name = rng.choice(list(_ALPHABETS))
-    name, letters = _ALPHABETS[unicode_name]
-    table = str.maketrans("abcdefghijklmnopqrstuvwxyz", letters)
-    rule = f"Write the whole reply in {name} letters."
-    strict: Callable[[str], bool] = lambda r: checks.in_script(r, unicode_name)  # noqa: E731
+    name = rng.choice(list(_ALPHABETS))
+    table = str.maketrans("abcdefghijklmnopqrstuvwxyz", _ALPHABETS[name])
     slots = "letters case start end wanted unwanted brackets characters"
+    rule, strict = f"Write the whole reply in {name.title()} letters.", partial(checks.in_script, script=name)
     return _rule("script", slots, rule, strict, lambda text: text.lower().translate(table))
 
 
-def lower_case(rng: random.Random) -> Directive:
-    """No capitals."""
-    return _rule(
-        "lower-case", "case", "Write in lower case only, without any capital letter.", checks.is_lower, str.lower
-    )
-
-
-def upper_case(rng: random.Random) -> Directive:
-    """Capitals only."""
-    return _rule("upper-case", "case", "Write every word in capital letters only.", checks.is_upper, str.upper)
-
+title = _fixed(
+    "title", "start", "Put a title on the first line, between two equals signs on each side, such as == Rivers ==.",
+    checks.has_title, lambda text: "== Rivers ==\n" + text,
+)  # fmt: skip
+quoted = _fixed(
+    "quoted", "shape start end", "Put the whole reply between double quotation marks.",
+    checks.is_quoted, lambda text: f'"{text}"',
+)  # fmt: skip
+json_object = _fixed(
+    "json", "shape start end", "Give the whole reply as one JSON object and nothing else.",
+    checks.is_json, lambda text: json.dumps({"reply": text}),
+)  # fmt: skip
+_LOWER, _UPPER = "Write in lower case only, without any capital letter.", "Write every word in capital letters only."
+lower_case = _fixed("lower-case", "case", _LOWER, checks.is_lower, str.lower)
+upper_case = _fixed("upper-case", "case", _UPPER, checks.is_upper, str.upper)
 
 # In the order in which they are obeyed, so that what one does, no later one undoes.
-FAMILIES: dict[str, Callable[[random.Random], Directive]] = {
+FAMILIES: dict[str, Family] = {
     "word-range": word_range, "forbidden-word": forbidden_word, "required-word": required_word,
     "placeholders": placeholders, "forbidden-character": forbidden_character, "bullets": bullets,
     "paragraphs": paragraphs, "title": title, "first-phrase": first_phrase, "last-phrase": last_phrase,
