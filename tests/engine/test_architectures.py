@@ -132,6 +132,6 @@ def test_image_blocks_attend_in_both_directions() -> None:
             model(input_ids=ids[:, :16], token_type_ids=inputs["token_type_ids"][:, :16], past_key_values=cache)
             for layer in cache.compressible if loaded else ():
                 layer.store.load(layer.store.view().map(torch.clone))
-                layer.compressed = True
+                layer.progress.compressed = True
             outs.append(model(**second, attention_mask=inputs["attention_mask"], past_key_values=cache).logits)
     assert torch.allclose(outs[1], outs[0], atol=1e-5) and torch.allclose(outs[2], outs[0], atol=1e-5)

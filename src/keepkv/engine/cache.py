@@ -129,7 +129,7 @@ class Cache(stock.Cache):
         """Run now, in every layer, the compression that is due or pending; to be used when the prefill schedule is
         "deferred" and no token is decoded yet."""
         for layer in self.compressible:
-            if layer.is_initialized and layer.seen:
+            if layer.progress.seen:
                 compress(layer)
         compress_waiting(self.shared)
         self.shared.decoded = [0] * len(self.shared.decoded)
@@ -281,11 +281,11 @@ class Cache(stock.Cache):
         over = [every is not None and n >= every for n in shared.decoded]
         seen = shared.positions.seen
         due = torch.tensor(over, device=seen.device) if any(over) and seen is not None else None
-        waited = [layer.pending for layer in layers]
+        waited = [layer.progress.pending for layer in layers]
         for layer in layers:
             layer.compress_if_due(length, due)
         compress_waiting(shared, None if any(waited) else due)
-        ran = [was and not layer.pending for was, layer in zip(waited, layers, strict=True)]
+        ran = [was and not layer.progress.pending for was, layer in zip(waited, layers, strict=True)]
         if any(ran):
             shared.decoded = [0] * len(shared.decoded)
         elif due is not None and shared.compressing:

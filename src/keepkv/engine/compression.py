@@ -63,8 +63,8 @@ def _compress_together(layers: Sequence[Compressible], query: Tensor | None, row
     """Bring ``layers`` within their budgets. Where that raises they are still due."""
     done = _run(layers, query, rows)
     for layer in layers:
-        layer.compressed |= done
-        layer.pending = False
+        layer.progress.compressed |= done
+        layer.progress.pending = False
 
 
 def _run(layers: Sequence[Compressible], query: Tensor | None, rows: Tensor | None) -> bool:

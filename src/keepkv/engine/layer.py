@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,29 +15,12 @@ from keepkv.engine.compression import compress, compress_waiting
 from keepkv.engine.handle import KVHandle
 from keepkv.engine.kv_form import KVForm
 from keepkv.engine.mask_rule import MaskRule
-from keepkv.engine.state import CacheState
+from keepkv.engine.state import CacheState, Progress
 from keepkv.engine.stock import plain_attention
 from keepkv.engine.tally import Tally
 from keepkv.engine.view import SlotsOnDemand, view_of
 from keepkv.errors import CacheStateError, UnsupportedInput, UnsupportedModel
 from keepkv.store.base import Store
-
-
-@dataclass
-class Progress:
-    """How far a layer has come; what of it is written to files beside tensors.
-
-    seen: columns fed. pending: a prompt waits for its deferred compression. compressed: the store holds something else
-    than every token in order. record_past: the newest tokens may be rolled back. prefilling: the forward that runs
-    reads a prompt. query_heads: of the model's attention, 0 before it was called.
-    """
-
-    seen: int = 0
-    pending: bool = False
-    compressed: bool = False
-    record_past: bool = False
-    prefilling: bool = False
-    query_heads: int = 0
 
 
 class Layer(CacheLayerMixin):
@@ -76,7 +59,7 @@ class Layer(CacheLayerMixin):
         positions = self.shared.positions
         if torch.compiler.is_compiling():
             return positions.columns_tensor  # type: ignore[return-value]
-        return positions.columns if self._is_traced(1) else self.seen
+        return positions.columns if self._is_traced(1) else self.progress.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
@@ -92,7 +75,7 @@ class Layer(CacheLayerMixin):
             assert positions.positions is not None
             self.store.append(key_states, value_states, positions.positions)
             return self._handed_out(key_states, value_states, 1)
-        if positions.positions is None or positions.columns != self.seen + length:
+        if positions.positions is None or positions.columns != self.progress.seen + length:
             raise UnsupportedModel(
                 f"layer {self.info.index} was given {length} tokens that no attention mask announced: the model does "
                 "not build its mask through transformers' mask interface, or its attention implementation is not "
@@ -105,7 +88,7 @@ class Layer(CacheLayerMixin):
         if self.form.model_expands and self._holds_all():
             part = next(iter(self.store.parts()))
             return part.keys, part.values
-        return self._handed_out(key_states, value_states, self.seen)
+        return self._handed_out(key_states, value_states, self.progress.seen)
 
     def _handed_out(self, keys: Tensor, values: Tensor, length: int) -> Any:
         if self.form.model_expands:
@@ -116,7 +99,7 @@ class Layer(CacheLayerMixin):
         return length == 1 and self.store.compileable and not self.store.holds_all
 
     def _holds_all(self) -> bool:
-        return not self.compressed and self.store.holds_all
+        return not self.progress.compressed and self.store.holds_all
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._index(beam_idx)
@@ -157,33 +140,6 @@ class Layer(CacheLayerMixin):
         self.score_state, self.attention = {}, None
         self.tally, self.progress = Tally(), Progress()
         self.is_initialized = False
-
-    # --- how far it has come -----------------------------------------------------------------------------------
-
-    @property
-    def seen(self) -> int:
-        """Columns fed to this layer."""
-        return self.progress.seen
-
-    @property
-    def query_heads(self) -> int:
-        return self.progress.query_heads
-
-    @property
-    def pending(self) -> bool:
-        return self.progress.pending
-
-    @pending.setter
-    def pending(self, value: bool) -> None:
-        self.progress.pending = value
-
-    @property
-    def compressed(self) -> bool:
-        return self.progress.compressed
-
-    @compressed.setter
-    def compressed(self, value: bool) -> None:
-        self.progress.compressed = value
 
     # --- what the attention function calls ---------------------------------------------------------------------
 
@@ -245,7 +201,7 @@ class Layer(CacheLayerMixin):
         if length == 1 or not shared.compressing:
             return
         if self.progress.prefilling and when.prefill is not None:
-            self.pending = True
+            self.progress.pending = True
             if when.prefill == "immediate" and not self.info.is_shared and not self.progress.record_past:
                 compress(self, query)
                 if self.info.rank == self.info.ranks - 1:
@@ -274,11 +230,11 @@ class Layer(CacheLayerMixin):
         if self._is_traced(1):
             progress.seen = shared.positions.columns  # one-token steps are not counted where they are traced
         # With rollback on, several tokens at once are a verification, unless they are the first.
-        progress.prefilling = length > 1 and not (progress.record_past and self.seen)
+        progress.prefilling = length > 1 and not (progress.record_past and progress.seen)
         if not shared.compressing or not self.is_initialized:
             return
         late = length == 1 or progress.record_past or (self.info.is_shared and when.prefill == "immediate")
-        if self.pending and late:
+        if progress.pending and late:
             compress(self)
         elif due is not None:
             compress(self, rows=due)

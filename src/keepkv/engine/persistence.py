@@ -15,8 +15,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from keepkv.core import tensorfile
 from keepkv.core.calibration import Given, check_same, digests
 from keepkv.core.when import When
-from keepkv.engine.layer import Layer, Progress
-from keepkv.engine.state import CacheState
+from keepkv.engine.layer import Layer
+from keepkv.engine.state import CacheState, Progress
 from keepkv.engine.tally import Tally
 from keepkv.errors import CacheFileError, CacheStateError
 from keepkv.methods import METHODS, Method, make_method

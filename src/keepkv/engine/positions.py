@@ -22,7 +22,16 @@ class RowPositions:
         self.columns_tensor = torch.zeros((), dtype=torch.int64)  # the same for compiled code, which reads no numbers
         self.seen: Tensor | None = None
         self.positions: Tensor | None = None
-        self.gaps = False  # a row has padding between its tokens
+        self._gaps: Tensor | bool = False
+
+    @property
+    def gaps(self) -> bool:
+        """Whether a row has padding between its tokens."""
+        return bool(self._gaps)
+
+    @gaps.setter
+    def gaps(self, value: bool) -> None:
+        self._gaps = value
 
     def begin(self, batch: int, length: int, padding: Tensor | None, device: torch.device) -> None:
         """A forward of ``length`` columns starts; ``padding`` (B, all columns) bool or None."""
@@ -38,7 +47,7 @@ class RowPositions:
             new = torch.ones(batch, length, dtype=torch.bool, device=device)
         else:
             new = padding[:, -length:].to(device)
-            self.gaps |= bool((~new & (self.seen > 0)[:, None]).any())
+            self._gaps = self._gaps | (~new & (self.seen > 0)[:, None]).any()  # read later: no wait in each step
             # Left padding only: a row that ends in padding would continue from a padding token.
             if length > 1 and bool((~new[:, -1] & new.any(-1)).any()):
                 raise UnsupportedInput(
@@ -82,7 +91,7 @@ class RowPositions:
         twin.columns_tensor = self.columns_tensor.clone()
         twin.seen = None if self.seen is None else self.seen.clone()
         twin.positions = None if self.positions is None else self.positions.clone()
-        twin.gaps = self.gaps
+        twin._gaps = self._gaps
         return twin
 
     def join(self, other: RowPositions) -> None:
@@ -91,6 +100,7 @@ class RowPositions:
             raise CacheStateError("a cache that has read nothing was joined: feed its prompt first")
         self.seen = torch.cat((self.seen, other.seen.to(self.seen.device)))
         self.positions = torch.cat((self.positions[:, -1:], other.positions[:, -1:].to(self.positions.device)))
+        self._gaps = self._gaps | other._gaps
         self._count(max(self.columns, other.columns))
 
     def trim(self) -> int:

@@ -115,7 +115,7 @@ class Receipt:
 
 def make_receipt(layers: Sequence[Any], shared: CacheState) -> Receipt:
     """The receipt of a cache of ``layers`` as it stands."""
-    used = [x for x in layers if isinstance(x, Layer) and x.is_initialized and x.seen]
+    used = [x for x in layers if isinstance(x, Layer) and x.progress.seen]
     tallies, settings, seen = [x.tally for x in used], shared.settings, shared.positions.seen
     masses = [t.mass_dropped for t in tallies if t.mass_dropped is not None]
     return Receipt(
@@ -171,7 +171,7 @@ def full_bytes(layer: Any) -> int:
     """Bytes that a plain cache holds for the same tokens; layers that stay stock weigh the same in both."""
     if not isinstance(layer, Layer):
         return layer_bytes(layer)
-    return layer.batch_size * layer.seen * layer.store.slot_bytes().plain if layer.is_initialized else 0
+    return layer.batch_size * layer.progress.seen * layer.store.slot_bytes().plain if layer.is_initialized else 0
 
 
 def _tensors(values: dict[Any, Any]) -> list[Tensor]:

@@ -156,9 +156,9 @@ def _compress_prompt(cache: Rows) -> None:
         shared.spans.end_prompt(shared.positions.seen)
     if not shared.compressing:
         return
-    if any(layer.pending for layer in layers):
+    if any(layer.progress.pending for layer in layers):
         for layer in layers:
-            if layer.pending:
+            if layer.progress.pending:
                 compress(layer)
         compress_waiting(shared)
         shared.decoded = [0] * len(shared.decoded)

@@ -109,11 +109,28 @@ class CacheState:
             self.spans.reset()
 
 
+@dataclass
+class Progress:
+    """How far a layer has come; what of it is written to files beside tensors.
+
+    seen: columns fed. pending: a prompt waits for its deferred compression. compressed: the store holds something else
+    than every token in order. record_past: the newest tokens may be rolled back. prefilling: the forward that runs
+    reads a prompt. query_heads: of the model's attention, 0 before it was called.
+    """
+
+    seen: int = 0
+    pending: bool = False
+    compressed: bool = False
+    record_past: bool = False
+    prefilling: bool = False
+    query_heads: int = 0
+
+
 class Compressible(Protocol):
     """What a compression takes of a layer, and leaves in it.
 
     score_state: what the score remembers per row. attention: scaling, softcap and sinks of the latest call, None before
-    the first. pending: a prompt waits to be compressed. compressed: the store holds something else than every token.
+    the first.
     """
 
     info: LayerInfo
@@ -123,8 +140,4 @@ class Compressible(Protocol):
     score_state: dict[str, Tensor]
     attention: dict[str, Any] | None
     tally: Tally
-    pending: bool
-    compressed: bool
-
-    @property
-    def query_heads(self) -> int: ...
+    progress: Progress

@@ -46,7 +46,7 @@ def view_of(layer: Compressible, query: Tensor | None = None, live: bool = False
     else:
         slots = form.view(store.view())
     if query is None:
-        query = slots.keys.new_zeros(slots.keys.shape[0], layer.query_heads, 0, slots.keys.shape[-1])
+        query = slots.keys.new_zeros(slots.keys.shape[0], layer.progress.query_heads, 0, slots.keys.shape[-1])
     spans = shared.spans.groups.fair if shared.spans is not None and shared.settings.scopes else None
     return LayerView(
         slots=slots,

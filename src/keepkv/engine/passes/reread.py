@@ -76,7 +76,7 @@ def check_whole(cache: Cache, input_ids: Tensor, mask: Tensor, name: str) -> Non
     seen = cache.shared.positions.seen
     if seen is None:
         raise CacheStateError(f"the cache has not read anything yet: feed the prompt first, then call keepkv.{name}")
-    if any(layer.compressed for layer in cache.compressible):
+    if any(layer.progress.compressed for layer in cache.compressible):
         raise CacheStateError(
             f"the cache was compressed before keepkv.{name} was called. Make it with when=keepkv.When('deferred'), "
             f"feed the whole prompt, call keepkv.{name}, and then cache.compress()."

@@ -124,7 +124,7 @@ def _read(model: Any, context: list[int], case: _Case, seed: int) -> tuple[Cache
     """The cache of ``context``, compressed once and closed to further compression, and its mask (1,T)."""
     cache = case.cache(model, seed)
     mask = asking.read(model, cache, [context])
-    if any(layer.pending for layer in cache.compressible):
+    if any(layer.progress.pending for layer in cache.compressible):
         cache.compress()  # deferred to the next forward, which is ours to measure
     cache.compressing = False
     if not cache.report().compressed and case.variant.method != "full" and case.budget.share != 1.0:
