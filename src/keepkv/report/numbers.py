@@ -62,6 +62,17 @@ class Report:
             found = [cell for cell in found if cell.method == "full" or budget_label(cell.budget) == budget]
         return sorted(found, key=lambda cell: -(cell.score if cell.score is not None else -1.0))
 
+    def table(self, task: str, mode: str, length: int) -> dict[str, list[CellRow | None]]:
+        """Of each method the cells by budget, best method first at the budget shown first; the full cache's is the same
+        at every budget."""
+        cells = {(cell.method, budget_label(cell.budget)): cell for cell in self.at(task, mode, length)}
+        full = next((cell for (method, _), cell in cells.items() if method == "full"), None)
+        ranked = [*self.at(task, mode, length, self.start[3]), *cells.values()]
+        return {
+            method: [full if method == "full" else cells.get((method, budget)) for budget in self.budgets]
+            for method in dict.fromkeys(cell.method for cell in ranked)
+        }
+
     def panels(self) -> list[tuple[str, int]]:
         """Modes and lengths of which there are cells."""
         held = {(cell.mode, cell.length) for cell in self.cells}

@@ -7,8 +7,6 @@ import re
 import unicodedata
 
 _FENCE = re.compile(r"^```(?:json)?\s*(.*?)\s*```$", re.DOTALL | re.IGNORECASE)
-_BULLET = re.compile(r"^\s*[-*•] ", re.MULTILINE)
-_PLACEHOLDER = re.compile(r"\[[^\[\]\n]+\]")
 _TITLE = re.compile(r"^== .+ ==$", re.MULTILINE)
 
 
@@ -27,11 +25,6 @@ def is_upper(reply: str) -> bool:
     return reply == reply.upper() and _has_letters(reply)
 
 
-def lacks(reply: str, character: str) -> bool:
-    """Says something without ``character``, small or capital."""
-    return bool(reply) and character not in reply.casefold()
-
-
 def has_word(reply: str, word: str, times: int) -> bool:
     """Has ``word`` at least ``times`` times, as a whole word."""
     return len(re.findall(rf"\b{re.escape(word)}\b", reply, re.IGNORECASE)) >= times
@@ -42,34 +35,9 @@ def lacks_word(reply: str, word: str) -> bool:
     return bool(reply) and not has_word(reply, word, 1)
 
 
-def has_bullets(reply: str, count: int) -> bool:
-    """Has exactly ``count`` lines that start with a bullet."""
-    return len(_BULLET.findall(reply)) == count
-
-
 def has_title(reply: str) -> bool:
     """The first line is a title between double equals signs."""
     return _TITLE.fullmatch(reply.split("\n")[0].strip()) is not None
-
-
-def begins(reply: str, phrase: str) -> bool:
-    """Begins with ``phrase``, small or capital."""
-    return reply.casefold().startswith(phrase.casefold())
-
-
-def ends(reply: str, phrase: str) -> bool:
-    """Ends with ``phrase``, small or capital."""
-    return reply.casefold().endswith(phrase.casefold())
-
-
-def has_words(reply: str, low: int, high: int) -> bool:
-    """Has from ``low`` to ``high`` words."""
-    return low <= len(words(reply)) <= high
-
-
-def has_paragraphs(reply: str, count: int) -> bool:
-    """Has exactly ``count`` stretches of text with empty lines between them."""
-    return len([part for part in re.split(r"\n\s*\n", reply) if part.strip()]) == count
 
 
 def is_quoted(reply: str) -> bool:
@@ -84,11 +52,6 @@ def is_json(reply: str) -> bool:
         return isinstance(json.loads(fenced[1] if fenced else reply), dict)
     except ValueError:
         return False
-
-
-def has_placeholders(reply: str, count: int) -> bool:
-    """Has at least ``count`` placeholders in square brackets."""
-    return len(_PLACEHOLDER.findall(reply)) >= count
 
 
 def in_script(reply: str, script: str) -> bool:

@@ -31,7 +31,7 @@ class Directive:
     check: Check
     fails: str
     slots: frozenset[str]
-    obey: Callable[[str], str] = field(compare=False, repr=False)
+    obey: Obey = field(compare=False, repr=False)
 
     @property
     def text(self) -> str:
@@ -44,16 +44,16 @@ class Directive:
         return self.obey(SAMPLE)
 
 
+Strict = Callable[[str], bool]
+Obey = Callable[[str], str]
 Family = Callable[[random.Random], Directive]
 
 
-def _rule(
-    family: str, slots: str, text: str, strict: Callable[[str], bool], obey: Callable[[str], str], fails: str = SAMPLE
-) -> Directive:
+def _rule(family: str, slots: str, text: str, strict: Strict, obey: Obey, fails: str = SAMPLE) -> Directive:
     return Directive(Check(family, text, strict), fails, frozenset(slots.split()), obey)
 
 
-def _fixed(family: str, slots: str, text: str, strict: Callable[[str], bool], obey: Callable[[str], str]) -> Family:
+def _fixed(family: str, slots: str, text: str, strict: Strict, obey: Obey) -> Family:
     """A rule without values to draw."""
     made = _rule(family, slots, text, strict, obey)
     return lambda rng: made
@@ -62,9 +62,10 @@ def _fixed(family: str, slots: str, text: str, strict: Callable[[str], bool], ob
 def word_range(rng: random.Random) -> Directive:
     """Between so many and so many words."""
     low = rng.randrange(20, 50, 5)
+    strict: Strict = lambda r: low <= len(words(r)) <= low + 40  # noqa: E731
     rule = f"Use at least {low} and at most {low + 40} words."
-    obey: Callable[[str], str] = lambda text: " ".join((words(text) + words(SAMPLE) * 9)[: low + 10])  # noqa: E731
-    return _rule("word-range", "size", rule, partial(checks.has_words, low=low, high=low + 40), obey, "Too short.")
+    obey: Obey = lambda text: " ".join((words(text) + words(SAMPLE) * 9)[: low + 10])  # noqa: E731
+    return _rule("word-range", "size", rule, strict, obey, "Too short.")
 
 
 def forbidden_word(rng: random.Random) -> Directive:
@@ -86,7 +87,7 @@ def placeholders(rng: random.Random) -> Directive:
     """Placeholders in square brackets."""
     count = rng.randint(1, 3)
     rule = f"Include at least {count} placeholder{'s' * (count > 1)} in square brackets, such as [name]."
-    strict = partial(checks.has_placeholders, count=count)
+    strict: Strict = lambda r: len(re.findall(r"\[[^\[\]\n]+\]", r)) >= count  # noqa: E731
     return _rule("placeholders", "brackets", rule, strict, lambda text: text + " [name]" * count)
 
 
@@ -95,7 +96,7 @@ def forbidden_character(rng: random.Random) -> Directive:
     character = rng.choice(",zxj")
     rule = f"Never use {'a comma' if character == ',' else f'the letter {character}'} in the reply."
     gone = str.maketrans("", "", character + character.upper())
-    strict = partial(checks.lacks, character=character)
+    strict: Strict = lambda r: bool(r) and character not in r.casefold()  # noqa: E731
     return _rule("forbidden-character", "characters", rule, strict, lambda text: text.translate(gone))
 
 
@@ -103,7 +104,7 @@ def bullets(rng: random.Random) -> Directive:
     """An exact number of bullet points."""
     count = rng.randint(2, 5)
     rule = f"Answer in exactly {count} bullet points, each on a line that starts with a hyphen and a space."
-    strict = partial(checks.has_bullets, count=count)
+    strict: Strict = lambda r: len(re.findall(r"^\s*[-*•] ", r, re.MULTILINE)) == count  # noqa: E731
     return _rule("bullets", "shape", rule, strict, lambda text: "- " + "\n- ".join(_parts(text, count)))
 
 
@@ -111,22 +112,24 @@ def paragraphs(rng: random.Random) -> Directive:
     """An exact number of paragraphs."""
     count = rng.randint(2, 4)
     rule = f"Write exactly {count} paragraphs with an empty line between them."
-    strict = partial(checks.has_paragraphs, count=count)
+    strict: Strict = lambda r: sum(map(bool, map(str.strip, re.split(r"\n\s*\n", r)))) == count  # noqa: E731
     return _rule("paragraphs", "shape", rule, strict, lambda text: "\n\n".join(_parts(text, count)))
 
 
 def first_phrase(rng: random.Random) -> Directive:
     """The words to begin with."""
     phrase = rng.choice(("Certainly, dear reader", "Good news from our desk", "Here you are", "As you wish"))
+    strict: Strict = lambda r: r.casefold().startswith(phrase.casefold())  # noqa: E731
     rule = f"Begin every reply with the words '{phrase}'."
-    return _rule("first-phrase", "start", rule, partial(checks.begins, phrase=phrase), lambda text: f"{phrase}\n{text}")
+    return _rule("first-phrase", "start", rule, strict, lambda text: f"{phrase}\n{text}")
 
 
 def last_phrase(rng: random.Random) -> Directive:
     """The words to end with."""
     phrase = rng.choice(("That will be all", "Ask me anything else", "Until we meet again", "End of message"))
+    strict: Strict = lambda r: r.casefold().endswith(phrase.casefold())  # noqa: E731
     rule = f"End every reply with the words '{phrase}' and nothing after them."
-    return _rule("last-phrase", "end", rule, partial(checks.ends, phrase=phrase), lambda text: f"{text}\n{phrase}")
+    return _rule("last-phrase", "end", rule, strict, lambda text: f"{text}\n{phrase}")
 
 
 _ALPHABETS = {"GREEK": "αβκδεφγηιικλμνοπκρστυβωξυζ", "CYRILLIC": "абкдефгхийклмнопкрстувшхыз"}
