@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.rows import CELLS, ITEMS, RUN, SPEED, CellRow, ItemRow, Run, SpeedRow
 from keepkv.measure.files import read_rows, write
-from keepkv.measure.interval import bootstrap, mean_low_high
+from keepkv.measure.interval import bootstrap, mean, mean_low_high
 
 Key = tuple[Any, ...]
 
@@ -45,7 +45,7 @@ def _cell(rows: list[ItemRow], full: dict[Key, float | None], batches: list[Spee
     scores = [row.score or 0.0 for row in scored]
     whole = [full.get((*first.cell[:3], row.seed)) for row in scored]
     pairs = [a - b for a, b in zip(scores, whole, strict=True) if b is not None]
-    mean, low, high = mean_low_high(bootstrap(scores) if scores else None)
+    score, low, high = mean_low_high(bootstrap(scores) if scores else None)
     minus, minus_low, minus_high = mean_low_high(bootstrap(pairs) if pairs else None)
     seconds = sum(row.prefill_s for row in batches), sum(row.answer_s for row in batches)
     # A peer runs in an environment of its own.
@@ -53,18 +53,13 @@ def _cell(rows: list[ItemRow], full: dict[Key, float | None], batches: list[Spee
     return CellRow(
         task=first.task, length=first.length, mode=first.mode, method=first.method, budget=first.budget,
         n=len(scored), questions=sum(len(row.scores) for row in scored), failed=len(rows) - len(scored),
-        score=mean, low=low, high=high, minus_full=minus, minus_full_low=minus_low, minus_full_high=minus_high,
-        ratio=_mean([row.ratio for row in scored]), bytes=_mean([row.bytes for row in scored]),
-        full_bytes=_mean([row.full_bytes for row in scored]), slots=_mean([row.slots for row in scored]),
-        tokens=_mean([row.tokens for row in scored]),
-        leaked=_mean([leaked for row in scored for leaked in row.leaked]),
+        score=score, low=low, high=high, minus_full=minus, minus_full_low=minus_low, minus_full_high=minus_high,
+        ratio=mean([row.ratio for row in scored]), bytes=mean([row.bytes for row in scored]),
+        full_bytes=mean([row.full_bytes for row in scored]), slots=mean([row.slots for row in scored]),
+        tokens=mean([row.tokens for row in scored]),
+        leaked=mean([leaked for row in scored for leaked in row.leaked]),
         peak_bytes=max((row.peak_bytes for row in batches if row.peak_bytes is not None), default=None),
         read_per_s=sum(row.tokens_read for row in batches) / seconds[0] if seconds[0] else None,
         written_per_s=sum(row.tokens_written for row in batches) / seconds[1] if seconds[1] else None,
         error=next((row.error for row in rows if row.error is not None), None), seed=run.seeds, made_with=made_with,
     )  # fmt: skip
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

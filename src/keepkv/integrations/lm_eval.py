@@ -125,9 +125,9 @@ class KeepKVLM(HFLM):  # type: ignore[misc]
         found = act(requests, disable_tqdm=disable_tqdm)
         if requests and self.compresses and self.done.compressed == before:
             raise KeepKVError(
-                f"nothing was compressed in {len(requests)} requests at budget={self.budget!r}, method {self.method!r}: "
-                "the contexts fit the budget, or are too short, so the numbers would be those of the full cache. Give a "
-                "smaller budget or tasks with longer contexts, or budget=1.0 for the full cache."
+                f"nothing was compressed in {len(requests)} requests at budget={self.budget!r}, method "
+                f"{self.method!r}: the contexts fit the budget, or are too short, so the numbers would be those of the "
+                "full cache. Give a smaller budget or tasks with longer contexts, or budget=1.0 for the full cache."
             )
         return found
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from keepkv.evaluation.leakage.rows import LeakageRow
 from keepkv.evaluation.rows import BudgetAsked, CellKey, CellRow, ItemRow, SpeedRow
 from keepkv.evaluation.setup import BASELINES
-from keepkv.measure.interval import Estimate, bootstrap
+from keepkv.measure.interval import Estimate, bootstrap, mean
 from keepkv.report.read import Evaluation
 
 T = TypeVar("T")
@@ -63,15 +63,13 @@ class Report:
         return sorted(found, key=lambda cell: -(cell.score if cell.score is not None else -1.0))
 
     def table(self, task: str, mode: str, length: int) -> dict[str, list[CellRow | None]]:
-        """Of each method the cells by budget, best method first at the budget shown first; the full cache's is the same
-        at every budget."""
-        cells = {(cell.method, budget_label(cell.budget)): cell for cell in self.at(task, mode, length)}
-        full = next((cell for (method, _), cell in cells.items() if method == "full"), None)
-        ranked = [*self.at(task, mode, length, self.start[3]), *cells.values()]
-        return {
-            method: [full if method == "full" else cells.get((method, budget)) for budget in self.budgets]
-            for method in dict.fromkeys(cell.method for cell in ranked)
-        }
+        """Cells of each method by budget, best method first at the budget shown first; one and the same for the full
+        cache."""
+        found = [*self.at(task, mode, length, self.start[3]), *self.at(task, mode, length)]
+        cells = {(cell.method, budget_label(cell.budget)): cell for cell in found}
+        full = {cell.method: cell for cell in found if cell.method == "full"}
+        methods = dict.fromkeys(cell.method for cell in found)
+        return {name: [full.get(name, cells.get((name, budget))) for budget in self.budgets] for name in methods}
 
     def panels(self) -> list[tuple[str, int]]:
         """Modes and lengths of which there are cells."""
@@ -211,8 +209,8 @@ def _pool(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[Cel
                     failed=sum(one.score is None for one in items.values()), score=score.mean,
                     low=score.low, high=score.high, minus_full=None if minus is UNKNOWN else minus.mean,
                     minus_full_low=minus.low, minus_full_high=minus.high,
-                    ratio=_mean(c.ratio for c in of), bytes=_mean(c.bytes for c in of),
-                    full_bytes=_mean(c.full_bytes for c in of),
+                    ratio=mean(c.ratio for c in of), bytes=mean(c.bytes for c in of),
+                    full_bytes=mean(c.full_bytes for c in of),
                     peak_bytes=max((c.peak_bytes for c in of if c.peak_bytes is not None), default=None),
                     read_per_s=read, written_per_s=written, made_with=evaluation.run.environment,
                 )
@@ -233,11 +231,6 @@ def _speeds(rows: Iterable[SpeedRow]) -> dict[tuple[str, int, str, str], tuple[f
         for i, value in enumerate((row.tokens_read, row.prefill_s, row.tokens_written, row.answer_s)):
             sums[key][i] += value
     return {k: (a / b if b > 0 else None, c / d if d > 0 else None) for k, (a, b, c, d) in sums.items()}
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    held = [value for value in values if value is not None]
-    return sum(held) / len(held) if held else None
 
 
 def _needles(items: Iterable[ItemRow]) -> list[Needle]:
