@@ -40,6 +40,13 @@ def cells(items: Iterable[ItemRow], speed: Iterable[SpeedRow], run: Run) -> list
     return [_cell(rows, full, batches[key], run) for key, rows in groups.items()]
 
 
+def per_second(batches: Sequence[SpeedRow]) -> tuple[float | None, float | None]:
+    """Tokens read and written, all ``batches`` together."""
+    read_s, written_s = sum(row.prefill_s for row in batches), sum(row.answer_s for row in batches)
+    read = sum(row.tokens_read for row in batches) / read_s if read_s > 0 else None
+    return read, sum(row.tokens_written for row in batches) / written_s if written_s > 0 else None
+
+
 def _cell(rows: list[ItemRow], full: dict[Key, float | None], batches: list[SpeedRow], run: Run) -> CellRow:
     first, scored = rows[0], [row for row in rows if row.score is not None and row.error is None]
     scores = [row.score or 0.0 for row in scored]
@@ -47,7 +54,7 @@ def _cell(rows: list[ItemRow], full: dict[Key, float | None], batches: list[Spee
     pairs = [a - b for a, b in zip(scores, whole, strict=True) if b is not None]
     score, low, high = mean_low_high(bootstrap(scores) if scores else None)
     minus, minus_low, minus_high = mean_low_high(bootstrap(pairs) if pairs else None)
-    seconds = sum(row.prefill_s for row in batches), sum(row.answer_s for row in batches)
+    read, written = per_second(batches)
     # A peer runs in an environment of its own.
     made_with = replace(run.environment, versions=first.versions) if first.versions else run.environment
     return CellRow(
@@ -59,7 +66,6 @@ def _cell(rows: list[ItemRow], full: dict[Key, float | None], batches: list[Spee
         tokens=mean([row.tokens for row in scored]),
         leaked=mean([leaked for row in scored for leaked in row.leaked]),
         peak_bytes=max((row.peak_bytes for row in batches if row.peak_bytes is not None), default=None),
-        read_per_s=sum(row.tokens_read for row in batches) / seconds[0] if seconds[0] else None,
-        written_per_s=sum(row.tokens_written for row in batches) / seconds[1] if seconds[1] else None,
+        read_per_s=read, written_per_s=written,
         error=next((row.error for row in rows if row.error is not None), None), seed=run.seeds, made_with=made_with,
     )  # fmt: skip

@@ -192,12 +192,7 @@ class KeepKVLM(HFLM):  # type: ignore[misc]
         return scores
 
 
-def main() -> None:
-    """The command line of the harness."""
+if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
     cli_evaluate()
-
-
-if __name__ == "__main__":
-    main()
