@@ -195,10 +195,9 @@ def _pool(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[Cel
                 continue
             scores = [items[key].score or 0.0 for key in wanted]
             score, low, high = mean_low_high(bootstrap(scores))
-            pairs = (
-                zip(scores, (full[key].score or 0.0 for key in wanted), strict=True) if len(full) == len(wanted) else ()
-            )
-            minus, minus_low, minus_high = mean_low_high(bootstrap([a - b for a, b in pairs]) if pairs else None)
+            known = len(full) == len(wanted)
+            pairs = [a - (full[key].score or 0.0) for a, key in zip(scores, wanted, strict=True)] if known else []
+            minus, minus_low, minus_high = mean_low_high(bootstrap(pairs) if pairs else None)
             of = parts[mode, length, method, budget]
             read, written = per_second(batches[mode, length, method, budget])
             made.append(
