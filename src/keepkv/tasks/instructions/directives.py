@@ -1,23 +1,30 @@
-"""Rules for replies: what the model is told, how a reply is checked, and what obeying does to a text."""
+"""Rules for replies: what the model is told, how a reply is checked, and what obeying does to a text.
+
+A check is given the reply stripped.
+"""
 
 from __future__ import annotations
 
 import json
 import random
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from keepkv.tasks.base import Check, TaskError
-from keepkv.tasks.instructions import checks
-from keepkv.tasks.instructions.checks import words
 
 # A reply as it might come without any rule; it breaks every one of them once two lines are made of it.
 SAMPLE = (
     "The river is wide, and the old bridge over it joins two small towns. People zigzag across it, just to relax! "
     "In winter the water freezes"
 )
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters, digits, hyphens and apostrophes."""
+    return re.findall(r"\w+(?:['’-]\w+)*", text)
 
 
 @dataclass(frozen=True)
@@ -72,14 +79,14 @@ def forbidden_word(rng: random.Random) -> Directive:
     """A common word is not to be used."""
     word = rng.choice(("the", "is", "and"))
     rule, held = f"Never use the word '{word}'.", re.compile(rf"\b{word}\b ?", re.IGNORECASE)
-    return _rule("forbidden-word", "unwanted", rule, partial(checks.lacks_word, word=word), partial(held.sub, ""))
+    return _rule("forbidden-word", "unwanted", rule, lambda r: bool(r) and not held.search(r), partial(held.sub, ""))
 
 
 def required_word(rng: random.Random) -> Directive:
     """A rare word is to be used once or more."""
     word, times = rng.choice(("lantern", "harvest", "compass", "marble")), rng.randint(1, 3)
     rule = f"Use the word '{word}' at least {times} times." if times > 1 else f"Use the word '{word}'."
-    strict = partial(checks.has_word, word=word, times=times)
+    strict: Strict = lambda r: len(re.findall(rf"\b{word}\b", r, re.IGNORECASE)) >= times  # noqa: E731
     return _rule("required-word", "wanted", rule, strict, lambda text: text + f" {word}" * times)
 
 
@@ -140,25 +147,39 @@ def script(rng: random.Random) -> Directive:
     name = rng.choice(list(_ALPHABETS))
     table = str.maketrans("abcdefghijklmnopqrstuvwxyz", _ALPHABETS[name])
     slots = "letters case start end wanted unwanted brackets characters"
-    rule, strict = f"Write the whole reply in {name.title()} letters.", partial(checks.in_script, script=name)
+    rule = f"Write the whole reply in {name.title()} letters."
+
+    def strict(reply: str) -> bool:
+        letters = [x for x in reply if x.isalpha()]
+        return bool(letters) and all(unicodedata.name(x, "").startswith(name) for x in letters)
+
     return _rule("script", slots, rule, strict, lambda text: text.lower().translate(table))
+
+
+def _is_json(reply: str) -> bool:
+    """Is one JSON object, in a code fence or without."""
+    fenced = re.match(r"^```(?:json)?\s*(.*?)\s*```$", reply, re.DOTALL | re.IGNORECASE)
+    try:
+        return isinstance(json.loads(fenced[1] if fenced else reply), dict)
+    except ValueError:
+        return False
 
 
 title = _fixed(
     "title", "start", "Put a title on the first line, between two equals signs on each side, such as == Rivers ==.",
-    checks.has_title, lambda text: "== Rivers ==\n" + text,
+    lambda r: re.fullmatch("== .+ ==", r.split("\n")[0].strip()) is not None, lambda text: "== Rivers ==\n" + text,
 )  # fmt: skip
 quoted = _fixed(
     "quoted", "shape start end", "Put the whole reply between double quotation marks.",
-    checks.is_quoted, lambda text: f'"{text}"',
+    lambda r: len(r) > 2 and r[0] + r[-1] in ('""', "“”"), lambda text: f'"{text}"',
 )  # fmt: skip
 json_object = _fixed(
     "json", "shape start end", "Give the whole reply as one JSON object and nothing else.",
-    checks.is_json, lambda text: json.dumps({"reply": text}),
+    _is_json, lambda text: json.dumps({"reply": text}),
 )  # fmt: skip
 _LOWER, _UPPER = "Write in lower case only, without any capital letter.", "Write every word in capital letters only."
-lower_case = _fixed("lower-case", "case", _LOWER, checks.is_lower, str.lower)
-upper_case = _fixed("upper-case", "case", _UPPER, checks.is_upper, str.upper)
+lower_case = _fixed("lower-case", "case", _LOWER, lambda r: r == r.lower() and any(map(str.isalpha, r)), str.lower)
+upper_case = _fixed("upper-case", "case", _UPPER, lambda r: r == r.upper() and any(map(str.isalpha, r)), str.upper)
 
 # In the order in which they are obeyed, so that what one does, no later one undoes.
 FAMILIES: dict[str, Family] = {
