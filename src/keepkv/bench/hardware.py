@@ -59,21 +59,22 @@ def free_bytes(device: torch.device) -> int | None:
     """Memory that is free on ``device``; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None
+    found = _said("/proc/meminfo", "MemAvailable")
+    return None if found is None else int(found.split()[0]) * 1024
 
 
 def hardware(device: torch.device) -> str:
     """Name of the GPU, or of the processor with its number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    name = _said("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _said(file: str, name: str) -> str | None:
+    """What the first line ``name: …`` of a file of the system says; None where there is none."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path(file).read_text().splitlines()
     except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{(names or [platform.processor() or platform.machine()])[0]}, {os.cpu_count()} cores"
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)

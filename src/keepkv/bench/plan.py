@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from keepkv.bench.hardware import BUFFER
 from keepkv.bench.shapes import Shape
@@ -81,9 +82,8 @@ def points(sweep: Sweep) -> Iterator[Point]:
     """All points of a sweep, in the order in which they are measured."""
     for model in sweep.models:
         for device in sweep.devices:
-            for context in sweep.contexts:
-                for batch in (None,) if sweep.cap else sweep.batches:
-                    yield Point(model, device, context, batch)
+            for context, batch in product(sweep.contexts, (None,) if sweep.cap else sweep.batches):
+                yield Point(model, device, context, batch)
             if sweep.overhead:
                 yield Point(model, device, BARELY_MORE, 1, overhead=True)
 

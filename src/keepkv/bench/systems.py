@@ -57,14 +57,8 @@ class System:
 
     def spec(self) -> dict[str, Any]:
         """What a worker process needs to know, as plain data."""
-        return {
-            "library": self.library,
-            "method": self.method,
-            "budget": self.budget,
-            "options": {key: plain(value) for key, value in self.options.items()},
-            "store": self.store,
-            "store_options": self.store_options,
-        }
+        made: dict[str, Any] = plain(self)
+        return made
 
 
 PLAIN = System("transformers", "plain")

@@ -15,7 +15,3 @@ def app() -> None:
             raise
         sys.exit(f"error: the command line needs {package}, which is not installed: pip install 'keepkv[cli]'")
     program()
-
-
-if __name__ == "__main__":
-    app()

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -36,21 +36,16 @@ def console() -> Console:
     return Console(highlight=False)
 
 
-def fail(message: object) -> NoReturn:
-    """One line on stderr and exit code 2: the caller asked for something that cannot be done."""
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
-    raise typer.Exit(2)
-
-
 def one_line_errors(verb: Callable[P, R]) -> Callable[P, R]:
-    """Errors that keepkv raises on purpose end the verb with one line, not a traceback."""
+    """Errors that keepkv raises on purpose end the verb with one line on stderr and exit code 2, not a traceback."""
 
     @functools.wraps(verb)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return verb(*args, **kwargs)
         except KeepKVError as error:
-            fail(error)
+            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            raise typer.Exit(2) from None
 
     return run
 

@@ -11,7 +11,7 @@ from typing import Any
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.rows import CELLS, ITEMS, RUN, SPEED, CellRow, ItemRow, Run, SpeedRow
 from keepkv.measure.files import read_rows, write
-from keepkv.measure.interval import bootstrap, mean_low_high
+from keepkv.measure.interval import bootstrap, mean, mean_low_high
 
 Key = tuple[Any, ...]
 
@@ -40,31 +40,32 @@ def cells(items: Iterable[ItemRow], speed: Iterable[SpeedRow], run: Run) -> list
     return [_cell(rows, full, batches[key], run) for key, rows in groups.items()]
 
 
+def per_second(batches: Sequence[SpeedRow]) -> tuple[float | None, float | None]:
+    """Tokens read and written, all ``batches`` together."""
+    read_s, written_s = sum(row.prefill_s for row in batches), sum(row.answer_s for row in batches)
+    read = sum(row.tokens_read for row in batches) / read_s if read_s > 0 else None
+    return read, sum(row.tokens_written for row in batches) / written_s if written_s > 0 else None
+
+
 def _cell(rows: list[ItemRow], full: dict[Key, float | None], batches: list[SpeedRow], run: Run) -> CellRow:
     first, scored = rows[0], [row for row in rows if row.score is not None and row.error is None]
     scores = [row.score or 0.0 for row in scored]
     whole = [full.get((*first.cell[:3], row.seed)) for row in scored]
     pairs = [a - b for a, b in zip(scores, whole, strict=True) if b is not None]
-    mean, low, high = mean_low_high(bootstrap(scores) if scores else None)
+    score, low, high = mean_low_high(bootstrap(scores) if scores else None)
     minus, minus_low, minus_high = mean_low_high(bootstrap(pairs) if pairs else None)
-    seconds = sum(row.prefill_s for row in batches), sum(row.answer_s for row in batches)
+    read, written = per_second(batches)
     # A peer runs in an environment of its own.
     made_with = replace(run.environment, versions=first.versions) if first.versions else run.environment
     return CellRow(
         task=first.task, length=first.length, mode=first.mode, method=first.method, budget=first.budget,
         n=len(scored), questions=sum(len(row.scores) for row in scored), failed=len(rows) - len(scored),
-        score=mean, low=low, high=high, minus_full=minus, minus_full_low=minus_low, minus_full_high=minus_high,
-        ratio=_mean([row.ratio for row in scored]), bytes=_mean([row.bytes for row in scored]),
-        full_bytes=_mean([row.full_bytes for row in scored]), slots=_mean([row.slots for row in scored]),
-        tokens=_mean([row.tokens for row in scored]),
-        leaked=_mean([leaked for row in scored for leaked in row.leaked]),
+        score=score, low=low, high=high, minus_full=minus, minus_full_low=minus_low, minus_full_high=minus_high,
+        ratio=mean([row.ratio for row in scored]), bytes=mean([row.bytes for row in scored]),
+        full_bytes=mean([row.full_bytes for row in scored]), slots=mean([row.slots for row in scored]),
+        tokens=mean([row.tokens for row in scored]),
+        leaked=mean([leaked for row in scored for leaked in row.leaked]),
         peak_bytes=max((row.peak_bytes for row in batches if row.peak_bytes is not None), default=None),
-        read_per_s=sum(row.tokens_read for row in batches) / seconds[0] if seconds[0] else None,
-        written_per_s=sum(row.tokens_written for row in batches) / seconds[1] if seconds[1] else None,
+        read_per_s=read, written_per_s=written,
         error=next((row.error for row in rows if row.error is not None), None), seed=run.seeds, made_with=made_with,
     )  # fmt: skip
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -9,10 +9,10 @@ The harness finds models in a registry that nothing but an import can enter, so 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -32,6 +32,9 @@ except ModuleNotFoundError as missing:
         f"the model 'keepkv' of lm-eval needs {missing.name}, which is not installed: pip install 'keepkv[lm-eval]'",
         name=missing.name,
     ) from missing
+
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -89,10 +92,7 @@ class KeepKVLM(HFLM):  # type: ignore[misc]
         return self.method != "full" and Budget.of(self.budget or 1.0).share != 1.0
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        before = self.done.compressed
-        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        self._check(before, len(requests))
-        return scores
+        return self._checked(super().loglikelihood, requests, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         if self.compresses:
@@ -104,10 +104,7 @@ class KeepKVLM(HFLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        before = self.done.compressed
-        replies: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
-        self._check(before, len(requests))
-        return replies
+        return self._checked(super().generate_until, requests, disable_tqdm)
 
     def get_model_info(self) -> dict[str, Any]:
         """What HFLM says, and under "keepkv" what ran and how much of it was compressed."""
@@ -123,13 +120,16 @@ class KeepKVLM(HFLM):  # type: ignore[misc]
         }
         return {**super().get_model_info(), "keepkv": mine}
 
-    def _check(self, before: int, requests: int) -> None:
+    def _checked(self, act: Callable[..., list[T]], requests: Any, disable_tqdm: bool) -> list[T]:
+        before = self.done.compressed
+        found = act(requests, disable_tqdm=disable_tqdm)
         if requests and self.compresses and self.done.compressed == before:
             raise KeepKVError(
-                f"nothing was compressed in {requests} requests at budget={self.budget!r}, method {self.method!r}: the "
-                "contexts fit the budget, or are too short, so the numbers would be those of the full cache. Give a "
-                "smaller budget or tasks with longer contexts, or budget=1.0 for the full cache."
+                f"nothing was compressed in {len(requests)} requests at budget={self.budget!r}, method "
+                f"{self.method!r}: the contexts fit the budget, or are too short, so the numbers would be those of the "
+                "full cache. Give a smaller budget or tasks with longer contexts, or budget=1.0 for the full cache."
             )
+        return found
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **generation_kwargs: Any) -> Any:
         cache = self.new_cache()
@@ -192,12 +192,7 @@ class KeepKVLM(HFLM):  # type: ignore[misc]
         return scores
 
 
-def main() -> None:
-    """The command line of the harness."""
+if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
     cli_evaluate()
-
-
-if __name__ == "__main__":
-    main()

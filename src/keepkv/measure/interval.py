@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +44,12 @@ class Percentiles:
         marks = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
         low, middle, high = torch.tensor(known, dtype=torch.float64).quantile(marks).tolist()
         return cls(middle, low, high, known)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of what is known; None where nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def mean_low_high(found: Estimate | None) -> tuple[float | None, float | None, float | None]:

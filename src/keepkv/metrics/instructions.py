@@ -40,22 +40,6 @@ def compare(count: int, relation: str, threshold: int) -> bool:
     return count < threshold if relation == "less than" else count >= threshold
 
 
-def _existence(reply: str, keywords: list[str]) -> bool:
-    return all(re.search(keyword, reply, re.IGNORECASE) for keyword in keywords)
-
-
-def _frequency(reply: str, keyword: str, relation: str, frequency: int) -> bool:
-    return compare(len(re.findall(keyword.strip(), reply, re.IGNORECASE)), relation, frequency)
-
-
-def _forbidden(reply: str, forbidden_words: list[str]) -> bool:
-    return not any(re.search(rf"\b{word}\b", reply, re.IGNORECASE) for word in forbidden_words)
-
-
-def _letters(reply: str, letter: str, let_relation: str, let_frequency: int) -> bool:
-    return compare(reply.lower().count(letter.strip().lower()), let_relation, let_frequency)
-
-
 def _language(reply: str, language: str) -> bool:
     try:
         import langdetect
@@ -70,17 +54,9 @@ def _language(reply: str, language: str) -> bool:
         return True  # as published: no letters to tell by
 
 
-def _sentences(reply: str, relation: str, num_sentences: int) -> bool:
-    return compare(len([x for x in re.split(r"(?<=[.!?])\s+", reply.strip()) if x]), relation, num_sentences)
-
-
 def _paragraphs(reply: str, num_paragraphs: int) -> bool:
     parts = [part.strip() for part in re.split(r"\s?\*\*\*\s?", reply)]
     return all(parts[1:-1]) and sum(map(bool, parts)) == num_paragraphs
-
-
-def _words(reply: str, relation: str, num_words: int) -> bool:
-    return compare(len(re.findall(r"\w+", reply)), relation, num_words)
 
 
 def _first_word(reply: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
@@ -90,10 +66,6 @@ def _first_word(reply: str, num_paragraphs: int, nth_paragraph: int, first_word:
         return False
     start = re.split(r"[.,?!'\"]", parts[nth_paragraph - 1].split()[0].lstrip("'").lstrip('"'))[0]
     return count == num_paragraphs and start.lower() == first_word.lower()
-
-
-def _placeholders(reply: str, num_placeholders: int) -> bool:
-    return len(re.findall(r"\[.*?\]", reply)) >= num_placeholders
 
 
 def _postscript(reply: str, postscript_marker: str) -> bool:
@@ -107,17 +79,9 @@ def _bullets(reply: str, num_bullets: int) -> bool:
     return len(stars) + len(re.findall(r"^\s*-.*$", reply, re.MULTILINE)) == num_bullets
 
 
-def _constrained(reply: str) -> bool:
-    return any(option in reply for option in ("My answer is yes.", "My answer is no.", "My answer is maybe."))
-
-
 def _highlights(reply: str, num_highlights: int) -> bool:
     single, double = re.findall(r"\*[^\n\*]*\*", reply), re.findall(r"\*\*[^\n\*]*\*\*", reply)
     return sum(bool(found.strip("*").strip()) for found in single + double) >= num_highlights
-
-
-def _sections(reply: str, section_spliter: str, num_sections: int) -> bool:
-    return len(re.split(rf"\s?{section_spliter.strip()}\s?\d+\s?", reply)) - 1 >= num_sections
 
 
 def _json(reply: str) -> bool:
@@ -129,26 +93,10 @@ def _json(reply: str) -> bool:
     return True
 
 
-def _title(reply: str) -> bool:
-    return any(found.strip("<>").strip() for found in re.findall(r"<<[^\n]+>>", reply))
-
-
 def _two(reply: str) -> bool:
     parts = [part.strip() for part in reply.split("******")]
     said = [part for part in parts if part]
     return all(parts[1:-1]) and len(said) == 2 and said[0] != said[1]
-
-
-def _repeat(reply: str, prompt_to_repeat: str) -> bool:
-    return reply.strip().lower().startswith(prompt_to_repeat.strip().lower())
-
-
-def _ending(reply: str, end_phrase: str) -> bool:
-    return reply.strip().strip('"').lower().endswith(end_phrase.strip().lower())
-
-
-def _capitals(reply: str, capital_relation: str, capital_frequency: int) -> bool:
-    return compare(sum(x.isupper() for x in re.findall(r"[\w'-]+", reply)), capital_relation, capital_frequency)
 
 
 def _quotation(reply: str) -> bool:
@@ -156,29 +104,52 @@ def _quotation(reply: str) -> bool:
     return len(said) > 1 and said[0] == said[-1] == '"'
 
 
+# By id: what the rule says of a reply, given the arguments by their published names.
 RULES: dict[str, Rule] = {
-    "keywords:existence": _existence,
-    "keywords:frequency": _frequency,
-    "keywords:forbidden_words": _forbidden,
-    "keywords:letter_frequency": _letters,
+    "keywords:existence": lambda reply, keywords: all(re.search(word, reply, re.IGNORECASE) for word in keywords),
+    "keywords:frequency": lambda reply, keyword, relation, frequency: compare(
+        len(re.findall(keyword.strip(), reply, re.IGNORECASE)), relation, frequency
+    ),
+    "keywords:forbidden_words": lambda reply, forbidden_words: (
+        not any(re.search(rf"\b{word}\b", reply, re.IGNORECASE) for word in forbidden_words)
+    ),
+    "keywords:letter_frequency": lambda reply, letter, let_relation, let_frequency: compare(
+        reply.lower().count(letter.strip().lower()), let_relation, let_frequency
+    ),
     "language:response_language": _language,
-    "length_constraints:number_sentences": _sentences,
+    "length_constraints:number_sentences": lambda reply, relation, num_sentences: compare(
+        len([x for x in re.split(r"(?<=[.!?])\s+", reply.strip()) if x]), relation, num_sentences
+    ),
     "length_constraints:number_paragraphs": _paragraphs,
-    "length_constraints:number_words": _words,
+    "length_constraints:number_words": lambda reply, relation, num_words: compare(
+        len(re.findall(r"\w+", reply)), relation, num_words
+    ),
     "length_constraints:nth_paragraph_first_word": _first_word,
-    "detectable_content:number_placeholders": _placeholders,
+    "detectable_content:number_placeholders": lambda reply, num_placeholders: (
+        len(re.findall(r"\[.*?\]", reply)) >= num_placeholders
+    ),
     "detectable_content:postscript": _postscript,
     "detectable_format:number_bullet_lists": _bullets,
-    "detectable_format:constrained_response": _constrained,
+    "detectable_format:constrained_response": lambda reply: (
+        re.search(r"My answer is (yes|no|maybe)\.", reply) is not None
+    ),
     "detectable_format:number_highlighted_sections": _highlights,
-    "detectable_format:multiple_sections": _sections,
+    "detectable_format:multiple_sections": lambda reply, section_spliter, num_sections: (
+        len(re.split(rf"\s?{section_spliter.strip()}\s?\d+\s?", reply)) - 1 >= num_sections
+    ),
     "detectable_format:json_format": _json,
-    "detectable_format:title": _title,
+    "detectable_format:title": lambda reply: any(x.strip("<>").strip() for x in re.findall(r"<<[^\n]+>>", reply)),
     "combination:two_responses": _two,
-    "combination:repeat_prompt": _repeat,
-    "startend:end_checker": _ending,
+    "combination:repeat_prompt": lambda reply, prompt_to_repeat: (
+        reply.strip().lower().startswith(prompt_to_repeat.strip().lower())
+    ),
+    "startend:end_checker": lambda reply, end_phrase: (
+        reply.strip().strip('"').lower().endswith(end_phrase.strip().lower())
+    ),
     "startend:quotation": _quotation,
-    "change_case:capital_word_frequency": _capitals,
+    "change_case:capital_word_frequency": lambda reply, capital_relation, capital_frequency: compare(
+        sum(x.isupper() for x in re.findall(r"[\w'-]+", reply)), capital_relation, capital_frequency
+    ),
     "change_case:english_capital": str.isupper,
     "change_case:english_lowercase": str.islower,
     "punctuation:no_comma": lambda reply: "," not in reply,

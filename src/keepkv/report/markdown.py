@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from keepkv.evaluation.rows import CellRow
-from keepkv.report.numbers import Report, budget_label
+from keepkv.report.numbers import Report
 from keepkv.report.page import MODES
 
 
@@ -38,14 +38,9 @@ def markdown(report: Report) -> str:
 
 
 def _table(report: Report, mode: str, length: int) -> list[str]:
-    task, budget = report.main(mode, length), report.start[3]
-    cells = {(cell.method, budget_label(cell.budget)): cell for cell in report.at(task, mode, length)}
-    ranked = list(dict.fromkeys(cell.method for cell in [*report.at(task, mode, length, budget), *cells.values()]))
     rows = [f"| method | {' | '.join(report.budgets)} |", "|---" + "|---:" * len(report.budgets) + "|"]
-    for method in ranked:
-        full = next((cell for (name, _), cell in cells.items() if name == "full"), None)
-        own = [full if method == "full" else cells.get((method, one)) for one in report.budgets]
-        rows.append(f"| {_plain(method)} | {' | '.join(map(_cell, own))} |")
+    for method, cells in report.table(report.main(mode, length), mode, length).items():
+        rows.append(f"| {_plain(method)} | {' | '.join(map(_cell, cells))} |")
     return rows
 
 

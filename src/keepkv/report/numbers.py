@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 from keepkv.evaluation.leakage.rows import LeakageRow
-from keepkv.evaluation.rows import BudgetAsked, CellKey, CellRow, ItemRow, SpeedRow
+from keepkv.evaluation.rows import BudgetAsked, CellKey, CellRow, ItemRow
 from keepkv.evaluation.setup import BASELINES
-from keepkv.measure.interval import Estimate, bootstrap
+from keepkv.evaluation.summary import per_second
+from keepkv.measure.interval import bootstrap, mean, mean_low_high
 from keepkv.report.read import Evaluation
 
 T = TypeVar("T")
+K = TypeVar("K", bound=CellKey)
 ALL = "all tasks"
-UNKNOWN = Estimate(math.nan, None, None, ())
 USUAL = 0.1  # the budget that is shown first is the share nearest to this, whatever the results
 
 
@@ -61,6 +62,15 @@ class Report:
         if budget is not None:
             found = [cell for cell in found if cell.method == "full" or budget_label(cell.budget) == budget]
         return sorted(found, key=lambda cell: -(cell.score if cell.score is not None else -1.0))
+
+    def table(self, task: str, mode: str, length: int) -> dict[str, list[CellRow | None]]:
+        """Cells of each method by budget, best method first at the budget shown first; one and the same for the full
+        cache."""
+        found = [*self.at(task, mode, length, self.start[3]), *self.at(task, mode, length)]
+        cells = {(cell.method, budget_label(cell.budget)): cell for cell in found}
+        full = {cell.method: cell for cell in found if cell.method == "full"}
+        methods = dict.fromkeys(cell.method for cell in found)
+        return {name: [full.get(name, cells.get((name, budget))) for budget in self.budgets] for name in methods}
 
     def panels(self) -> list[tuple[str, int]]:
         """Modes and lengths of which there are cells."""
@@ -170,10 +180,7 @@ def _pool(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[Cel
     for item in evaluation.items:
         own = panels[item.mode, item.length].setdefault((item.method, budget_label(item.budget)), {})
         own[item.task, item.seed] = item
-    speed = _speeds(evaluation.speed)
-    parts: dict[tuple[str, int, str, str], list[CellRow]] = defaultdict(list)
-    for cell in evaluation.cells:
-        parts[cell.mode, cell.length, cell.method, budget_label(cell.budget)].append(cell)
+    batches, parts = _grouped(evaluation.speed), _grouped(evaluation.cells)
     made, notes = [], []
     short: dict[tuple[str, int, int, int], list[str]] = defaultdict(list)  # methods that were not given every item
     for (mode, length), groups in panels.items():
@@ -187,21 +194,20 @@ def _pool(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[Cel
                 short[mode, length, len(items), len(wanted)].append(method)
                 continue
             scores = [items[key].score or 0.0 for key in wanted]
-            score = bootstrap(scores)
-            minus = UNKNOWN
-            if len(full) == len(wanted):
-                minus = bootstrap([a - (full[key].score or 0.0) for a, key in zip(scores, wanted, strict=True)])
-            of = parts.get((mode, length, method, budget), [])
-            read, written = speed.get((mode, length, method, budget), (None, None))
+            score, low, high = mean_low_high(bootstrap(scores))
+            known = len(full) == len(wanted)
+            pairs = [a - (full[key].score or 0.0) for a, key in zip(scores, wanted, strict=True)] if known else []
+            minus, minus_low, minus_high = mean_low_high(bootstrap(pairs) if pairs else None)
+            of = parts[mode, length, method, budget]
+            read, written = per_second(batches[mode, length, method, budget])
             made.append(
                 CellRow(
                     task=ALL, length=length, mode=next(iter(items.values())).mode, method=method,
                     budget=next(iter(items.values())).budget, n=len(wanted),
-                    failed=sum(one.score is None for one in items.values()), score=score.mean,
-                    low=score.low, high=score.high, minus_full=None if minus is UNKNOWN else minus.mean,
-                    minus_full_low=minus.low, minus_full_high=minus.high,
-                    ratio=_mean(c.ratio for c in of), bytes=_mean(c.bytes for c in of),
-                    full_bytes=_mean(c.full_bytes for c in of),
+                    failed=sum(one.score is None for one in items.values()), score=score, low=low, high=high,
+                    minus_full=minus, minus_full_low=minus_low, minus_full_high=minus_high,
+                    ratio=mean(c.ratio for c in of), bytes=mean(c.bytes for c in of),
+                    full_bytes=mean(c.full_bytes for c in of),
                     peak_bytes=max((c.peak_bytes for c in of if c.peak_bytes is not None), default=None),
                     read_per_s=read, written_per_s=written, made_with=evaluation.run.environment,
                 )
@@ -214,19 +220,12 @@ def _pool(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[Cel
     return made, notes
 
 
-def _speeds(rows: Iterable[SpeedRow]) -> dict[tuple[str, int, str, str], tuple[float | None, float | None]]:
-    """Tokens read and written per second, all batches of a mode, length, method and budget together."""
-    sums: dict[tuple[str, int, str, str], list[float]] = defaultdict(lambda: [0.0] * 4)
+def _grouped(rows: Iterable[K]) -> dict[tuple[str, int, str, str], list[K]]:
+    """Rows by mode, length, method and budget: those of all tasks together."""
+    found: dict[tuple[str, int, str, str], list[K]] = defaultdict(list)
     for row in rows:
-        key = (row.mode, row.length, row.method, budget_label(row.budget))
-        for i, value in enumerate((row.tokens_read, row.prefill_s, row.tokens_written, row.answer_s)):
-            sums[key][i] += value
-    return {k: (a / b if b > 0 else None, c / d if d > 0 else None) for k, (a, b, c, d) in sums.items()}
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    held = [value for value in values if value is not None]
-    return sum(held) / len(held) if held else None
+        found[row.mode, row.length, row.method, budget_label(row.budget)].append(row)
+    return found
 
 
 def _needles(items: Iterable[ItemRow]) -> list[Needle]:

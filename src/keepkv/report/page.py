@@ -137,14 +137,13 @@ def _commit(revision: str | None) -> str:
 def _summary(report: Report, mode: str, length: int) -> str:
     """The scores of a mode and length as a table: what a reader without scripts has."""
     task = report.main(mode, length)
-    cells = {(cell.method, budget_label(cell.budget)): cell for cell in report.at(task, mode, length)}
-    full = next((cell for (method, _), cell in cells.items() if method == "full"), None)
-    ranked = dict.fromkeys(cell.method for cell in report.at(task, mode, length, report.start[3]))
+    ranked = {cell.method for cell in report.at(task, mode, length, report.start[3])}
     head = "".join(f"<th scope=col>{escape(budget)}</th>" for budget in report.budgets)
-    rows = []
-    for method in ranked:
-        shown = [full] * len(report.budgets) if method == "full" else [cells.get((method, b)) for b in report.budgets]
-        rows.append(f"<tr><th scope=row>{escape(method)}</th>{''.join(map(_score, shown))}</tr>")
+    rows = [
+        f"<tr><th scope=row>{escape(method)}</th>{''.join(map(_score, cells))}</tr>"
+        for method, cells in report.table(task, mode, length).items()
+        if method in ranked
+    ]
     where = f"{MODES[mode].split(':')[0]}, {length:,} tokens, {task}"
     return (
         f'<table class="summary" data-mode="{escape(mode)}" data-length="{length}"><caption>{escape(where)}</caption>'

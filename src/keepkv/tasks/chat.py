@@ -9,11 +9,13 @@ _DOCUMENT, _QUESTION = "<<document>>", "<<question>>"
 @dataclass(frozen=True)
 class Frame:
     """What stands before the context, between context and question, and after the question; all empty without a
-    template."""
+    template. lead: what a reply starts with; stop: text that ends it."""
 
     before: str = ""
     between: str = ""
     end: str = ""
+    lead: str = ""
+    stop: str = ""
 
 
 def frame(tokenizer: Any) -> Frame:

@@ -20,31 +20,20 @@ from keepkv.report.figures.look import LOOK
 from keepkv.report.figures.scores import pareto, score, tasks
 from keepkv.report.numbers import Report
 
-PANELS: dict[str, Callable[[Report, str, int], Figure | None]] = {
-    "score": score,
-    "tasks": tasks,
-    "pareto": pareto,
-    "heat": heat,
-}
-WHOLE: dict[str, Callable[[Report], Figure | None]] = {
-    "needle": needle,
-    "kept": kept,
-    "survival": survival,
-    "leakage": leakage,
-    "fidelity": fidelity,
-}
+PANELS: tuple[Callable[[Report, str, int], Figure | None], ...] = (score, tasks, pareto, heat)
+WHOLE: tuple[Callable[[Report], Figure | None], ...] = (needle, kept, survival, leakage, fidelity)
 
 
 def all_figures(report: Report) -> Iterator[tuple[str, Figure]]:
     """Name and figure, one after the other."""
     with matplotlib.rc_context(LOOK):
         for mode, length in report.panels():
-            for kind, build in PANELS.items():
+            for build in PANELS:
                 if figure := build(report, mode, length):
-                    yield f"{kind}-{mode}-{length}", figure
-        for kind, whole in WHOLE.items():
+                    yield f"{build.__name__}-{mode}-{length}", figure
+        for whole in WHOLE:
             if figure := whole(report):
-                yield kind, figure
+                yield whole.__name__, figure
 
 
 def png(figure: Figure) -> bytes:

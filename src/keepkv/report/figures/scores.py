@@ -67,14 +67,12 @@ def pareto(report: Report, mode: str, length: int) -> Figure | None:
 
 
 def _scores(report: Report, axes: Any, task: str, mode: str, length: int, bands: bool) -> None:
-    cells = {(cell.method, budget_label(cell.budget)): cell for cell in report.at(task, mode, length)}
-    full = next((cell for (name, _), cell in cells.items() if name == "full"), None)
+    table = report.table(task, mode, length)
     for method in reversed(report.methods):  # the best on top
+        cells, at = table.get(method, []), report.positions
         if method == "full":
-            places = [(-0.04, full), (1.04, full)]
-        else:
-            places = [(x, cells.get((method, b))) for x, b in zip(report.positions, report.budgets, strict=True)]
-        own = [(x, cell) for x, cell in places if cell is not None and cell.score is not None]
+            cells, at = cells[:1] * 2, [-0.04, 1.04]
+        own = [(x, cell) for x, cell in zip(at, cells, strict=False) if cell is not None and cell.score is not None]
         at, look, shown = [x for x, _ in own], _look(report, method), method in report.chosen
         dotted = shown and bands and method != "full"
         axes.plot(at, [cell.score for _, cell in own], marker="o" if dotted else None, ms=4, **look)

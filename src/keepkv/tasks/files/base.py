@@ -93,7 +93,7 @@ def cut(tokenizer: Any, text: str, length: int) -> str:
 
 
 def question(
-    prompt: str, answers: list[str], metric: Callable[[str, str], float], limit: int, *, first_line: bool = False
+    prompt: str, answers: list[Any], metric: Callable[[str, Any], float], limit: int, *, first_line: bool = False
 ) -> Question:
     """A question whose reply has the best of its ``metric`` over ``answers``; of its first line alone where asked."""
     if not answers:

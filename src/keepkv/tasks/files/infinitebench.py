@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from keepkv.metrics import infinitebench as metrics
 from keepkv.metrics.f1 import character_f1, word_f1
 from keepkv.metrics.summary import rouge_lsum
-from keepkv.tasks.base import Item, Question
-from keepkv.tasks.files.base import Benchmark
+from keepkv.tasks.base import Item
+from keepkv.tasks.files.base import Benchmark, question
 from keepkv.tasks.files.records import Record
 
 _OPTIONS = "A. {A}\nB. {B}\nC. {C}\nD. {D}\n\n"
@@ -93,11 +94,9 @@ def make(record: Record, part: str) -> Item:
     fields = {"input": str(record["input"]), **_fields(record, part)}
     answers = _answers(record, part)
 
-    def best(reply: str) -> float:
-        return max(metric(reply, answer) for answer in answers)
-
-    said = answers[0][0] if part in _CHOICES else answers[0]
-    asked = Question(_fill(after, fields), f" {said}", metric=best, limit=limit)
+    asked = question(_fill(after, fields), answers, metric, limit)
+    if part in _CHOICES:
+        asked = replace(asked, answer=f" {answers[0][0]}")
     return Item(_fill(before, fields) + record["context"], (asked,))
 
 

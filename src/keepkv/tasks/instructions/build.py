@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from keepkv.tasks.base import Count, Item, Question, Task, TaskError, weave
+from keepkv.tasks.chat import Frame
 from keepkv.tasks.instructions.attacks import ATTACKS
 from keepkv.tasks.instructions.defences import DEFENCES, REFUSAL
 from keepkv.tasks.instructions.directives import FAMILIES, SAMPLE, draw, obey
-from keepkv.tasks.instructions.frame import PLAIN, Frame, frame_of
+from keepkv.tasks.instructions.frame import PLAIN, frame_of
 
 ORDERS = ("defence-first", "directive-first", "interleaved")
 _WHERE = {"defence-first": "below", "directive-first": "above", "interleaved": "around this"}
@@ -66,7 +67,7 @@ def build(
     told = [("directive", rule.text) for rule in rules]
     shield = rng.choice(DEFENCES[defence]).format(where=_WHERE[order]) if defence != "none" else ""
     pieces = _arrange(told, shield, order)
-    text, spans = _lay(frame.head + rng.choice(PREAMBLES), pieces)
+    text, spans = _lay(frame.before + rng.choice(PREAMBLES), pieces)
     room = length - count(text)
     if room < 0:
         raise TaskError(f"the rules need {count(text)} tokens, the context has {length}: ask for fewer, or more tokens")
@@ -77,7 +78,7 @@ def build(
     forbidden = " ".join(rule.text for rule in rules)
 
     def asked(turn: str, answer: str, foil: str, **more: Any) -> Question:
-        prompt, lead = frame.between + turn + frame.tail, frame.lead
+        prompt, lead = frame.between + turn + frame.end, frame.lead
         return Question(prompt, lead + answer, foil=lead + foil, limit=reply, stop=frame.stop, **more)
 
     probes = [

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from keepkv.tasks.chat import Frame
+
 _SYSTEM, _USER = "[[system text]]", "[[user text]]"
-
-
-@dataclass(frozen=True)
-class Frame:
-    """``head`` system ``between`` user ``tail`` reply. lead: what a reply starts with; stop: text that ends it."""
-
-    head: str
-    between: str
-    tail: str
-    lead: str = ""
-    stop: str = ""
 
 
 PLAIN = Frame("", "\n\nUser: ", "\nAssistant:", " ", "\n\nUser:")
