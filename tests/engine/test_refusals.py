@@ -276,7 +276,7 @@ def test_votes_equal_duplicated_slots(store: str) -> None:
         voted.store.load(slots.with_(log_votes=counts.float().log()))
         copy = torch.arange(ids.shape[1]).repeat_interleave(counts[0, 0])
         copied.store.load(Slots(*(x[:, :, copy] for x in (slots.keys, slots.values, slots.log_votes, slots.positions))))
-        voted.compressed = copied.compressed = True
+        voted.progress.compressed = copied.progress.compressed = True
     feed = torch.randint(3, zoo.VOCAB, (1, 4))
     with torch.no_grad():
         logits = [model(input_ids=feed, past_key_values=cache).logits for cache in caches]

@@ -95,7 +95,7 @@ def test_nothing_but_the_statistic_changes(store: str) -> None:
     assert torch.equal(mine.shared.positions.positions, twin.shared.positions.positions)
     for one, other in zip(mine.compressible, twin.compressible, strict=True):
         a, b = one.store.tensors(), other.store.tensors()
-        assert a.keys() == b.keys() and one.pending and one.seen == other.seen
+        assert a.keys() == b.keys() and one.progress.pending and one.progress.seen == other.progress.seen
         assert all(torch.equal(x, b[name]) == (not name.endswith(STAT)) for name, x in a.items() if x.dim() > 1)
     mine.compress()
     twin.compress()
