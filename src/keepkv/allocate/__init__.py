@@ -1,22 +1,9 @@
 """Allocations, one file per idea; importing this package registers them all."""
 
-from keepkv.allocate import adakv, pyramid, uniform
 from keepkv.allocate.adakv import AdaKV, Pooled
 from keepkv.allocate.base import ALLOCATIONS, Allocate, register_allocate
 from keepkv.allocate.pyramid import Pyramid
 from keepkv.allocate.select import keep_mask
 from keepkv.allocate.uniform import Uniform
 
-__all__ = [
-    "ALLOCATIONS",
-    "AdaKV",
-    "Allocate",
-    "Pooled",
-    "Pyramid",
-    "Uniform",
-    "adakv",
-    "keep_mask",
-    "pyramid",
-    "register_allocate",
-    "uniform",
-]
+__all__ = ["ALLOCATIONS", "AdaKV", "Allocate", "Pooled", "Pyramid", "Uniform", "keep_mask", "register_allocate"]

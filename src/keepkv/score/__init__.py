@@ -1,24 +1,8 @@
 """Scores, one file per idea; importing this package registers them all."""
 
-from keepkv.score import (
-    compactor,
-    ema,
-    expected,
-    gkv,
-    h2o,
-    keydiff,
-    knorm,
-    kvzip,
-    leverage,
-    matching,
-    random,
-    rkv,
-    snapkv,
-    streaming,
-    tova,
-)
 from keepkv.score.base import SCORES, FunctionScore, Score, register_score
 from keepkv.score.compactor import Compactor
+from keepkv.score.ema import Ema
 from keepkv.score.expected import ExpectedAttention
 from keepkv.score.gkv import GKV
 from keepkv.score.h2o import H2O
@@ -34,37 +18,6 @@ from keepkv.score.streaming import Streaming
 from keepkv.score.tova import TOVA
 
 __all__ = [
-    "GKV",
-    "H2O",
-    "RKV",
-    "SCORES",
-    "TOVA",
-    "Compactor",
-    "ExpectedAttention",
-    "FunctionScore",
-    "KNorm",
-    "KVzip",
-    "KeyDiff",
-    "Leverage",
-    "Matching",
-    "Random",
-    "Score",
-    "SnapKV",
-    "Streaming",
-    "compactor",
-    "ema",
-    "expected",
-    "gkv",
-    "h2o",
-    "keydiff",
-    "knorm",
-    "kvzip",
-    "leverage",
-    "matching",
-    "random",
-    "register_score",
-    "rkv",
-    "snapkv",
-    "streaming",
-    "tova",
-]
+    "GKV", "H2O", "RKV", "SCORES", "TOVA", "Compactor", "Ema", "ExpectedAttention", "FunctionScore", "KNorm", "KVzip",
+    "KeyDiff", "Leverage", "Matching", "Random", "Score", "SnapKV", "Streaming", "register_score",
+]  # fmt: skip

@@ -1,20 +1,7 @@
 """Stores: a layout, one per file, times a codec; importing this package registers them all."""
 
-from keepkv.store import dense, ragged, static
+from keepkv.store import dense, ragged, static  # noqa: F401
 from keepkv.store.base import STORES, Held, SlotBytes, Store, choose, register_store
 from keepkv.store.codec import CODECS, Codec, register_codec
 
-__all__ = [
-    "CODECS",
-    "STORES",
-    "Codec",
-    "Held",
-    "SlotBytes",
-    "Store",
-    "choose",
-    "dense",
-    "ragged",
-    "register_codec",
-    "register_store",
-    "static",
-]
+__all__ = ["CODECS", "STORES", "Codec", "Held", "SlotBytes", "Store", "choose", "register_codec", "register_store"]
