@@ -96,7 +96,9 @@ def _treated(found: Curves, cell: Callable[[Curve, Curve], str], base: Callable[
 def _peaks(found: Curves) -> str:
     def base(curve: Curve) -> str:
         top = peak(curve)
-        return f"{top.leak:.2f} [{top.low:.2f}, {top.high:.2f}] at {top.removed:g}" if top.low is not None else "–"
+        if top.leak_low is None:
+            return "–"
+        return f"{top.leak:.2f} [{top.leak_low:.2f}, {top.leak_high:.2f}] at {top.removed:g}"
 
     return _treated(found, lambda curve, none: _change(peak_change(curve, none)), base)
 

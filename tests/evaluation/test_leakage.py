@@ -87,7 +87,7 @@ def test_leakage_rises_and_falls(scripted):
     leak = curve.means("leak")
     top = peak(curve)
     assert leak[0] == 0.0 and 0.0 < top.removed < 0.9 and top.leak > 0.5 and leak[-1] < 0.5 * top.leak
-    assert top.low < top.leak <= top.high
+    assert top.leak_low < top.leak <= top.leak_high
     assert sorted(leak[1:], reverse=True) == leak[1:]
 
 

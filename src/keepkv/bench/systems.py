@@ -11,11 +11,8 @@ from keepkv.measure.rows import method_label, plain
 
 # Caches of transformers: backend and bits. fp8 has no bits to choose.
 QUANTISED: dict[str, tuple[str, int | None]] = {
-    "quanto-2": ("quanto", 2),
-    "quanto-4": ("quanto", 4),
-    "hqq-2": ("hqq", 2),
-    "hqq-4": ("hqq", 4),
-    "hqq-8": ("hqq", 8),
+    **{f"quanto-{bits}": ("quanto", bits) for bits in (2, 4)},
+    **{f"hqq-{bits}": ("hqq", bits) for bits in (2, 4, 8)},
     "fp8": ("fp8", None),
 }
 # Presses of kvpress 0.5.5 by the name of the method here, with its own defaults; wrapped in "press" what it adapts.

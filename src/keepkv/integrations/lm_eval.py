@@ -151,7 +151,9 @@ class KeepKVLM(HFLM):  # type: ignore[misc]
         bar = tqdm(total=len(order), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
         for start in range(0, len(order), size):
             chunk = order[start : start + size]
-            scores = self._score([self._fitting(*requests[i][1:]) for i in chunk])
+            pairs = [requests[i][1:] for i in chunk]
+            # As long as the model reads: the start of the context is cut off, as HFLM does it.
+            scores = self._score([(a[max(0, len(a) + len(b) - self.max_length - 1) :], b) for a, b in pairs])
             for i, score in zip(chunk, scores, strict=True):
                 found[i] = score
                 if requests[i][0] is not None:
@@ -159,10 +161,6 @@ class KeepKVLM(HFLM):  # type: ignore[misc]
             bar.update(len(chunk))
         bar.close()
         return [found[i] for i in range(len(requests))]
-
-    def _fitting(self, context: Ids, continuation: Ids) -> tuple[Ids, Ids]:
-        """Context and continuation as long as the model reads: the start of the context is cut off, as HFLM does it."""
-        return context[max(0, len(context) + len(continuation) - self.max_length - 1) :], continuation
 
     def _score(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation, and whether greedy decoding says it."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
+from keepkv.evaluation.leakage.curves import curves, peak
 from keepkv.evaluation.leakage.rows import LeakageRow
 from keepkv.evaluation.rows import BudgetAsked, CellKey, CellRow, ItemRow
 from keepkv.evaluation.setup import BASELINES
@@ -115,20 +116,9 @@ def arrange(evaluation: Evaluation, step: Callable[[str], None] = lambda what: N
     start = (next(task for task in (ALL, *tasks) if task in measured), mode, length, budget)
     names = _order(["full", *run.methods], (cell.method for cell in cells))
     report = Report(
-        evaluation,
-        found,
-        tasks,
-        lengths,
-        modes,
-        [],
-        [budget_label(one) for one in asked],
-        _positions(asked),
-        start,
-        [],
-        _needles(evaluation.items),
-        _failures(evaluation.items),
-        [*notes, *_doubts(evaluation)],
-    )
+        evaluation, found, tasks, lengths, modes, [], [budget_label(one) for one in asked], _positions(asked), start,
+        [], _needles(evaluation.items), _failures(evaluation.items), [*notes, *_doubts(evaluation)],
+    )  # fmt: skip
     ranked = _order([cell.method for cell in report.at(*start)], names)
     ranked = [name for name in ranked if name in {cell.method for cell in cells}]
     leading = [name for name in ranked if name not in BASELINES][:6]
@@ -137,12 +127,7 @@ def arrange(evaluation: Evaluation, step: Callable[[str], None] = lambda what: N
 
 def peaks(rows: Sequence[LeakageRow]) -> list[LeakageRow]:
     """The row that leaks most, for each method, order and handling of spans; worst first."""
-    worst: dict[tuple[str, str, str], LeakageRow] = {}
-    for row in rows:
-        key = (row.method, row.order, row.spans)
-        if key not in worst or (row.leak or 0) > (worst[key].leak or 0):
-            worst[key] = row
-    return sorted(worst.values(), key=lambda row: -(row.leak or 0))
+    return sorted(map(peak, curves(rows).values()), key=lambda row: -(row.leak or 0))
 
 
 def front(points: Iterable[tuple[float, float, T]], small: bool) -> list[tuple[float, float, T]]:

@@ -18,16 +18,9 @@ from keepkv.cli.output import console, one_line_errors, print_json, progress
 from keepkv.errors import KeepKVError
 
 METHODS = (
-    "random",
-    "streaming-llm",
-    "snapkv",
-    "expected-attention",
-    "adakv",
-    "keydiff",
-    "keepkv",
-    "keepkv:key=zip",
+    "random", "streaming-llm", "snapkv", "expected-attention", "adakv", "keydiff", "keepkv", "keepkv:key=zip",
     "keepkv2",
-)
+)  # fmt: skip
 
 
 @one_line_errors

@@ -48,21 +48,9 @@ def curves(rows: Iterable[LeakageRow]) -> dict[tuple[str, str, str], Curve]:
     return {key: Curve(*key, tuple(sorted(mine, key=lambda row: row.removed))) for key, mine in found.items()}
 
 
-@dataclass(frozen=True)
-class Peak:
-    """Where a curve leaks most: leak with its interval at ``removed``."""
-
-    removed: float
-    leak: float
-    low: float | None
-    high: float | None
-
-
-def peak(curve: Curve) -> Peak:
-    """The first highest point of the leakage."""
-    leaks = [(row.leak, row) for row in curve.rows if row.leak is not None]
-    leak, row = max(leaks, key=lambda pair: pair[0])
-    return Peak(row.removed, leak, row.leak_low, row.leak_high)
+def peak(curve: Curve) -> LeakageRow:
+    """The row that leaks most, the first of them."""
+    return max(curve.rows, key=lambda row: row.leak or 0.0)
 
 
 def peak_change(curve: Curve, base: Curve, seed: int = 0) -> Estimate:

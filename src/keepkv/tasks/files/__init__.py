@@ -15,17 +15,9 @@ from keepkv.tasks.files import ifeval, infinitebench, longbench, longbench_v2, m
 from keepkv.tasks.files.base import Benchmark, FileTask
 from keepkv.tasks.files.records import download, read
 
-BENCHMARKS: dict[str, Benchmark] = {
-    made.name: made
-    for made in (
-        longbench.BENCHMARK,
-        longbench_v2.BENCHMARK,
-        infinitebench.BENCHMARK,
-        mathematics.AIME,
-        mathematics.MATH_500,
-        ifeval.BENCHMARK,
-    )
-}
+_LONG = (longbench.BENCHMARK, longbench_v2.BENCHMARK, infinitebench.BENCHMARK)
+_ALL = (*_LONG, mathematics.AIME, mathematics.MATH_500, ifeval.BENCHMARK)
+BENCHMARKS: dict[str, Benchmark] = {made.name: made for made in _ALL}
 
 
 def is_file_task(name: str) -> bool:
