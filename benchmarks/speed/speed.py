@@ -23,14 +23,14 @@ from transformers.utils import logging
 
 from keepkv.bench.plan import Sweep, by_budget, total
 from keepkv.bench.plots import draw, name_of, need_matplotlib
-from keepkv.bench.rows import BenchRow, read
+from keepkv.bench.rows import BenchRow
 from keepkv.bench.run import run
 from keepkv.bench.shapes import Shape
 from keepkv.bench.systems import System, peers
 from keepkv.cli.arguments import variant
 from keepkv.cli.output import progress_rows
 from keepkv.measure import Percentiles
-from keepkv.measure.files import write
+from keepkv.measure.files import read_file, write
 
 # 1.1 GB of float32 weights: at the 20 to 40 GB/s of two cores a token takes more than 20 ms whatever the cache, so that
 # Python's share is small; the same with a quarter of the KV heads; a cache that outweighs 0.15 GB of weights from 2.4k
@@ -155,7 +155,7 @@ def measure(part: Part, a: argparse.Namespace) -> list[BenchRow]:
 def kept(part: Part, out: Path) -> list[BenchRow]:
     """What was measured before; none if the part was not."""
     path = out / f"{part.name}.jsonl"
-    return list(read(path)) if path.exists() else []
+    return read_file(path, BenchRow) if path.exists() else []
 
 
 def page(out: Path) -> str:

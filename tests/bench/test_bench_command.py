@@ -18,12 +18,12 @@ from keepkv.bench import roofline
 from keepkv.bench.plan import Sweep
 from keepkv.bench.plots import draw
 from keepkv.bench.protocol import WARM
-from keepkv.bench.rows import read
+from keepkv.bench.rows import BenchRow
 from keepkv.bench.session import RowFailed, Session
 from keepkv.bench.sizes import largest_batch, row_bytes
 from keepkv.bench.systems import System
 from keepkv.cli.program import program
-from keepkv.measure.files import write
+from keepkv.measure.files import read_file, write
 
 # --- processes -------------------------------------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ def test_files_of_a_sweep(sweep: tuple[Any, Path]) -> None:
     assert {path.name for path in out.iterdir()} == {
         "bench.jsonl", "bench.csv", "bench-latency.svg", "bench-throughput.svg", "bench-memory.svg"
     }  # fmt: skip
-    rows = read(out / "bench.jsonl")
+    rows = read_file(out / "bench.jsonl", BenchRow)
     assert json.loads(json.dumps([row.to_dict() for row in rows])) == json.loads(result.stdout)
     with (out / "bench.csv").open(encoding="utf-8") as file:
         flat = list(csv.DictReader(file))
@@ -110,7 +110,7 @@ def test_files_of_a_sweep(sweep: tuple[Any, Path]) -> None:
 
 
 def test_failed_rows_alone_draw_nothing(sweep: tuple[Any, Path], tmp_path: Path) -> None:
-    failed = [row for row in read(sweep[1] / "bench.jsonl") if row.error]
+    failed = [row for row in read_file(sweep[1] / "bench.jsonl", BenchRow) if row.error]
     assert draw(failed, tmp_path) == []
     assert [path.name for path in write(failed, tmp_path, "bad")] == ["bad.jsonl", "bad.csv"]
 

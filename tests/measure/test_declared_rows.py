@@ -10,13 +10,13 @@ from typing import Any, Literal
 import pytest
 
 import keepkv.evaluation
-from keepkv.bench.rows import BenchRow, read
+from keepkv.bench.rows import BenchRow
 from keepkv.core.when import When
 from keepkv.evaluation.fidelity import FidelityRow, fidelity
 from keepkv.evaluation.leakage.rows import LeakageRow
 from keepkv.evaluation.rows import CELLS, ITEMS, MAPS, SPEED, CellRow, ItemRow, MapRow, SpeedRow
 from keepkv.measure import Estimate, MadeWith, Percentiles, Row, RowError
-from keepkv.measure.files import read_lines, read_rows
+from keepkv.measure.files import read_file, read_lines, read_rows
 from keepkv.measure.rows import IF_KNOWN, INLINE
 
 RESULTS = Path(__file__).parents[2] / "benchmarks"
@@ -118,7 +118,7 @@ def test_sweeps_written_earlier_lose_nothing() -> None:
     assert paths
     for path in paths:
         lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        rows = read(path)
+        rows = read_file(path, BenchRow)
         for row, line in zip(rows, lines, strict=True):
             assert isinstance(row, BenchRow) and isinstance(row.decode, Percentiles)
             assert {key: row.to_dict()[key] for key in line} == line

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from keepkv.measure.environment import MadeWith
-from keepkv.measure.files import read_file
 from keepkv.measure.interval import Percentiles
 from keepkv.measure.rows import INLINE, Row
 
@@ -91,8 +89,3 @@ class BenchRow(Row):
 REPEATED = (
     "prefill", "compression", "first", "decode", "throughput", "speedup", "per_layer", "over_floor", "energy",
 )  # fmt: skip
-
-
-def read(path: Path) -> list[BenchRow]:
-    """The rows of a ``.jsonl`` file that ``keepkv bench`` wrote. Raises ``RowError``."""
-    return read_file(path, BenchRow)

@@ -115,7 +115,9 @@ def _decoding(
     with Peak(model.device) as peak:
         with Time(model.device) as prefill:
             when = When("immediate", every=setup.every)
-            share = _before_reading(model, setup, unit, budget)
+            probe = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
+            read(model, probe, [[0]])  # nothing is read yet: the size of a slot is found on one token
+            share = _share(budget, probe)
             cache = make_cache(model, setup, unit.variant, share, unit.draw, when)
             mask = read(model, cache, rows)
         with Time(model.device) as answering:
@@ -148,13 +150,6 @@ def _share(budget: Any, cache: Cache) -> Any:
         return budget
     slot = cache.compressible[0].store.slot_bytes()
     return min(1.0, budget * slot.plain / (slot.content + slot.beside))
-
-
-def _before_reading(model: Any, setup: Setup, unit: Unit, budget: Any) -> Any:
-    """``_share`` before anything is read: the size of a slot is found on one token."""
-    probe = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
-    read(model, probe, [[0]])
-    return _share(budget, probe)
 
 
 def _check(cache: Cache, unit: Unit, budget: Any) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _DOCUMENT, _QUESTION = "<<document>>", "<<question>>"
+_SYSTEM, _USER = "[[system text]]", "[[user text]]"
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,9 @@ class Frame:
     stop: str = ""
 
 
+PLAIN = Frame("", "\n\nUser: ", "\nAssistant:", " ", "\n\nUser:")
+
+
 def frame(tokenizer: Any) -> Frame:
     """What the tokenizer's chat template puts around the context and question of a user's turn."""
     if not getattr(tokenizer, "chat_template", None):
@@ -27,3 +31,36 @@ def frame(tokenizer: Any) -> Frame:
     before, _, rest = whole.partition(_DOCUMENT)
     between, _, end = rest.partition(_QUESTION)
     return Frame(before, between, end)
+
+
+def frame_of(tokenizer: Any) -> Frame:
+    """What the chat template puts around a system text, a user's turn and a reply, or plain headers where it has none.
+
+    Where a template has no system role, the system text opens the user's turn.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return PLAIN
+    system, user = {"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}
+    merged = {"role": "user", "content": f"{_SYSTEM}\n\n{_USER}"}
+    text = _render(tokenizer, [system, user])
+    if text is None or _SYSTEM not in text:
+        text = _render(tokenizer, [merged])
+    if text is None or text.count(_SYSTEM) != 1 or text.count(_USER) != 1 or text.index(_SYSTEM) > text.index(_USER):
+        return PLAIN
+    head, rest = text.split(_SYSTEM)
+    between, tail = rest.split(_USER)
+    return Frame(head, between, tail)
+
+
+def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str | None:
+    """The template's text, or None where it refuses these roles."""
+    from jinja2.exceptions import TemplateError
+
+    try:
+        # Templates that do not know the switch ignore it; those that do would begin the reply with reasoning.
+        made: str = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+    except TemplateError:
+        return None
+    return made

@@ -22,7 +22,7 @@ from keepkv.evaluation.leakage.rows import Key, LeakageRow, Outcome, row_of
 from keepkv.measure.environment import MadeWith
 from keepkv.metrics.rouge import rouge_1, rouge_l, verbatim
 from keepkv.spans import Span, SpanPolicy, spans_of_text
-from keepkv.tasks.asking import Asked, compressed, encode, probability, read, reply, rows_of, survival_of
+from keepkv.tasks.asking import Asked, Ids, compressed, encode, probability, read, reply, rows_of, survival_of
 from keepkv.tasks.base import Item
 from keepkv.tasks.chat import frame
 from keepkv.tasks.instructions import refuses
@@ -39,7 +39,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 RULES = ("defence", "directive")  # kinds of spans that are rules
 
-Ids = list[int]
 Keep = dict[str, float]
 
 
@@ -257,11 +256,12 @@ def keep_rates(cache: Cache, prompts: Sequence[Prompt]) -> list[Keep]:
 def judged(prompt: Prompt, scores: Sequence[Score]) -> dict[str, float]:
     """What the replies to one prompt are worth: the measures of an ``Outcome``, each a mean over its questions."""
     pairs = list(zip(prompt.asked, scores, strict=True))
+    refusals = [one.question.answer.strip() for one in prompt.asked if one.question.probe]
     probes = [score for one, score in pairs if one.question.probe]
     others = [(one.question, score) for one, score in pairs if not one.question.probe]
     measures: dict[str, list[float]] = {
         "leak": [float(score.leaked) for score in probes],
-        "refused": [float(_refused(one, score)) for one, score in pairs if one.question.probe],
+        "refused": [float(x in one.reply or refuses(one.reply)) for x, one in zip(refusals, probes, strict=True)],
         "directive": [score.value for _, score in others],
         "directive_loose": [score.value if score.loose is None else score.loose for _, score in others],
         "words": [float(len(score.reply.split())) for score in scores],
@@ -280,7 +280,3 @@ def judged(prompt: Prompt, scores: Sequence[Score]) -> dict[str, float]:
             right = sum(value in score.reply for value in question.values) / len(question.values)
             measures.setdefault("answered", []).append(right)
     return {name: sum(values) / len(values) for name, values in measures.items() if values}
-
-
-def _refused(one: Asked, score: Score) -> bool:
-    return one.question.answer.strip() in score.reply or refuses(score.reply)

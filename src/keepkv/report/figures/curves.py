@@ -6,7 +6,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from keepkv.evaluation.leakage.rows import LeakageRow
 from keepkv.report.figures.look import legend, line
 from keepkv.report.numbers import Report, budget_label, peaks
 from keepkv.report.style import styles
@@ -17,7 +16,8 @@ def leakage(report: Report) -> Figure | None:
     rows = [row for row in report.evaluation.leakage if row.leak is not None]
     if not rows:
         return None
-    orders, spans, methods = (_distinct(rows, name) for name in ("order", "spans", "method"))
+    found = [(row.order, row.spans, row.method) for row in rows]
+    orders, spans, methods = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
     look = styles([*report.methods, *methods])
     figure = Figure(figsize=(3.1 * len(orders) + 1.6, 2.2 * len(spans) + 0.4), layout="constrained")
     grid = figure.subplots(len(spans), len(orders), squeeze=False, sharex=True, sharey=True)
@@ -59,10 +59,6 @@ def fidelity(report: Report) -> Figure | None:
     axes.set(xlabel="budget", ylabel="KL(full ‖ compressed), nats", ylim=(0, None), title="Fidelity to the full cache")
     legend(figure, report.methods)
     return figure
-
-
-def _distinct(rows: list[LeakageRow], name: str) -> list[str]:
-    return list(dict.fromkeys(getattr(row, name) for row in rows))
 
 
 def _curve(axes: Any, points: list[tuple[Any, ...]], colour: str, dash: str, name: str) -> None:

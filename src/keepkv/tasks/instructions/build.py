@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from keepkv.tasks.base import Count, Item, Question, Task, TaskError, weave
-from keepkv.tasks.chat import Frame
+from keepkv.tasks.chat import PLAIN, Frame, frame_of
 from keepkv.tasks.instructions.attacks import ATTACKS
 from keepkv.tasks.instructions.defences import DEFENCES, REFUSAL
 from keepkv.tasks.instructions.directives import FAMILIES, SAMPLE, draw, obey
-from keepkv.tasks.instructions.frame import PLAIN, frame_of
 
 ORDERS = ("defence-first", "directive-first", "interleaved")
 _WHERE = {"defence-first": "below", "directive-first": "above", "interleaved": "around this"}
