@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -16,7 +16,7 @@ from keepkv.core import tensorfile
 from keepkv.core.calibration import Given, check_same, digests
 from keepkv.core.when import When
 from keepkv.engine.layer import Layer
-from keepkv.engine.state import CacheState, Progress
+from keepkv.engine.state import CacheParts, Progress
 from keepkv.engine.tally import Tally
 from keepkv.errors import CacheFileError, CacheStateError
 from keepkv.methods import METHODS, Method, make_method
@@ -24,18 +24,6 @@ from keepkv.spans import SpanPolicy
 
 FORMAT = "keepkv-cache-1"
 FORMER = {"flat": ("ragged", "none"), "int8": ("dense", "int8")}  # stores of files from before codecs
-
-
-class Saved(Protocol):
-    """What is written of a cache."""
-
-    layers: list[Any]
-    shared: CacheState
-    layout: str
-    codec: str
-    store_options: dict[str, Any]
-    codec_options: dict[str, Any]
-    attached_config: dict[str, Any]
 
 
 def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
@@ -52,7 +40,7 @@ def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     return {name: getattr(config, name, None) for name in names} | {"dtype": str(model.dtype)}
 
 
-def save(cache: Saved, path: Path) -> None:
+def save(cache: CacheParts, path: Path) -> None:
     """Write ``cache`` to ``path``; see ``Cache.save``."""
     shared, settings = cache.shared, cache.shared.settings
     positions, spans, method = shared.positions, shared.spans, settings.method
@@ -95,7 +83,7 @@ def save(cache: Saved, path: Path) -> None:
         raise CacheFileError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
-Made = TypeVar("Made", bound=Saved)
+Made = TypeVar("Made", bound=CacheParts)
 
 
 def load(

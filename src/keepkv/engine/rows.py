@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy as copying
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,25 +17,11 @@ from keepkv.core.calibration import digests
 from keepkv.core.slots import EMPTY
 from keepkv.engine.compression import compress, compress_waiting
 from keepkv.engine.layer import Layer
-from keepkv.engine.state import CacheState, Settings
+from keepkv.engine.state import CacheParts, CacheState, Settings
 from keepkv.errors import CacheStateError, UnsupportedModel
 
 
-class Rows(Protocol):
-    """What joining and splitting take of a cache."""
-
-    layers: list[Any]
-    shared: CacheState
-    attached_config: dict[str, Any]
-    layout: str
-    codec: str
-
-    def reset(self) -> None: ...
-
-    def batch_select_indices(self, indices: Tensor) -> None: ...
-
-
-def join(cache: Rows, other: Rows) -> None:
+def join(cache: CacheParts, other: CacheParts) -> None:
     """Add the rows of ``other`` to ``cache``; see ``Cache.join``. Raises, and changes nothing, where they differ."""
     mine, theirs = cache.shared, other.shared
     if theirs.positions.seen is None:
@@ -113,42 +100,34 @@ def attention_mask(cache: Any, new: int) -> Tensor:
     return mask.long()
 
 
-def _joined_settings(cache: Rows, other: Rows) -> Settings:
-    """Those of the joined cache. Budgets in bytes add up; all else must be the same."""
-    mine, theirs = cache.shared.settings, other.shared.settings
-    counts = [x.shared.positions.seen for x in (cache, other)]
-    one, two = mine.budget, theirs.budget
-    if one.bytes is not None and two.bytes is not None and counts[0] is not None and counts[1] is not None:
-        if one.bytes * len(counts[1]) != two.bytes * len(counts[0]):
-            raise CacheStateError(
-                f"budgets of {one.bytes} bytes for {len(counts[0])} rows and {two.bytes} for {len(counts[1])} were "
-                "joined: rows of one batch share its bytes evenly, so give as many bytes for each row, or slots or a "
-                "share of the tokens"
-            )
-        one = Budget(bytes=one.bytes + two.bytes)
-        theirs = replace(theirs, budget=mine.budget)
-    policies = [x.policy and replace(x.policy, spans=()) for x in (mine, theirs)]
-    different: list[str] = [
-        name
-        for name, a, b in (
-            ("model", cache.attached_config, other.attached_config),
-            ("store", (cache.layout, cache.codec), (other.layout, other.codec)),
-            ("method", mine.method, theirs.method), ("budget", mine.budget, theirs.budget),
-            ("seed", mine.seed, theirs.seed), ("span policy", policies[0], policies[1]),
-            ("calibration", digests(mine.calibrations), digests(theirs.calibrations)),
-            ("compressing", cache.shared.compressing, other.shared.compressing),
-        )
-        if a != b
-    ]  # fmt: skip
-    if different:
+def _joined_settings(cache: CacheParts, other: CacheParts) -> Settings:
+    """Those of the joined cache. Budgets in bytes add up, as many for each row; all else must be the same."""
+    facts = [_facts(cache), _facts(other)]
+    if different := [name for name, x in facts[0].items() if x != facts[1][name]]:
         raise CacheStateError(
             f"caches that differ in {', '.join(different)} were joined: rows decode as one batch only where they were "
             "made alike"
         )
-    return replace(mine, budget=one)
+    mine, theirs = cache.shared.settings, other.shared.settings
+    if mine.budget.bytes is None or theirs.budget.bytes is None or cache.shared.positions.seen is None:
+        return mine
+    return replace(mine, budget=Budget(bytes=mine.budget.bytes + theirs.budget.bytes))
 
 
-def _compress_prompt(cache: Rows) -> None:
+def _facts(cache: CacheParts) -> dict[str, Any]:
+    """What must be the same of caches whose rows join."""
+    shared, settings, seen = cache.shared, cache.shared.settings, cache.shared.positions.seen
+    shares = settings.budget.bytes is not None and seen is not None  # rows share bytes evenly
+    return {
+        "model": cache.attached_config, "store": (cache.layout, cache.codec), "method": settings.method,
+        "bytes for each row": Fraction(settings.budget.bytes or 0, len(seen)) if shares and seen is not None else None,
+        "budget": None if shares else settings.budget, "seed": settings.seed,
+        "span policy": settings.policy and replace(settings.policy, spans=()),
+        "calibration": digests(settings.calibrations), "compressing": shared.compressing,
+    }  # fmt: skip
+
+
+def _compress_prompt(cache: CacheParts) -> None:
     """Run what waits for the first decoded token, so that no row waits for another."""
     shared, when = cache.shared, cache.shared.settings.method.when
     layers = [x for x in cache.layers if isinstance(x, Layer)]
@@ -167,7 +146,7 @@ def _compress_prompt(cache: Rows) -> None:
             layer.drop_score_state()
 
 
-def _remembered(cache: Rows) -> frozenset[str]:
+def _remembered(cache: CacheParts) -> frozenset[str]:
     """Names of what the scores of a cache remember per row."""
     return frozenset(name for x in cache.layers if isinstance(x, Layer) for name in x.score_state)
 
@@ -219,7 +198,7 @@ def _join_sliding(layer: Any, other: Any, columns: int) -> None:
     layer.cumulative_length = columns
 
 
-def _trim(cache: Rows) -> None:
+def _trim(cache: CacheParts) -> None:
     """Forget the columns in front of the longest row."""
     spare = cache.shared.positions.trim()
     columns = cache.shared.positions.columns

@@ -141,3 +141,19 @@ class Compressible(Protocol):
     attention: dict[str, Any] | None
     tally: Tally
     progress: Progress
+
+
+class CacheParts(Protocol):
+    """What is written of a cache, and joined with those of another."""
+
+    layers: list[Any]
+    shared: CacheState
+    layout: str
+    codec: str
+    store_options: dict[str, Any]
+    codec_options: dict[str, Any]
+    attached_config: dict[str, Any]
+
+    def reset(self) -> None: ...
+
+    def batch_select_indices(self, indices: Tensor) -> None: ...
