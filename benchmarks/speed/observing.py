@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import keepkv
-from keepkv.measure.made_with import MadeWith
+from keepkv.measure.environment import MadeWith
 
 SLOTS = (2048, 16384)
 CASES: tuple[tuple[str, dict[str, Any]], ...] = (
