@@ -184,3 +184,16 @@ def test_an_evaluation_reads_twice_what_is_to_be_read_twice(
     with pytest.raises(AttributeError, match="missing"):
         units._prefilled(zoo.model("llama"), None, setup, unit, items, units.Found())
     assert read == [3] * times
+
+
+def test_a_score_that_is_merged_by_is_reread_too() -> None:
+    """``keepkv`` remembers queries beside the score that it is given; the score still sees the second reading."""
+    model, ids = zoo.model("llama"), torch.randint(3, zoo.VOCAB, (1, 30))
+    found = []
+    for method, options in (("kvzip", {}), ("keepkv", {"score": "kvzip", "window": 4})):
+        cache = keepkv.Cache(model, method, 14, sinks=2, when=DEFERRED, **options)
+        with torch.no_grad():
+            model(input_ids=ids, past_key_values=cache)
+        keepkv.reread(model, cache, ids)
+        found.append(stats(cache))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -21,9 +21,9 @@ from keepkv.engine.tally import Tally
 from keepkv.errors import CacheFileError, CacheStateError
 from keepkv.methods import METHODS, Method, make_method
 from keepkv.spans import SpanPolicy
+from keepkv.store import choose
 
 FORMAT = "keepkv-cache-1"
-FORMER = {"flat": ("ragged", "none"), "int8": ("dense", "int8")}  # stores of files from before codecs
 
 
 def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _store(header: dict[str, Any]) -> dict[str, Any]:
         (layout, mine), (codec, its) = header["store"], header["codec"]
         return {"store": layout, "codec": codec, "store_options": mine, "codec_options": its}
     former = next((x["store"] for x in header["layers"] if x["kind"] == "keepkv"), "auto")
-    layout, codec = FORMER.get(former, (former, "none"))
+    layout, codec = choose(former, "none", ragged=False)  # names of before codecs; "int8" was a rectangle
     return {"store": layout, "codec": codec}
 
 

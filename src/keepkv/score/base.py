@@ -78,17 +78,11 @@ class Wrapped(Score):
 
     observes: ClassVar[bool] = True
 
-    @property
-    def stats(self) -> dict[str, Stat]:  # type: ignore[override]
-        return self.score.stats
+    passed_on: ClassVar[tuple[str, ...]] = ("stats", "needs_rope", "needs_calibration")  # attributes of the other's
 
-    @property
-    def needs_rope(self) -> bool:  # type: ignore[override]
-        return self.score.needs_rope
-
-    @property
-    def needs_calibration(self) -> str | None:  # type: ignore[override]
-        return self.score.needs_calibration
+    def __post_init__(self) -> None:
+        for name in self.passed_on:
+            object.__setattr__(self, name, getattr(self.score, name))
 
     def observe(self, view: LayerView) -> None:
         if self.score.observes:

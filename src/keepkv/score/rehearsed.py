@@ -58,6 +58,7 @@ class Rehearsed(Wrapped):
     needs_questions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.floor < 0 or self.power < 0:
             raise KeepKVError(f"{self}: floor and power must be at least 0")
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from keepkv.core.slots import LayerView
-from keepkv.core.stats import Stat
 from keepkv.observe.masses import STATE
 from keepkv.observe.window import remember
 from keepkv.score.base import Wrapped
@@ -19,21 +19,9 @@ class Remembering(Wrapped):
 
     size: int
 
-    @property
-    def needs_second_reading(self) -> bool:  # type: ignore[override]
-        return self.score.needs_second_reading
-
-    @property
-    def follows_decode(self) -> bool:  # type: ignore[override]
-        return self.score.follows_decode
-
-    @property
-    def scores_within_spans(self) -> bool:  # type: ignore[override]
-        return self.score.scores_within_spans
-
-    @property
-    def span_stats(self) -> dict[str, Stat]:  # type: ignore[override]
-        return self.score.span_stats
+    passed_on: ClassVar[tuple[str, ...]] = (
+        *Wrapped.passed_on, "needs_second_reading", "follows_decode", "scores_within_spans", "span_stats",
+    )  # fmt: skip
 
     def observe(self, view: LayerView) -> None:
         super().observe(view)
