@@ -7,9 +7,8 @@ from typing import Any
 
 from keepkv.tasks import long_decode, niah, qa, secret, variable_tracking, word_lists
 from keepkv.tasks.base import Count, Item, Question, weave
-from keepkv.tasks.facts import fact, long_codes, question
+from keepkv.tasks.facts import NOUNS, codes, fact, long_codes, names, question
 from keepkv.tasks.text import prose
-from keepkv.tasks.words import NOUNS, codes, names
 
 Encode = Callable[[str], list[int]]
 Row = tuple[list[int], list[bool]]

@@ -6,8 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from keepkv.tasks.facts import ADJECTIVES, NOUNS
 from keepkv.tasks.text import MODULES, prose
-from keepkv.tasks.words import ADJECTIVES, NOUNS
 
 # Digits go in pairs, so that a four-digit code is two tokens; a newline is always a token of its own.
 PATTERN = r" ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\n|[^\S\n]+"

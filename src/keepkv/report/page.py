@@ -112,6 +112,7 @@ def _headline(report: Report) -> str:
     made = run.environment
     counts = sorted({cell.n for cell in report.cells if cell.task != ALL})
     items = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    commit, _, state = (made.revision or "").partition("-")
     facts = {
         "Model": run.model,
         "Tasks": f"{len(report.tasks)}",
@@ -122,16 +123,9 @@ def _headline(report: Report) -> str:
         "Seeds": ", ".join(map(str, run.seeds)),
         "Device": f"{made.device}, {made.dtype}",
         "Versions": ", ".join(f"{name} {version}" for name, version in made.versions.items()),
-        "Revision": _commit(made.revision),
+        "Revision": "not from a repository" if made.revision is None else commit[:10] + (f", {state}" if state else ""),
     }
     return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts.items())
-
-
-def _commit(revision: str | None) -> str:
-    if revision is None:
-        return "not from a repository"
-    commit, _, state = revision.partition("-")
-    return commit[:10] + (f", {state}" if state else "")
 
 
 def _summary(report: Report, mode: str, length: int) -> str:

@@ -3,9 +3,8 @@
 import random
 
 from keepkv.tasks.base import Question, TaskError
-from keepkv.tasks.facts import fact, question
+from keepkv.tasks.facts import codes, fact, names, question
 from keepkv.tasks.text import document, sentences_of
-from keepkv.tasks.words import codes, names
 
 
 def demo_document(seed: int = 0, *, facts: int = 12, characters: int = 7000) -> tuple[str, tuple[Question, ...]]:

@@ -1,9 +1,50 @@
-"""Facts, and the questions about them, that several tasks are made of."""
+"""Facts of names and values, and the questions about them, that several tasks are made of.
 
+Every word is one token of the embedded model's tokenizer.
+"""
+
+import math
 import random
 from collections.abc import Sequence
 
 from keepkv.tasks.base import Count, Question, TaskError
+
+ADJECTIVES = (
+    "amber", "ancient", "azure", "bold", "brave", "bright", "bronze", "calm", "clever", "cold", "copper", "coral",
+    "crimson", "curious", "dark", "eager", "early", "fair", "fancy", "fast", "gentle", "giant", "golden", "grand",
+    "gray", "green", "happy", "hidden", "hollow", "humble", "icy", "ivory", "jolly", "kind", "late", "lazy", "little",
+    "lively", "lucky", "mellow", "misty", "modern", "noble", "pale", "patient", "plain", "polite", "proud", "purple",
+    "quick", "quiet", "rapid", "red", "royal", "rusty", "shiny", "silent", "silver", "sleepy", "smart", "solar",
+    "stormy", "sunny", "tall", "tidy", "tiny", "violet", "warm", "wild", "wise", "young", "yellow",
+)  # fmt: skip
+NOUNS = (
+    "badger", "bear", "beaver", "bison", "cactus", "camel", "canyon", "castle", "cat", "cedar", "cloud", "comet",
+    "coyote", "crane", "crow", "deer", "desert", "dog", "dolphin", "dragon", "eagle", "elk", "falcon", "fern", "finch",
+    "forest", "fox", "frog", "garden", "goat", "goose", "harbor", "hawk", "heron", "horse", "island", "jaguar",
+    "lagoon", "lake", "lemon", "lion", "lotus", "maple", "meadow", "moon", "moose", "mountain", "mouse", "ocean",
+    "orchid", "otter", "owl", "panda", "parrot", "pepper", "pigeon", "planet", "pony", "rabbit", "raven", "river",
+    "robin", "rocket", "salmon", "seal", "shark", "sparrow", "spider", "tiger", "tulip", "turtle", "walrus", "whale",
+    "willow", "wolf", "zebra",
+)  # fmt: skip
+
+
+def names(rng: random.Random, n: int, *, alike: bool = False) -> list[str]:
+    """``n`` different two-word names such as ``amber falcon``.
+
+    With ``alike`` they are made of so few words that each word occurs in several names.
+    """
+    first: Sequence[str] = ADJECTIVES
+    second: Sequence[str] = NOUNS
+    if alike:
+        size = min(len(ADJECTIVES), math.ceil(math.sqrt(1.5 * n)))
+        first, second = rng.sample(ADJECTIVES, size), rng.sample(NOUNS, size)
+    chosen = rng.sample(range(len(first) * len(second)), n)
+    return [f"{first[i // len(second)]} {second[i % len(second)]}" for i in chosen]
+
+
+def codes(rng: random.Random, n: int) -> list[str]:
+    """``n`` different four-digit numbers."""
+    return [str(code) for code in rng.sample(range(1000, 10000), n)]
 
 
 def fact(name: str, code: str) -> str:

@@ -3,7 +3,7 @@
 import random
 
 from keepkv.tasks.base import Count, Item, Question, Task, TaskError
-from keepkv.tasks.words import NOUNS
+from keepkv.tasks.facts import NOUNS
 
 
 def _fit(count: Count, length: int, per_step: int) -> int:

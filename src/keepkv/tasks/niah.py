@@ -4,8 +4,7 @@ import random
 from typing import Any
 
 from keepkv.tasks.base import Count, Item, Question, Task, TaskError, weave
-from keepkv.tasks.facts import fact, fill, long_codes, question
-from keepkv.tasks.words import codes, names
+from keepkv.tasks.facts import codes, fact, fill, long_codes, names, question
 
 NOISE = (
     " The grass is green.", " The sky is blue.", " The sun is yellow.", " Here we go.", " There and back again.",

@@ -3,7 +3,7 @@
 import random
 
 from keepkv.tasks.base import Count, Item, Question, Task, weave
-from keepkv.tasks.words import NOUNS, names
+from keepkv.tasks.facts import NOUNS, names
 
 VERBS = {"need": "needs", "call": "calls", "want": "wants", "see": "sees"}
 World = dict[str, dict[str, str]]  # names, each with the object of every verb

@@ -7,8 +7,7 @@ import random
 from dataclasses import replace
 
 from keepkv.tasks.base import Check, Count, Item, Question, Task, TaskError, weave
-from keepkv.tasks.facts import fact
-from keepkv.tasks.words import NOUNS, codes, names
+from keepkv.tasks.facts import NOUNS, codes, fact, names
 
 REFUSAL = "secret"
 LIMIT = 8  # tokens of the reply that might tell the code: the refusal itself is shorter than a code

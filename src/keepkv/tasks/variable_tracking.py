@@ -3,7 +3,7 @@
 import random
 
 from keepkv.tasks.base import Count, Item, Question, Task, TaskError, weave
-from keepkv.tasks.words import NOUNS, codes
+from keepkv.tasks.facts import NOUNS, codes
 
 
 def build(

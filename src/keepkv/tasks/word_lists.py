@@ -3,7 +3,7 @@
 import random
 
 from keepkv.tasks.base import Count, Item, Question, Task, TaskError
-from keepkv.tasks.words import NOUNS
+from keepkv.tasks.facts import NOUNS
 
 
 def common(rng: random.Random, count: Count, length: int, *, distinct: int = 12, ratio: float = 4.0) -> Item:

@@ -88,12 +88,13 @@ def row_of(outcomes: Sequence[Outcome], made_with: MadeWith, **about: Any) -> Le
     for name in INTERVALS:
         found = mean_low_high(estimate([each[name] for each in good if name in each]))
         known |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
-    pairs = [(each["keep_directive"], each["keep_defence"]) for each in good if {*_BIAS} <= set(each)]
+    both = [each for each in good if "keep_directive" in each and "keep_defence" in each]
+    bias = [each["keep_directive"] - each["keep_defence"] for each in both]
     return LeakageRow(
         n=len(good),
         failed=len(outcomes) - len(good),
         **known,
-        bias=round(_mean([a - b for a, b in pairs]), 5) if pairs else None,
+        bias=round(_mean(bias), 5) if bias else None,
         measures={name: value for name, value in means.items() if name not in _FIXED and ":" not in name},
         families={name.partition(":")[2]: value for name, value in means.items() if ":" in name},
         errors=sorted({one.error for one in outcomes if one.error is not None}),
@@ -101,9 +102,6 @@ def row_of(outcomes: Sequence[Outcome], made_with: MadeWith, **about: Any) -> Le
         made_with=made_with,
         **about,
     )
-
-
-_BIAS = ("keep_directive", "keep_defence")
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:

@@ -4,9 +4,8 @@ All texts are written for keepkv, none taken from a benchmark.
 """
 
 from keepkv.tasks.chat import PLAIN, frame_of
-from keepkv.tasks.instructions.attacks import ATTACKS
 from keepkv.tasks.instructions.build import ORDERS, TASK, build
-from keepkv.tasks.instructions.defences import DEFENCES, REFUSAL, refuses
+from keepkv.tasks.instructions.defences import ATTACKS, DEFENCES, REFUSAL, refuses
 from keepkv.tasks.instructions.directives import FAMILIES, Directive, draw, obey
 
 __all__ = [

@@ -10,8 +10,7 @@ from typing import Any
 
 from keepkv.tasks.base import Count, Item, Question, Task, TaskError, weave
 from keepkv.tasks.chat import PLAIN, Frame, frame_of
-from keepkv.tasks.instructions.attacks import ATTACKS
-from keepkv.tasks.instructions.defences import DEFENCES, REFUSAL
+from keepkv.tasks.instructions.defences import ATTACKS, DEFENCES, REFUSAL
 from keepkv.tasks.instructions.directives import FAMILIES, SAMPLE, draw, obey
 
 ORDERS = ("defence-first", "directive-first", "interleaved")
