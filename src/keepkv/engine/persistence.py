@@ -69,7 +69,7 @@ def save(cache: CacheParts, path: Path) -> None:
         "compressing": shared.compressing,
         "spans": None if spans is None else spans.policy.to_dict(),
         "columns": positions.columns,
-        "gaps": positions.gaps,
+        "gaps": bool(positions.gaps),
         "decoded": shared.decoded,
         "layers": layers,
     }
@@ -114,7 +114,8 @@ def load(
     positions.columns, positions.gaps = header["columns"], header.get("gaps", False)
     if "clock.seen" in tensors:
         positions.seen, positions.positions = (tensors[f"clock.{x}"].to(device) for x in ("seen", "positions"))
-        shared.decoded = header.get("decoded") or _decoded_before(header, len(positions.seen))
+        counted = (x["host"].get("decoded", 0) for x in header["layers"] if x["kind"] == "keepkv")  # in former files
+        shared.decoded = header.get("decoded") or [next(counted, 0)] * len(positions.seen)
     if shared.spans is not None:
         shared.spans.restore({n.split(".", 1)[1]: x.to(device) for n, x in tensors.items() if n.startswith("spans.")})
     for i, (layer, entry) in enumerate(zip(cache.layers, header["layers"], strict=True)):
@@ -131,11 +132,6 @@ def _store(header: dict[str, Any]) -> dict[str, Any]:
     former = next((x["store"] for x in header["layers"] if x["kind"] == "keepkv"), "auto")
     layout, codec = choose(former, "none", ragged=False)  # names of before codecs; "int8" was a rectangle
     return {"store": layout, "codec": codec}
-
-
-def _decoded_before(header: dict[str, Any], rows: int) -> list[int]:
-    """Of files in which layers counted, all rows together."""
-    return [next((x["host"].get("decoded", 0) for x in header["layers"] if x["kind"] == "keepkv"), 0)] * rows
 
 
 def _layer_tensors(layer: Any) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ class RowPositions:
     """Counts tokens per row, without padding.
 
     columns: tokens fed so far, padding included (the logical length transformers knows). seen (B,): tokens of each
-    row. positions (B,T): of the latest forward, ``EMPTY`` for padding. One-token steps update in place, so that
-    compiled decode reads the same addresses.
+    row. positions (B,T): of the latest forward, ``EMPTY`` for padding. gaps: whether a row has padding between its
+    tokens. One-token steps update in place, so that compiled decode reads the same addresses.
     """
 
     def __init__(self) -> None:
@@ -22,16 +22,7 @@ class RowPositions:
         self.columns_tensor = torch.zeros((), dtype=torch.int64)  # the same for compiled code, which reads no numbers
         self.seen: Tensor | None = None
         self.positions: Tensor | None = None
-        self._gaps: Tensor | bool = False
-
-    @property
-    def gaps(self) -> bool:
-        """Whether a row has padding between its tokens."""
-        return bool(self._gaps)
-
-    @gaps.setter
-    def gaps(self, value: bool) -> None:
-        self._gaps = value
+        self.gaps: Tensor | bool = False
 
     def begin(self, batch: int, length: int, padding: Tensor | None, device: torch.device) -> None:
         """A forward of ``length`` columns starts; ``padding`` (B, all columns) bool or None."""
@@ -47,7 +38,7 @@ class RowPositions:
             new = torch.ones(batch, length, dtype=torch.bool, device=device)
         else:
             new = padding[:, -length:].to(device)
-            self._gaps = self._gaps | (~new & (self.seen > 0)[:, None]).any()  # read later: no wait in each step
+            self.gaps = self.gaps | (~new & (self.seen > 0)[:, None]).any()  # read later: no wait in each step
             # Left padding only: a row that ends in padding would continue from a padding token.
             if length > 1 and bool((~new[:, -1] & new.any(-1)).any()):
                 raise UnsupportedInput(
@@ -87,11 +78,7 @@ class RowPositions:
     def copy(self) -> RowPositions:
         """An independent copy."""
         twin = RowPositions()
-        twin.columns = self.columns
-        twin.columns_tensor = self.columns_tensor.clone()
-        twin.seen = None if self.seen is None else self.seen.clone()
-        twin.positions = None if self.positions is None else self.positions.clone()
-        twin._gaps = self._gaps
+        twin.__dict__.update({name: x.clone() if isinstance(x, Tensor) else x for name, x in self.__dict__.items()})
         return twin
 
     def join(self, other: RowPositions) -> None:
@@ -100,12 +87,12 @@ class RowPositions:
             raise CacheStateError("a cache that has read nothing was joined: feed its prompt first")
         self.seen = torch.cat((self.seen, other.seen.to(self.seen.device)))
         self.positions = torch.cat((self.positions[:, -1:], other.positions[:, -1:].to(self.positions.device)))
-        self._gaps = self._gaps | other._gaps
+        self.gaps = self.gaps | other.gaps
         self._count(max(self.columns, other.columns))
 
     def trim(self) -> int:
         """Forget columns before the first token of every row; returns how many. Not possible where rows have gaps."""
-        if self.seen is None or self.gaps or not self.seen.numel():
+        if self.seen is None or bool(self.gaps) or not self.seen.numel():
             return 0
         spare = self.columns - int(self.seen.max())
         self._count(self.columns - spare)

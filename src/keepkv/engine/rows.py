@@ -146,9 +146,9 @@ def _compress_prompt(cache: CacheParts) -> None:
             layer.drop_score_state()
 
 
-def _remembered(cache: CacheParts) -> frozenset[str]:
+def _remembered(cache: CacheParts) -> set[str]:
     """Names of what the scores of a cache remember per row."""
-    return frozenset(name for x in cache.layers if isinstance(x, Layer) for name in x.score_state)
+    return set(name for x in cache.layers if isinstance(x, Layer) for name in x.score_state)
 
 
 def _join_layer(layer: Layer, other: Layer, counts: tuple[int, int], columns: int) -> None:
@@ -158,8 +158,7 @@ def _join_layer(layer: Layer, other: Layer, counts: tuple[int, int], columns: in
     for name, like in {**other.score_state, **layer.score_state}.items():
         start = reduce.row_starts.get(name)
         halves = [
-            x.score_state.get(name, _start(name, like, count, start))
-            for x, count in zip((layer, other), counts, strict=True)
+            x.score_state.get(name, _start(like, count, start)) for x, count in zip((layer, other), counts, strict=True)
         ]
         joined[name] = torch.cat(_padded(halves))
     layer.score_state = joined
@@ -168,7 +167,7 @@ def _join_layer(layer: Layer, other: Layer, counts: tuple[int, int], columns: in
     layer.progress.record_past |= other.progress.record_past
 
 
-def _start(name: str, like: Tensor, rows: int, start: float | None) -> Tensor:
+def _start(like: Tensor, rows: int, start: float | None) -> Tensor:
     """What a row holds of which nothing is known: zeros, or ``EMPTY`` in integer tensors, unless ``start`` says."""
     blank = like[:1].expand(rows, *like.shape[1:])
     return torch.full_like(blank, _blank(like) if start is None else start)
@@ -181,12 +180,10 @@ def _blank(x: Tensor) -> float:
 def _padded(halves: list[Tensor]) -> list[Tensor]:
     """The same sizes behind the rows: fewer remembered queries start with ones at position ``EMPTY``."""
     sizes = [max(pair) for pair in zip(*(x.shape[1:] for x in halves), strict=True)]
-    out = []
-    for x in halves:
-        wide = x.new_full((len(x), *sizes), _blank(x))
-        wide[(slice(None), *(slice(size - n, None) for size, n in zip(sizes, x.shape[1:], strict=True)))] = x
-        out.append(wide)
-    return out
+    wide = [x.new_full((len(x), *sizes), _blank(x)) for x in halves]
+    for out, x in zip(wide, halves, strict=True):
+        out[(slice(None), *(slice(size - n, None) for size, n in zip(sizes, x.shape[1:], strict=True)))] = x
+    return wide
 
 
 def _join_sliding(layer: Any, other: Any, columns: int) -> None:
@@ -200,8 +197,7 @@ def _join_sliding(layer: Any, other: Any, columns: int) -> None:
 
 def _trim(cache: CacheParts) -> None:
     """Forget the columns in front of the longest row."""
-    spare = cache.shared.positions.trim()
-    columns = cache.shared.positions.columns
+    spare, columns = cache.shared.positions.trim(), cache.shared.positions.columns
     for layer in cache.layers:
         if isinstance(layer, Layer):
             layer.progress.seen -= spare
@@ -219,7 +215,7 @@ def _holds(layer: Any) -> bool:
 
 
 def _check_gaps(*caches: CacheState) -> None:
-    if any(shared.positions.gaps for shared in caches):
+    if any(bool(shared.positions.gaps) for shared in caches):
         raise CacheStateError(
             "a row has padding between its tokens (a second prompt was padded), which its mask must repeat: build the "
             "mask yourself, and feed turns row by row where caches are to be joined"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -96,9 +96,8 @@ class CacheState:
     def copy(self, settings: Settings | None = None) -> CacheState:
         """An independent copy, with other settings if they are given."""
         spans = None if self.spans is None else self.spans.copy()
-        twin = CacheState(settings or self.settings, self.positions.copy(), spans, list(self.decoded))
-        twin.compressing, twin.observing = self.compressing, self.observing
-        return twin
+        rows = {"positions": self.positions.copy(), "spans": spans, "decoded": list(self.decoded), "waiting": []}
+        return replace(self, settings=settings or self.settings, **rows)  # type: ignore[arg-type]
 
     def reset(self) -> None:
         """Forget the rows."""
