@@ -148,7 +148,7 @@ def _compress_prompt(cache: CacheParts) -> None:
 
 def _remembered(cache: CacheParts) -> set[str]:
     """Names of what the scores of a cache remember per row."""
-    return set(name for x in cache.layers if isinstance(x, Layer) for name in x.score_state)
+    return {name for x in cache.layers if isinstance(x, Layer) for name in x.score_state}
 
 
 def _join_layer(layer: Layer, other: Layer, counts: tuple[int, int], columns: int) -> None:
