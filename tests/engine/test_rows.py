@@ -147,6 +147,23 @@ def test_deferred_prompts_are_compressed_when_they_join() -> None:
     assert all(same(got, want.logits[0], 1e-5) for got, want in zip(batch.logits, alone, strict=True))
 
 
+def test_rows_join_after_a_rollback() -> None:
+    """The newest tokens of a row were taken back; it decodes on as one that never had them, and so does who joins."""
+    model = zoo.model("llama")
+
+    def start(i: int) -> Rows:
+        return Rows(model, keepkv.Cache(model, "snapkv", BUDGET, **SMALL)).read(prompt(i))
+
+    alone = [start(i).decode(6) for i in range(2)]
+    batch = start(0).decode(4)
+    batch.cache.crop(-2)
+    batch.logits[0] = batch.logits[0][:-2]
+    batch.feed = batch.logits[0][-1].argmax()[None, None]
+    batch.join(start(1))
+    batch.decode(4)
+    assert all(same(got, want.logits[0][: len(got)], 1e-5) for got, want in zip(batch.logits, alone, strict=True))
+
+
 def test_spans_follow_their_rows() -> None:
     """Each row keeps its protected tokens, recompressions while decoding included."""
     model = zoo.model("llama")

@@ -83,10 +83,10 @@ class RowPositions:
 
     def join(self, other: RowPositions) -> None:
         """Add the rows of ``other``; the shorter ones count as padded on the left."""
-        if self.seen is None or other.seen is None or self.positions is None or other.positions is None:
+        if self.seen is None or other.seen is None:
             raise CacheStateError("a cache that has read nothing was joined: feed its prompt first")
         self.seen = torch.cat((self.seen, other.seen.to(self.seen.device)))
-        self.positions = torch.cat((self.positions[:, -1:], other.positions[:, -1:].to(self.positions.device)))
+        self.positions = self.seen[:, None] - 1  # also where the newest tokens were taken back
         self.gaps = self.gaps | other.gaps
         self._count(max(self.columns, other.columns))
 
