@@ -20,13 +20,13 @@ def main(path: str) -> None:
 
     cache = keepkv.Cache(model, method="keepkv", budget=0.25)
     with torch.inference_mode():
-        model(**context, past_key_values=cache, logits_to_keep=1)
+        model(**context, cache=cache, logits_to_keep=1)
     cache.compressing = False  # questions and answers stay whole
     print(cache.report(), end="\n\n")
 
     for question in questions:
         whole = tokenizer(document + question.prompt, return_tensors="pt")
-        output = model.generate(**whole, past_key_values=cache.copy(), max_new_tokens=4, do_sample=False)
+        output = model.generate(**whole, cache=cache.copy(), max_new_tokens=4, do_sample=False)
         reply = tokenizer.decode(output[0, whole["input_ids"].shape[1] :], skip_special_tokens=True)
         print(f"{question.prompt.strip()}  {reply.strip()}  (is: {question.answer.strip()})")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import typer.main
-from snippets import blocks, every_registry
+from snippets import as_installed, blocks, every_registry
 from zoo import ZOO
 
 import keepkv
@@ -41,7 +41,8 @@ def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples_run(example: Path) -> None:
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
-    found = subprocess.run([sys.executable, example], capture_output=True, text=True, check=False, env=offline)
+    code = as_installed(example.read_text("utf-8"))
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=offline)
     assert found.returncode == 0 and found.stdout, found.stderr
 
 

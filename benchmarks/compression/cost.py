@@ -28,6 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import keepkv
 from keepkv.engine.layer import Layer
+from keepkv.engine.versions import CACHE
 from keepkv.measure import environment
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -124,7 +125,7 @@ def once(
     cache = keepkv.Cache(model, method, budget, when=keepkv.When("deferred"), **options)
     spent = [0.0]
     with watched(cache, spent):
-        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(input_ids=ids, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
     wait(ids)
     watching = profile(activities=[ProfilerActivity.CPU, *GPU[ids.device.type]], profile_memory=True)
     with watching if counted else nullcontext() as seen:

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import keepkv
 from keepkv.embedded import embedded_model
+from keepkv.engine.versions import CACHE
 from keepkv.methods import METHODS
 from keepkv.methods.keepkv import keepkv as keepkv_method
 from keepkv.reduce.drop import Drop
@@ -51,7 +52,7 @@ def answers(model: Any, tokenizer: Any, cache: keepkv.Cache, questions: Any) -> 
     batch.batch_repeat_interleave(len(questions))
     mask = torch.cat((torch.ones(len(questions), seen, dtype=torch.long), mask), dim=1)
     positions = (mask.cumsum(-1) - 1)[:, -width:].clamp_min(0)
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=batch).logits
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, **{CACHE: batch}).logits
     lengths = [len(tokenizer.encode(q.answer, add_special_tokens=False)) for q in questions]
     return [logits[i, -n - 1 : -1].log_softmax(-1) for i, n in enumerate(lengths)]
 
@@ -94,13 +95,13 @@ def main() -> None:
         tokens.append(ids.shape[1])
         truth = [tokenizer.encode(q.answer, add_special_tokens=False) for q in questions]
         full = keepkv.Cache(model, "full")
-        model(input_ids=ids, past_key_values=full, logits_to_keep=1)
+        model(input_ids=ids, **{CACHE: full}, logits_to_keep=1)
         reference = answers(model, tokenizer, full, questions)
         runs: list[tuple[str, float, list[Tensor]]] = [("full", 1.0, reference)]
         for budget in BUDGETS:
             for label, (_, _, method) in variants().items():
                 cache = keepkv.Cache(model, method, budget)
-                model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+                model(input_ids=ids, **{CACHE: cache}, logits_to_keep=1)
                 assert cache.report().compressed
                 runs.append((label, budget, answers(model, tokenizer, cache, questions)))
         for label, budget, got in runs:

@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
 import keepkv
+from keepkv.engine.versions import CACHE
 
 from .speed import GROUPED, HEAVY, QUICK, WIDE
 
@@ -39,7 +40,7 @@ def main() -> None:
     cache = keepkv.Cache(model, a.method, a.slots)
     ids = torch.randint(model.config.vocab_size, (1, 2 * a.slots))
     with torch.inference_mode():
-        model(ids, past_key_values=cache, logits_to_keep=1)
+        model(ids, **{CACHE: cache}, logits_to_keep=1)
         seconds = [step(model, cache) for _ in range(STEPS)][5:]
         with profile(activities=[ProfilerActivity.CPU]) as found:
             for _ in range(STEPS):
@@ -50,7 +51,7 @@ def main() -> None:
 def step(model: torch.nn.Module, cache: keepkv.Cache) -> float:
     """Seconds of one token."""
     started = time.perf_counter()
-    model(torch.ones(1, 1, dtype=torch.long), past_key_values=cache)
+    model(torch.ones(1, 1, dtype=torch.long), **{CACHE: cache})
     return time.perf_counter() - started
 
 

@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import keepkv
+from keepkv.engine.versions import CACHE
 from keepkv.measure.environment import MadeWith
 
 SLOTS = (2048, 16384)
@@ -43,8 +44,8 @@ def observe(model: LlamaForCausalLM, method: str, options: dict[str, Any], slots
     spent = 0
     with torch.no_grad():
         for part in ids.split(1024, dim=1):
-            model(input_ids=part, past_key_values=cache, logits_to_keep=1)
-        model(input_ids=ids[:, :1], past_key_values=cache)
+            model(input_ids=part, **{CACHE: cache}, logits_to_keep=1)
+        model(input_ids=ids[:, :1], **{CACHE: cache})
         for layer in cache.layers:
             watched: Any = layer
             before = watched._observe
@@ -54,7 +55,7 @@ def observe(model: LlamaForCausalLM, method: str, options: dict[str, Any], slots
                 spent += allocated(lambda: before(*given))
 
             watched._observe = counted
-        model(input_ids=ids[:, :1], past_key_values=cache)
+        model(input_ids=ids[:, :1], **{CACHE: cache})
     return spent
 
 

@@ -1,7 +1,7 @@
 """keepkv: KV-cache compression with real memory freed, and a receipt.
 
 >>> cache = keepkv.Cache(model, method="keepkv", budget=0.1)  # doctest: +SKIP
->>> model.generate(**inputs, past_key_values=cache)  # doctest: +SKIP
+>>> model.generate(**inputs, cache=cache)  # doctest: +SKIP
 >>> print(cache.report())  # doctest: +SKIP
 
 Importing registers the attention implementation "keepkv" with transformers, and does nothing else.

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import keepkv
+from keepkv.engine.versions import CACHE
 from keepkv.score import SCORES
 
 DATA = Path(__file__).parents[1] / "data"
@@ -56,13 +57,13 @@ def run(case: dict[str, Any]) -> tuple[Tensor, Tensor]:
     prompt, after = (tensors()[f"{case['model']}/{name}"].long()[None] for name in ("prompt", "next"))
     cache = keepkv.Cache(made, case["method"], case["budget"], **options_of(case))
     with torch.no_grad():
-        made(prompt, past_key_values=cache)
+        made(prompt, **{CACHE: cache})
         kept = torch.zeros_like(tensors()[f"{case['name']}/kept"])
         for layer in range(kept.shape[0]):
             for head, held in enumerate(cache.kept_positions(layer)[0]):
                 kept[layer, head, held[held >= 0].long()] = 1
         for token in after.unbind(1):
-            logits = made(token[:, None], past_key_values=cache).logits
+            logits = made(token[:, None], **{CACHE: cache}).logits
     return kept, logits[0, -1]
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import keepkv
 from keepkv.calibrate import batches
+from keepkv.engine.versions import CACHE
 from keepkv.errors import CalibrationError
 
 
@@ -42,7 +43,7 @@ def test_the_embedded_model_and_its_document_if_nothing_is_said(tmp_path: Path) 
     model = AutoModelForCausalLM.from_pretrained(keepkv.embedded_model())
     cache = keepkv.Cache(model, "expected-attention", 32, statistics="stored", calibration=out)
     with torch.no_grad():
-        model(input_ids=torch.arange(3, 103)[None], past_key_values=cache)
+        model(input_ids=torch.arange(3, 103)[None], **{CACHE: cache})
     assert told["layers"] == [0, 1, 2, 3] and cache.report().compressed
 
 

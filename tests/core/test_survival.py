@@ -8,6 +8,7 @@ from zoo import VOCAB, model
 
 import keepkv
 from keepkv.core.survival import survival
+from keepkv.engine.versions import CACHE
 
 
 def test_by_hand() -> None:
@@ -21,6 +22,6 @@ def test_by_hand() -> None:
 def test_it_counts_layers_and_heads_of_a_cache() -> None:
     cache = keepkv.Cache(model("llama"), "random", budget=20, sinks=4)
     with torch.inference_mode():
-        model("llama")(input_ids=torch.randint(3, VOCAB, (1, 50)), past_key_values=cache)
+        model("llama")(input_ids=torch.randint(3, VOCAB, (1, 50)), **{CACHE: cache})
     [shares] = survival([cache.kept_positions(layer) for layer in cache.report().kept], 50)
     assert float(shares[:4].min()) == 1.0 and float(shares.sum()) == pytest.approx(20)

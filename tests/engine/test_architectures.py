@@ -13,6 +13,7 @@ from running import LENGTHS, batch, generate, row
 from transformers import DynamicCache, PreTrainedModel
 
 import keepkv
+from keepkv.engine.versions import CACHE
 
 pytestmark = pytest.mark.slow
 _HALF = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}
@@ -120,8 +121,8 @@ def test_image_blocks_attend_in_both_directions() -> None:
         "attention_mask": torch.ones_like(ids),
     }  # fmt: skip
     with torch.no_grad():
-        plain = model(**inputs, past_key_values=DynamicCache(config=config.get_text_config())).logits
-        full = model(**inputs, past_key_values=keepkv.Cache(model, "full")).logits
+        plain = model(**inputs, **{CACHE: DynamicCache(config=config.get_text_config())}).logits
+        full = model(**inputs, **{CACHE: keepkv.Cache(model, "full")}).logits
         assert torch.allclose(full, plain, atol=1e-5)
         # The same prompt in two turns, the image in the second: with transformers' cache, with ours as it is, and on
         # a past that was loaded, so that the rule is applied to slots instead of columns.
@@ -129,9 +130,9 @@ def test_image_blocks_attend_in_both_directions() -> None:
         outs = []
         for loaded in (None, False, True):
             cache = DynamicCache(config=config.get_text_config()) if loaded is None else keepkv.Cache(model, "full")
-            model(input_ids=ids[:, :16], token_type_ids=inputs["token_type_ids"][:, :16], past_key_values=cache)
+            model(input_ids=ids[:, :16], token_type_ids=inputs["token_type_ids"][:, :16], **{CACHE: cache})
             for layer in cache.compressible if loaded else ():
                 layer.store.load(layer.store.view().map(torch.clone))
                 layer.progress.compressed = True
-            outs.append(model(**second, attention_mask=inputs["attention_mask"], past_key_values=cache).logits)
+            outs.append(model(**second, attention_mask=inputs["attention_mask"], **{CACHE: cache}).logits)
     assert torch.allclose(outs[1], outs[0], atol=1e-5) and torch.allclose(outs[2], outs[0], atol=1e-5)

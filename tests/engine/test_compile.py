@@ -11,6 +11,7 @@ from running import batch, row
 from transformers import CompileConfig
 
 import keepkv
+from keepkv.engine.versions import CACHE
 
 NEW = 40
 COMPILE = {"fullgraph": True, "dynamic": None}
@@ -25,7 +26,7 @@ def run(arch: str, method: str, options: dict[str, Any], compiled: bool) -> tupl
         config._compile_all_devices = True
         extra = {"compile_config": config}
     out = model.generate(
-        **inputs, past_key_values=cache, max_new_tokens=NEW, do_sample=False, pad_token_id=0, **extra
+        **inputs, **{CACHE: cache}, max_new_tokens=NEW, do_sample=False, pad_token_id=0, **extra
     )  # fmt: skip
     return out, cache
 

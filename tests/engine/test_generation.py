@@ -12,6 +12,7 @@ from running import batch, generate, row
 from transformers import DynamicCache, TextIteratorStreamer
 
 import keepkv
+from keepkv.engine.versions import CACHE
 
 ARCHS = ["llama", "gemma3", "gpt-neox"]
 BUDGET = 14
@@ -23,7 +24,7 @@ def cache(arch: str, budget: Any = BUDGET, **options: Any) -> keepkv.Cache:
 
 
 def run(arch: str, inputs: dict[str, torch.Tensor], past: Any, **options: Any) -> Any:
-    return zoo.model(arch).generate(**inputs, past_key_values=past, max_new_tokens=8, pad_token_id=0, **options)
+    return zoo.model(arch).generate(**inputs, **{CACHE: past}, max_new_tokens=8, pad_token_id=0, **options)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -50,7 +51,7 @@ def test_beam_scores_are_those_of_the_winning_sequence(arch: str, every: int | N
     feed, total = inputs["input_ids"], 0.0
     with torch.no_grad():
         for token in new:
-            logits = zoo.model(arch)(input_ids=feed, past_key_values=past).logits[0, -1]
+            logits = zoo.model(arch)(input_ids=feed, **{CACHE: past}).logits[0, -1]
             total += float(logits.log_softmax(-1)[token])
             feed = token.view(1, 1)
     assert total == pytest.approx(float(out.sequences_scores[0]), abs=1e-4)
@@ -79,25 +80,25 @@ def test_copies_and_batch_operations(arch: str, store: str) -> None:
     options = {"store_options": {"capacity": 40}} if store == "static" else {}
     base = cache(arch, store=store, **options)
     with torch.no_grad():
-        model(input_ids=context, past_key_values=base)
+        model(input_ids=context, **{CACHE: base})
     base.compressing = False
     questions = torch.randint(3, zoo.VOCAB, (3, 5))
     singles, size = [], base.report().bytes
     for question in questions:
         with torch.no_grad():
-            singles.append(model(input_ids=question[None], past_key_values=base.copy()).logits)
+            singles.append(model(input_ids=question[None], **{CACHE: base.copy()}).logits)
     assert base.report().bytes == size  # the copies left the original alone
     repeated = base.copy()
     repeated.batch_repeat_interleave(3)
     with torch.no_grad():
-        together = model(input_ids=questions, past_key_values=repeated).logits
+        together = model(input_ids=questions, **{CACHE: repeated}).logits
     # Packing quantises per slot whatever the batch, so even int8 agrees to rounding.
     assert torch.allclose(together, torch.cat(singles), atol=1e-5)
     repeated = base.copy()
     repeated.batch_repeat_interleave(3)
     repeated.batch_select_indices(torch.tensor([2, 0]))
     with torch.no_grad():
-        chosen = model(input_ids=questions[[2, 0]], past_key_values=repeated).logits
+        chosen = model(input_ids=questions[[2, 0]], **{CACHE: repeated}).logits
     assert torch.allclose(chosen, torch.cat([singles[2], singles[0]]), atol=1e-5)
 
 
@@ -136,12 +137,12 @@ def test_rollback_on_a_compressed_past_leaves_no_trace(store: str) -> None:
     generate(model, row(batch(), 0), past)
     probe = torch.tensor([[7]])
     with torch.no_grad():
-        expected = model(input_ids=probe, past_key_values=past.copy()).logits
-        model(input_ids=torch.tensor([[4, 5, 6]]), past_key_values=past.copy())
+        expected = model(input_ids=probe, **{CACHE: past.copy()}).logits
+        model(input_ids=torch.tensor([[4, 5, 6]]), **{CACHE: past.copy()})
         past.activate_past_recording()
-        model(input_ids=torch.tensor([[4, 5, 6]]), past_key_values=past)
+        model(input_ids=torch.tensor([[4, 5, 6]]), **{CACHE: past})
         past.crop(-3)
-        assert torch.equal(model(input_ids=probe, past_key_values=past).logits, expected)
+        assert torch.equal(model(input_ids=probe, **{CACHE: past}).logits, expected)
     with pytest.raises(keepkv.KeepKVError, match="since the last compression"):
         past.crop(-40)
 
@@ -151,7 +152,7 @@ def test_streaming(arch: str, tmp_path: Any) -> None:
     tokenizer = _tokenizer()
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
     inputs, past = row(batch(), 0), cache(arch)
-    options = {**inputs, "past_key_values": past, "max_new_tokens": 8, "streamer": streamer, "do_sample": False}
+    options = {**inputs, CACHE: past, "max_new_tokens": 8, "streamer": streamer, "do_sample": False}
     thread = Thread(target=zoo.model(arch).generate, kwargs={**options, "pad_token_id": 0})
     thread.start()
     pieces = list(streamer)
@@ -165,7 +166,7 @@ def test_inputs_embeds(arch: str) -> None:
     inputs, model = row(batch(), 0), zoo.model(arch)
     embeds = model.get_input_embeddings()(inputs["input_ids"])
     past = cache(arch)
-    out = model.generate(inputs_embeds=embeds, past_key_values=past, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    out = model.generate(inputs_embeds=embeds, **{CACHE: past}, max_new_tokens=8, do_sample=False, pad_token_id=0)
     expected = run(arch, inputs, cache(arch), do_sample=False)[:, inputs["input_ids"].shape[1] :]
     assert torch.equal(out, expected) and past.report().compressed
 
@@ -199,10 +200,10 @@ def test_custom_generate_and_bare_forwards() -> None:
     def greedy(
         model: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kw: Any
     ) -> Any:
-        past, feed = kw["past_key_values"], input_ids
+        past, feed = kw[CACHE], input_ids
         for _ in range(8):
             with torch.no_grad():
-                feed = model(input_ids=feed, past_key_values=past).logits[:, -1:].argmax(-1)
+                feed = model(input_ids=feed, **{CACHE: past}).logits[:, -1:].argmax(-1)
             input_ids = torch.cat((input_ids, feed), dim=1)
         return input_ids
 

@@ -15,6 +15,7 @@ from running import LENGTHS, batch, generate, hot, plain, row
 
 import keepkv
 from keepkv.engine.compression import layer_budget
+from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheStateError, UnsupportedModel
 
 pytestmark = pytest.mark.parametrize(("arch", "method"), CASES)
@@ -43,7 +44,7 @@ def test_storage_stays_within_the_budget(arch: str, method: Method) -> None:
         pytest.skip("static buffers are as large as they were made")
     mine, inputs = cache(arch, method, BUDGET), batch()
     with torch.no_grad():
-        zoo.model(arch)(**inputs, past_key_values=mine)
+        zoo.model(arch)(**inputs, **{CACHE: mine})
     mine.compress()  # where layers share slots, it would be the next forward that compresses
     held = allowed = 0
     for layer in mine.compressible:
@@ -150,9 +151,9 @@ def test_state_follows_the_rows(arch: str, method: Method, tmp_path: Path) -> No
         for _ in range(4):  # long enough for another compression
             mask = torch.cat((mask, torch.ones(3, 1, dtype=torch.long)), dim=1)
             step = {"input_ids": feed, "attention_mask": mask, "position_ids": mask.sum(-1, keepdim=True) - 1}
-            out = model(**step, past_key_values=mine).logits
-            again = model(**step, past_key_values=loaded).logits
-            moved = model(**{name: x[order] for name, x in step.items()}, past_key_values=swapped).logits
+            out = model(**step, **{CACHE: mine}).logits
+            again = model(**step, **{CACHE: loaded}).logits
+            moved = model(**{name: x[order] for name, x in step.items()}, **{CACHE: swapped}).logits
             # A file holds contiguous tensors: the same numbers, summed in another order.
             assert torch.allclose(out, again, atol=1e-5) and torch.allclose(out[order], moved, atol=1e-5)
             feed = out.argmax(-1)
@@ -186,7 +187,7 @@ def test_caches_do_not_meet(arch: str, method: Method) -> None:
     with torch.no_grad():
         for _ in range(6):
             for i in range(2):
-                out = model(input_ids=feeds[i], past_key_values=caches[i]).logits[:, -1]
+                out = model(input_ids=feeds[i], **{CACHE: caches[i]}).logits[:, -1]
                 logits[i].append(out)
                 feeds[i] = out.argmax(-1, keepdim=True)
     for i in range(2):

@@ -17,6 +17,7 @@ import keepkv
 from keepkv.core.slots import LayerView
 from keepkv.core.when import When
 from keepkv.engine.layer import Layer
+from keepkv.engine.versions import CACHE
 
 EVERY = When(prefill="deferred", every=4)
 
@@ -87,8 +88,8 @@ def test_remembering_a_query_costs_the_same_whatever_is_held(method: str, option
         model = zoo.model("llama")
         cache = keepkv.Cache(model, method, tokens // 2, when=When(every=64), **options)
         with torch.no_grad():
-            model(input_ids=torch.randint(3, zoo.VOCAB, (1, tokens)), past_key_values=cache)
-            model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+            model(input_ids=torch.randint(3, zoo.VOCAB, (1, tokens)), **{CACHE: cache})
+            model(input_ids=torch.tensor([[5]]), **{CACHE: cache})
             layer = cache.compressible[0]
             assert cache.report().compressed and int(layer.store.lengths.sum()) > 2 * tokens // 3
             query = torch.randn(1, 4, 1, layer.store.view().keys.shape[-1])
@@ -104,8 +105,8 @@ def test_scores_that_look_at_slots_still_can(options: dict[str, Any]) -> None:
         model = zoo.model("llama")
         cache = keepkv.Cache(model, "kvzip", tokens // 2, when=When(every=64), **options)
         with torch.no_grad():
-            model(input_ids=torch.randint(3, zoo.VOCAB, (1, tokens)), past_key_values=cache)
-            model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+            model(input_ids=torch.randint(3, zoo.VOCAB, (1, tokens)), **{CACHE: cache})
+            model(input_ids=torch.tensor([[5]]), **{CACHE: cache})
             layer = cache.compressible[0]
             query = torch.randn(1, 4, 1, layer.store.view().keys.shape[-1])
             spent.append(allocated(lambda layer=layer, query=query: layer._observe(query, None)))  # type: ignore[misc]

@@ -14,6 +14,7 @@ from running import batch, generate, row
 from safetensors.torch import load_file, save_file
 
 import keepkv
+from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheFileError, CacheStateError
 from keepkv.methods import METHODS, make_method
 from keepkv.methods.keepkv import keepkv as keepkv_method
@@ -53,9 +54,7 @@ def test_round_trip(tmp_path: Path, arch: str, store: str, every: int | None) ->
     with torch.no_grad():
         for _ in range(5):
             mask = torch.cat((mask, torch.ones(3, 1, dtype=torch.long)), dim=1)
-            outs = [
-                zoo.model(arch)(input_ids=feed, attention_mask=mask, past_key_values=c).logits for c in (cache, loaded)
-            ]
+            outs = [zoo.model(arch)(input_ids=feed, attention_mask=mask, **{CACHE: c}).logits for c in (cache, loaded)]
             assert torch.equal(*outs)
 
 
@@ -159,5 +158,5 @@ def test_files_of_the_first_layout_still_load(name: str) -> None:
     for i in range(4):
         mask = torch.cat((mask, torch.ones(3, 1, dtype=torch.long)), dim=1)
         with torch.no_grad():
-            logits = model(input_ids=feed + i, attention_mask=mask, past_key_values=cache).logits[:, -1]
+            logits = model(input_ids=feed + i, attention_mask=mask, **{CACHE: cache}).logits[:, -1]
         assert torch.allclose(logits, expected[i], atol=1e-4), float((logits - expected[i]).abs().max())

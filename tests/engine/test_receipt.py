@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import keepkv
 from keepkv.core.budget import Budget
+from keepkv.engine.versions import CACHE
 from keepkv.errors import BudgetError
 
 PROMPT = 400
@@ -34,8 +35,8 @@ def wide() -> LlamaForCausalLM:
 def prefill(cache: keepkv.Cache, prompt: int = PROMPT, rows: int = 1) -> keepkv.Receipt:
     ids = torch.randint(3, zoo.VOCAB, (rows, prompt))
     with torch.no_grad():
-        wide()(input_ids=ids, past_key_values=cache)
-        wide()(input_ids=ids[:, :1], past_key_values=cache)  # the query window is given up with the first decoded token
+        wide()(input_ids=ids, **{CACHE: cache})
+        wide()(input_ids=ids[:, :1], **{CACHE: cache})  # the query window is given up with the first decoded token
     return cache.report()
 
 
@@ -50,7 +51,7 @@ def test_bytes_stay_within_the_budget(method: tuple[str, dict[str, Any]], budget
         return
     ids = torch.randint(3, zoo.VOCAB, (2, PROMPT))
     with torch.no_grad():
-        wide()(input_ids=ids, past_key_values=cache)
+        wide()(input_ids=ids, **{CACHE: cache})
     state = sum(x.numel() * x.element_size() for layer in cache.compressible for x in layer.score_state.values())
     receipt = cache.report()
     assert receipt.compressed and receipt.full_bytes == 2 * LAYERS * HEADS * PROMPT * 2 * DIM * 4
@@ -78,7 +79,7 @@ def test_budget_in_bytes_is_kept() -> None:
         cache = keepkv.Cache(wide(), method, "500KiB", window=8)
         ids = torch.randint(3, zoo.VOCAB, (2, PROMPT))
         with torch.no_grad():
-            wide()(input_ids=ids, past_key_values=cache)
+            wide()(input_ids=ids, **{CACHE: cache})
         held = sum(layer.store.nbytes for layer in cache.compressible)
         assert 0.93 * 500 * 1024 < held <= 500 * 1024, slots
     with pytest.raises(BudgetError, match="one slot in every layer"):

@@ -13,6 +13,7 @@ from running import batch, generate, row
 from transformers import DynamicCache
 
 import keepkv
+from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheStateError, UnknownName, UnsupportedInput, UnsupportedModel
 
 SMALL: dict[str, Any] = {"window": 4, "sinks": 2}
@@ -149,18 +150,18 @@ def test_right_padding_raises_and_leaves_the_cache_intact() -> None:
 def test_input_that_a_compressed_cache_cannot_honour_raises() -> None:
     model, inputs = zoo.model("llama"), row(batch(), 0)
     with pytest.raises(UnsupportedInput, match="output_attentions"), torch.no_grad():
-        model(**inputs, past_key_values=keepkv.Cache(model, "snapkv", 14, **SMALL), output_attentions=True)
+        model(**inputs, **{CACHE: keepkv.Cache(model, "snapkv", 14, **SMALL)}, output_attentions=True)
     length = inputs["input_ids"].shape[1]
     four = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
     with pytest.raises((UnsupportedInput, UnsupportedModel), match="mask"), torch.no_grad():
         cache = keepkv.Cache(model, "snapkv", 14, **SMALL)
-        model(input_ids=inputs["input_ids"], attention_mask=four, past_key_values=cache)
+        model(input_ids=inputs["input_ids"], attention_mask=four, **{CACHE: cache})
     cache = keepkv.Cache(model, "snapkv", 14, **SMALL)
     with pytest.raises(UnsupportedModel, match="position_bias"):
         cache.compressible[0].check_input({"position_bias": torch.zeros(1)})
     generate(model, inputs, cache)
     with pytest.raises(UnsupportedInput, match="batch of 3"), torch.no_grad():
-        model(**batch(), past_key_values=cache)
+        model(**batch(), **{CACHE: cache})
 
 
 def test_a_forward_that_failed_midway_is_not_continued() -> None:
@@ -219,7 +220,7 @@ def test_turns_of_unequal_length(method: tuple[str, dict[str, Any]]) -> None:
                 mask = turn["attention_mask"] if i == 0 else torch.cat((mask, turn["attention_mask"]), dim=1)
                 positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -turn["input_ids"].shape[1] :]
                 out = model(
-                    input_ids=turn["input_ids"], attention_mask=mask, position_ids=positions, past_key_values=past
+                    input_ids=turn["input_ids"], attention_mask=mask, position_ids=positions, **{CACHE: past}
                 ).logits[:, -1]
         return out
 
@@ -270,7 +271,7 @@ def test_votes_equal_duplicated_slots(store: str) -> None:
     caches = [keepkv.Cache(model, "full", store=store) for _ in range(3)]
     for cache in caches:
         with torch.no_grad():
-            model(input_ids=ids, past_key_values=cache)
+            model(input_ids=ids, **{CACHE: cache})
     for voted, copied in zip(caches[0].compressible, caches[1].compressible, strict=True):
         slots = voted.store.view()
         voted.store.load(slots.with_(log_votes=counts.float().log()))
@@ -279,7 +280,7 @@ def test_votes_equal_duplicated_slots(store: str) -> None:
         voted.progress.compressed = copied.progress.compressed = True
     feed = torch.randint(3, zoo.VOCAB, (1, 4))
     with torch.no_grad():
-        logits = [model(input_ids=feed, past_key_values=cache).logits for cache in caches]
+        logits = [model(input_ids=feed, **{CACHE: cache}).logits for cache in caches]
     assert torch.allclose(logits[0], logits[1], atol=2e-5)
     assert (logits[0] - logits[2]).abs().max() > 1e-2  # votes matter
 

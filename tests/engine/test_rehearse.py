@@ -18,6 +18,7 @@ import keepkv
 from keepkv.core.slots import LayerView
 from keepkv.embedded import embedded_model
 from keepkv.engine.passes.reread import feed as read_behind
+from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheStateError, KeepKVError, UnsupportedInput
 from keepkv.evaluation.setup import Setup, Variant
 from keepkv.evaluation.unit import build, run
@@ -190,7 +191,7 @@ def feed(name: str, cache: keepkv.Cache, input_ids: Tensor, attention_mask: Tens
     positions = (attention_mask.cumsum(-1) - 1)[:, -input_ids.shape[1] :].clamp_min(0)
     with torch.no_grad():
         logits: Tensor = zoo.model(name)(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, past_key_values=cache
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, **{CACHE: cache}
         ).logits[:, -1]
     return logits
 

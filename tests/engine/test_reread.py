@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 import keepkv
 from keepkv.engine.passes.reread import LEAD
+from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheStateError, KeepKVError, UnsupportedInput
 from keepkv.evaluation import unit as units
 from keepkv.observe.attention import received, strongest
@@ -61,7 +62,7 @@ def feed(model: Any, cache: keepkv.Cache, input_ids: Tensor, attention_mask: Ten
     positions = (attention_mask.cumsum(-1) - 1)[:, -input_ids.shape[1] :].clamp_min(0)
     with torch.no_grad():
         out = model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, past_key_values=cache
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, **{CACHE: cache}
         )  # fmt: skip
     logits: Tensor = out.logits[:, -1]
     return logits
@@ -193,7 +194,7 @@ def test_a_score_that_is_merged_by_is_reread_too() -> None:
     for method, options in (("kvzip", {}), ("keepkv", {"score": "kvzip", "window": 4})):
         cache = keepkv.Cache(model, method, 14, sinks=2, when=DEFERRED, **options)
         with torch.no_grad():
-            model(input_ids=ids, past_key_values=cache)
+            model(input_ids=ids, **{CACHE: cache})
         keepkv.reread(model, cache, ids)
         found.append(stats(cache))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

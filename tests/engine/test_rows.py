@@ -10,6 +10,7 @@ import zoo
 from torch import Tensor
 
 import keepkv
+from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheStateError, UnsupportedModel
 
 LENGTHS = (33, 18, 25)
@@ -35,7 +36,7 @@ class Rows:
 
     def read(self, ids: Tensor) -> Rows:
         with torch.no_grad():
-            last = self.model(input_ids=ids, past_key_values=self.cache).logits[:, -1]
+            last = self.model(input_ids=ids, **{CACHE: self.cache}).logits[:, -1]
         self.feed, self.logits = last.argmax(-1, keepdim=True), [[last[0]]]
         return self
 
@@ -44,9 +45,7 @@ class Rows:
             mask = self.cache.attention_mask(1)
             places = mask.sum(-1, keepdim=True) - 1
             with torch.no_grad():
-                out = self.model(
-                    input_ids=self.feed, attention_mask=mask, position_ids=places, past_key_values=self.cache
-                )
+                out = self.model(input_ids=self.feed, attention_mask=mask, position_ids=places, **{CACHE: self.cache})
             last = out.logits[:, -1]
             for row, x in zip(self.logits, last, strict=True):
                 row.append(x)
@@ -125,7 +124,7 @@ def test_ragged_rows_hold_no_padding() -> None:
     for length in (120, 12):
         caches.append(keepkv.Cache(model, "adakv", 0.5, window=2, sinks=1))
         with torch.no_grad():
-            model(input_ids=torch.randint(3, zoo.VOCAB, (1, length)), past_key_values=caches[-1])
+            model(input_ids=torch.randint(3, zoo.VOCAB, (1, length)), **{CACHE: caches[-1]})
     apart = sum(layer.store.nbytes for cache in caches for layer in cache.compressible)
     caches[0].join(caches[1])
     assert sum(layer.store.nbytes for layer in caches[0].compressible) <= apart
@@ -186,7 +185,7 @@ def test_byte_budgets_are_shared_by_the_rows() -> None:
     for length in (60, 40):
         caches.append(keepkv.Cache(model, "knorm", "20KB"))
         with torch.no_grad():
-            model(input_ids=torch.randint(3, zoo.VOCAB, (1, length)), past_key_values=caches[-1])
+            model(input_ids=torch.randint(3, zoo.VOCAB, (1, length)), **{CACHE: caches[-1]})
     caches[0].join(caches[1])
     assert caches[0].settings.budget.bytes == 40_000
     assert caches[0].split([1]).settings.budget.bytes == caches[0].settings.budget.bytes == 20_000

@@ -21,6 +21,7 @@ from keepkv import tasks
 from keepkv.core.when import When
 from keepkv.embedded import embedded_model
 from keepkv.engine.layer import Layer
+from keepkv.engine.versions import CACHE
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.journal import Journal
 from keepkv.evaluation.rows import ITEMS, ItemRow, Run, SpeedRow
@@ -58,7 +59,7 @@ def alone(model: Any, tokenizer: Any, task: str, seed: int, variant: Variant, bu
     item = build(tokenizer, s, unit(task=task, items=(seed,)))[0]
     cache = make_cache(model, s, variant, budget, 0, When())
     with torch.inference_mode():
-        model(torch.tensor([item.context]), past_key_values=cache)
+        model(torch.tensor([item.context]), **{CACHE: cache})
     cache.compressing = False
     return [tasks.score(model, tokenizer, cache.copy(), question).value for question in item.item.questions]
 
@@ -80,10 +81,10 @@ def test_one_prefill_for_all_budgets_keeps_what_compressing_at_once_keeps(method
     ids = torch.tensor([item.context])
     with torch.inference_mode():
         shared = make_cache(model, setup(), one.variant, 1.0, 0, When("deferred"))
-        model(ids, past_key_values=shared)
+        model(ids, **{CACHE: shared})
         for budget in (64, 100):
             once = make_cache(model, setup(), one.variant, budget, 0, When())
-            model(ids, past_key_values=once)
+            model(ids, **{CACHE: once})
             mine = within(shared, one, budget)
             for layer in range(len(once.layers)):
                 assert torch.equal(mine.kept_positions(layer), once.kept_positions(layer))
@@ -115,14 +116,14 @@ def test_turns_are_one_conversation(loaded: Any) -> None:
     [row] = run(model, tokenizer, setup(), one, items).items
     cache = make_cache(model, setup(), one.variant, 100, 0, When())
     with torch.inference_mode():
-        model(torch.tensor([item.context]), past_key_values=cache)
+        model(torch.tensor([item.context]), **{CACHE: cache})
         cache.compressing = False
         last: list[int] = []
         for question, reply in zip(item.item.questions, row.replies, strict=True):
             fed = last + tokenizer.encode(question.prompt, add_special_tokens=False)
             said: list[int] = []
             while len(said) < len(tokenizer.encode(question.answer, add_special_tokens=False)):
-                logits = model(torch.tensor([fed]), past_key_values=cache).logits
+                logits = model(torch.tensor([fed]), **{CACHE: cache}).logits
                 said.append(int(logits[0, -1].argmax()))
                 fed = said[-1:]
             last = said[-1:]

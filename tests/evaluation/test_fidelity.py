@@ -20,6 +20,7 @@ import keepkv
 from keepkv.cli.program import program
 from keepkv.core.when import When
 from keepkv.embedded import embedded_model
+from keepkv.engine.versions import CACHE
 from keepkv.errors import KeepKVError, UnknownName
 from keepkv.evaluation.fidelity import FidelityRow, fidelity
 from keepkv.evaluation.fidelity.replay import record, replay
@@ -103,14 +104,14 @@ def test_the_numbers_are_those_of_their_definitions() -> None:
     for method in ("full", "random"):
         cache = keepkv.Cache(llama, method, 0.5)
         with torch.inference_mode():
-            llama(input_ids=ids[:, :CONTEXT], past_key_values=cache)
+            llama(input_ids=ids[:, :CONTEXT], **{CACHE: cache})
             cache.compressing = False
             reply, asked = ids[:, CONTEXT : CONTEXT + 1], cache.copy()
             for _ in range(5):
-                logits = llama(input_ids=reply[:, -1:], past_key_values=asked).logits
+                logits = llama(input_ids=reply[:, -1:], **{CACHE: asked}).logits
                 reply = torch.cat([reply, logits[:, -1:].argmax(-1)], 1)
             replies.append(reply[0, 1:].tolist())
-            steps = [llama(input_ids=ids[:, i : i + 1], past_key_values=cache).logits for i in range(CONTEXT, LENGTH)]
+            steps = [llama(input_ids=ids[:, i : i + 1], **{CACHE: cache}).logits for i in range(CONTEXT, LENGTH)]
         logs.append(torch.cat(steps, 1)[0].double().log_softmax(-1))
     full, other = logs
     metrics = row.metrics
@@ -128,11 +129,11 @@ def test_output_error_is_that_of_attention_over_the_slots_that_are_left() -> Non
     full, small = keepkv.Cache(llama, "full"), keepkv.Cache(llama, "random", 0.5)
     with torch.inference_mode():
         for cache in (full, small):
-            llama(input_ids=ids[:, :CONTEXT], past_key_values=cache)
+            llama(input_ids=ids[:, :CONTEXT], **{CACHE: cache})
             cache.compressing = False
         twin = full.copy()
         calls = record(twin)
-        llama(input_ids=ids[:, CONTEXT:], past_key_values=twin)
+        llama(input_ids=ids[:, CONTEXT:], **{CACHE: twin})
         outputs = replay(small, calls)
     assert [call.index for call in calls] == [0, 1, 2] and small.get_seq_length() == CONTEXT
     for i, (call, found) in enumerate(zip(calls, outputs, strict=True)):

@@ -9,6 +9,7 @@ import torch
 
 import keepkv
 from keepkv import tasks
+from keepkv.engine.versions import CACHE
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.leakage.curves import (
     area,
@@ -136,7 +137,7 @@ def test_a_batch_is_its_prompts_one_by_one_compressed_as_they_are_read(loaded, i
     for prompt in prompts:
         cache = keepkv.Cache(model, method, 0.5, spans=policy([prompt], how), **OPTIONS[method])
         with torch.inference_mode():
-            model(input_ids=torch.tensor([prompt.ids]), past_key_values=cache)
+            model(input_ids=torch.tensor([prompt.ids]), **{CACHE: cache})
         cache.compressing = False
         rates += keep_rates(cache, [prompt])
         probe = prompt.asked[-1].question
@@ -153,7 +154,7 @@ def test_a_batch_is_its_prompts_one_by_one_compressed_as_they_are_read(loaded, i
 def logp(model, tokenizer, cache, question, reply):
     ids, said = (tokenizer.encode(text, add_special_tokens=False) for text in (question.prompt, reply))
     with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([ids + said]), past_key_values=cache.copy()).logits[0]
+        logits = model(input_ids=torch.tensor([ids + said]), **{CACHE: cache.copy()}).logits[0]
     found = logits.log_softmax(-1)[-len(said) - 1 : -1].gather(-1, torch.tensor(said)[:, None])
     return float(found.mean())
 
@@ -241,7 +242,7 @@ def test_nothing_removed_is_the_full_cache(loaded, items):
     assert replace(row, method="full", options={}) == full
     cache = keepkv.Cache(model, "knorm", 1.0)
     with torch.inference_mode():
-        model(input_ids=torch.tensor([prompt_of(tokenizer, items[0]).ids]), past_key_values=cache)
+        model(input_ids=torch.tensor([prompt_of(tokenizer, items[0]).ids]), **{CACHE: cache})
     assert not compressed(cache, 1.0).report().compressed
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 import keepkv
+from keepkv.engine.versions import CACHE
 
 LENGTHS = (61, 33, 3)
 
@@ -37,7 +38,7 @@ def generate(model: PreTrainedModel, inputs: dict[str, Tensor], cache: Any, new:
     """Greedy generation that also returns logits (B, new, vocabulary) as ``.scores_``."""
     out = model.generate(
         **inputs,
-        past_key_values=cache,
+        **{CACHE: cache},
         max_new_tokens=new,
         min_new_tokens=new,
         do_sample=False,
@@ -76,7 +77,7 @@ def hot(name: str) -> PreTrainedModel:
     for layer in probe.compressible:
         watch(layer, layer.attend)
     with torch.no_grad():
-        model(**batch(), past_key_values=probe)
+        model(**batch(), **{CACHE: probe})
     for module, logit in largest.items():
         module.scaling *= 200.0 / logit
     return model.to(torch.bfloat16)

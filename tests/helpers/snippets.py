@@ -10,6 +10,7 @@ from typing import Any
 
 from keepkv.allocate.base import ALLOCATIONS
 from keepkv.core.registry import Registry
+from keepkv.engine.versions import CACHE
 from keepkv.methods.base import METHODS
 from keepkv.reduce.base import REDUCTIONS
 from keepkv.score.base import SCORES
@@ -19,8 +20,14 @@ REGISTRIES: tuple[Registry[Any], ...] = (SCORES, ALLOCATIONS, REDUCTIONS, METHOD
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The code blocks of ``page`` in ``language``."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    """The code blocks of ``page`` in ``language``, as the installed transformers takes them."""
+    text = as_installed(page.read_text(encoding="utf-8"))
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def as_installed(text: str) -> str:
+    """Code of a page or an example, with the cache's argument named as the installed transformers names it."""
+    return re.sub(r"\bcache=(?=\w+[.,)])", f"{CACHE}=", text)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from lm_eval.tasks import TaskManager
 import keepkv
 from keepkv import tasks
 from keepkv.embedded import embedded_model
+from keepkv.engine.versions import CACHE
 from keepkv.integrations.lm_eval import KeepKVLM
 
 CHOICE = """\
@@ -139,8 +140,8 @@ def test_continuations_are_scored_on_the_compressed_cache(loaded: tuple[Any, Any
         said = tokenizer(continuation, return_tensors="pt", add_special_tokens=False).input_ids
         cache = keepkv.Cache(model, "knorm", 24, sinks=0)
         with torch.no_grad():
-            model(ids[:, :-1], past_key_values=cache)
-            logits = model(torch.cat((ids[:, -1:], said[:, :-1]), 1), past_key_values=cache).logits.log_softmax(-1)
+            model(ids[:, :-1], **{CACHE: cache})
+            logits = model(torch.cat((ids[:, -1:], said[:, :-1]), 1), **{CACHE: cache}).logits.log_softmax(-1)
         assert value == pytest.approx(float(logits.gather(-1, said[..., None]).sum()), abs=1e-3)
         assert abs(value - full) > 1e-2
 

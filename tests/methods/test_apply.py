@@ -13,6 +13,7 @@ from torch import Tensor
 
 import keepkv
 from keepkv.core.slots import LayerView, Slots
+from keepkv.engine.versions import CACHE
 from keepkv.methods import apply
 from keepkv.spans.rows import RowSpans
 
@@ -39,7 +40,7 @@ def plain_tensors(model: Any, ids: Tensor, method: keepkv.Method, seed: int = 0)
 
         layer.attend = watch  # type: ignore[method-assign]
     with torch.no_grad():
-        model(input_ids=ids, past_key_values=cache)
+        model(input_ids=ids, **{CACHE: cache})
     views = []
     for i, (keys, values, query, scaling) in enumerate(caught):
         b, h, s, _ = keys.shape
@@ -70,7 +71,7 @@ def test_a_cache_keeps_what_the_function_keeps(method: tuple[str, dict[str, Any]
     policy = None if spans is None else keepkv.SpanPolicy(spans, scoring="global")
     cache = keepkv.Cache(model, name, BUDGET, sinks=2, spans=policy, **options)
     with torch.no_grad():
-        model(input_ids=ids, past_key_values=cache)
+        model(input_ids=ids, **{CACHE: cache})
     rows = None
     if policy is not None:
         rows = RowSpans(policy)

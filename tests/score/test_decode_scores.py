@@ -17,6 +17,7 @@ from torch.nn.functional import max_pool1d
 import keepkv
 from keepkv import Span
 from keepkv.core.slots import LayerView
+from keepkv.engine.versions import CACHE
 from keepkv.errors import KeepKVError
 from keepkv.observe import redundancy as redundant
 from keepkv.observe.redundancy import redundancy
@@ -211,7 +212,7 @@ def test_r_kv_equals_the_formula_of_its_code() -> None:
 @pytest.mark.parametrize("method", ["g-kv", "r-kv", "kvzip"])
 def test_no_graph_is_kept_where_gradients_are_on(method: str) -> None:
     cache = keepkv.Cache(zoo.model("llama"), method, 14, **({} if method == "kvzip" else {"window": W}))
-    zoo.model("llama")(**row(batch(), 0), past_key_values=cache)
+    zoo.model("llama")(**row(batch(), 0), **{CACHE: cache})
     assert cache.report().compressed
     assert not any(x.requires_grad for layer in cache.compressible for x in layer.store.tensors().values())
 

@@ -18,6 +18,7 @@ from keepkv.calibrate import KINDS, calibrate
 from keepkv.core.calibration import Calibration
 from keepkv.core.when import When
 from keepkv.engine.rope_probe import rope_of
+from keepkv.engine.versions import CACHE
 from keepkv.errors import CalibrationError, KeepKVError
 from keepkv.score.base import SCORES
 from keepkv.score.expected import ExpectedAttention
@@ -54,7 +55,7 @@ def queries_of(model: transformers.PreTrainedModel, ids: Tensor) -> dict[int, Te
 
         layer.attend = watched
     with torch.no_grad():
-        model(input_ids=ids, past_key_values=cache)
+        model(input_ids=ids, **{CACHE: cache})
     return found
 
 
@@ -93,7 +94,7 @@ def test_moments_are_those_of_all_texts_in_float64(name: str) -> None:
 def compressed(model: transformers.PreTrainedModel, ids: Tensor, **options: Any) -> keepkv.Cache:
     cache = keepkv.Cache(model, "expected-attention", 0.3, **options)
     with torch.no_grad():
-        model(input_ids=ids, past_key_values=cache)
+        model(input_ids=ids, **{CACHE: cache})
     return cache
 
 
@@ -122,7 +123,7 @@ def test_stored_on_the_same_text_equals_observed(name: str, options: dict[str, A
         object.__setattr__(spy, "seen", [])
         cache = keepkv.Cache(model, keepkv.Method(score=spy), 0.3, calibration=given)
         with torch.no_grad():
-            model(input_ids=ids, past_key_values=cache)
+            model(input_ids=ids, **{CACHE: cache})
         scores[how] = spy.seen
         if how == "stored":
             assert not any(layer.score_state for layer in cache.compressible)  # nothing was observed
@@ -152,7 +153,7 @@ def test_copies_recompress_with_it() -> None:
     for one in (cache, twin):
         with torch.no_grad():
             for token in (5, 6, 7, 8, 9):
-                model(input_ids=torch.tensor([[token]]), past_key_values=one)
+                model(input_ids=torch.tensor([[token]]), **{CACHE: one})
     assert cache.report().to_dict()["compressions"] > 3
     for index in range(3):
         assert torch.equal(cache.kept_positions(index), twin.kept_positions(index))

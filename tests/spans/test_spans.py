@@ -13,6 +13,7 @@ from transformers import CompileConfig
 
 import keepkv
 from keepkv import Span, SpanPolicy
+from keepkv.engine.versions import CACHE
 from keepkv.errors import BudgetError, SpanError
 
 LENGTHS = (61, 50, 41)
@@ -111,13 +112,13 @@ def test_spans_follow_their_rows(method: str) -> None:
             positions = (mask.sum(-1, keepdim=True) - 1)[rows]
             with torch.no_grad():
                 step = dict(input_ids=token[rows], attention_mask=mask[rows], position_ids=positions)
-                out.append(model(**step, past_key_values=cache).logits[:, -1])
+                out.append(model(**step, **{CACHE: cache}).logits[:, -1])
         return torch.stack(out, 1)
 
     def prefilled(spans: Any = ROWS) -> keepkv.Cache:
         cache = keepkv.Cache(model, method, 20, spans=spans, when=when, **options)
         with torch.no_grad():
-            model(**inputs, position_ids=(inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0), past_key_values=cache)
+            model(**inputs, position_ids=(inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0), **{CACHE: cache})
         return cache
 
     expected = feed(prefilled(), [0, 1, 2])
@@ -152,16 +153,16 @@ def test_beams_and_reset() -> None:
     model, inputs = zoo.model("llama"), batch(LENGTHS[:2])
     cache = keepkv.Cache(model, "snapkv", 20, spans=[X, LAW], window=4, sinks=2, when=keepkv.When(every=2))
     options = dict(max_new_tokens=6, num_beams=2, do_sample=False, pad_token_id=0)
-    first = model.generate(**inputs, past_key_values=cache, **options)
+    first = model.generate(**inputs, **{CACHE: cache}, **options)
     assert all(bool((inside(x, LAW) == 4).all()) for x in kept(cache)) and len(kept(cache)[0]) == 4
     cache.reset()
-    assert torch.equal(first, model.generate(**inputs, past_key_values=cache, **options))
+    assert torch.equal(first, model.generate(**inputs, **{CACHE: cache}, **options))
     cache.reset()
     generate(model, row(inputs, 0), cache)  # another batch size
     per_row = keepkv.Cache(model, "snapkv", 20, spans=[[X], [Y]], window=4, sinks=2)
     with pytest.raises(SpanError, match=r"batch of 4.*beams"):
-        model.generate(**inputs, past_key_values=per_row, **options)
-    model.generate(**inputs, past_key_values=per_row, **{**options, "num_beams": 1})  # nothing was broken
+        model.generate(**inputs, **{CACHE: per_row}, **options)
+    model.generate(**inputs, **{CACHE: per_row}, **{**options, "num_beams": 1})  # nothing was broken
 
 
 def test_a_second_turn_keeps_what_the_first_protected() -> None:

@@ -12,6 +12,7 @@ from running import LENGTHS, batch, generate, row
 import keepkv
 from keepkv.attention.attend import attend
 from keepkv.core.slots import EMPTY, Slots
+from keepkv.engine.versions import CACHE
 from keepkv.store import CODECS, STORES, Held, Store
 
 B, H, G, D = 2, 3, 2, 8
@@ -236,7 +237,7 @@ def test_ragged_int8_frees_what_it_says(budget: float) -> None:
     cache = keepkv.Cache(model, "adakv", budget, codec="int8", window=4, sinks=2)
     inputs = row(batch((60,)), 0)
     with torch.no_grad():
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **{CACHE: cache})
     allowed = budget if isinstance(budget, int) else int(60 * budget)
     for layer in cache.compressible:
         lengths, (content, beside, plain) = layer.store.lengths, layer.store.slot_bytes()
@@ -250,7 +251,7 @@ def test_a_byte_budget_counts_bytes_as_they_are_held() -> None:
     for codec in ("none", "int8"):
         cache = keepkv.Cache(model, "knorm", "20KB", codec=codec, sinks=0)
         with torch.no_grad():
-            model(**row(batch((90,)), 0), past_key_values=cache)
+            model(**row(batch((90,)), 0), **{CACHE: cache})
         kept[codec] = cache.report().kept[0][0][0]
         sizes = cache.compressible[0].store.slot_bytes()
         allowed = 20_000 // (len(cache.compressible) * (sizes.content + sizes.beside))

@@ -18,6 +18,8 @@ import torch
 import transformers
 from torch import Tensor
 
+from keepkv.engine.versions import CACHE
+
 WARM_PROMPT = 128  # tokens; some methods refuse prompts shorter than their window
 WARM = 2  # decoded tokens before those that count: buffers grow and deferred compressions run in them
 
@@ -47,7 +49,7 @@ class Runner(ABC):
 
     def read(self, cache: Any, ids: Tensor) -> Tensor:
         """Logits (B,V) after the tokens ``ids`` (B,T)."""
-        out = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = self.model(ids, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
     def step(self, cache: Any, token: Tensor, position: int) -> Tensor:

@@ -13,6 +13,7 @@ from keepkv.cli import arguments
 from keepkv.cli.load import load
 from keepkv.cli.options import Budget, Device, Model, Texts
 from keepkv.cli.output import one_line_errors, print_json
+from keepkv.engine.versions import CACHE
 from keepkv.errors import KeepKVError
 
 
@@ -48,7 +49,7 @@ def generate(
     cache = keepkv.Cache(network, method=method, budget=budget, **options)
     out = network.generate(
         **inputs,
-        past_key_values=cache,
+        **{CACHE: cache},
         max_new_tokens=max_new_tokens,
         do_sample=False,
         streamer=None if as_json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),

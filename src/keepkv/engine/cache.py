@@ -31,7 +31,9 @@ from keepkv.store import CODECS, STORES, Held, choose
 
 
 class Cache(stock.Cache):
-    """A key-value cache that compresses itself; pass it to ``generate`` or a forward as ``past_key_values``.
+    """A key-value cache that compresses itself; pass it to ``generate`` or a forward as ``cache``.
+
+    Before transformers 5.24 that argument is called ``past_key_values``.
 
     model: switched to the attention implementation "keepkv" (its text part); refused with ``UnsupportedModel`` if
         it cannot be served.

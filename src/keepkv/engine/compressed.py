@@ -12,6 +12,7 @@ from keepkv.core.budget import Budget
 from keepkv.engine.cache import Cache
 from keepkv.engine.interface import NAME
 from keepkv.engine.model import set_attention
+from keepkv.engine.versions import CACHE
 from keepkv.methods import Method
 
 
@@ -25,7 +26,7 @@ def compressed(
     """Compress the cache of every generation inside; takes what ``keepkv.Cache`` takes.
 
     Yields the list of caches made so far, one per ``generate`` call, for their receipts. The model's attention
-    implementation is restored on exit. A call that brings its own ``past_key_values`` keeps it.
+    implementation is restored on exit. A call that brings its own cache keeps it.
 
     >>> with keepkv.compressed(model, "snapkv", budget=0.2) as caches:  # doctest: +SKIP
     ...     model.generate(**inputs)
@@ -38,9 +39,9 @@ def compressed(
         prepare: Any = model._prepare_cache_for_generation
 
         def prepare_ours(generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-            if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            if model_kwargs.get(CACHE) is None and generation_config.use_cache is not False:
                 caches.append(Cache(model, method, budget, **options))
-                model_kwargs["past_key_values"] = caches[-1]
+                model_kwargs[CACHE] = caches[-1]
             return prepare(generation_config, model_kwargs, *args, **kwargs)
 
         # transformers offers no public hook that makes a cache per call; the instance attribute shadows the method.

@@ -15,6 +15,7 @@ from keepkv.core.rope import Rope
 from keepkv.engine.interface import NAME
 from keepkv.engine.kv_form import KVForm, form_of
 from keepkv.engine.rope_probe import UnknownRope, rope_of
+from keepkv.engine.versions import warn_if_untested
 from keepkv.errors import UnsupportedModel
 from keepkv.methods.base import Method
 
@@ -33,6 +34,7 @@ def prepare_model(model: PreTrainedModel, method: Method, static_length: int | N
     static_length: build the layers that stay stock for compiled decode, for so many tokens. Raises
     ``UnsupportedModel`` with the reason and the remedy; the model is then left as it was.
     """
+    warn_if_untested()
     config = model.config.get_text_config(decoder=True)
     if model.config.is_encoder_decoder:
         raise UnsupportedModel(

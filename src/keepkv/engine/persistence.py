@@ -18,6 +18,7 @@ from keepkv.core.when import When
 from keepkv.engine.layer import Layer
 from keepkv.engine.state import CacheParts, Progress
 from keepkv.engine.tally import Tally
+from keepkv.engine.versions import holds_nothing
 from keepkv.errors import CacheFileError, CacheStateError
 from keepkv.methods import METHODS, Method, make_method
 from keepkv.spans import SpanPolicy
@@ -140,7 +141,7 @@ def _layer_tensors(layer: Any) -> dict[str, Tensor]:
         sinks = (layer.attention or {}).get("sink_logits")
         named = {f"{group}.{name}": x for group, held in groups.items() for name, x in held.items()}
         return named if sinks is None else {**named, "sinks": sinks}
-    if type(layer).__name__ == "DummyLayer":  # by name: transformers before 5.20 does not have it
+    if holds_nothing(layer):
         return {}
     if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
         return {"keys": layer.keys, "values": layer.values} if layer.is_initialized else {}

@@ -10,11 +10,10 @@ from itertools import product
 from typing import Any
 
 import torch
-import transformers
-from packaging.version import Version
 from torch import Tensor, nn
 
 from keepkv.core.rope import Rope
+from keepkv.engine.versions import FREQUENCIES_IN_PLACE
 
 
 @dataclass(frozen=True)
@@ -22,11 +21,6 @@ class UnknownRope:
     """A layer whose rotary embedding cannot be undone, and why: scores with ``needs_rope`` are refused there."""
 
     reason: str
-
-
-def _updates_in_place() -> bool:
-    """Whether transformers writes frequencies that depend on the input's length into the tensor that we refer to."""
-    return Version(transformers.__version__) >= Version("5.23")
 
 
 def rope_of(model: nn.Module) -> dict[int, Rope | UnknownRope | None]:
@@ -116,7 +110,7 @@ def _probe_layer(
         return UnknownRope("its rotary frequencies change with the length of the input (rope_type 'dynamic')")
     if (
         "longrope" in (rope_type.get(kind, "") if isinstance(rope_type, dict) else rope_type)
-        and not _updates_in_place()
+        and not FREQUENCIES_IN_PLACE
     ):
         return UnknownRope("transformers before 5.23 swaps its frequencies for long input where slots cannot follow")
     sections = _has_sections(config)
@@ -163,8 +157,7 @@ def _stored(
         "position_embeddings": turned,
         "position_ids": ids,
         "attention_mask": None,
-        "past_key_values": recorder,
-        "layer_past": recorder,
+        **dict.fromkeys(("cache", "past_key_values", "layer_past"), recorder),  # whichever it takes
         "shared_kv_states": {},
         "use_cache": True,
     }

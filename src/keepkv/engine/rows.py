@@ -18,6 +18,7 @@ from keepkv.core.slots import EMPTY
 from keepkv.engine.compression import compress, compress_waiting
 from keepkv.engine.layer import Layer
 from keepkv.engine.state import CacheParts, CacheState, Settings
+from keepkv.engine.versions import holds_nothing
 from keepkv.errors import CacheStateError, UnsupportedModel
 
 
@@ -211,7 +212,7 @@ def _trim(cache: CacheParts) -> None:
 
 def _holds(layer: Any) -> bool:
     """Whether a layer that transformers keeps has anything of its own: layers that share slots have not."""
-    return bool(getattr(layer, "is_initialized", True)) and type(layer).__name__ != "DummyLayer"
+    return bool(getattr(layer, "is_initialized", True)) and not holds_nothing(layer)
 
 
 def _check_gaps(*caches: CacheState) -> None:

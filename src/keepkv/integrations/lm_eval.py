@@ -19,6 +19,7 @@ import torch
 from keepkv.cli import arguments
 from keepkv.core.budget import Budget
 from keepkv.engine.cache import Cache
+from keepkv.engine.versions import CACHE
 from keepkv.errors import KeepKVError
 from keepkv.methods import method_info
 from keepkv.tasks.asking import Ids, pad, read, rows_of, step
@@ -133,7 +134,7 @@ class KeepKVLM(HFLM):  # type: ignore[misc]
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **generation_kwargs: Any) -> Any:
         cache = self.new_cache()
-        out = super()._model_generate(context, max_length, stop, past_key_values=cache, **generation_kwargs)
+        out = super()._model_generate(context, max_length, stop, **{CACHE: cache}, **generation_kwargs)
         self.done.add(cache)
         return out
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from keepkv.core.budget import Budget
 from keepkv.core.survival import survival
 from keepkv.engine.cache import Cache
+from keepkv.engine.versions import CACHE
 from keepkv.tasks.base import Item, Question, TaskError
 from keepkv.tasks.chat import Frame, frame
 
@@ -72,7 +73,7 @@ def step(model: Any, cache: Any, ids: Tensor, mask: Tensor, keep: int = 1) -> Te
     """Logits (B,keep,V) of a forward of ``ids`` (B,T); ``mask`` (B, all columns so far). Advances ``cache``."""
     positions = (mask.cumsum(-1) - 1)[:, -ids.shape[1] :].clamp_min(0)
     out = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+        input_ids=ids, attention_mask=mask, position_ids=positions, **{CACHE: cache}, use_cache=True,
         logits_to_keep=keep,
     )  # fmt: skip
     logits: Tensor = out.logits

@@ -38,7 +38,7 @@ def rehearse(
     pieces: of the text itself, ``piece`` tokens each, evenly spread, that are read again.
 
         cache = keepkv.Cache(model, "keepkv2", budget=0.1, rehearsed=True, when=keepkv.When("deferred"))
-        model(input_ids=context, past_key_values=cache)
+        model(input_ids=context, cache=cache)
         keepkv.rehearse(model, cache, context, questions=[tokenizer.encode(text) for text in likely])
         cache.compress()
 

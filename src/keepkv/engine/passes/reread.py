@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from keepkv.engine.cache import Cache
+from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheStateError, KeepKVError, UnsupportedInput
 from keepkv.score.base import Score
 
@@ -36,7 +37,7 @@ def reread(
         the first ``LEAD`` more that precede the chunk, as in the paper. Rows are cut each from its own first token.
 
         cache = keepkv.Cache(model, "kvzip", budget=0.3, when=keepkv.When("deferred"))
-        model(input_ids=context, past_key_values=cache)
+        model(input_ids=context, cache=cache)
         keepkv.reread(model, cache, context, prompt_ids=repeat)
         cache.compress()
 
@@ -123,5 +124,5 @@ def feed(model: PreTrainedModel, cache: Cache, ids: Tensor, mask: Tensor) -> Non
     seen = torch.cat((mask, mask.new_ones(ids.shape)), dim=1)
     model(
         input_ids=ids, attention_mask=seen, position_ids=(seen.cumsum(-1) - 1)[:, -ids.shape[1] :],
-        past_key_values=cache, use_cache=True, logits_to_keep=1,
+        **{CACHE: cache}, use_cache=True, logits_to_keep=1,
     )  # fmt: skip
