@@ -16,7 +16,7 @@ from torch.testing import assert_close
 import keepkv
 from keepkv.core.slots import LayerView
 from keepkv.core.when import When
-from keepkv.engine.layer import Layer
+from keepkv.engine.layer import Latest, Layer
 from keepkv.engine.versions import CACHE
 
 EVERY = When(prefill="deferred", every=4)
@@ -42,9 +42,9 @@ def test_the_same_statistics_as_from_the_keys(
     given: list[bool] = []
     observe = Layer._observe
 
-    def watched(layer: Layer, query: Tensor, weights: Tensor | None) -> None:
-        given.append(weights is not None)
-        observe(layer, query, weights)
+    def watched(layer: Layer, latest: Latest, count: int) -> None:
+        given.append(latest.weights is not None)
+        observe(layer, latest, count)
 
     monkeypatch.setattr(Layer, "_observe", watched)
     logits, stats = decoded(arch, method, store)
@@ -62,7 +62,7 @@ def test_the_same_statistics_as_from_the_keys(
 
 def test_weights_are_not_asked_for_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[LayerView] = []
-    monkeypatch.setattr(Layer, "_observe", lambda layer, query, weights: seen.append(weights))
+    monkeypatch.setattr(Layer, "_observe", lambda layer, latest, count: seen.append(latest.weights))
     model = zoo.model("llama")
     for method in ("snapkv", "h2o"):  # the second does not compress again while decoding
         generate(model, batch((30, 17)), keepkv.Cache(model, method, 16, sinks=2, window=4), new=4)
@@ -93,7 +93,7 @@ def test_remembering_a_query_costs_the_same_whatever_is_held(method: str, option
             layer = cache.compressible[0]
             assert cache.report().compressed and int(layer.store.lengths.sum()) > 2 * tokens // 3
             query = torch.randn(1, 4, 1, layer.store.view().keys.shape[-1])
-            spent.append(allocated(lambda layer=layer, query=query: layer._observe(query, None)))  # type: ignore[misc]
+            spent.append(allocated(lambda layer=layer, query=query: layer._observe(Latest(query, None), 1)))  # type: ignore[misc]
     assert 0 < spent[0] == spent[1]
 
 
@@ -109,5 +109,5 @@ def test_scores_that_look_at_slots_still_can(options: dict[str, Any]) -> None:
             model(input_ids=torch.tensor([[5]]), **{CACHE: cache})
             layer = cache.compressible[0]
             query = torch.randn(1, 4, 1, layer.store.view().keys.shape[-1])
-            spent.append(allocated(lambda layer=layer, query=query: layer._observe(query, None)))  # type: ignore[misc]
+            spent.append(allocated(lambda layer=layer, query=query: layer._observe(Latest(query, None), 1)))  # type: ignore[misc]
     assert spent[1] > 4 * spent[0]

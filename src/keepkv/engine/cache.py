@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy as copying
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import cache_utils as stock
 from keepkv.core.budget import Budget
 from keepkv.core.calibration import Given, check_calibration, needed, of_layer
 from keepkv.core.when import When
-from keepkv.engine import persistence, rows
+from keepkv.engine import forward, persistence, rows
 from keepkv.engine.compression import compress, compress_waiting
 from keepkv.engine.fingerprint import fingerprint
 from keepkv.engine.layer import Layer
@@ -24,7 +25,7 @@ from keepkv.engine.mask_rule import MaskRule, note_cache
 from keepkv.engine.model import prepare_model
 from keepkv.engine.receipt import Receipt, make_receipt
 from keepkv.engine.state import CacheState, Settings
-from keepkv.errors import BudgetError, CacheStateError, KeepKVError
+from keepkv.errors import BudgetError, KeepKVError
 from keepkv.methods import Method, make_method
 from keepkv.spans import RowSpans, Span, SpanPolicy
 from keepkv.store import CODECS, STORES, Held, choose
@@ -125,19 +126,33 @@ class Cache(stock.Cache):
         self.shared.compressing = value
         if not value:
             for layer in self.compressible:
+                layer.listen()
                 layer.score_state.clear()
 
     def compress(self) -> None:
         """Run now, in every layer, the compression that is due or pending; to be used when the prefill schedule is
         "deferred" and no token is decoded yet."""
+        self.renew()
         for layer in self.compressible:
             if layer.progress.seen:
                 compress(layer)
         compress_waiting(self.shared)
-        self.shared.decoded = [0] * len(self.shared.decoded)
+        self.shared.restart()
         for layer in self.compressible:
             if self.settings.method.when.every is None:
                 layer.drop_score_state()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Inside, a forward of one token is the last chunk of a prompt, or all of it, rather than a decoded token.
+
+        For prompts that are fed by hand; ``generate`` is seen to read its prompt.
+        """
+        before, self.shared.reading = self.shared.reading, True
+        try:
+            yield
+        finally:
+            self.shared.reading = before
 
     def kept_positions(self, layer: int) -> Tensor:
         """(B,H,S) int32: the token each slot of ``layer`` came from, counted in its row without padding; −1 empty."""
@@ -215,6 +230,7 @@ class Cache(stock.Cache):
 
         The next forward of either takes its own ``attention_mask(1)``.
         """
+        self.renew()
         twin: Cache = rows.split(self, which)
         return twin
 
@@ -256,70 +272,63 @@ class Cache(stock.Cache):
         """A forward begins: called when its mask rule is made; a second mask of the same forward changes nothing."""
         if not isinstance(self.layers[layer_idx], Layer):
             return
-        batch, _, length, _ = rule.shape
-        positions, progress = self.shared.positions, {layer.get_seq_length() for layer in self.compressible}
-        if len(progress) > 1:
-            raise CacheStateError(
-                "an earlier forward failed midway and left this cache inconsistent; call cache.reset()"
-            )
-        unfinished = positions.columns - progress.pop()
-        if unfinished:  # announced before, but no layer has seen it
-            positions.crop(unfinished)
-        spans, device = self.shared.spans, torch.device(rule.arguments["device"])
-        if spans is not None:
-            spans.check(batch)
-            if length == 1 and positions.seen is not None:
-                spans.end_prompt(positions.seen)
-        if unfinished != length:
-            self._settle(length)
-        positions.begin(batch, length, rule.padding, device)
-        self.shared.decoded = self.shared.decoded or [0] * batch
-        if spans is not None:
-            spans.begin(batch, device)
+        self.renew()
+        forward.begin(self, rule)
 
-    def _settle(self, length: int) -> None:
-        """Run what is due before a forward of ``length`` tokens, and count them."""
-        shared, layers, every = self.shared, self.compressible, self.settings.method.when.every
-        over = [every is not None and n >= every for n in shared.decoded]
-        seen = shared.positions.seen
-        due = torch.tensor(over, device=seen.device) if any(over) and seen is not None else None
-        waited = [layer.progress.pending for layer in layers]
-        for layer in layers:
-            layer.compress_if_due(length, due)
-        compress_waiting(shared, None if any(waited) else due)
-        ran = [was and not layer.progress.pending for was, layer in zip(waited, layers, strict=True)]
-        if any(ran):
-            shared.decoded = [0] * len(shared.decoded)
-        elif due is not None and shared.compressing:
-            shared.decoded = [0 if hit else n for hit, n in zip(over, shared.decoded, strict=True)]
-        for layer in layers:
-            layer.begin_step(length)
-        if layers and not layers[0].progress.prefilling:
-            shared.decoded = [n + length for n in shared.decoded]
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        if layer_idx is not None:
+            self._stamp(layer_idx)
+        known: bool = super().has_previous_state(layer_idx, state_idx)
+        return known
+
+    def update_conv_state(self, conv_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any) -> Tensor:
+        self._stamp(layer_idx)
+        out: Tensor = super().update_conv_state(conv_states, layer_idx, state_idx, **kwargs)
+        return out
+
+    def update_recurrent_state(
+        self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
+    ) -> Tensor:
+        out: Tensor = super().update_recurrent_state(recurrent_states, layer_idx, state_idx, **kwargs)
+        self._stamp(layer_idx, ended=True)
+        return out
+
+    def _stamp(self, layer: int, ended: bool = False) -> None:
+        """A recurrent state has no length: the forward that began to change it, and the one that did, are noted."""
+        if not torch.compiler.is_compiling():
+            self.shared.begun[layer] = self.shared.forwards
+            if ended:
+                self.shared.ended[layer] = self.shared.forwards
+
+    def renew(self) -> None:
+        """Tensors made in inference mode cannot be written to outside of it: take copies, once."""
+        inside = torch.is_inference_mode_enabled()
+        if self.shared.inference and not inside:
+            rows.copy_all(self)
+        self.shared.inference = inside
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.renew()
         super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self.shared.index(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        self.renew()
         which = torch.arange(max(0, self.batch_size)).repeat_interleave(repeats)
         super().batch_repeat_interleave(repeats)
         self.shared.index(which)
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        self.renew()
         which = torch.arange(max(0, self.batch_size))[indices.cpu()]
         super().batch_select_indices(indices)
         self.shared.index(which)
 
     def crop(self, tokens_to_remove: int) -> None:
-        if tokens_to_remove > 0:
-            raise CacheStateError(f"crop({tokens_to_remove}): give the number of tokens to remove as a negative number")
-        short = [x for x in self.compressible if x.is_initialized and x.store.appended < -tokens_to_remove]
-        if short:
-            short[0].crop(tokens_to_remove)  # raises before any layer has changed
-        super().crop(tokens_to_remove)
-        self.shared.positions.crop(-tokens_to_remove)
-        self.shared.decoded = [max(0, n + tokens_to_remove) for n in self.shared.decoded]
+        """Take back the newest columns, given as a negative number: at most those since the last compression, and no
+        more than the score has not taken into account (``engine.layer.HELD`` of the latest forward)."""
+        self.renew()
+        rows.crop(self, tokens_to_remove)
 
     def reset(self) -> None:
         super().reset()

@@ -31,6 +31,7 @@ def compress(layer: Compressible, query: Tensor | None = None, rows: Tensor | No
     query (B,Hq,T,D): of the latest forward, where it has just ended. rows (B,) bool: only these; None: all.
     """
     shared = layer.shared
+    layer.listen()
     if not shared.settings.method.allocate.joint:
         _compress_together([layer], query, rows)
     elif layer not in shared.waiting:
@@ -65,6 +66,7 @@ def _compress_together(layers: Sequence[Compressible], query: Tensor | None, row
     for layer in layers:
         layer.progress.compressed |= done
         layer.progress.pending = False
+        layer.progress.settled = layer.progress.seen
 
 
 def _run(layers: Sequence[Compressible], query: Tensor | None, rows: Tensor | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +22,23 @@ from keepkv.engine.view import SlotsOnDemand, view_of
 from keepkv.errors import CacheStateError, UnsupportedInput, UnsupportedModel
 from keepkv.store.base import Store
 
+HELD = 64  # tokens of the latest forward that may be taken back after the score was to see them
+
+
+class Latest(NamedTuple):
+    """What the score is to see of the latest forward: query (B,Hq,T,D), and of one token that it follows the attention
+    weights (B,H,G,S)."""
+
+    query: Tensor
+    weights: Tensor | None
+
 
 class Layer(CacheLayerMixin):
-    """The cache layer that transformers sees. ``get_seq_length`` is logical: what is stored is private."""
+    """The cache layer that transformers sees. ``get_seq_length`` is logical: what is stored is private.
+
+    latest: what the score has still to see. It does when the next forward begins, so that tokens that are taken back
+    before leave no trace. heard: columns that it has seen.
+    """
 
     is_sliding = False
     is_croppable = True
@@ -37,6 +51,8 @@ class Layer(CacheLayerMixin):
         self.shared = shared
         self.store = store
         self.score_state: dict[str, Tensor] = {}
+        self.latest: Latest | None = None
+        self.heard = 0
         self.attention: dict[str, Any] | None = None
         self.tally = Tally()
         self.progress = Progress()
@@ -118,6 +134,10 @@ class Layer(CacheLayerMixin):
         rows = rows.to(self.device)
         self.store.index(rows)
         self.score_state = {name: x.index_select(0, rows) for name, x in self.score_state.items()}
+        if self.latest is not None:
+            query, weights = self.latest
+            weights = None if weights is None else weights.index_select(0, rows)
+            self.latest = Latest(query.index_select(0, rows), weights)
         self.tally.index(rows)
 
     def activate_past_recording(self) -> None:
@@ -127,17 +147,34 @@ class Layer(CacheLayerMixin):
         tokens = abs(tokens_to_remove)
         if tokens == 0 or not self.is_initialized:
             return
-        if tokens > self.store.appended:
-            raise CacheStateError(
-                f"crop({tokens_to_remove}): only the {self.store.appended} tokens since the last compression can be "
-                "taken back. Copy the cache before (cache.copy()), or compress less often."
-            )
+        self.check_crop(tokens)
         self.store.crop(tokens)
         self.progress.seen -= tokens
+        if self.latest is not None:
+            left = self.latest.query[:, :, :-tokens]
+            self.latest = Latest(left, None) if left.shape[2] else None
+
+    def check_crop(self, tokens: int) -> None:
+        """Raise where the newest ``tokens`` columns cannot be taken back."""
+        if not self.is_initialized:
+            return
+        if tokens > self.store.appended:
+            raise CacheStateError(
+                f"crop(-{tokens}): only the {self.store.appended} tokens since the last compression can be taken back. "
+                "Copy the cache before (cache.copy()), or compress less often."
+            )
+        method = self.shared.settings.method
+        compiled = self._is_traced(1) and self.latest is None and self._observes()  # compiled code does not wait
+        heard = self.get_seq_length() if compiled else self.heard
+        if heard > self.get_seq_length() - tokens and (self.score_state or self.shared.settings.stats):
+            raise CacheStateError(
+                f"crop(-{tokens}): the score of method {method.name!r} has taken some of these tokens into account; of "
+                f"the latest forward, {HELD} tokens at most can be taken back. Copy the cache before (cache.copy())."
+            )
 
     def reset(self) -> None:
         self.store = self.store.empty()
-        self.score_state, self.attention = {}, None
+        self.score_state, self.latest, self.heard, self.attention = {}, None, 0, None
         self.tally, self.progress = Tally(), Progress()
         self.is_initialized = False
 
@@ -197,8 +234,8 @@ class Layer(CacheLayerMixin):
         if self.attention is None:
             self.progress.query_heads, self.attention = query.shape[1], attention
         if self._observes():
-            self._observe(query, weights)
-        if length == 1 or not shared.compressing:
+            self._hear(Latest(query, weights))
+        if (length == 1 and not self.progress.prefilling) or not shared.compressing:
             return
         if self.progress.prefilling and when.prefill is not None:
             self.progress.pending = True
@@ -206,61 +243,85 @@ class Layer(CacheLayerMixin):
                 compress(self, query)
                 if self.info.rank == self.info.ranks - 1:
                     compress_waiting(shared)
-                    shared.decoded = [0] * len(shared.decoded)
+                    shared.restart()
         if not self.info.is_shared:  # or other layers still have to attend to what this forward appended
             self.store.after_prefill()
 
-    def _observe(self, query: Tensor, weights: Tensor | None) -> None:
-        view, score = view_of(self, query, live=True), self.shared.settings.method.score
-        if weights is not None:
-            view.weights = weights * (view.query_positions >= 0)[:, None, None]
+    def _hear(self, latest: Latest) -> None:
+        """Let the score see the latest forward: later, if it is short enough to be kept until the next one begins."""
+        length = latest.query.shape[2]
+        self.latest = latest
+        if self.shared.observing or torch.compiler.is_compiling() or (length > HELD and not self.progress.record_past):
+            self.listen()
+        elif length > HELD:  # a prompt with drafts behind it: only these may be taken back
+            self._observe(latest, length - HELD)
+            self.latest = Latest(latest.query[:, :, -HELD:].clone(), None)
+
+    def listen(self) -> None:
+        """Let the score see what is left of the latest forward."""
+        if self.latest is not None:
+            latest, self.latest = self.latest, None
+            self._observe(latest, latest.query.shape[2])
+
+    def _observe(self, latest: Latest, count: int) -> None:
+        """Let the score see the first ``count`` tokens of ``latest``, as if no more had come."""
+        rest = latest.query.shape[2] - count
+        view, score = (
+            view_of(self, latest.query[:, :, :count], live=True, later=rest),
+            self.shared.settings.method.score,
+        )
+        if latest.weights is not None:
+            view.weights = latest.weights * (view.query_positions >= 0)[:, None, None]
         score.observe(view)
         if view.spans is not None:
             score.observe_spans(view)
         looked_at = not isinstance(view.slots, SlotsOnDemand) or view.slots.gathered
         if looked_at and not self.store.views_share_memory:
             self.store.write_stats(view.slots.stats)
+        if not torch.compiler.is_compiling():
+            self.heard = self.get_seq_length() - rest
 
     # --- the schedule ------------------------------------------------------------------------------------------
 
-    def compress_if_due(self, length: int, due: Tensor | None) -> None:
-        """Before a forward of ``length`` tokens: run the compression that waited for it, or that of the rows ``due``,
-        (B,) bool."""
+    def compress_if_due(self, reading: bool, due: Tensor | None) -> None:
+        """Before a forward: run the compression that waited for it, or that of the rows ``due``, (B,) bool. reading:
+        the forward reads a prompt."""
         when, shared, progress = self.shared.settings.method.when, self.shared, self.progress
         if self._is_traced(1):
             progress.seen = shared.positions.columns  # one-token steps are not counted where they are traced
         # With rollback on, several tokens at once are a verification, unless they are the first.
-        progress.prefilling = length > 1 and not (progress.record_past and progress.seen)
+        progress.prefilling = reading and not (progress.record_past and progress.seen)
         if not shared.compressing or not self.is_initialized:
             return
-        late = length == 1 or progress.record_past or (self.info.is_shared and when.prefill == "immediate")
+        late = not reading or progress.record_past or (self.info.is_shared and when.prefill == "immediate")
         if progress.pending and late:
             compress(self)
         elif due is not None:
             compress(self, rows=due)
 
-    def begin_step(self, length: int) -> None:
-        """Runs after due compressions, before a forward of ``length`` tokens: drops score state that the next
-        compression cannot use, and readies the store."""
+    def begin_step(self, reading: bool) -> None:
+        """Runs after due compressions, before a forward: drops score state that the next compression cannot use, and
+        readies the store. reading: the forward reads a prompt."""
         shared = self.shared
         no_more = shared.settings.method.when.every is None and not shared.observing
         if shared.compressing and self.is_initialized and not self.progress.prefilling and no_more:
             self.drop_score_state()
         if self.info.is_shared and self.is_initialized:
             self.store.after_prefill()
-        if length == 1:
+        if not reading:
             self.store.begin_decode()
 
     def drop_score_state(self) -> None:
         """Forget what no compression can need before the next prompt: all but what spans remember."""
         self.score_state = {name: x for name, x in self.score_state.items() if name.startswith("span_")}
+        self.latest = None
 
     # --- copies ------------------------------------------------------------------------------------------------
 
     def copy(self, shared: CacheState, rows: Tensor | None = None) -> Layer:
         """An independent copy that belongs to ``shared``, of the ``rows`` (R,) int64 if they are given."""
         twin = Layer(self.info, self.form, shared, self.store.clone() if rows is None else self.store.empty())
-        twin.attention = self.attention
+        twin.attention, twin.latest, twin.heard = self.attention, self.latest, self.heard
         twin.tally, twin.progress = replace(self.tally), replace(self.progress)
         twin.score_state = (
             {name: x.clone() for name, x in self.score_state.items()} if rows is None else self.score_state

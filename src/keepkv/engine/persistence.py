@@ -53,10 +53,14 @@ def save(cache: CacheParts, path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     layers: list[dict[str, Any]] = []
     for i, layer in enumerate(cache.layers):
+        if isinstance(layer, Layer):
+            layer.listen()  # a file has no place for what the score has still to see
         tensors |= {f"{i}.{name}": x for name, x in _layer_tensors(layer).items()}
         layers.append(_layer_header(layer))
     if positions.seen is not None and positions.positions is not None:
         tensors |= {"clock.seen": positions.seen, "clock.positions": positions.positions}
+    if positions.tokens is not None:
+        tensors["clock.tokens"] = positions.tokens
     tensors |= {} if spans is None else {f"spans.{name}": x for name, x in spans.tensors().items()}
     header = {
         "model": cache.attached_config,
@@ -70,7 +74,6 @@ def save(cache: CacheParts, path: Path) -> None:
         "compressing": shared.compressing,
         "spans": None if spans is None else spans.policy.to_dict(),
         "columns": positions.columns,
-        "gaps": bool(positions.gaps),
         "decoded": shared.decoded,
         "layers": layers,
     }
@@ -112,9 +115,15 @@ def load(
     shared, device = cache.shared, model.device
     shared.compressing = header["compressing"]
     positions = shared.positions
-    positions.columns, positions.gaps = header["columns"], header.get("gaps", False)
+    positions.columns = header["columns"]
     if "clock.seen" in tensors:
         positions.seen, positions.positions = (tensors[f"clock.{x}"].to(device) for x in ("seen", "positions"))
+        if "clock.tokens" in tensors:
+            positions.tokens = tensors["clock.tokens"].to(device)
+        elif header.get("gaps"):
+            raise CacheFileError(f"{path}: an earlier version wrote it after a padded second prompt, without its mask")
+        elif bool((positions.seen < positions.columns).any()):
+            positions.padded_on_the_left(positions.columns)
         counted = (x["host"].get("decoded", 0) for x in header["layers"] if x["kind"] == "keepkv")  # in former files
         shared.decoded = header.get("decoded") or [next(counted, 0)] * len(positions.seen)
     if shared.spans is not None:
@@ -171,7 +180,9 @@ def _restore(layer: Any, entry: dict[str, Any], tensors: dict[str, Tensor]) -> N
         if name != "sinks":
             group, rest = name.split(".", 1)
             groups[group][rest] = x
-    layer.progress = Progress(**{x.name: entry["host"][x.name] for x in fields(Progress)})
+    known = {x.name for x in fields(Progress)} & entry["host"].keys()
+    layer.progress = Progress(**{"settled": entry["host"]["seen"], **{name: entry["host"][name] for name in known}})
+    layer.heard = layer.progress.seen
     counts: dict[str, Any] = {**entry["tally"], **groups["count"]}
     layer.tally = Tally(**counts)
     layer.score_state = groups["state"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,9 +14,9 @@ from keepkv.errors import CacheStateError, UnsupportedInput
 class RowPositions:
     """Counts tokens per row, without padding.
 
-    columns: tokens fed so far, padding included (the logical length transformers knows). seen (B,): tokens of each
-    row. positions (B,T): of the latest forward, ``EMPTY`` for padding. gaps: whether a row has padding between its
-    tokens. One-token steps update in place, so that compiled decode reads the same addresses.
+    columns: fed so far, padding included (the logical length transformers knows). seen (B,): tokens of each row.
+    positions (B,T): of the latest forward, ``EMPTY`` for padding. tokens (B,columns) bool: which columns hold a token;
+    None: all of them. One-token steps update in place, so that compiled decode reads the same addresses.
     """
 
     def __init__(self) -> None:
@@ -22,53 +24,105 @@ class RowPositions:
         self.columns_tensor = torch.zeros((), dtype=torch.int64)  # the same for compiled code, which reads no numbers
         self.seen: Tensor | None = None
         self.positions: Tensor | None = None
-        self.gaps: Tensor | bool = False
+        self.tokens: Tensor | None = None
 
-    def begin(self, batch: int, length: int, padding: Tensor | None, device: torch.device) -> None:
-        """A forward of ``length`` columns starts; ``padding`` (B, all columns) bool or None."""
-        if self.seen is None:
-            self.seen = torch.zeros(batch, dtype=torch.int64, device=device)
-            self.columns_tensor = self.columns_tensor.to(device)
-        elif self.seen.shape[0] != batch:
+    @property
+    def gaps(self) -> bool:
+        """Whether a row has padding between its tokens."""
+        return self.tokens is not None and bool((~self.tokens & (self.tokens.cumsum(-1) > 0)).any())
+
+    def check(self, batch: int, length: int, padding: Tensor | None) -> None:
+        """Refuse a forward of ``length`` columns that does not continue these rows; ``padding`` as ``begin`` takes it.
+
+        What the mask says of past columns is compared by ``hidden``.
+        """
+        if self.seen is not None and self.seen.shape[0] != batch:
             raise UnsupportedInput(
                 f"a batch of {batch} was given to a cache that holds {self.seen.shape[0]} rows. Use "
                 "cache.batch_repeat_interleave(n) to ask several questions, or cache.reset() for a new batch."
             )
-        if padding is None:
-            new = torch.ones(batch, length, dtype=torch.bool, device=device)
-        else:
+        if padding is None or length == 1:
+            return
+        new = padding[:, -length:]
+        # Left padding only: a row that ends in padding would continue from a padding token.
+        if bool((~new[:, -1] & new.any(-1)).any()):
+            raise UnsupportedInput(
+                "right padding: a row of the attention mask ends in 0 after real tokens. Pad on the left: "
+                "tokenizer.padding_side = 'left'."
+            )
+
+    def hidden(self, padding: Tensor | None) -> tuple[int, Tensor] | None:
+        """What a mask that begins with the past columns hides of them: the first such column, and how many tokens of
+        each row (B,) it takes from its end; None: nothing.
+
+        padding (B, all columns) bool, or None: every column is a token. Raises ``UnsupportedInput`` where the mask
+        hides tokens with others behind them, or shows padding: what was computed and dropped since cannot be undone.
+        """
+        if not self.columns or self.seen is None or (padding is None and self.tokens is None):
+            return None
+        told = torch.ones_like(padding[:, : self.columns]) if self.tokens is None else self.tokens  # type: ignore[index]
+        now = torch.ones_like(told) if padding is None else padding[:, : self.columns].to(told.device)
+        if torch.equal(told, now):
+            return None
+        lost = told & ~now
+        behind = told & (lost.cumsum(-1) > 0)
+        if bool((now & ~told).any()) or not torch.equal(behind, lost):
+            rows = (now != told).any(-1).nonzero()[:, 0].tolist()
+            raise UnsupportedInput(
+                f"the attention mask says something else of columns that were read before than it said then (rows "
+                f"{rows}), and slots were chosen by what it said. Give the same mask again with the new columns behind "
+                "it; only the newest tokens of a row may be hidden. cache.attention_mask(new) makes such a mask."
+            )
+        return int(lost.any(0).nonzero()[0]), lost.sum(-1)
+
+    def hide(self, tokens: Tensor) -> None:
+        """Take the newest ``tokens`` (B,) of each row for padding."""
+        assert self.seen is not None and self.positions is not None
+        told = self.tokens if self.tokens is not None else self._all()
+        left = (self.seen - tokens)[:, None]
+        self.tokens = told & (told.cumsum(-1) <= left)
+        self.positions = self.positions.masked_fill(self.positions >= left, EMPTY)
+        self.seen = self.seen - tokens
+
+    def begin(self, batch: int, length: int, padding: Tensor | None, device: torch.device) -> None:
+        """A forward of ``length`` columns starts; ``padding`` (B, all columns) bool, False where a column is padding,
+        or None. Past columns are as they were told."""
+        if self.seen is None:
+            self.seen = torch.zeros(batch, dtype=torch.int64, device=device)
+            self.columns_tensor = self.columns_tensor.to(device)
+        new = torch.ones(batch, length, dtype=torch.bool, device=device)
+        if padding is not None:
             new = padding[:, -length:].to(device)
-            self.gaps = self.gaps | (~new & (self.seen > 0)[:, None]).any()  # read later: no wait in each step
-            # Left padding only: a row that ends in padding would continue from a padding token.
-            if length > 1 and bool((~new[:, -1] & new.any(-1)).any()):
-                raise UnsupportedInput(
-                    "right padding: a row of the attention mask ends in 0 after real tokens. Pad on the left: "
-                    "tokenizer.padding_side = 'left'."
-                )
+            self.tokens = padding.to(device, copy=True)  # it is the user's, who may write to it
         positions = (new.cumsum(-1) - 1 + self.seen[:, None]).masked_fill(~new, EMPTY)
         if self.positions is not None and self.positions.shape == positions.shape and length == 1:
             self.positions.copy_(positions)
         else:
             self.positions = positions
         self.seen += new.sum(-1)
-        self.columns += length
-        self.columns_tensor.fill_(self.columns)
+        self._count(self.columns + length)
+        if padding is None and self.tokens is not None:
+            self.tokens = torch.cat((self.tokens, new), dim=1)
 
-    def crop(self, tokens: int) -> None:
-        """Take back the newest ``tokens`` columns."""
-        if self.seen is None or self.positions is None:
+    def crop(self, columns: int) -> None:
+        """Take back the newest ``columns``."""
+        if self.seen is None or self.positions is None or not columns:
             return
-        latest = min(tokens, self.positions.shape[1])
-        self.seen -= (self.positions[:, self.positions.shape[1] - latest :] >= 0).sum(-1)
-        self.seen -= tokens - latest  # earlier columns of a rollback are decoded tokens, never padding
-        self.positions = self.positions[:, : self.positions.shape[1] - latest]
-        self.columns -= tokens
+        if self.tokens is None:
+            self.seen -= columns
+        else:
+            self.seen -= self.tokens[:, self.columns - columns :].sum(-1)
+            self.tokens = self.tokens[:, : self.columns - columns]
+        self.positions = self.positions[:, : max(0, self.positions.shape[1] - columns)]
+        self._count(self.columns - columns)
 
     def index(self, rows: Tensor) -> None:
         """Row i becomes the present row ``rows[i]``."""
         if self.seen is None or self.positions is None:
             return
         rows = rows.to(self.seen.device)
+        if self.tokens is not None:
+            self.tokens = self.tokens[rows]
         if len(rows) == self.seen.shape[0]:
             self.seen.copy_(self.seen[rows])
             self.positions.copy_(self.positions[rows])
@@ -76,28 +130,43 @@ class RowPositions:
             self.seen, self.positions = self.seen[rows], self.positions[rows]
 
     def copy(self) -> RowPositions:
-        """An independent copy."""
+        """An independent copy, in memory that may be written in whatever mode is on now."""
         twin = RowPositions()
-        twin.__dict__.update({name: x.clone() if isinstance(x, Tensor) else x for name, x in self.__dict__.items()})
+        held: dict[str, Any] = {name: x.clone() if isinstance(x, Tensor) else x for name, x in self.__dict__.items()}
+        twin.__dict__.update(held)
         return twin
 
     def join(self, other: RowPositions) -> None:
-        """Add the rows of ``other``; the shorter ones count as padded on the left."""
+        """Add the rows of ``other``; the shorter ones count as padded on the left. Neither has gaps."""
         if self.seen is None or other.seen is None:
             raise CacheStateError("a cache that has read nothing was joined: feed its prompt first")
         self.seen = torch.cat((self.seen, other.seen.to(self.seen.device)))
         self.positions = self.seen[:, None] - 1  # also where the newest tokens were taken back
-        self.gaps = self.gaps | other.gaps
-        self._count(max(self.columns, other.columns))
+        self._move(max(self.columns, other.columns))
 
     def trim(self) -> int:
         """Forget columns before the first token of every row; returns how many. Not possible where rows have gaps."""
-        if self.seen is None or bool(self.gaps) or not self.seen.numel():
+        if self.seen is None or not self.seen.numel() or self.gaps:
             return 0
         spare = self.columns - int(self.seen.max())
-        self._count(self.columns - spare)
+        self._move(self.columns - spare)
         return spare
+
+    def padded_on_the_left(self, columns: int) -> None:
+        """Count ``columns``, the last of which are the tokens of each row."""
+        self._move(columns)
+
+    def _all(self) -> Tensor:
+        assert self.seen is not None
+        return torch.ones(len(self.seen), self.columns, dtype=torch.bool, device=self.seen.device)
+
+    def _move(self, columns: int) -> None:
+        self.columns = columns
+        self.columns_tensor = torch.full_like(self.columns_tensor, columns)
+        if self.seen is not None:
+            at = torch.arange(columns, device=self.seen.device)
+            self.tokens = at >= columns - self.seen[:, None]
 
     def _count(self, columns: int) -> None:
         self.columns = columns
-        self.columns_tensor = torch.full_like(self.columns_tensor, columns)
+        self.columns_tensor.fill_(columns)

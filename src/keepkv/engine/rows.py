@@ -28,9 +28,14 @@ def join(cache: CacheParts, other: CacheParts) -> None:
     if theirs.positions.seen is None:
         raise CacheStateError("the cache that joins has read nothing yet: feed its prompt first")
     settings = _joined_settings(cache, other)
+    cache.renew()
+    other.renew()
     if mine.positions.seen is None:  # an empty batch takes over what comes
         cache.shared, cache.layers, other.shared, other.layers = theirs, other.layers, mine, cache.layers
         return
+    for layer in (*cache.layers, *other.layers):
+        if isinstance(layer, Layer):
+            layer.listen()
     if any(type(layer) not in (Layer, DynamicSlidingWindowLayer) for layer in cache.layers if _holds(layer)):
         kinds = sorted({type(layer).__name__ for layer in cache.layers} - {"Layer"})
         raise UnsupportedModel(f"layers of kind {', '.join(kinds)} cannot be joined; decode these caches one by one")
@@ -49,7 +54,7 @@ def join(cache: CacheParts, other: CacheParts) -> None:
             _join_layer(layer, more, counts, mine.positions.columns)
         elif _holds(layer):
             _join_sliding(layer, more, mine.positions.columns)
-    mine.decoded = mine.decoded + theirs.decoded
+    mine.decoded, mine.fed = mine.decoded + theirs.decoded, []
     mine.settings = settings
     if mine.spans is not None and theirs.spans is not None:
         mine.spans.join(theirs.spans)
@@ -90,14 +95,57 @@ def split(cache: Any, which: Sequence[int]) -> Any:
     return twin
 
 
+def crop(cache: Any, tokens_to_remove: int) -> None:
+    """Take back the newest columns; see ``Cache.crop``. Raises, and changes nothing, where a layer cannot."""
+    if tokens_to_remove > 0:
+        raise CacheStateError(f"crop({tokens_to_remove}): give the number of tokens to remove as a negative number")
+    shared, before = cache.shared, {}
+    for layer in cache.layers:
+        if isinstance(layer, Layer):
+            layer.check_crop(-tokens_to_remove)
+    for layer in cache.layers:
+        if isinstance(layer, Layer) or holds_nothing(layer):
+            continue
+        before[layer] = dict(vars(layer))  # they crop by taking slices, and write to none
+        try:
+            layer.crop(tokens_to_remove)
+        except (RuntimeError, NotImplementedError, AttributeError) as error:
+            for changed, state in before.items():
+                vars(changed).update(state)
+            kind = type(layer).__name__
+            raise CacheStateError(f"crop({tokens_to_remove}): a {kind} cannot be cropped: {error}") from error
+    for layer in cache.compressible:
+        layer.crop(tokens_to_remove)
+    shared.positions.crop(-tokens_to_remove)
+    shared.take_back(-tokens_to_remove)
+    if shared.spans is not None and shared.positions.seen is not None:
+        shared.spans.crop(shared.positions.seen)
+
+
+def copy_all(cache: Any) -> None:
+    """Take copies of all that a cache holds, in memory that may be written in the mode that is on now."""
+    shared = cache.shared
+    shared.positions.__dict__.update(shared.positions.copy().__dict__)
+    for layer in cache.layers:
+        if isinstance(layer, Layer):
+            layer.store = layer.store.clone()
+            layer.score_state = {name: x.clone() for name, x in layer.score_state.items()}
+        else:
+            for name, x in vars(layer).items():
+                if isinstance(x, Tensor):
+                    setattr(layer, name, x.clone())
+                elif isinstance(x, dict):
+                    x.update({key: y.clone() for key, y in x.items() if isinstance(y, Tensor)})
+
+
 def attention_mask(cache: Any, new: int) -> Tensor:
     """(B, columns + new) int64 for the next forward of ``new`` tokens; see ``Cache.attention_mask``."""
     positions = cache.shared.positions
     if positions.seen is None:
         raise CacheStateError("the cache has read nothing yet: its first mask is that of the prompt")
-    _check_gaps(cache.shared)
-    columns = torch.arange(positions.columns + new, device=positions.seen.device)
-    mask: Tensor = columns >= positions.columns - positions.seen[:, None]
+    mask: Tensor = torch.ones(len(positions.seen), positions.columns + new, device=positions.seen.device)
+    if positions.tokens is not None:
+        mask[:, : positions.columns] = positions.tokens
     return mask.long()
 
 
@@ -141,7 +189,7 @@ def _compress_prompt(cache: CacheParts) -> None:
             if layer.progress.pending:
                 compress(layer)
         compress_waiting(shared)
-        shared.decoded = [0] * len(shared.decoded)
+        shared.restart()
     if when.every is None:
         for layer in layers:
             layer.drop_score_state()
@@ -163,7 +211,7 @@ def _join_layer(layer: Layer, other: Layer, counts: tuple[int, int], columns: in
         ]
         joined[name] = torch.cat(_padded(halves))
     layer.score_state = joined
-    layer.progress.seen = columns
+    layer.progress.seen = layer.progress.settled = columns
     layer.progress.compressed = True  # the slots are no longer every column in order
     layer.progress.record_past |= other.progress.record_past
 
@@ -202,6 +250,8 @@ def _trim(cache: CacheParts) -> None:
     for layer in cache.layers:
         if isinstance(layer, Layer):
             layer.progress.seen -= spare
+            layer.progress.settled = max(0, layer.progress.settled - spare)
+            layer.heard = max(0, layer.heard - spare)
             layer.progress.compressed |= spare > 0
         elif isinstance(layer, DynamicSlidingWindowLayer) and layer.is_initialized:
             held = min(columns, layer.sliding_window - 1)
@@ -218,6 +268,6 @@ def _holds(layer: Any) -> bool:
 def _check_gaps(*caches: CacheState) -> None:
     if any(bool(shared.positions.gaps) for shared in caches):
         raise CacheStateError(
-            "a row has padding between its tokens (a second prompt was padded), which its mask must repeat: build the "
-            "mask yourself, and feed turns row by row where caches are to be joined"
+            "a row has padding between its tokens (a second prompt was padded), and layers with a sliding window hold "
+            "it: feed turns row by row where such caches are to be joined"
         )

@@ -72,19 +72,53 @@ class Settings:
 class CacheState:
     """What changes as a cache is used.
 
-    decoded: columns fed one by one to each row since it was last compressed. compressing: whether compressions that
-    fall due are run. observing: the score sees every token, whether a compression may follow or not. waiting: layers
-    that share a budget and wait for the others. clock: what compressions are timed by, in seconds.
+    decoded: columns fed one by one to each row since it was last compressed. fed: columns since then in the order in
+    which they came, as [count, whether they were decoded]. compressing: whether compressions that fall due are run.
+    observing: the score sees every token, whether a compression may follow or not. reading: a forward of one token
+    belongs to a prompt. inference: what is held may have been made in inference mode. waiting: layers that share a
+    budget and wait for the others. forwards: how many began. begun, ended: the ones in which each layer with a
+    recurrent state was last begun and ended, by layer. clock: what compressions are timed by, in seconds.
     """
 
     settings: Settings
     positions: RowPositions = field(default_factory=RowPositions)
     spans: RowSpans | None = None
     decoded: list[int] = field(default_factory=list)
+    fed: list[list[int]] = field(default_factory=list)
     compressing: bool = True
     observing: bool = False
+    reading: bool = False
+    inference: bool = False
     waiting: list[Compressible] = field(default_factory=list)
+    forwards: int = 0
+    begun: dict[int, int] = field(default_factory=dict)
+    ended: dict[int, int] = field(default_factory=dict)
     clock: Callable[[], float] = time.perf_counter
+
+    def feed(self, columns: int, decoded: bool) -> None:
+        """Count a forward of ``columns`` that begins."""
+        if self.fed and self.fed[-1][1] == decoded:
+            self.fed[-1][0] += columns
+        else:
+            self.fed.append([columns, decoded])
+        if decoded:
+            self.decoded = [n + columns for n in self.decoded]
+
+    def take_back(self, columns: int) -> None:
+        """Count the newest ``columns`` as not fed."""
+        decoded = 0
+        while columns and self.fed:
+            count = min(columns, self.fed[-1][0])
+            decoded += count * self.fed[-1][1]
+            self.fed[-1][0] -= count
+            columns -= count
+            if not self.fed[-1][0]:
+                self.fed.pop()
+        self.decoded = [max(0, n - decoded) for n in self.decoded]
+
+    def restart(self) -> None:
+        """Every row was compressed: count what is decoded from here."""
+        self.decoded, self.fed = [0] * len(self.decoded), []
 
     def index(self, rows: Tensor) -> None:
         """Row i becomes the present row ``rows[i]``."""
@@ -97,13 +131,14 @@ class CacheState:
         """An independent copy, with other settings if they are given."""
         spans = None if self.spans is None else self.spans.copy()
         rows = {"positions": self.positions.copy(), "spans": spans, "decoded": list(self.decoded), "waiting": []}
-        return replace(self, settings=settings or self.settings, **rows)  # type: ignore[arg-type]
+        fed, begun, ended = [list(x) for x in self.fed], dict(self.begun), dict(self.ended)
+        return replace(self, settings=settings or self.settings, fed=fed, begun=begun, ended=ended, **rows)  # type: ignore[arg-type]
 
     def reset(self) -> None:
         """Forget the rows."""
         fresh = RowPositions()
         self.positions.__dict__.update(fresh.__dict__)
-        self.decoded, self.waiting = [], []
+        self.decoded, self.fed, self.waiting, self.begun, self.ended = [], [], [], {}, {}
         if self.spans is not None:
             self.spans.reset()
 
@@ -112,12 +147,14 @@ class CacheState:
 class Progress:
     """How far a layer has come; what of it is written to files beside tensors.
 
-    seen: columns fed. pending: a prompt waits for its deferred compression. compressed: the store holds something else
-    than every token in order. record_past: the newest tokens may be rolled back. prefilling: the forward that runs
-    reads a prompt. query_heads: of the model's attention, 0 before it was called.
+    seen: columns fed. settled: of these, before the last compression. pending: a prompt waits for its deferred
+    compression. compressed: the store holds something else than every token in order. record_past: the newest tokens
+    may be rolled back. prefilling: the forward that runs reads a prompt. query_heads: of the model's attention, 0
+    before it was called.
     """
 
     seen: int = 0
+    settled: int = 0
     pending: bool = False
     compressed: bool = False
     record_past: bool = False
@@ -141,6 +178,8 @@ class Compressible(Protocol):
     tally: Tally
     progress: Progress
 
+    def listen(self) -> None: ...
+
 
 class CacheParts(Protocol):
     """What is written of a cache, and joined with those of another."""
@@ -152,6 +191,8 @@ class CacheParts(Protocol):
     store_options: dict[str, Any]
     codec_options: dict[str, Any]
     attached_config: dict[str, Any]
+
+    def renew(self) -> None: ...
 
     def reset(self) -> None: ...
 

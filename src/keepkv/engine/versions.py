@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
+from transformers import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 
 # The oldest and the newest release that the whole suite was run on.
@@ -34,6 +35,19 @@ def cache_of(outputs: Any) -> Any:
 def holds_nothing(layer: Any) -> bool:
     """Whether a cache layer of transformers stands for slots of another layer."""
     return type(layer).__name__ == "DummyLayer"  # by name: transformers before 5.20 does not have it
+
+
+def in_prefill() -> bool:
+    """Whether ``generate`` is reading its prompt now. A last chunk of one token looks like a decoded one from here."""
+    if torch.compiler.is_compiling():
+        return False
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not _PREFILL:
+        frame = frame.f_back
+    return frame is not None
+
+
+_PREFILL = GenerationMixin._prefill.__code__
 
 
 def installed() -> dict[str, Version]:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from keepkv.core.calibration import of_layer
-from keepkv.core.slots import LayerView, Slots
+from keepkv.core.slots import EMPTY, LayerView, Slots
 from keepkv.engine.state import Compressible
+
+
+def _live(layer: Compressible, until: Tensor | None) -> Slots:
+    """The slots that statistics are updated through; of positions before ``until`` (B,), the others empty."""
+    slots = layer.form.view(layer.store.live_view())
+    if until is None:
+        return slots
+    return slots.with_(positions=slots.positions.masked_fill(slots.positions >= until[:, None, None], EMPTY))
 
 
 class SlotsOnDemand(Slots):
@@ -31,18 +40,23 @@ class SlotsOnDemand(Slots):
         return "positions" in self.__dict__
 
 
-def view_of(layer: Compressible, query: Tensor | None = None, live: bool = False) -> LayerView:
+def view_of(layer: Compressible, query: Tensor | None = None, live: bool = False, later: int = 0) -> LayerView:
     """What the pieces see of ``layer``.
 
     query (B,Hq,T,D): of the latest forward, None when it is over. live: the view that statistics are updated through,
-    see ``Store.live_view``; its slots are gathered only if they are looked at.
+    see ``Store.live_view``; its slots are gathered only if they are looked at. later: the newest columns, which the
+    view knows nothing of.
     """
     store, form, shared = layer.store, layer.form, layer.shared
     seen, positions = shared.positions.seen, shared.positions.positions
     assert seen is not None and positions is not None and layer.attention is not None
+    if later:
+        seen = seen - (positions[:, -later:] >= 0).sum(-1)
+        positions = positions[:, :-later]
     if live:
         on_demand = not torch.compiler.is_compiling()  # compiled code sees tensors only
-        slots = SlotsOnDemand(lambda: form.view(store.live_view())) if on_demand else form.view(store.live_view())
+        gather = partial(_live, layer, seen if later else None)
+        slots = SlotsOnDemand(gather) if on_demand else gather()
     else:
         slots = form.view(store.view())
     if query is None:

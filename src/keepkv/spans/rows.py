@@ -85,6 +85,11 @@ class RowSpans:
                 )
         self.prompt = seen.clone()
 
+    def crop(self, seen: Tensor) -> None:
+        """Only the first ``seen`` (B,) tokens of each row are left; where that is less than the prompt, it goes on."""
+        if self.prompt is not None and bool((seen < self.prompt).any()):
+            self.prompt = None
+
     def index(self, rows: Tensor) -> None:
         """Row i becomes the present row ``rows[i]``."""
         if self.which is not None:

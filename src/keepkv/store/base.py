@@ -13,7 +13,7 @@ from keepkv.attention.part import Part
 from keepkv.core.layer_info import LayerInfo
 from keepkv.core.registry import Registry
 from keepkv.core.slots import Slots
-from keepkv.errors import KeepKVError
+from keepkv.errors import KeepKVError, UnsupportedInput
 from keepkv.store.codec import CODECS, Codec, Plain
 
 POSITION = VOTES = STATISTIC = 4  # bytes
@@ -138,6 +138,12 @@ class Store(ABC):
     @abstractmethod
     def crop(self, tokens: int) -> None:
         """Remove the newest ``tokens`` columns, at most ``appended``."""
+
+    def hide(self, first: Tensor) -> None:
+        """Make slots empty whose position is ``first`` (B,) of their row or later; none of these was loaded."""
+        raise UnsupportedInput(
+            f"{type(self).__name__} cannot hide tokens that it holds: an attention mask must go on as it began"
+        )
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:

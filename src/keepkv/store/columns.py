@@ -67,6 +67,12 @@ class Columns:
             x[:, :, end : self.length] = self.starts.get(name, 0.0)
         self.length = end
 
+    def hide(self, first: Tensor) -> None:
+        """Make columns empty whose position is ``first`` (B,) of their row or later."""
+        if self.fields:
+            at = self.fields["positions"]
+            at.masked_fill_(at >= first[:, None, None], EMPTY)
+
     def index(self, rows: Tensor) -> None:
         """Row i becomes the present row ``rows[i]``."""
         self.fields = {name: x.index_select(0, rows.to(x.device)) for name, x in self.fields.items()}

@@ -174,6 +174,13 @@ class StaticStore(Store):
             self.fields["positions"][:, :, self._used :] = EMPTY
         self._appended -= tokens
 
+    def hide(self, first: Tensor) -> None:
+        if self.growing is not None:
+            self.growing.hide(first)
+        else:
+            at = self.fields["positions"]
+            at.masked_fill_(at >= first[:, None, None], EMPTY)
+
     def tensors(self) -> dict[str, Tensor]:
         if self.growing is not None:
             return {f"growing.{name}": x for name, x in self.growing.tensors().items()} | self._counts()

@@ -77,6 +77,10 @@ class Zones(Store):
         self.recent.crop(tokens)
         self._appended -= tokens
 
+    def hide(self, first: Tensor) -> None:
+        self.coded.hide(first)
+        self.recent.hide(first)
+
     # --- slots ---------------------------------------------------------------------------------------------------
 
     def _written(self, fields: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -75,6 +75,8 @@ def reread(
 def check_whole(cache: Cache, input_ids: Tensor, mask: Tensor, name: str) -> None:
     """Raise unless ``cache`` holds all of ``input_ids`` and nothing else; ``name``: of the function that asks."""
     seen = cache.shared.positions.seen
+    for layer in cache.compressible:
+        layer.listen()
     if seen is None:
         raise CacheStateError(f"the cache has not read anything yet: feed the prompt first, then call keepkv.{name}")
     if any(layer.progress.compressed for layer in cache.compressible):
