@@ -88,5 +88,4 @@ def write(out: Path, cells: list[Record], run: Record) -> None:
 
 def read(out: Path) -> tuple[list[Record], Record]:
     """What ``write`` wrote."""
-    text = gzip.decompress((out / CELLS).read_bytes()).decode()
-    return [json.loads(line) for line in text.splitlines()], json.loads((out / RUN).read_text())
+    return list(read_lines(out, CELLS.removesuffix(".gz"))), json.loads((out / RUN).read_text())

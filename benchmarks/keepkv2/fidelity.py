@@ -30,6 +30,7 @@ from keepkv.evaluation.rows import CellKey
 from keepkv.evaluation.setup import FULL, Setup, Unit
 from keepkv.evaluation.unit import build, look_again, make_cache, within
 from keepkv.measure import MadeWith
+from keepkv.measure.alone import alone
 from keepkv.metrics import kl, relative_error
 from keepkv.tasks.asking import Encoded, Ids, likely, pad, read, rows_of, step
 
@@ -65,7 +66,11 @@ class AnswerRow(CellKey):
 @torch.inference_mode()
 def evaluate(model: Any, tokenizer: Any, setup: Setup, folder: Path) -> None:
     """Runs what of ``setup`` is not yet recorded in ``folder``."""
-    journal = Journal(folder, setup, MadeWith.of(model, setup.model), AnswerRow)
+    with alone(folder):
+        _evaluate(model, tokenizer, setup, Journal(folder, setup, MadeWith.of(model, setup.model), AnswerRow))
+
+
+def _evaluate(model: Any, tokenizer: Any, setup: Setup, journal: Journal[AnswerRow]) -> None:
     made: dict[tuple[Any, ...], tuple[list[Encoded], Reference]] = {}
     for number, unit in enumerate(setup.units()):
         if number >= journal.done:

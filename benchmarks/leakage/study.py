@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from keepkv.evaluation.leakage.curves import complete
 from keepkv.evaluation.leakage.rows import LeakageRow
 from keepkv.evaluation.leakage.study import METHODS, REMOVED, SPANS, study
 from keepkv.measure import Ledger
+from keepkv.measure.alone import alone
 from keepkv.tasks.base import Item
 from keepkv.tasks.instructions import ATTACKS, ORDERS
 from keepkv.tasks.secret import probed
@@ -77,6 +79,15 @@ def main() -> None:
     if args.model is not None:
         asked |= {k: v for k, v in vars(args).items() if k in ("directives", "defence", "reply")}
     args.out.mkdir(parents=True, exist_ok=True)
+    with alone(args.out):
+        measure(args, asked, model, tokenizer, orders, removed)
+
+
+def measure(
+    args: argparse.Namespace, asked: dict[str, Any], model: Any, tokenizer: Any, orders: Sequence[str],
+    removed: list[float],
+) -> None:  # fmt: skip
+    """Measures what is not yet recorded in ``args.out``, and sums it up."""
     settings, file = args.out / "settings.json", args.out / "leakage.jsonl"
     if settings.exists() and json.loads(settings.read_text()) != asked:
         raise SystemExit(f"{args.out} holds a study with other settings: give another --out, or delete it")

@@ -27,9 +27,10 @@ from keepkv.evaluation.journal import Journal
 from keepkv.evaluation.rows import ITEMS, ItemRow, Run, SpeedRow
 from keepkv.evaluation.runner import evaluate, total
 from keepkv.evaluation.setup import FULL, HELD_OUT, Setup, Unit, Variant
-from keepkv.evaluation.summary import cells
+from keepkv.evaluation.summary import cells, summarise
 from keepkv.evaluation.unit import build, make_cache, run, within
 from keepkv.measure import MadeWith, environment
+from keepkv.measure.alone import alone as one_writer
 from keepkv.measure.files import read_lines
 from keepkv.methods import METHODS
 from keepkv.tasks.base import Item, Question, Task, TaskError
@@ -260,6 +261,43 @@ def test_another_evaluation_in_the_directory_is_refused(tmp_path: Any, loaded: A
         Journal(tmp_path, setup(items=9), here, ItemRow)
     with pytest.raises(KeepKVError, match="environment"):
         Journal(tmp_path, setup(), there, ItemRow)
+
+
+@pytest.mark.parametrize("held", ["", "[]", "null", '{"model": ', "\0" * 40, "[" * 100_000, b"\xff\xfe"], ids=repr)
+def test_a_damaged_run_is_refused(tmp_path: Any, held: str | bytes) -> None:
+    """In one line that names the file. Before: errors of json and of dictionaries."""
+    (tmp_path / "run.json").write_bytes(held.encode() if isinstance(held, str) else held)
+    with pytest.raises(KeepKVError, match=r"run\.json.*is damaged"):
+        Journal(tmp_path, setup(), MadeWith(device="cpu", dtype="float32", versions={}), ItemRow)
+    with pytest.raises(KeepKVError, match=r"run\.json"):
+        summarise(tmp_path)
+
+
+def test_rows_that_stand_twice_are_refused_and_a_run_leaves_each_once(tmp_path: Any, loaded: Any) -> None:
+    """Two runs in one directory made n = 4 of 2 items, and an interval too narrow."""
+    whole = evaluate(*loaded, setup(), tmp_path)
+    items = (tmp_path / ITEMS).read_bytes()
+    lines = items.splitlines(keepends=True)
+    (tmp_path / ITEMS).write_bytes(b"".join(line + line for line in lines))
+    with pytest.raises(KeepKVError, match=r"a row stands twice: .*Run the evaluation again"):
+        summarise(tmp_path)
+    for twice in ([*lines, *lines], [lines[0], *lines], [line for line in lines for _ in range(2)]):
+        (tmp_path / ITEMS).write_bytes(b"".join(twice))
+        assert [c.score for c in evaluate(*loaded, setup(), tmp_path)] == [c.score for c in whole]
+        assert (tmp_path / ITEMS).read_bytes() == items
+    with one_writer(tmp_path), pytest.raises(KeepKVError, match="locked"):
+        evaluate(*loaded, setup(), tmp_path)
+
+
+def test_damage_in_any_file_of_rows_is_cut_and_said(tmp_path: Any, loaded: Any) -> None:
+    evaluate(*loaded, setup(), tmp_path)
+    whole = (tmp_path / ITEMS).read_bytes()
+    for name in (ITEMS, "speed.jsonl", "maps.jsonl"):
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[: len(data) // 2] + b"\0\n" + data[len(data) // 2 :])
+        with pytest.warns(UserWarning, match=f"{name}, line"):
+            evaluate(*loaded, setup(), tmp_path)
+        assert (tmp_path / ITEMS).read_bytes() == whole
 
 
 def test_cells_pair_each_item_with_the_full_cache() -> None:

@@ -11,8 +11,9 @@ from keepkv.evaluation.records import Found, R, places
 from keepkv.evaluation.rows import ITEMS, MAPS, RUN, SPEED, MapRow, SpeedRow
 from keepkv.evaluation.setup import Setup, Unit
 from keepkv.measure.environment import MadeWith
+from keepkv.measure.files import text_of
 from keepkv.measure.ledger import Ledger, replace_text
-from keepkv.measure.rows import plain
+from keepkv.measure.rows import RowError, object_of, plain
 
 
 class Journal(Generic[R]):
@@ -28,7 +29,7 @@ class Journal(Generic[R]):
         run = json.loads(json.dumps(setup.to_dict() | {"environment": plain(made_with)}))  # as it is read again
         path = folder / RUN
         if path.exists():
-            if (held := json.loads(path.read_text(encoding="utf-8"))) != run:
+            if (held := _run_of(path)) != run:
                 changed = sorted(key for key in {*held, *run} if held.get(key) != run.get(key))
                 raise KeepKVError(
                     f"{str(folder)!r} holds another evaluation, which differs in {', '.join(changed)}. Give another "
@@ -60,12 +61,29 @@ class Journal(Generic[R]):
                 break
             recorded += expected
             units += 1
-        known = set(recorded)
         for ledger in (self.items, self.speed, self.maps):
-            ledger.keep(lambda row: _place(row) in known)
+            missing = set(recorded)
+            ledger.keep(lambda row, missing=missing: _take(missing, _place(row)))  # type: ignore[misc]
         return units
+
+
+def _take(missing: set[tuple[Any, ...]], place: tuple[Any, ...]) -> bool:
+    """Whether ``place`` is one of ``missing``; from then on it is not."""
+    there = place in missing
+    missing.discard(place)
+    return there
+
+
+def _run_of(path: Path) -> dict[str, Any]:
+    try:
+        return object_of(text_of(path), path.name)
+    except RowError as error:
+        raise KeepKVError(
+            f"{str(path)!r} is damaged, so nobody knows what the rows beside it were made with: {error}. Give another "
+            "directory, or delete this one."
+        ) from error
 
 
 def _place(row: Any) -> tuple[Any, ...]:
     """Cell and seed of a row; of one for several items, the first one's."""
-    return (*row.cell, row.seeds[0] if isinstance(row, SpeedRow) else row.seed)
+    return (*row.cell, *(row.seeds[:1] if isinstance(row, SpeedRow) else [row.seed]))

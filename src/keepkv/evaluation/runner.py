@@ -14,6 +14,7 @@ from keepkv.evaluation.rows import CellRow, ItemRow
 from keepkv.evaluation.setup import Setup, Unit
 from keepkv.evaluation.summary import summarise
 from keepkv.evaluation.unit import build, run
+from keepkv.measure.alone import alone
 from keepkv.measure.environment import MadeWith
 from keepkv.tasks.asking import Encoded
 
@@ -23,8 +24,14 @@ Step = Callable[[int, str], None]  # rows done, and what comes next
 def evaluate(model: Any, tokenizer: Any, setup: Setup, folder: Path, step: Step | None = None) -> list[CellRow]:
     """Runs what of ``setup`` is not yet recorded in ``folder`` and returns the cells, which are written there too.
 
-    ``model`` in evaluation mode. An item that cannot be run is recorded as failed, with the reason, and counted.
+    ``model`` in evaluation mode. An item that cannot be run is recorded as failed, with the reason, and counted. Raises
+    ``KeepKVError`` while another process writes to ``folder``.
     """
+    with alone(folder):
+        return _evaluate(model, tokenizer, setup, folder, step)
+
+
+def _evaluate(model: Any, tokenizer: Any, setup: Setup, folder: Path, step: Step | None) -> list[CellRow]:
     journal = Journal(folder, setup, MadeWith.of(model, setup.model), ItemRow)
     report = step or (lambda rows, what: None)
 

@@ -10,22 +10,40 @@ from typing import Any
 
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.rows import CELLS, ITEMS, RUN, SPEED, CellRow, ItemRow, Run, SpeedRow
-from keepkv.measure.files import read_rows, write
+from keepkv.measure.files import read_rows, text_of, write
 from keepkv.measure.interval import bootstrap, mean, mean_low_high
+from keepkv.measure.rows import RowError
 
 Key = tuple[Any, ...]
 
 
 def summarise(folder: Path) -> list[CellRow]:
     """The cells of the evaluation in ``folder``, written to ``cells.jsonl`` and ``cells.csv``. Raises ``KeepKVError``
-    where there is none."""
+    where there is none, or where a row stands twice."""
     try:
-        run = Run.from_line((folder / RUN).read_text(encoding="utf-8"), RUN)
-    except OSError as error:
+        run = Run.from_line(text_of(folder / RUN), RUN)
+    except RowError as error:
         raise KeepKVError(f"{str(folder)!r} holds no evaluation: {error}") from error
-    found = cells(read_rows(folder, ITEMS, ItemRow), read_rows(folder, SPEED, SpeedRow), run)
+    items, speed = read_rows(folder, ITEMS, ItemRow), read_rows(folder, SPEED, SpeedRow)
+    each_once((*row.cell, row.seed) for row in items)
+    each_once((*row.cell, *row.seeds) for row in speed)
+    found = cells(items, speed, run)
     write(found, folder, CELLS.partition(".")[0])
     return found
+
+
+def each_once(places: Iterable[Key]) -> None:
+    """Raise ``KeepKVError`` where a row, told by its cell and seed, stands twice: it would count twice, and intervals
+    would be too narrow."""
+    seen: set[Key] = set()
+    for place in places:
+        if place in seen:
+            raise KeepKVError(
+                f"a row stands twice: {', '.join(map(str, place))}. Two runs wrote to the same directory, or files "
+                "were joined that share rows. Run the evaluation again with the same options, which leaves each row "
+                "once; of files of peers, delete one."
+            )
+        seen.add(place)
 
 
 def cells(items: Iterable[ItemRow], speed: Iterable[SpeedRow], run: Run) -> list[CellRow]:

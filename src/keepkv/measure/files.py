@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from keepkv.errors import KeepKVError
-from keepkv.measure.rows import R, Row, RowError
+from keepkv.measure.ledger import replace_text
+from keepkv.measure.rows import R, Row, RowError, object_of
+
+T = TypeVar("T")
 
 
 def folder(path: str) -> Path:
@@ -26,15 +30,13 @@ def folder(path: str) -> Path:
 def write(rows: Sequence[Row], into: Path, name: str) -> list[Path]:
     """``into/name.jsonl`` with everything and ``into/name.csv`` with one column for each number."""
     lines, flat = into / f"{name}.jsonl", into / f"{name}.csv"
-    try:
-        lines.write_text("".join(json.dumps(row.to_dict()) + "\n" for row in rows), encoding="utf-8")
-        with flat.open("w", newline="", encoding="utf-8") as file:
-            tables = [row.flat() for row in rows]
-            writer = csv.DictWriter(file, list(dict.fromkeys(column for table in tables for column in table)))
-            writer.writeheader()
-            writer.writerows(tables)
-    except OSError as error:
-        raise KeepKVError(f"cannot write to {str(into)!r}: {error.strerror}") from error
+    replace_text(lines, "".join(json.dumps(row.to_dict()) + "\n" for row in rows))
+    text = io.StringIO(newline="")
+    tables = [row.flat() for row in rows]
+    writer = csv.DictWriter(text, list(dict.fromkeys(column for table in tables for column in table)))
+    writer.writeheader()
+    writer.writerows(tables)
+    replace_text(flat, text.getvalue())
     return [lines, flat]
 
 
@@ -63,11 +65,23 @@ def read_rows(folder: Path, name: str, kind: type[R]) -> list[R]:
 
 def read_file(path: Path, kind: type[R]) -> list[R]:
     """A row for each line of ``path`` that is not empty. Raises ``RowError``."""
-    lines = enumerate(text_of(path).split("\n"), 1)
-    return [kind.from_line(line, f"{path.name}, line {number}") for number, line in lines if line.strip()]
+    return _each(path, kind.from_line)
 
 
 def read_lines(folder: Path, name: str) -> Iterator[dict[str, Any]]:
-    """The rows of all ``files`` of that name as plain data, unchecked."""
+    """The rows of all ``files`` of that name as plain data: objects, and otherwise unchecked. Raises ``RowError``."""
     for path in files(folder, name):
-        yield from map(json.loads, text_of(path).splitlines())
+        yield from _each(path, object_of)
+
+
+def _each(path: Path, made: Callable[[str, str], T]) -> list[T]:
+    """What ``made`` makes of each line that is not empty and of where it stands. Lines end where JSON lines end: other
+    separators, which a reply may hold, are text."""
+    lines = enumerate(text_of(path).split("\n"), 1)
+    try:
+        return [made(line, f"{path.name}, line {number}") for number, line in lines if line.strip()]
+    except RowError as error:
+        raise RowError(
+            f"{error}. A run that was cut off leaves a broken line: let it finish (the same command again), or delete "
+            f"that line of {str(path)!r}."
+        ) from error

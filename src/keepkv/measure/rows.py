@@ -46,14 +46,20 @@ class Row:
     @classmethod
     def from_line(cls: type[R], line: str, where: str) -> R:
         """The row in a line of JSON. Raises ``RowError`` as ``from_dict`` does, and where the line is not JSON."""
-        try:
-            given = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RowError(
-                f"{where}: not JSON ({error.msg} at column {error.colno}). A run that was cut off leaves a broken last "
-                "line: let it finish, or delete that line."
-            ) from error
-        return cls.from_dict(given, where)
+        return cls.from_dict(object_of(line, where), where)
+
+
+def object_of(text: str, where: str) -> dict[str, Any]:
+    """The JSON object in ``text``. Raises ``RowError``, which begins with ``where``, where that is something else."""
+    try:
+        given = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RowError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise RowError(f"{where}: not JSON that can be read ({type(error).__name__})") from error
+    if not isinstance(given, dict):
+        raise RowError(f"{where}: a row is {_show(given)}, not an object")
+    return given
 
 
 def plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from keepkv.errors import KeepKVError
 from keepkv.evaluation.fidelity.rows import FidelityRow
 from keepkv.evaluation.leakage.rows import LeakageRow
 from keepkv.evaluation.rows import CELLS, ITEMS, MAPS, RUN, SPEED, CellRow, ItemRow, MapRow, Run, SpeedRow
+from keepkv.evaluation.summary import each_once
 from keepkv.measure.files import files, read_rows, text_of
 from keepkv.measure.rows import RowError
 
@@ -70,6 +71,10 @@ def _check(found: Evaluation) -> None:
     """What holds between rows."""
     if not found.cells:
         raise ReportError(f"{str(found.directory / CELLS)!r} is empty: there is nothing to report")
+    try:
+        each_once((*row.cell, row.seed) for row in found.items)
+    except KeepKVError as error:
+        raise ReportError(f"{str(found.directory / ITEMS)!r}: {error}") from error
     seen = set()
     for line, cell in enumerate(found.cells, 1):
         if cell.cell in seen:
