@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -62,21 +62,20 @@ def layer_budget(layer: Compressible) -> Tensor:
 
 def _compress_together(layers: Sequence[Compressible], query: Tensor | None, rows: Tensor | None) -> None:
     """Bring ``layers`` within their budgets. Where that raises they are still due."""
-    done = _run(layers, query, rows)
+    _run(layers, query, rows)
     for layer in layers:
-        layer.progress.compressed |= done
         layer.progress.pending = False
         layer.progress.settled = layer.progress.seen
 
 
-def _run(layers: Sequence[Compressible], query: Tensor | None, rows: Tensor | None) -> bool:
-    """Whether anything was compressed; nothing is changed where every row fits already."""
+def _run(layers: Sequence[Compressible], query: Tensor | None, rows: Tensor | None) -> None:
+    """Nothing is changed where every row fits already."""
     shared = layers[0].shared
     started, method, spans = shared.clock(), shared.settings.method, shared.spans
     due = [_due(layer, rows) for layer in layers]
     over = apply.over_budget([x.layer.store.lengths for x in due], [x.budget for x in due])
     if not bool(over.any()):
-        return False
+        return
     for one in due:
         one.view = view_of(one.layer, query)
         one.scored = apply.score(method, one.view, one.budget, spans)
@@ -89,7 +88,6 @@ def _run(layers: Sequence[Compressible], query: Tensor | None, rows: Tensor | No
         _reduce(due.pop(0), wanted, over)
     for layer in layers:
         layer.tally.seconds += (shared.clock() - started) / len(layers)
-    return True
 
 
 def _due(layer: Compressible, rows: Tensor | None) -> _Due:
@@ -118,20 +116,27 @@ def _view(one: _Due) -> LayerView:
 
 
 def _reduce(one: _Due, counts: Tensor, over: Tensor) -> None:
-    """Keep ``counts`` (B,H) slots of each head; ``over`` (B,) bool: rows that are over their budget. Ends ``one``."""
+    """Keep ``counts`` (B,H) slots of each head; ``over`` (B,) bool: rows that are over their budget. Ends ``one``.
+
+    What the layer holds, counts and remembers changes in one step: an interrupt leaves all of the old or all of the new.
+    """
     layer, view, method = one.layer, _view(one), one.layer.shared.settings.method
     keep, scores = apply.choose(method, view, _scored(one), counts, layer.shared.spans)
     apply.take_stats(view, over)
-    form, store = layer.form, layer.store
-    one.view = one.scored = None  # what was held before is freed by load
+    view.state = state = dict(view.state)  # the reduction may set entries
+    form, tally = layer.form, replace(layer.tally)
+    one.view = one.scored = None
     if method.reduce.drops:
-        layer.tally.count(view, None, view.slots.valid & ~keep)
+        tally.count(view, None, view.slots.valid & ~keep)
         slots = form.stored(view.slots)
         del view, scores
         # No rectangle in between: it is as wide as the fullest head, which may hold everything.
+        store = layer.store.successor()
         store.load_kept(slots, keep & slots.valid)
     else:
         reduced = method.reduce(view, keep, scores, method.score)
-        layer.tally.count(view, reduced.merged, reduced.lost)
+        tally.count(view, reduced.merged, reduced.lost)
         del view, scores, keep
+        store = layer.store.successor()
         store.load(form.stored(reduced.slots))
+    layer.store, layer.tally, layer.score_state, layer.progress.compressed = store, tally, state, True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from keepkv.engine.compression import layer_budget
 from keepkv.engine.layer import Layer
 from keepkv.engine.state import CacheState
 from keepkv.spans.keep_rates import keep_rates
-from keepkv.store.base import allocated
+from keepkv.store.base import allocated, tensors_in
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def make_receipt(layers: Sequence[Any], shared: CacheState) -> Receipt:
         compressed=any(t.compressions for t in tallies),
         seen=[] if seen is None else seen.tolist(),
         kept={x.info.index: x.store.lengths.tolist() for x in used},
-        bytes=sum(map(layer_bytes, layers)),
+        bytes=allocated(x for layer in layers for x in held_by(layer)),
         full_bytes=sum(map(full_bytes, layers)),
         merged=sum(int(t.merged.sum()) for t in tallies if t.merged is not None),
         dropped=sum(int(t.dropped.sum()) for t in tallies if t.dropped is not None),
@@ -160,25 +160,13 @@ def _largest_vote(layer: Layer) -> float:
     return float(slots.log_votes[slots.valid].max().exp()) if bool(slots.valid.any()) else 1.0
 
 
-def layer_bytes(layer: Any) -> int:
-    """Bytes of storage that a cache layer of any kind holds."""
-    if isinstance(layer, Layer):
-        return layer.store.nbytes + allocated(layer.score_state.values())
-    return allocated(_tensors(vars(layer)))
+def held_by(layer: Any) -> Iterator[Tensor]:
+    """Every tensor that a cache layer of any kind holds of the tokens it was fed."""
+    return tensors_in([layer.store, layer.score_state] if isinstance(layer, Layer) else layer)
 
 
 def full_bytes(layer: Any) -> int:
     """Bytes that a plain cache holds for the same tokens; layers that stay stock weigh the same in both."""
     if not isinstance(layer, Layer):
-        return layer_bytes(layer)
+        return allocated(held_by(layer))
     return layer.batch_size * layer.progress.seen * layer.store.slot_bytes().plain if layer.is_initialized else 0
-
-
-def _tensors(values: dict[Any, Any]) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in values.values():
-        if isinstance(value, Tensor) and value.dim() > 0:
-            found.append(value)
-        elif isinstance(value, dict):
-            found += _tensors(value)
-    return found

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
+from torch.nn import Module
 
 from keepkv.attention.part import Part
 from keepkv.core.layer_info import LayerInfo
@@ -107,6 +108,13 @@ class Store(ABC):
     def parts(self) -> Iterator[Part]:
         """All slots in order, for attention; the last part ends with the tokens appended last."""
 
+    def successor(self) -> Store:
+        """The store that takes the place of this one once something was loaded into it.
+
+        This one still holds what it holds; it refuses to be read where both lie in the same memory.
+        """
+        return self.empty()
+
     @abstractmethod
     def load(self, slots: Slots) -> None:
         """Replace everything by ``slots``; memory of what was held before is freed."""
@@ -183,13 +191,28 @@ class Store(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of storage really allocated, slack included."""
-        return allocated(self.tensors().values())
+        """Bytes of storage really allocated, slack included: of all that this object holds, named in ``tensors`` or not."""
+        return allocated(tensors_in(self))
 
 
 def allocated(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages behind ``tensors``, each counted once."""
     return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+
+
+def tensors_in(x: Any) -> Iterator[Tensor]:
+    """Every tensor that ``x`` holds, through its attributes, dictionaries and sequences; not what a store was made for,
+    nor modules."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, Mapping):
+        for value in x.values():
+            yield from tensors_in(value)
+    elif isinstance(x, list | tuple):
+        for value in x:
+            yield from tensors_in(value)
+    elif hasattr(x, "__dict__") and not isinstance(x, Held | Module | type):
+        yield from tensors_in(vars(x))
 
 
 STORES: Registry[Store] = Registry("store")

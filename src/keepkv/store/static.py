@@ -36,6 +36,14 @@ class StaticStore(Store):
         self.cursor = torch.zeros(1, dtype=torch.int64)
         self._used = 0  # host copy of the cursor, kept outside of the graph
         self._appended = 0
+        self._given_up = False  # its buffers are being written for a successor
+
+    def successor(self) -> Store:
+        twin = StaticStore(self.held, self.capacity)
+        if self.fields:
+            twin.growing, twin.fields, twin.cursor = None, self.fields, self.cursor
+            self._given_up = self.growing is None
+        return twin
 
     def empty(self, held: Held | None = None) -> Store:
         return StaticStore(held or self.held, self.capacity)
@@ -75,6 +83,7 @@ class StaticStore(Store):
         self._appended += t
 
     def begin_decode(self) -> None:
+        self._check()
         if self.growing is not None and self.growing.recent.fields:
             slots = self.growing.view()
             self.growing = None
@@ -111,7 +120,14 @@ class StaticStore(Store):
         self.cursor.fill_(used)
         self._used = used
 
+    def _check(self) -> None:
+        if self._given_up:
+            raise CacheStateError(
+                "a compression was interrupted while it wrote into the static store's buffers; call cache.reset()"
+            )
+
     def parts(self) -> Iterator[Part]:
+        self._check()
         if self.growing is not None:
             yield from self.growing.parts()
         else:
@@ -120,12 +136,16 @@ class StaticStore(Store):
 
     def load(self, slots: Slots) -> None:
         self._appended = 0
+        b, _, used = slots.shape
+        if self.growing is None and (b, True) != (self.fields["positions"].shape[0], used <= self.capacity):
+            self.growing = DenseStore(self.held)  # until decode begins, which says what does not fit
         if self.growing is not None:
             self.growing.load(slots)
         else:
             self._write(slots)
 
     def view(self) -> Slots:
+        self._check()
         if self.growing is not None:
             return self.growing.view()
         used = {name: x[:, :, : self._used] for name, x in self.fields.items()}
