@@ -28,7 +28,7 @@ def storages(mine: keepkv.Cache) -> int:
     """Bytes of every storage that the garbage collector reaches from what the layers hold of tokens."""
     todo: list[Any] = []
     for layer in mine.layers:
-        todo += [layer.store, layer.score_state] if isinstance(layer, Layer) else [layer]
+        todo += [layer.store, layer.score_state, layer.latest] if isinstance(layer, Layer) else [layer]
     seen, found = set(), {}
     while todo:
         x = todo.pop()

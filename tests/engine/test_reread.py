@@ -69,6 +69,8 @@ def feed(model: Any, cache: keepkv.Cache, input_ids: Tensor, attention_mask: Ten
 
 
 def stats(cache: keepkv.Cache) -> list[Tensor]:
+    for layer in cache.compressible:
+        layer.listen()
     return [layer.store.view().stats[STAT].clone() for layer in cache.compressible]
 
 

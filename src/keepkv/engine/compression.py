@@ -118,7 +118,7 @@ def _view(one: _Due) -> LayerView:
 def _reduce(one: _Due, counts: Tensor, over: Tensor) -> None:
     """Keep ``counts`` (B,H) slots of each head; ``over`` (B,) bool: rows that are over their budget. Ends ``one``.
 
-    What the layer holds, counts and remembers changes in one step: an interrupt leaves all of the old or all of the new.
+    What the layer holds, counts and remembers changes in one step: an interrupt leaves all the old or all the new.
     """
     layer, view, method = one.layer, _view(one), one.layer.shared.settings.method
     keep, scores = apply.choose(method, view, _scored(one), counts, layer.shared.spans)

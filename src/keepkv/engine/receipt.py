@@ -162,7 +162,7 @@ def _largest_vote(layer: Layer) -> float:
 
 def held_by(layer: Any) -> Iterator[Tensor]:
     """Every tensor that a cache layer of any kind holds of the tokens it was fed."""
-    return tensors_in([layer.store, layer.score_state] if isinstance(layer, Layer) else layer)
+    return tensors_in([layer.store, layer.score_state, layer.latest] if isinstance(layer, Layer) else layer)
 
 
 def full_bytes(layer: Any) -> int:

@@ -191,7 +191,7 @@ class Store(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of storage really allocated, slack included: of all that this object holds, named in ``tensors`` or not."""
+        """Bytes of storage really allocated, slack included, of all that it holds, named in ``tensors`` or not."""
         return allocated(tensors_in(self))
 
 
