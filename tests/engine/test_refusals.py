@@ -295,7 +295,7 @@ def test_names_and_options_are_checked() -> None:
         keepkv.Cache(model, "snapkv", 0.5, windw=3)
     with pytest.raises(keepkv.KeepKVError, match="immediate"):
         keepkv.When(prefill="later")
-    with pytest.raises(keepkv.KeepKVError, match="at least 1"):
+    with pytest.raises(keepkv.KeepKVError, match="every=0 is not a whole number from 1"):
         keepkv.When(every=0)
 
 

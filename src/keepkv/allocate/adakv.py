@@ -10,8 +10,8 @@ from torch import Tensor
 
 from keepkv.allocate.base import Allocate, register_allocate
 from keepkv.allocate.select import tiers
+from keepkv.core.options import Share
 from keepkv.core.slots import LayerView
-from keepkv.errors import KeepKVError
 
 
 @register_allocate("adakv")
@@ -24,12 +24,8 @@ class AdaKV(Allocate):
     can be compared between heads, such as attention weights.
     """
 
-    alpha: float = 0.2
+    alpha: Share = 0.2
     ragged: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise KeepKVError(f"AdaKV(alpha={self.alpha}): a share of the budget between 0 and 1")
 
     def __call__(self, scores: Tensor, view: LayerView, budget: Tensor) -> Tensor:
         return self.across([scores], [tiers(view)], [budget])[0]
@@ -87,5 +83,5 @@ class Pooled(AdaKV):
     ends.
     """
 
-    alpha: float = 0.5
+    alpha: Share = 0.5
     joint: ClassVar[bool] = True

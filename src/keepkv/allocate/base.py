@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from keepkv.core.options import Checked
 from keepkv.core.registry import Registry
 from keepkv.core.slots import LayerView
 
 
-class Allocate:
+class Allocate(Checked):
     """Base of allocations, frozen dataclasses without state."""
 
     ragged: ClassVar[bool] = False  # heads of one row may keep different numbers of slots

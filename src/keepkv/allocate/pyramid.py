@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from keepkv.allocate.base import register_allocate
 from keepkv.allocate.uniform import Uniform
-from keepkv.errors import KeepKVError
+from keepkv.core.options import Count, at_least
 
 
 @register_allocate("pyramid")
@@ -22,12 +23,8 @@ class Pyramid(Uniform):
     than the tokens ``seen`` it gets them all and the others share the rest, as in kvpress.
     """
 
-    beta: float = 20.0
-    reserved: int = 0
-
-    def __post_init__(self) -> None:
-        if self.beta < 1 or self.reserved < 0:
-            raise KeepKVError(f"{self}: beta must be at least 1 and reserved at least 0")
+    beta: Annotated[float, at_least(1)] = 20.0
+    reserved: Count = 0
 
     def layer_budget(self, budget: Tensor, layer: int, layers: int, seen: Tensor | None = None) -> Tensor:
         free = budget.double() - self.reserved

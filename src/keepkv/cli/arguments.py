@@ -32,6 +32,8 @@ def options(pairs: list[str], method: str) -> dict[str, Any]:
             raise UnknownName(f"option of {method}", key, known)
         if key in ("when.prefill", "when.every"):
             when[key.removeprefix("when.")] = _value(text)
+        elif key == "when":
+            raise KeepKVError(f"option {pair!r}: give when.prefill=immediate, when.prefill=deferred or when.every=64")
         else:
             found[key] = _value(text)
     return found | ({"when": When(**when)} if when else {})
@@ -60,5 +62,5 @@ def _value(text: str) -> Any:
         return _WORDS[text.lower()]
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # of more digits than Python reads, or nested deeper
         return text

@@ -4,53 +4,60 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from keepkv.errors import BudgetError
+from keepkv.core.options import MOST, UNFIT, Checked, Rate, Size, between, fitted, shown
+from keepkv.errors import BudgetError, KeepKVError
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _FORMS = "a share (float in (0, 1]), slots per KV head (int ≥ 1), or bytes for the whole cache ('256MiB')"
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(Checked):
     """What a cache may hold: exactly one of the three is set.
 
     share: of the tokens each row has seen. slots: per KV head (average over heads for adaptive allocations).
     bytes: for the whole cache, all rows and layers.
     """
 
-    share: float | None = None
-    slots: int | None = None
-    bytes: int | None = None
+    share: Rate | None = None
+    slots: Size | None = None
+    bytes: Annotated[int, between(1, 2**63 - 1)] | None = None
+
+    refusal: ClassVar[type[KeepKVError]] = BudgetError
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if sum(x is not None for x in (self.share, self.slots, self.bytes)) != 1:
+            raise BudgetError(f"{self!r}: give exactly one of share=, slots= and bytes=")
 
     @classmethod
     def of(cls, value: Budget | float | int | str) -> Budget:
         """Read a budget; raises ``BudgetError`` naming the supported forms."""
         if isinstance(value, Budget):
             return value
-        if isinstance(value, bool):
-            raise BudgetError(f"budget={value!r}: expected {_FORMS}")
-        if isinstance(value, int) and value >= 1:
-            return cls(slots=value)
-        if isinstance(value, float) and 0 < value <= 1:
-            return cls(share=value)
         if isinstance(value, str):
             return cls._read(value)
-        raise BudgetError(f"budget={value!r}: expected {_FORMS}")
+        if (slots := fitted(Size, value)) is not UNFIT:
+            return cls(slots=slots)
+        if (share := fitted(Rate, value)) is not UNFIT:
+            return cls(share=share)
+        raise BudgetError(f"budget={shown(value)}: expected {_FORMS}")
 
     @classmethod
     def _read(cls, text: str) -> Budget:
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
         if match:
-            number, unit = match[1], match[2].upper()
-            if unit in _UNITS and float(number) * _UNITS[unit] >= 1:
-                return cls(bytes=int(float(number) * _UNITS[unit]))
-            if not unit:
-                return cls.of(float(number) if "." in number else int(number))
-        raise BudgetError(f"budget={text!r}: expected {_FORMS}; units: {', '.join(_UNITS)}")
+            number, size, unit = match[1], float(match[1]), match[2].upper()
+            if unit in _UNITS and 1 <= size * _UNITS[unit] < 2**63:
+                return cls(bytes=int(size * _UNITS[unit]))
+            if not unit and size <= MOST:
+                return cls.of(size if "." in number else int(number))
+        raise BudgetError(f"budget={shown(text)}: expected {_FORMS}; units: {', '.join(_UNITS)}")
 
     def per_head(self, seen: Tensor, bytes_per_slot: int, reserved: int = 0) -> Tensor:
         """Slots per KV head (B,) float64 for rows that have seen ``seen`` (B,) tokens.

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from keepkv.core import tensorfile
+from keepkv.core.options import shown
 from keepkv.errors import CalibrationError
 
 FORMAT = "keepkv-calibration-1"
@@ -119,7 +120,10 @@ def check_calibration(
     fingerprint: returns that of the cache's model; called only where something is needed or given. layers: those that
     the cache compresses. Raises ``CalibrationError`` where a calibration is missing, not needed, or of another model.
     """
-    some = [given] if isinstance(given, (Calibration, str, Path)) else (given or [])
+    one = (Calibration, str, Path)
+    some = [given] if isinstance(given, one) else (given or [])
+    if not isinstance(some, Sequence) or not all(isinstance(x, one) for x in some):
+        raise CalibrationError(f"calibration={shown(given)}: expected a keepkv.Calibration, its file, or a list")
     found = {one.kind: one for one in (x if isinstance(x, Calibration) else Calibration.load(x) for x in some)}
     needs = needed(*pieces)
     facts = fingerprint() if found or needs else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
+from keepkv.core.options import arguments, shown
 from keepkv.errors import UnknownName
 
 T = TypeVar("T")
@@ -31,13 +32,16 @@ class Registry(Generic[T]):
 
     def factory(self, name: str) -> Callable[..., T]:
         """The factory of ``name``; raises ``UnknownName`` with the nearest match."""
-        if name not in self._factories:
-            raise UnknownName(self.kind, name, self._factories)
+        if not isinstance(name, str) or name not in self._factories:
+            raise UnknownName(self.kind, name if isinstance(name, str) else shown(name), self._factories)
         return self._factories[name]
 
-    def build(self, name: str, **options: Any) -> T:
-        """Build the piece ``name`` with ``options``."""
-        return self.factory(name)(**options)
+    def build(self, name: str, /, *given: Any, **options: Any) -> T:
+        """Build the piece ``name`` with ``options``, and with what it must be ``given``; ``KeepKVError`` names the
+        options that it has where these do not fit."""
+        factory = self.factory(name)
+        bound = arguments(f"{self.kind} {name!r}", factory, *given, **options)
+        return factory(*bound.args, **bound.kwargs)
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._factories))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-from keepkv.errors import KeepKVError
+from keepkv.core.options import Checked, Size, one_of
 
 
 @dataclass(frozen=True)
-class When:
+class When(Checked):
     """Schedule of compressions.
 
     prefill: ``"immediate"`` compresses each layer right after its attention in every forward of more than one
@@ -17,11 +18,7 @@ class When:
     every: also compress after this many decoded tokens since the last compression; ``None``: never while decoding.
     """
 
-    prefill: str | None = "immediate"
-    every: int | None = None
+    prefill: Annotated[str, one_of("immediate", "deferred")] | None = "immediate"
+    every: Size | None = None
 
-    def __post_init__(self) -> None:
-        if self.prefill not in ("immediate", "deferred", None):
-            raise KeepKVError(f"When(prefill={self.prefill!r}): supported are 'immediate', 'deferred' and None")
-        if self.every is not None and self.every < 1:
-            raise KeepKVError(f"When(every={self.every!r}): a number of decoded tokens of at least 1, or None")
+    form: ClassVar[str] = "a keepkv.When, such as keepkv.When('deferred') or keepkv.When(every=64)"

@@ -16,6 +16,7 @@ from transformers import cache_utils as stock
 
 from keepkv.core.budget import Budget
 from keepkv.core.calibration import Given, check_calibration, needed, of_layer
+from keepkv.core.options import keywords
 from keepkv.core.when import When
 from keepkv.engine import forward, persistence, rows
 from keepkv.engine.compression import compress, compress_waiting
@@ -75,9 +76,10 @@ class Cache(stock.Cache):
         policy = None if spans is None else SpanPolicy.of(spans)
         settings = Settings(chosen, Budget.of(1.0 if budget is None else budget), seed, policy)
         self.layout, self.codec = choose(store or chosen.store, codec, chosen.allocate.ragged)
-        self.store_options, self.codec_options = dict(store_options or {}), dict(codec_options or {})
+        self.store_options = keywords("Cache", "store_options", store_options)
+        self.codec_options = keywords("Cache", "codec_options", codec_options)
         held = Held(settings.stats, chosen.reduce.merges, CODECS.build(self.codec, **self.codec_options))
-        template = STORES.build(self.layout, held=held, **self.store_options)
+        template = STORES.build(self.layout, held, **self.store_options)
         prepared = prepare_model(model, chosen, template.static_length)
         pieces = (chosen.score, chosen.allocate, chosen.reduce, held.codec, template)
         calibrations = check_calibration(pieces, calibration, lambda: fingerprint(model), prepared.ours)

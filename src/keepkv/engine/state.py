@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from torch import Tensor
 
 from keepkv.core.budget import Budget
 from keepkv.core.calibration import Calibration
 from keepkv.core.layer_info import LayerInfo
+from keepkv.core.options import Checked, between
 from keepkv.engine.kv_form import KVForm
 from keepkv.engine.positions import RowPositions
 from keepkv.engine.tally import Tally
@@ -23,7 +24,7 @@ from keepkv.store.base import Store
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """What was asked for. Raises ``BudgetError`` where a budget cannot hold what must be kept.
 
     sliding_tokens: what layers with a sliding window, which transformers keeps, may hold per row, summed over layers.
@@ -33,13 +34,14 @@ class Settings:
 
     method: Method
     budget: Budget
-    seed: int = 0
+    seed: Annotated[int, between(-(2**63), 2**63 - 1)] = 0
     policy: SpanPolicy | None = None
     sliding_tokens: int = 0
     calibrations: dict[str, Calibration] = field(default_factory=dict, hash=False)
     scopes: bool = field(init=False, default=False)  # not a property: compiled code asks for it
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         method, slots = self.method, self.budget.slots
         scopes = self.policy is not None and self.policy.scopes and method.score.scores_within_spans
         object.__setattr__(self, "scopes", scopes)

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec
 
 from keepkv.allocate.base import Allocate
 from keepkv.allocate.uniform import Uniform
+from keepkv.core.options import Checked, Count, arguments
 from keepkv.core.registry import Registry
 from keepkv.core.when import When
 from keepkv.errors import KeepKVError
@@ -22,7 +23,7 @@ FIELDS = ("sinks", "window", "when")  # options of these names are the fields of
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(Checked):
     """What ``keepkv.Cache`` runs.
 
     sinks, window: the first tokens and the most recent tokens of a row that are always kept, part of the budget.
@@ -36,12 +37,13 @@ class Method:
     reduce: Reduce = field(default_factory=Drop)
     when: When = field(default_factory=When)
     store: str = "auto"
-    sinks: int = 4
-    window: int = 0
+    sinks: Count = 4
+    window: Count = 0
     name: str = "custom"
     options: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # So that dataclasses.replace(method, when=…) does not leave an option that contradicts its field.
         present = {name: getattr(self, name) for name in FIELDS if name in self.options}
         object.__setattr__(self, "options", {**self.options, **present})
@@ -82,8 +84,8 @@ def register_method(name: str, paper: str = "") -> Callable[[Callable[P, Method]
 
         @wraps(factory)
         def build(*args: P.args, **kwargs: P.kwargs) -> Method:
-            made, bound = factory(*args, **kwargs), signature.bind(*args, **kwargs)
-            bound.apply_defaults()
+            bound = arguments(f"method {name!r}", factory, *args, **kwargs)
+            made = factory(*bound.args, **bound.kwargs)
             own = {field: x for field, x in bound.arguments.items() if field in FIELDS}
             return replace(made, name=name, options=bound.arguments, **own)
 
@@ -102,11 +104,7 @@ def make_method(method: str | Method, options: Mapping[str, Any]) -> Method:
         if options:
             raise KeepKVError(f"options {sorted(options)} were given beside a Method object; put them into the Method")
         return method
-    try:
-        return METHODS.factory(method)(**options)
-    except TypeError as error:
-        known = ", ".join(method_info(method).options) or "none"
-        raise KeepKVError(f"method {method!r}: {error}. Its options: {known}.") from error
+    return METHODS.factory(method)(**options)
 
 
 def method_info(name: str) -> MethodInfo:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from keepkv.core.options import Checked
 from keepkv.core.registry import Registry
 from keepkv.core.slots import LayerView, Slots
 from keepkv.score.base import Score
@@ -28,7 +29,7 @@ class Reduced:
     lost: Tensor
 
 
-class Reduce:
+class Reduce(Checked):
     """Base of reductions, frozen dataclasses.
 
     A reduction is stateless: what it must remember for the next compression lives in ``view.state`` (per row), owned by

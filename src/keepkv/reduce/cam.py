@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from keepkv.core.options import Count, Size, Window
 from keepkv.core.slots import LayerView
-from keepkv.errors import KeepKVError
 from keepkv.kernels.assign.reference import padded_indices
 from keepkv.observe.masses import exact_dtype, log_masses, recent
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
@@ -37,15 +37,11 @@ class CaM(Reduce):
     interval), later ones first among equals; and the shares of a slot are scaled down to a sum of 1.
     """
 
-    span: int = 32
-    limit: int | None = 512
-    window: int = 32
+    span: Size = 32
+    limit: Count | None = 512
+    window: Window = 32
 
     merges: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.span < 1 or self.window < 1 or (self.limit is not None and self.limit < 0):
-            raise KeepKVError(f"{self}: span and window must be at least 1, limit at least 0 or None")
 
     def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
         slots = view.slots

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from keepkv.core.options import Share, one_of
 from keepkv.core.slots import LayerView
-from keepkv.errors import KeepKVError
 from keepkv.kernels.assign import nearest_key
 from keepkv.kernels.groups import expand_groups, group_mean, group_sum
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
@@ -34,17 +34,11 @@ class D2O(Reduce):
     code does. No votes: the merged slot draws attention as one slot, so its statistics stay the anchor's.
     """
 
-    weights: str = "paper"
-    beta: float = 0.5
+    weights: Annotated[str, one_of("paper", "code")] = "paper"
+    beta: Share = 0.5
 
     merges: ClassVar[bool] = True
     row_starts: ClassVar[dict[str, float]] = {STATE: math.nan}
-
-    def __post_init__(self) -> None:
-        if self.weights not in ("paper", "code"):
-            raise KeepKVError(f"d2o: weights={self.weights!r} is not 'paper' or 'code'")
-        if not 0 <= self.beta <= 1:
-            raise KeepKVError(f"d2o: beta={self.beta!r} must lie in [0, 1]")
 
     def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
         slots = view.slots

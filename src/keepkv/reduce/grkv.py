@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from keepkv.core.options import Amount, Positive, Size, Window
 from keepkv.core.slots import LayerView
-from keepkv.errors import CacheStateError, KeepKVError
+from keepkv.errors import CacheStateError
 from keepkv.observe import attention
 from keepkv.observe.masses import recent
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
@@ -37,19 +38,13 @@ class GRKV(Reduce):
     percent before the minimum, far nearer than the cap leaves it; later steps would make rounding visible.
     """
 
-    window: int = 32
-    penalty: float = 0.01
-    value_cap: float = 0.1
-    key_cap: float = 0.025
-    steps: int = 8
+    window: Window = 32
+    penalty: Positive = 0.01
+    value_cap: Amount = 0.1
+    key_cap: Amount = 0.025
+    steps: Size = 8
 
     merges: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.window < 1 or not self.penalty > 0 or self.steps < 1:
-            raise KeepKVError(f"{self}: window and steps must be at least 1, penalty above 0")
-        if not (self.value_cap >= 0 and self.key_cap >= 0):
-            raise KeepKVError(f"{self}: caps must not be negative")
 
     def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
         dropped = Drop()(view, keep & view.slots.valid, scores, score)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from keepkv.core.options import Amount, Count, Positive, Window, one_of
 from keepkv.core.slots import LayerView
-from keepkv.errors import CacheStateError, KeepKVError
+from keepkv.errors import CacheStateError
 from keepkv.observe import attention
 from keepkv.observe.masses import exact_dtype
 from keepkv.observe.sample import sample
@@ -39,19 +40,13 @@ class Matching(Reduce):
     they hold is taken off both targets; so does a head from which nothing leaves.
     """
 
-    queries: int = 64
-    iterations: int = 200
-    bound: float = 3.0
-    ridge: float = 1e-2
-    prior: str = "kept"
+    queries: Window = 64
+    iterations: Count = 200
+    bound: Amount = 3.0
+    ridge: Positive = 1e-2
+    prior: Annotated[str, one_of("kept", "zero")] = "kept"
 
     merges: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.queries < 1 or self.iterations < 0 or not self.bound >= 0 or not self.ridge > 0:
-            raise KeepKVError(f"{self}: queries must be at least 1, iterations and bound 0, and ridge above 0")
-        if self.prior not in ("kept", "zero"):
-            raise KeepKVError(f"attention matching: prior={self.prior!r} is not 'kept' or 'zero'")
 
     def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
         queries, positions = sample(view, self.queries)

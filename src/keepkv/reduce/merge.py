@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from keepkv.core.options import Cosine, Rate, Window, one_of
 from keepkv.core.slots import LayerView, Slots
-from keepkv.errors import CacheStateError, KeepKVError
+from keepkv.errors import CacheStateError
 from keepkv.kernels.assign import nearest_key
 from keepkv.kernels.groups import expand_groups, group_logsumexp, group_sum
 from keepkv.kernels.merge import merge_groups
@@ -48,25 +49,13 @@ class KeepKV(Reduce):
     only the property of ``bias`` never to exceed the true mass is lost.
     """
 
-    key: str = "fixed"
-    threshold: float | None = 0.8
-    alpha: float = 0.9
-    window: int = 32
-    coverage: float = 1.0
+    key: Annotated[str, one_of(*FORMS)] = "fixed"
+    threshold: Cosine | None = 0.8
+    alpha: Rate = 0.9
+    window: Window = 32
+    coverage: Rate = 1.0
 
     merges: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.key not in FORMS:
-            raise KeepKVError(f"keepkv: key={self.key!r} is not one of {', '.join(FORMS)}")
-        if isinstance(self.threshold, str):
-            raise KeepKVError(f"keepkv: threshold={self.threshold!r}: a cosine, or None to merge all")
-        if not 0 < self.alpha <= 1:
-            raise KeepKVError(f"keepkv: alpha={self.alpha!r} must lie in (0, 1]")
-        if self.window < 1:
-            raise KeepKVError(f"keepkv: window={self.window!r}: at least one query")
-        if not 0 < self.coverage <= 1:
-            raise KeepKVError(f"keepkv: coverage={self.coverage!r} must lie in (0, 1]")
 
     def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
         slots = view.slots

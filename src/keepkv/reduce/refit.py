@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from keepkv.core.options import Positive
 from keepkv.core.slots import LayerView
-from keepkv.errors import KeepKVError
 from keepkv.observe.rehearsal import QueryTile, parts, sizes
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
@@ -34,12 +34,8 @@ class Refit(Reduce):
     Matching (arXiv 2602.16284), with the questions in place of the text's own queries.
     """
 
-    ridge: float = 0.3
+    ridge: Positive = 0.3
     merges: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not self.ridge > 0:
-            raise KeepKVError(f"{self}: ridge must be above 0")
 
     def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
         dropped = Drop()(view, keep & view.slots.valid, scores, score)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from keepkv.allocate.select import ranks
+from keepkv.core.options import Rate, Share, Window, one_of
 from keepkv.core.slots import LayerView, Slots
-from keepkv.errors import CacheStateError, KeepKVError
+from keepkv.errors import CacheStateError
 from keepkv.kernels.groups import expand_groups, group_logsumexp, group_mean, group_sum
 from keepkv.observe.masses import exact_dtype, log_masses, log_masses_of, recent
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
@@ -37,20 +38,12 @@ class Residual(Reduce):
     kept by the key as it was rounded to the cache dtype.
     """
 
-    share: float = 0.1
-    bias: str = "count"
-    window: int = 32
-    alpha: float = 0.9
+    share: Share = 0.1
+    bias: Annotated[str, one_of(*BIASES)] = "count"
+    window: Window = 32
+    alpha: Rate = 0.9
 
     merges: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise KeepKVError(f"residual slots: share={self.share!r} must lie in [0, 1]")
-        if self.bias not in BIASES:
-            raise KeepKVError(f"residual slots: bias={self.bias!r} is not one of {', '.join(BIASES)}")
-        if self.window < 1 or not 0 < self.alpha <= 1:
-            raise KeepKVError(f"{self}: window must be at least 1, alpha in (0, 1]")
 
     def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
         slots = view.slots

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from keepkv.core.options import Checked
 from keepkv.core.registry import Registry
 from keepkv.core.slots import LayerView
 from keepkv.core.stats import Stat
@@ -16,7 +17,7 @@ from keepkv.errors import KeepKVError
 SCORES: Registry[Score]
 
 
-class Score:
+class Score(Checked):
     """Base of scores: subclass, set what you need, and implement ``__call__``. Subclasses are frozen dataclasses.
 
     A score is stateless: what it must remember between forwards lives in ``view.slots.stats`` (per slot, declared in
@@ -81,6 +82,7 @@ class Wrapped(Score):
     passed_on: ClassVar[tuple[str, ...]] = ("stats", "needs_rope", "needs_calibration")  # attributes of the other's
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.passed_on:
             object.__setattr__(self, name, getattr(self.score, name))
 

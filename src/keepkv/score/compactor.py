@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
+from keepkv.core.options import Amount, Count, Positive, Queries, Window
 from keepkv.core.slots import LayerView
 from keepkv.core.stats import Stat
-from keepkv.errors import KeepKVError
 from keepkv.observe.attention import temp_elements
 from keepkv.observe.sketched_leverage import sketched_leverage
 from keepkv.observe.window import remember, window
@@ -51,25 +50,17 @@ class Compactor(Score):
     full, which kvpress fills with zeros that take part in the softmax, is left out.
     """
 
-    blending: float | None = None
-    chunk: int = 256
-    sketch: int = 48
-    ridge: float = 1e-2
+    blending: Amount | None = None
+    chunk: Window = 256
+    sketch: Queries = 48
+    ridge: Positive = 1e-2
     scaled: bool = False
-    sinks: int = 8
-    window: int = 4
+    sinks: Count = 8
+    window: Queries = 4
 
     stats: ClassVar[dict[str, Stat]] = {STAT: Stat(NEVER, "max")}
     needs_rope: ClassVar[bool] = True
     observes: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.blending is not None and not 0 <= self.blending < math.inf:
-            raise KeepKVError(f"{self}: blending must be at least 0, or None for the share of tokens that leaves")
-        if self.chunk < 1 or self.sketch < 0 or self.sinks < 0 or self.window < 0:
-            raise KeepKVError(f"{self}: chunk must be at least 1, sketch, sinks and window at least 0")
-        if not self.ridge > 0:
-            raise KeepKVError(f"{self}: ridge must be larger than 0")
 
     def observe(self, view: LayerView) -> None:
         queries, positions = view.queries, view.query_positions

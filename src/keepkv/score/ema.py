@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from keepkv.core.options import Queries, above, below
 from keepkv.core.slots import EMPTY, LayerView
 from keepkv.core.stats import Stat
-from keepkv.errors import KeepKVError
 from keepkv.observe.masses import latest, log_masses, recent
 from keepkv.observe.window import remember
 from keepkv.score.base import Score, register_score
@@ -35,16 +35,12 @@ class Ema(Score):
     alpha, window: not given in the paper.
     """
 
-    alpha: float = 0.9
-    window: int = 32
+    alpha: Annotated[float, above(0), below(1)] = 0.9
+    window: Queries = 32
 
     stats: ClassVar[dict[str, Stat]] = {STAT: Stat(float("-inf"), "logsumexp")}
     observes: ClassVar[bool] = True
     follows_decode: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1 or self.window < 0:
-            raise KeepKVError(f"ema: alpha={self.alpha!r} must lie in (0, 1) and window={self.window!r} be at least 0")
 
     def observe(self, view: LayerView) -> None:
         remember(view, self.window + 1)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from keepkv.core.options import Amount, Count, Share, Size, Window, one_of
 from keepkv.core.slots import LayerView
-from keepkv.errors import KeepKVError
 from keepkv.observe.gaussian import KIND, query_gaussian, remember_queries, stored_gaussian
 from keepkv.score.base import Score, register_score
 
@@ -44,31 +44,17 @@ class ExpectedAttention(Score):
     ``Method.sinks``; their own value here is the weight they would take, at most 1.
     """
 
-    horizon: int = 512
-    n_sink: int = 4
-    epsilon: float = 0.0
-    epsilon_mode: str = "absolute"
+    horizon: Window = 512
+    n_sink: Count = 4
+    epsilon: Amount = 0.0
+    epsilon_mode: Annotated[str, one_of("absolute", "relative")] = "absolute"
     use_covariance: bool = True
-    value_norm: str | None = "v"
-    position_average: str = "rotation"
-    shrinkage: float | str = 0.0
-    chunk: int = 8192
-    statistics: str = "prompt"
+    value_norm: Annotated[str, one_of("v")] | None = "v"
+    position_average: Annotated[str, one_of("rotation", "moments", "mixture")] = "rotation"
+    shrinkage: Share | Annotated[str, one_of("auto")] = 0.0
+    chunk: Size = 8192
+    statistics: Annotated[str, one_of("prompt", "stored")] = "prompt"
     needs_rope: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("epsilon_mode", self.epsilon_mode, ("absolute", "relative")),
-            ("value_norm", self.value_norm, ("v", None)),
-            ("statistics", self.statistics, ("prompt", "stored")),
-            ("position_average", self.position_average, ("rotation", "moments", "mixture")),
-        ):
-            if value not in known:
-                raise KeepKVError(f"ExpectedAttention({name}={value!r}): supported are {', '.join(map(repr, known))}")
-        if self.horizon < 1 or self.chunk < 1 or self.n_sink < 0:
-            raise KeepKVError(f"{self}: horizon and chunk must be at least 1, n_sink at least 0")
-        if self.shrinkage != "auto" and not (isinstance(self.shrinkage, int | float) and 0 <= self.shrinkage <= 1):
-            raise KeepKVError(f"ExpectedAttention(shrinkage={self.shrinkage!r}): a number in [0, 1], or 'auto'")
 
     @property
     def observes(self) -> bool:  # type: ignore[override]

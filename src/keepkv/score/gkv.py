@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from keepkv.core.options import Cosine, Share, Window, one_of
 from keepkv.core.slots import LayerView
 from keepkv.core.stats import Stat
-from keepkv.errors import KeepKVError
 from keepkv.observe.attention import tiles
 from keepkv.observe.redundancy import redundancy
 from keepkv.observe.window import remember, window
@@ -19,7 +19,6 @@ from keepkv.score.rkv import before_window, with_window_on_top
 
 STAT = "global_score"  # per slot: F after the last compression that it went through
 NEVER = -1.0  # a slot that went through none, as F is not negative
-MODES = ("max", "mean", "sum")
 
 
 @register_score("g-kv")
@@ -40,20 +39,14 @@ class GKV(Score):
     it, and would take the mark of an unscored slot for a share.
     """
 
-    window: int = 16
-    alpha: float = 0.8
-    mode: str = "max"
-    lam: float = 0.5
-    threshold: float = 0.5
+    window: Window = 16
+    alpha: Share = 0.8
+    mode: Annotated[str, one_of("max", "mean", "sum")] = "max"
+    lam: Share = 0.5
+    threshold: Cosine = 0.5
 
     stats: ClassVar[dict[str, Stat]] = {STAT: Stat(NEVER, "max")}
     observes: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.window < 1 or not 0 <= self.alpha <= 1 or not 0 <= self.lam <= 1:
-            raise KeepKVError(f"{self}: window must be at least 1, alpha and lam lie in [0, 1]")
-        if self.mode not in MODES:
-            raise KeepKVError(f"GKV(mode={self.mode!r}): supported are {', '.join(map(repr, MODES))}")
 
     def observe(self, view: LayerView) -> None:
         remember(view, self.window)

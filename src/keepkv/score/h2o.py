@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
+from keepkv.core.options import one_of
 from keepkv.core.slots import LayerView
 from keepkv.core.stats import Stat
-from keepkv.errors import KeepKVError
 from keepkv.observe.attention import received
 from keepkv.score.base import Score, register_score
 
@@ -24,17 +24,13 @@ class H2O(Score):
     early tokens (kvpress' ObservedAttention).
     """
 
-    normalize: str = "sum"
+    normalize: Annotated[str, one_of("sum", "mean")] = "sum"
     stats: ClassVar[dict[str, Stat]] = {"mass": Stat(0.0, "sum")}
     observes: ClassVar[bool] = True
     follows_decode: ClassVar[bool] = True
     scores_within_spans: ClassVar[bool] = True
     # As ``mass``, from queries of the slot's span alone.
     span_stats: ClassVar[dict[str, Stat]] = {"span_mass": Stat(0.0, "sum")}
-
-    def __post_init__(self) -> None:
-        if self.normalize not in ("sum", "mean"):
-            raise KeepKVError(f"H2O(normalize={self.normalize!r}): supported are 'sum' and 'mean'")
 
     def observe(self, view: LayerView) -> None:
         view.slots.stats["mass"].add_(received(view, view.queries, view.query_positions).mean(2))

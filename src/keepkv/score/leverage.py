@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import max_pool1d
 
+from keepkv.core.options import MOST, Amount, Kernel, Positive, Queries, between
 from keepkv.core.slots import LayerView
-from keepkv.errors import KeepKVError
 from keepkv.kernels.leverage import key_leverage
 from keepkv.observe.attention import received, strongest
 from keepkv.observe.window import remember, window
@@ -42,20 +42,14 @@ class Leverage(Score):
     A slot of p votes counts p times in mean and covariance.
     """
 
-    queries: int = 16
-    kernel: int = 13
-    floor: float = 5.0
-    ridge: float = 1.0
-    sample: int = 1024
+    queries: Queries = 16
+    kernel: Kernel = 13
+    floor: Amount = 5.0
+    ridge: Positive = 1.0
+    sample: Annotated[int, between(2, MOST)] = 1024
 
     needs_rope: ClassVar[bool] = True
     observes: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.queries < 0 or self.kernel < 1 or self.kernel % 2 == 0:
-            raise KeepKVError(f"{self}: queries must be at least 0, kernel an odd number of slots")
-        if not self.ridge > 0 or not 0 <= self.floor or self.sample < 2:
-            raise KeepKVError(f"{self}: ridge must be larger than 0, floor at least 0 and sample at least 2")
 
     def observe(self, view: LayerView) -> None:
         if self.queries:

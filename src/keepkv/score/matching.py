@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from keepkv.core.options import Window, one_of
 from keepkv.core.slots import LayerView
-from keepkv.errors import KeepKVError
 from keepkv.observe.attention import tiles
 from keepkv.observe.sample import remember_sample, sample
 from keepkv.score.base import Score, register_score
@@ -24,16 +24,10 @@ class Matching(Score):
     "max". Over the queries that see the slot and the query heads of the KV head; 0 for a slot that none of them sees.
     """
 
-    queries: int = 64
-    pool: str = "rms"
+    queries: Window = 64
+    pool: Annotated[str, one_of("rms", "max")] = "rms"
 
     observes: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.queries < 1:
-            raise KeepKVError(f"{self}: at least one query")
-        if self.pool not in ("rms", "max"):
-            raise KeepKVError(f"matching: pool={self.pool!r} is not 'rms' or 'max'")
 
     def observe(self, view: LayerView) -> None:
         remember_sample(view, self.queries)

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from keepkv.core.options import Amount
 from keepkv.core.slots import LayerView
-from keepkv.errors import KeepKVError
 from keepkv.observe import attention
 from keepkv.observe.rehearsal import NAMES, parts, sizes
 from keepkv.score.base import Score, Wrapped
@@ -52,15 +52,10 @@ class Rehearsed(Wrapped):
     ``keepkv.rehearse`` makes the model read questions behind the context.
     """
 
-    floor: float = 0.05
-    power: float = 0.5
+    floor: Amount = 0.05
+    power: Amount = 0.5
 
     needs_questions: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.floor < 0 or self.power < 0:
-            raise KeepKVError(f"{self}: floor and power must be at least 0")
 
     def __call__(self, view: LayerView) -> Tensor:
         effect = effects(view)  # 0 at empty slots

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from keepkv.core.options import Queries
 from keepkv.core.slots import LayerView
 from keepkv.observe.masses import STATE
 from keepkv.observe.window import remember
@@ -17,7 +18,7 @@ from keepkv.score.base import Wrapped
 class Remembering(Wrapped):
     """A score as it is, plus the last ``size`` queries of each row for a merge, where the score remembers fewer."""
 
-    size: int
+    size: Queries
 
     passed_on: ClassVar[tuple[str, ...]] = (
         *Wrapped.passed_on, "needs_second_reading", "follows_decode", "scores_within_spans", "span_stats",

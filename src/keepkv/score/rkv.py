@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool1d
 
+from keepkv.core.options import Cosine, Kernel, Share, Window
 from keepkv.core.slots import LayerView
-from keepkv.errors import KeepKVError
 from keepkv.observe.attention import logits, of_heads
 from keepkv.observe.redundancy import redundancy
 from keepkv.observe.window import remember, window
@@ -28,18 +28,12 @@ class RKV(Score):
     the pooling and the window. lam is 0.1 in the paper, 0.07 in its code. Slots of the window get the largest score.
     """
 
-    window: int = 8
-    kernel: int = 7
-    lam: float = 0.1
-    threshold: float = 0.5
+    window: Window = 8
+    kernel: Kernel = 7
+    lam: Share = 0.1
+    threshold: Cosine = 0.5
 
     observes: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
-            raise KeepKVError(f"{self}: window must be at least 1, kernel an odd number of slots")
-        if not 0 <= self.lam <= 1:
-            raise KeepKVError(f"{self}: lam must lie in [0, 1]")
 
     def observe(self, view: LayerView) -> None:
         remember(view, self.window)

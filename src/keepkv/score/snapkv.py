@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d, pad
 
 from keepkv.core.intervals import FAR, at
+from keepkv.core.options import Kernel, Window, one_of
 from keepkv.core.slots import LayerView
-from keepkv.errors import KeepKVError
 from keepkv.observe.attention import received
 from keepkv.observe.window import remember, remember_in_spans, span_window, window
 from keepkv.score.base import Score, register_score
@@ -30,17 +30,11 @@ class SnapKV(Score):
     are pooled among themselves, and slots of these queries get the largest score of the span (arXiv 2510.00231).
     """
 
-    window: int = 32
-    kernel: int = 5
-    pooling: str = "avg"
+    window: Window = 32
+    kernel: Kernel = 5
+    pooling: Annotated[str, one_of("avg", "max")] = "avg"
     observes: ClassVar[bool] = True
     scores_within_spans: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
-            raise KeepKVError(f"{self}: window must be at least 1, kernel an odd number of slots")
-        if self.pooling not in ("avg", "max"):
-            raise KeepKVError(f"SnapKV(pooling={self.pooling!r}): supported are 'avg' and 'max'")
 
     def observe(self, view: LayerView) -> None:
         remember(view, self.window)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from keepkv.errors import SpanError
+from keepkv.core.options import Checked, Count, Positive, Share, one_of, shown
+from keepkv.errors import KeepKVError, SpanError
 
 MODES = ("protect", "fair", "default")  # where spans overlap, the earlier mode decides
 OVERFLOWS = ("error", "grow", "trim")
@@ -16,7 +16,7 @@ SCORINGS = ("span", "global")
 
 
 @dataclass(frozen=True)
-class Span:
+class Span(Checked):
     """Tokens ``start`` ≤ position < ``end`` of a row, padding not counted.
 
     mode: "fair" keeps the span's share of the budget, by its number of tokens times ``weight``; "protect" keeps every
@@ -25,23 +25,22 @@ class Span:
     name: under which the receipt reports it.
     """
 
-    start: int
-    end: int
-    mode: str = "fair"
-    weight: float = 1.0
-    min_keep: int = 0
+    start: Count
+    end: Count
+    mode: Annotated[str, one_of(*MODES)] = "fair"
+    weight: Positive = 1.0
+    min_keep: Count = 0
     name: str | None = None
 
+    refusal: ClassVar[type[KeepKVError]] = SpanError
+
     def __post_init__(self) -> None:
-        if not (_is_count(self.start) and _is_count(self.end) and self.start < self.end):
+        super().__post_init__()
+        if self.start >= self.end:
             raise SpanError(
                 f"{self}: start and end are token positions, 0 ≤ start < end; spans_of_text finds them from characters"
             )
-        if self.mode not in MODES:
-            raise SpanError(f"{self}: supported modes are {', '.join(map(repr, MODES))}")
-        if not (isinstance(self.weight, int | float) and math.isfinite(self.weight) and self.weight > 0):
-            raise SpanError(f"{self}: weight is a number above 0")
-        if not (_is_count(self.min_keep) and self.min_keep <= self.end - self.start):
+        if self.min_keep > self.end - self.start:
             raise SpanError(f"{self}: min_keep is a number of tokens, at most the {self.end - self.start} of the span")
         if self.mode != "fair" and (self.weight != 1 or self.min_keep):
             raise SpanError(f"{self}: weight and min_keep belong to mode='fair'")
@@ -53,7 +52,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class SpanPolicy:
+class SpanPolicy(Checked):
     """Spans and how they share a budget.
 
     spans: a list of ``Span`` for every row, or a list of such lists, one per row.
@@ -65,24 +64,23 @@ class SpanPolicy:
     """
 
     spans: Sequence[Span] | Sequence[Sequence[Span]]
-    fair_lambda: float = 1.0
-    on_overflow: str = "error"
-    scoring: str = "span"
+    fair_lambda: Share = 1.0
+    on_overflow: Annotated[str, one_of(*OVERFLOWS)] = "error"
+    scoring: Annotated[str, one_of(*SCORINGS)] = "span"
+
+    refusal: ClassVar[type[KeepKVError]] = SpanError
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.fair_lambda, int | float) and 0 <= self.fair_lambda <= 1):
-            raise SpanError(f"SpanPolicy(fair_lambda={self.fair_lambda!r}): a number from 0 (the method) to 1 (fair)")
-        if self.on_overflow not in OVERFLOWS:
-            raise SpanError(f"SpanPolicy(on_overflow={self.on_overflow!r}): supported are {', '.join(OVERFLOWS)}")
-        if self.scoring not in SCORINGS:
-            raise SpanError(f"SpanPolicy(scoring={self.scoring!r}): supported are {', '.join(SCORINGS)}")
+        super().__post_init__()
         # Tuples of its own: a list that the caller changes later changes nothing here.
         rows = [tuple(row) for row in self.lists]
         object.__setattr__(self, "spans", rows[0] if self.every_row else tuple(rows))
         for row in rows:
             for entry in row:
                 if not isinstance(entry, Span):
-                    raise SpanError(f"spans={self.spans!r}: expected a list of keepkv.Span, or one such list per row")
+                    raise SpanError(
+                        f"spans={shown(self.spans)}: expected a list of keepkv.Span, or one such list per row"
+                    )
             fair = sorted((x for x in row if x.mode == "fair"), key=lambda x: x.start)
             for a, b in pairwise(fair):
                 if b.start < a.end:
@@ -94,7 +92,9 @@ class SpanPolicy:
         if isinstance(value, cls):
             return value
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise SpanError(f"spans={value!r}: expected a list of keepkv.Span, one such list per row, or a SpanPolicy")
+            raise SpanError(
+                f"spans={shown(value)}: expected a list of keepkv.Span, one such list per row, or a SpanPolicy"
+            )
         return cls(value)
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,9 +124,5 @@ class SpanPolicy:
         """The spans of each row, or the one list for all rows."""
         entries: Any = [self.spans] if self.every_row else self.spans
         if not all(isinstance(row, Sequence) for row in entries):
-            raise SpanError(f"spans={self.spans!r}: expected a list of keepkv.Span, or one such list per row")
+            raise SpanError(f"spans={shown(self.spans)}: expected a list of keepkv.Span, or one such list per row")
         return [list(row) for row in entries]
-
-
-def _is_count(x: Any) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool) and x >= 0

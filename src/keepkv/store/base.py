@@ -12,6 +12,7 @@ from torch.nn import Module
 
 from keepkv.attention.part import Part
 from keepkv.core.layer_info import LayerInfo
+from keepkv.core.options import taken
 from keepkv.core.registry import Registry
 from keepkv.core.slots import Slots
 from keepkv.errors import KeepKVError, UnsupportedInput
@@ -229,6 +230,7 @@ def choose(layout: str, codec: str, ragged: bool) -> tuple[str, str]:
 
     ragged: whether heads may keep different numbers of slots. Raises ``KeepKVError`` for a pair that does not work.
     """
+    layout, codec = taken("Cache", "store", layout, str), taken("Cache", "codec", codec, str)
     if layout in FORMER:
         if codec not in ("none", FORMER[layout][1]):
             raise KeepKVError(

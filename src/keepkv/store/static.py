@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from keepkv.attention.part import Part
+from keepkv.core.options import Size
 from keepkv.core.slots import EMPTY, Slots
 from keepkv.errors import CacheStateError
 from keepkv.store.base import Held, Store, register_store
@@ -28,7 +29,7 @@ class StaticStore(Store):
     encodes: ClassVar[bool] = False  # tokens are written one by one inside a compiled graph
     views_share_memory = True
 
-    def __init__(self, held: Held, capacity: int = 4096) -> None:
+    def __init__(self, held: Held, capacity: Size = 4096) -> None:
         super().__init__(held)
         self.capacity = capacity
         self.growing: DenseStore | None = DenseStore(held)  # while a prompt is read
