@@ -153,3 +153,23 @@ def test_decoded_tokens_that_are_taken_back_are_not_counted() -> None:
             feed(cache, ids(1, seed=n))
         seen.append((cache.report().compressions, cache.report().kept))
     assert seen[0] == seen[1] and seen[0][0] > 0
+
+
+def test_a_crop_behind_what_a_window_recorded_is_refused() -> None:
+    """Without the guard: 3 keys are left where the window needs 15, and the next forward fails in torch."""
+    cache = keepkv.Cache(zoo.model("gemma3"), "full")
+    feed(cache, ids(30), "gemma3")
+    cache.activate_past_recording()
+    feed(cache, ids(1, seed=2), "gemma3")
+    expected = feed(cache.copy(), ids(1), "gemma3")
+    with pytest.raises(CacheStateError, match="of its window of 15 would be left"):
+        cache.crop(-5)
+    assert torch.equal(feed(cache, ids(1), "gemma3"), expected)
+
+
+def test_a_reset_cache_records_as_it_did() -> None:
+    cache = keepkv.Cache(zoo.model("gemma3"), "snapkv", 14, **SMALL)
+    cache.activate_past_recording()
+    cache.reset()
+    assert all(layer.progress.record_past for layer in cache.compressible)
+    assert all(layer.record_past for layer in cache.layers if layer.is_sliding)

@@ -227,3 +227,18 @@ def test_what_cannot_be_one_batch_is_refused_and_nothing_changes() -> None:
     assert cache.report() == before
     with pytest.raises(CacheStateError, match="read nothing"):
         keepkv.Cache(model, "snapkv", BUDGET, **SMALL).attention_mask()
+
+
+def test_reset_forgets_what_a_join_made_of_spans_and_bytes() -> None:
+    """Without the guard: SpanError "spans for 2 rows were given to a batch of 1"."""
+    caches = [keepkv.Cache(zoo.model("llama"), "h2o", "40KB", spans=[keepkv.Span(1, 3, "protect")]) for _ in range(2)]
+    for cache in caches:
+        with torch.no_grad():
+            zoo.model("llama")(**batch((20,)), **{CACHE: cache})
+    caches[0].join(caches[1])
+    assert caches[0].settings.budget.bytes == 80_000
+    caches[0].reset()
+    assert caches[0].settings.budget.bytes == 40_000
+    with torch.no_grad():
+        zoo.model("llama")(**batch((20,)), **{CACHE: caches[0]})
+    assert caches[0].report().seen == [20]

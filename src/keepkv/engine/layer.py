@@ -175,7 +175,7 @@ class Layer(CacheLayerMixin):
     def reset(self) -> None:
         self.store = self.store.empty()
         self.score_state, self.latest, self.heard, self.attention = {}, None, 0, None
-        self.tally, self.progress = Tally(), Progress()
+        self.tally, self.progress = Tally(), Progress(record_past=self.progress.record_past)
         self.is_initialized = False
 
     # --- what the attention function calls ---------------------------------------------------------------------

@@ -109,6 +109,7 @@ def crop(cache: Any, tokens_to_remove: int) -> None:
         before[layer] = dict(vars(layer))  # they crop by taking slices, and write to none
         try:
             layer.crop(tokens_to_remove)
+            _check_window(layer)
         except (RuntimeError, NotImplementedError, AttributeError) as error:
             for changed, state in before.items():
                 vars(changed).update(state)
@@ -120,6 +121,14 @@ def crop(cache: Any, tokens_to_remove: int) -> None:
     shared.take_back(-tokens_to_remove)
     if shared.spans is not None and shared.positions.seen is not None:
         shared.spans.crop(shared.positions.seen)
+
+
+def _check_window(layer: Any) -> None:
+    """Raise where a layer with a sliding window holds less than the next token may look at."""
+    if isinstance(layer, DynamicSlidingWindowLayer) and layer.is_initialized:
+        least, keys = min(layer.cumulative_length, layer.sliding_window - 1), layer.keys
+        if keys is not None and keys.shape[2] < least:
+            raise RuntimeError(f"{keys.shape[2]} tokens of its window of {least} would be left")
 
 
 def copy_all(cache: Any) -> None:

@@ -74,15 +74,17 @@ class Settings(Checked):
 class CacheState:
     """What changes as a cache is used.
 
-    decoded: columns fed one by one to each row since it was last compressed. fed: columns since then in the order in
-    which they came, as [count, whether they were decoded]. compressing: whether compressions that fall due are run.
-    observing: the score sees every token, whether a compression may follow or not. reading: a forward of one token
-    belongs to a prompt. inference: what is held may have been made in inference mode. waiting: layers that share a
-    budget and wait for the others. forwards: how many began. begun, ended: the ones in which each layer with a
-    recurrent state was last begun and ended, by layer. clock: what compressions are timed by, in seconds.
+    asked: the settings that the cache was made with; those that hold now add up where rows join. decoded: columns fed
+    one by one to each row since it was last compressed. fed: columns since then in the order in which they came, as
+    [count, whether they were decoded]. compressing: whether compressions that fall due are run. observing: the score
+    sees every token, whether a compression may follow or not. reading: a forward of one token belongs to a prompt.
+    inference: what is held may have been made in inference mode. waiting: layers that share a budget and wait for the
+    others. forwards: how many began. begun, ended: the ones in which each layer with a recurrent state was last begun
+    and ended, by layer. clock: what compressions are timed by, in seconds.
     """
 
     settings: Settings
+    asked: Settings | None = None
     positions: RowPositions = field(default_factory=RowPositions)
     spans: RowSpans | None = None
     decoded: list[int] = field(default_factory=list)
@@ -96,6 +98,9 @@ class CacheState:
     begun: dict[int, int] = field(default_factory=dict)
     ended: dict[int, int] = field(default_factory=dict)
     clock: Callable[[], float] = time.perf_counter
+
+    def __post_init__(self) -> None:
+        self.asked = self.asked or self.settings
 
     def feed(self, columns: int, decoded: bool) -> None:
         """Count a forward of ``columns`` that begins."""
@@ -134,15 +139,19 @@ class CacheState:
         spans = None if self.spans is None else self.spans.copy()
         rows = {"positions": self.positions.copy(), "spans": spans, "decoded": list(self.decoded), "waiting": []}
         fed, begun, ended = [list(x) for x in self.fed], dict(self.begun), dict(self.ended)
-        return replace(self, settings=settings or self.settings, fed=fed, begun=begun, ended=ended, **rows)  # type: ignore[arg-type]
+        asked = settings or self.asked
+        return replace(self, settings=settings or self.settings, asked=asked, fed=fed, begun=begun, ended=ended, **rows)  # type: ignore[arg-type]
 
     def reset(self) -> None:
-        """Forget the rows."""
+        """Forget the rows, and what joins and splits made of the budget and the spans."""
+        assert self.asked is not None
+        self.settings = self.asked
         fresh = RowPositions()
         self.positions.__dict__.update(fresh.__dict__)
         self.decoded, self.fed, self.waiting, self.begun, self.ended = [], [], [], {}, {}
         if self.spans is not None:
-            self.spans.reset()
+            assert self.settings.policy is not None
+            self.spans.reset(self.settings.policy)
 
 
 @dataclass

@@ -106,8 +106,9 @@ class RowSpans:
         self.prompt = torch.cat((self.prompt, other.prompt))
         self._set(which)
 
-    def reset(self) -> None:
-        """Forget the rows."""
+    def reset(self, policy: SpanPolicy) -> None:
+        """Forget the rows; the next ones have the spans of ``policy``."""
+        self.policy = policy
         self.which = self.prompt = self._groups = None
 
     def copy(self) -> RowSpans:
