@@ -11,6 +11,8 @@ PYTEST ?= -n $(WORKERS) --maxprocesses 4 -q
 # The oldest supported transformers, in an environment of its own.
 OLDEST ?= 5.18.0
 VENV_OLDEST ?= build/venv-oldest
+# And the newest published transformers and torch, whatever they are today.
+VENV_NEWEST ?= build/venv-newest
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(subst /,_,$(or $(CONSTRAINTS),newest))
@@ -19,7 +21,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-slow test-oldest lint format docs clean
+.PHONY: help demo test test-slow test-oldest test-newest lint format docs clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 14
@@ -35,6 +37,11 @@ test-slow: $(READY)  ## The tests that the suite leaves out
 
 test-oldest: $(VENV_OLDEST)/.ready-$(OLDEST)  ## The test suite with the oldest supported transformers
 	$(VENV_OLDEST)/bin/python -m pytest $(PYTEST) $(TESTS)
+
+test-newest:  ## The test suite with the newest published transformers and torch; downloads gigabytes
+	test -x $(VENV_NEWEST)/bin/python || $(PYTHON) -m venv $(VENV_NEWEST)
+	$(VENV_NEWEST)/bin/python $(PIP) --upgrade torch transformers -e '.[$(EXTRAS)]'
+	$(VENV_NEWEST)/bin/python -m pytest $(PYTEST) $(TESTS)
 
 lint: $(READY)  ## Style, format and types
 	$(BIN)/ruff check .

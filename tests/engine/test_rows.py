@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
+from running import batch
 from torch import Tensor
 
 import keepkv
