@@ -60,7 +60,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("keepkv.core.tensorfile.os.replace", full)
+    monkeypatch.setattr("keepkv.core.wholefile.os.replace", full)
     with pytest.raises(CalibrationError, match="No space left"):
         made("other").save(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

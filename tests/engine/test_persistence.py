@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +148,7 @@ def test_what_cannot_be_saved_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*earlier keepkv")
 @pytest.mark.parametrize("name", ["dense", "flat", "int8", "every", "spans"])
 def test_files_of_the_first_layout_still_load(name: str) -> None:
     """Written when a store was one name and layers counted decoded tokens; logits of the four tokens that followed, two
@@ -160,3 +163,109 @@ def test_files_of_the_first_layout_still_load(name: str) -> None:
         with torch.no_grad():
             logits = model(input_ids=feed + i, attention_mask=mask, **{CACHE: cache}).logits[:, -1]
         assert torch.allclose(logits, expected[i], atol=1e-4), float((logits - expected[i]).abs().max())
+
+
+def test_files_of_the_first_layout_say_that_weights_were_not_compared() -> None:
+    path = Path(__file__).parents[1] / "data" / "caches" / "dense.safetensors"
+    with pytest.warns(UserWarning, match="not compared with the model: settings and weights: .* earlier keepkv"):
+        keepkv.Cache.load(path, zoo.model("llama"))
+
+
+@pytest.mark.parametrize("store", ["dense", "ragged", "static", "int8"])
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "gemma4", "deepseek-v3"])
+def test_a_cache_that_has_read_nothing_is_saved_and_goes_on(tmp_path: Path, store: str, arch: str) -> None:
+    """Of a static store it could not be loaded, nor saved beside layers with a sliding window."""
+    model, options = (
+        zoo.model(arch),
+        {"store": store, **({"store_options": {"capacity": 90}} if store == "static" else {})},
+    )
+    cache, path = keepkv.Cache(model, "snapkv", 14, **options, **SMALL), tmp_path / "c"
+    cache.save(path)
+    loaded = keepkv.Cache.load(path, model)
+    prompt = torch.randint(3, zoo.VOCAB, (1, 30))
+    with torch.no_grad():
+        assert torch.equal(*(model(prompt, past_key_values=c).logits for c in (cache, loaded)))
+    assert loaded.report() == replace(cache.report(), seconds=loaded.report().seconds)
+
+
+def test_a_cache_that_can_be_rolled_back_is_saved_as_that(tmp_path: Path) -> None:
+    """Layers with a sliding window keep their flag; without it the next forward raised an error of torch."""
+    model, path = zoo.model("gemma3"), tmp_path / "c"
+    cache = keepkv.Cache(model, "snapkv", 40, **SMALL)
+    for layer in cache.layers:
+        layer.activate_past_recording()
+    with torch.no_grad():
+        for _ in range(2):
+            model(torch.randint(3, zoo.VOCAB, (1, 20)), past_key_values=cache)
+        cache.save(path)
+        loaded = keepkv.Cache.load(path, model)
+        for twin in (cache, loaded):
+            twin.crop(-5)
+        assert torch.equal(*(model(torch.tensor([[7]]), past_key_values=c).logits for c in (cache, loaded)))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kinds of files of POSIX")
+def test_what_is_no_file_is_said_to_be_none(tmp_path: Path) -> None:
+    """By save and load alike, as errors of the cache; what stood there stands."""
+    model, cache = zoo.model("llama"), keepkv.Cache(zoo.model("llama"), "full")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"")
+    said = {
+        "folder": "it is a directory", "pipe": "it is a named pipe", "/dev/null": "it is a device",
+        "x" * 300: "File name too long", "file/x": "Not a directory", "a\0b": "null",
+    }  # fmt: skip
+    for name, reason in said.items():
+        with pytest.raises(CacheFileError, match=reason):
+            cache.save(tmp_path / name)
+        with pytest.raises(CacheFileError, match=reason):
+            keepkv.Cache.load(tmp_path / name, model)
+    with pytest.raises(CacheFileError, match="no such file or folder"):
+        cache.save(tmp_path / "nowhere" / "c")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "pipe"]
+
+
+def test_permission_denied_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = keepkv.Cache(zoo.model("llama"), "full")
+    cache.save(tmp_path / "c")
+
+    def denied(*_: Any, **__: Any) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("keepkv.core.wholefile.os.open", denied)
+    with pytest.raises(CacheFileError, match=r"cannot write .*: Permission denied"):
+        cache.save(tmp_path / "c")
+    with pytest.raises(CacheFileError, match=r"cannot read .*: Permission denied"):
+        keepkv.Cache.load(tmp_path / "c", zoo.model("llama"))
+
+
+def test_large_files_and_signatures(tmp_path: Path) -> None:
+    model, path = zoo.model("llama"), tmp_path / "c"
+    cache = made("llama")
+    cache.save(path)
+    with pytest.raises(CacheFileError, match="more than max_bytes=1000"):
+        keepkv.Cache.load(path, model, max_bytes=1000)
+    with pytest.raises(CacheFileError, match="has no signature"):
+        keepkv.Cache.load(path, model, key=b"mine")
+    cache.save(path, key=b"mine")
+    for options in ({}, {"key": b"mine"}):
+        assert keepkv.Cache.load(path, model, **options).report() == cache.report()
+    with pytest.raises(CacheFileError, match="not made with this key"):
+        keepkv.Cache.load(path, model, key=b"yours")
+
+
+def test_a_cache_that_holds_no_numbers_is_not_saved(tmp_path: Path) -> None:
+    cache = made("llama")
+    next(iter(cache.compressible[1].store.parts())).keys[:] = float("nan")
+    with pytest.raises(CacheStateError, match=r"1\.store\.keys' has numbers that are not finite"):
+        cache.save(tmp_path / "c")
+
+
+def test_a_refused_file_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model, path = copy.deepcopy(zoo.model("llama")), tmp_path / "c"
+    made("llama", "snapkv", kernel=3).save(path)
+    model.set_attn_implementation("sdpa")
+    next(model.model.parameters()).data.add_(1)
+    with pytest.raises(CacheFileError, match="weights"):
+        keepkv.Cache.load(path, model)
+    assert model.config._attn_implementation == "sdpa"

@@ -18,11 +18,12 @@ from typing import Any, TypeAlias, Union
 import torch
 from torch import Tensor
 
-from keepkv.core import tensorfile
+from keepkv.core import tensorfile, wholefile
 from keepkv.core.options import shown
 from keepkv.errors import CalibrationError
 
 FORMAT = "keepkv-calibration-1"
+MAX_LAYERS = 10_000
 NOT_COMPARED = ("name", "unread")  # facts of a fingerprint that tell of a model, and do not identify it
 Facts: TypeAlias = Mapping[str, Any]
 Given: TypeAlias = Union["Calibration", str, Path, Sequence[Union["Calibration", str, Path]], None]
@@ -48,15 +49,17 @@ class Calibration:
         """Write to a safetensors file, whole or not at all. Raises ``CalibrationError`` where that fails."""
         try:
             tensorfile.write(Path(path), FORMAT, self._header, self._flat)
-        except OSError as error:
-            raise CalibrationError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:
+            raise CalibrationError(f"cannot write {str(path)!r}: {wholefile.reason(error)}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
         """Read what ``save`` wrote. Raises ``CalibrationError`` for a truncated, altered or foreign file."""
-        header, flat = tensorfile.read(Path(path), FORMAT, "a calibration", CalibrationError)
+        _, header, flat = tensorfile.read(Path(path), _SOURCE)
         tensors: dict[int, dict[str, Tensor]] = {}
         for name, x in flat.items():
+            if not tensorfile.all_finite(x):
+                raise CalibrationError(f"{path}: tensor {name!r} has numbers that are not finite")
             layer, rest = name.split(".", 1)
             tensors.setdefault(int(layer), {})[rest] = x
         return cls(tensors=dict(sorted(tensors.items())), **header)
@@ -171,3 +174,19 @@ def of_layer(calibrations: Mapping[str, Calibration], index: int, device: torch.
     if not calibrations:
         return None
     return {name: x for one in calibrations.values() for name, x in one.layer(index, device).items()}
+
+
+def _inspect(format: str, header: Any, declared: Mapping[str, tensorfile.Declared]) -> None:
+    """Raise ``ValueError`` unless the fields of a file are those of a ``Calibration``."""
+    kinds = {"kind": str, "fingerprint": dict, "made_with": dict}
+    if not isinstance(header, dict) or header.keys() != kinds.keys():
+        raise ValueError(f"its header does not have the fields {', '.join(kinds)}")
+    if wrong := [name for name, kind in kinds.items() if not isinstance(header[name], kind)]:
+        raise ValueError(f"{', '.join(wrong)} in its header is of another type")
+    for name in declared:
+        layer, _, rest = name.partition(".")
+        if not (layer.isascii() and layer.isdigit() and rest and len(layer) < 6 and int(layer) < MAX_LAYERS):
+            raise ValueError(f"tensor {name!r:.40} does not say of which layer it is")
+
+
+_SOURCE = tensorfile.Source([FORMAT], "a calibration", CalibrationError, inspect=_inspect)

@@ -17,10 +17,12 @@ from transformers import cache_utils as stock
 from keepkv.core.budget import Budget
 from keepkv.core.calibration import Given, check_calibration, needed, of_layer
 from keepkv.core.options import keywords
+from keepkv.core.tensorfile import MAX_FILE
 from keepkv.core.when import When
 from keepkv.engine import forward, persistence, rows
 from keepkv.engine.compression import compress, compress_waiting
-from keepkv.engine.fingerprint import fingerprint
+from keepkv.engine.files.origin import Origin
+from keepkv.engine.fingerprint import fingerprint, shape
 from keepkv.engine.layer import Layer
 from keepkv.engine.mask_rule import MaskRule, note_cache
 from keepkv.engine.model import prepare_model
@@ -83,7 +85,7 @@ class Cache(stock.Cache):
         prepared = prepare_model(model, chosen, template.static_length)
         pieces = (chosen.score, chosen.allocate, chosen.reduce, held.codec, template)
         calibrations = check_calibration(pieces, calibration, lambda: fingerprint(model), prepared.ours)
-        self.attached_config = persistence.fingerprint(model)
+        self.attached_config, self.origin = shape(model), Origin(model)
         layers = list(prepared.stock)
         sliding = sum(getattr(layer, "sliding_window", 0) for i, layer in enumerate(layers) if i not in prepared.ours)
         settings = replace(settings, sliding_tokens=sliding, calibrations=calibrations)
@@ -244,21 +246,40 @@ class Cache(stock.Cache):
     def __deepcopy__(self, memo: dict[int, Any]) -> Cache:
         return self.copy()
 
-    def save(self, path: str | Path) -> None:
-        """Write the cache to a safetensors file."""
-        persistence.save(self, Path(path))
+    def save(self, path: str | Path, *, key: bytes | None = None) -> None:
+        """Write the cache to a safetensors file, whole or not at all. The file is as confidential as the prompt, which
+        can be read out of it.
+
+        key: signs the file, so that ``load`` with the same key takes no other. Raises ``CacheFileError`` where the file
+        cannot be written, ``CacheStateError`` where the cache cannot be.
+        """
+        persistence.save(self, Path(path), key)
 
     @classmethod
     def load(
-        cls, path: str | Path, model: PreTrainedModel, method: Method | None = None, *, calibration: Given = None
+        cls,
+        path: str | Path,
+        model: PreTrainedModel,
+        method: Method | None = None,
+        *,
+        calibration: Given = None,
+        strict: bool = True,
+        key: bytes | None = None,
+        max_bytes: int = MAX_FILE,
     ) -> Cache:
         """Read what ``save`` wrote.
 
         ``method`` is needed only if the cache was made with a ``Method`` without a name; ``calibration`` if it was made
-        with one, and it must be the same. Raises ``CacheFileError`` where the file is truncated, altered, foreign or of
-        another model, ``CalibrationError`` where the calibration is another.
+        with one, and it must be the same. strict: refuse a model with other weights, settings or adapters; False warns
+        of them instead, and a model of another shape is refused all the same. key: take only what was signed with it.
+        max_bytes: the largest file that is read.
+
+        Everything in the file is checked before anything is made of it. Raises ``CacheFileError`` where the file cannot
+        be read, is truncated, altered, foreign or of another model, ``CalibrationError`` where the calibration is
+        another.
         """
-        return persistence.load(cls, Path(path), model, method, calibration)
+        wanted = persistence.Wanted(method, calibration, strict, key, max_bytes)
+        return persistence.load(cls, Path(path), model, wanted)
 
     # --- for transformers --------------------------------------------------------------------------------------
 

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from keepkv.engine.persistence import fingerprint as shape
-
+# What a cache's tensors follow from, as far as every model has it.
+SHAPE = (
+    "model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size",
+)  # fmt: skip
 # Settings of a text model that change what its keys and queries are, as far as a model has them.
 SETTINGS = (
     "head_dim", "layer_types", "sliding_window", "rope_parameters", "partial_rotary_factor", "rotary_pct",
@@ -20,6 +22,12 @@ SETTINGS = (
     "num_kv_shared_layers",
 )  # fmt: skip
 SLICES, WIDTH = 4, 16  # read of each weight: slices, evenly spread, and elements of a slice
+
+
+def shape(model: PreTrainedModel) -> dict[str, Any]:
+    """What must agree for keys and values of one model to make sense in another: its shape, not its weights."""
+    config = model.config.get_text_config(decoder=True)
+    return {name: getattr(config, name, None) for name in SHAPE} | {"dtype": str(model.dtype)}
 
 
 def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
@@ -31,16 +39,22 @@ def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     bfloat16 and the dtype is left out, so that a model is the same in whatever precision it is loaded.
     """
     config: Any = model.config.get_text_config(decoder=True)
-    getter = getattr(model, "get_decoder", None)
-    decoder = getter() if getter is not None else model
+    decoder = decoder_of(model)
     facts = {name: value for name, value in shape(model).items() if name != "dtype"}
     facts |= {name: value for name in SETTINGS if (value := getattr(config, name, None)) is not None}
-    facts |= {"name": model.config._name_or_path, "adapters": _adapters(decoder), **_weights(decoder)}
+    facts |= {"name": model.config._name_or_path, "adapters": adapters_of(decoder), **weights_of(decoder)}
     plain: dict[str, Any] = json.loads(json.dumps(facts, default=str))  # as it comes back from a file
     return plain
 
 
-def _adapters(decoder: nn.Module) -> list[str]:
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The part of ``model`` that makes keys and values."""
+    getter = getattr(model, "get_decoder", None)
+    decoder: nn.Module = getter() if getter is not None else model
+    return decoder
+
+
+def adapters_of(decoder: nn.Module) -> list[str]:
     """Names of the adapters that PEFT has active in ``decoder``; it marks the modules that it wraps."""
     found: set[str] = set()
     for module in decoder.modules():
@@ -50,7 +64,8 @@ def _adapters(decoder: nn.Module) -> list[str]:
     return sorted(found)
 
 
-def _weights(decoder: nn.Module) -> dict[str, str | None]:
+def weights_of(decoder: nn.Module) -> dict[str, str | None]:
+    """``weights`` and, where they cannot be read, ``unread``; see ``fingerprint``. Takes milliseconds."""
     sha = hashlib.sha256()
     for name, weight in decoder.named_parameters():
         if weight.device.type == "meta":

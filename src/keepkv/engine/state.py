@@ -13,6 +13,7 @@ from keepkv.core.budget import Budget
 from keepkv.core.calibration import Calibration
 from keepkv.core.layer_info import LayerInfo
 from keepkv.core.options import Checked, between
+from keepkv.engine.files.origin import Origin
 from keepkv.engine.kv_form import KVForm
 from keepkv.engine.positions import RowPositions
 from keepkv.engine.tally import Tally
@@ -202,6 +203,7 @@ class CacheParts(Protocol):
     store_options: dict[str, Any]
     codec_options: dict[str, Any]
     attached_config: dict[str, Any]
+    origin: Origin
 
     def renew(self) -> None: ...
 

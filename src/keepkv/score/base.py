@@ -47,6 +47,12 @@ class Score(Checked):
                             f"keepkv.Stat(0.0, 'sum')"
                         )
 
+    @property
+    def remembers(self) -> dict[str, int]:
+        """How many queries of each row ``observe`` keeps under each name of ``view.state``; a file that holds another
+        number is refused. Names that are not given are not compared."""
+        return {}
+
     def observe(self, view: LayerView) -> None:
         """Called after each forward that may be followed by a compression; modifies ``view.slots.stats`` in place
         and sets entries of ``view.state``. Padded queries (position ``EMPTY``) must leave no trace. An entry of
@@ -85,6 +91,10 @@ class Wrapped(Score):
         super().__post_init__()
         for name in self.passed_on:
             object.__setattr__(self, name, getattr(self.score, name))
+
+    @property
+    def remembers(self) -> dict[str, int]:
+        return self.score.remembers
 
     def observe(self, view: LayerView) -> None:
         if self.score.observes:

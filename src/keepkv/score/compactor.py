@@ -62,6 +62,10 @@ class Compactor(Score):
     needs_rope: ClassVar[bool] = True
     observes: ClassVar[bool] = True
 
+    @property
+    def remembers(self) -> dict[str, int]:
+        return {"window": self.chunk + self.window}
+
     def observe(self, view: LayerView) -> None:
         queries, positions = view.queries, view.query_positions
         before = (view.seen - (positions >= 0).sum(-1)).tolist()

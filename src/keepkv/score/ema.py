@@ -42,6 +42,10 @@ class Ema(Score):
     observes: ClassVar[bool] = True
     follows_decode: ClassVar[bool] = True
 
+    @property
+    def remembers(self) -> dict[str, int]:
+        return {"window": self.window + 1}
+
     def observe(self, view: LayerView) -> None:
         remember(view, self.window + 1)
         stat, start = view.slots.stats[STAT], view.state.get("ema_start")

@@ -48,6 +48,10 @@ class GKV(Score):
     stats: ClassVar[dict[str, Stat]] = {STAT: Stat(NEVER, "max")}
     observes: ClassVar[bool] = True
 
+    @property
+    def remembers(self) -> dict[str, int]:
+        return {"window": self.window}
+
     def observe(self, view: LayerView) -> None:
         remember(view, self.window)
 

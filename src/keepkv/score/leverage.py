@@ -51,6 +51,10 @@ class Leverage(Score):
     needs_rope: ClassVar[bool] = True
     observes: ClassVar[bool] = True
 
+    @property
+    def remembers(self) -> dict[str, int]:
+        return {"window": self.queries}
+
     def observe(self, view: LayerView) -> None:
         if self.queries:
             remember(view, self.queries)

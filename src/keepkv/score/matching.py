@@ -29,6 +29,10 @@ class Matching(Score):
 
     observes: ClassVar[bool] = True
 
+    @property
+    def remembers(self) -> dict[str, int]:
+        return {"sample": self.queries}
+
     def observe(self, view: LayerView) -> None:
         remember_sample(view, self.queries)
 

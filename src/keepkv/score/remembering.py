@@ -24,6 +24,10 @@ class Remembering(Wrapped):
         *Wrapped.passed_on, "needs_second_reading", "follows_decode", "scores_within_spans", "span_stats",
     )  # fmt: skip
 
+    @property
+    def remembers(self) -> dict[str, int]:
+        return {STATE: self.size, **self.score.remembers}
+
     def observe(self, view: LayerView) -> None:
         super().observe(view)
         held = view.state.get("window")

@@ -35,6 +35,10 @@ class RKV(Score):
 
     observes: ClassVar[bool] = True
 
+    @property
+    def remembers(self) -> dict[str, int]:
+        return {"window": self.window}
+
     def observe(self, view: LayerView) -> None:
         remember(view, self.window)
 

@@ -36,6 +36,10 @@ class SnapKV(Score):
     observes: ClassVar[bool] = True
     scores_within_spans: ClassVar[bool] = True
 
+    @property
+    def remembers(self) -> dict[str, int]:
+        return {"window": self.window, "span_window": self.window}
+
     def observe(self, view: LayerView) -> None:
         remember(view, self.window)
 

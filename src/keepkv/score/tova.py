@@ -27,6 +27,10 @@ class TOVA(Score):
     observes: ClassVar[bool] = True
     scores_within_spans: ClassVar[bool] = True
 
+    @property
+    def remembers(self) -> dict[str, int]:
+        return {"window": 1, "span_window": 1}
+
     def observe(self, view: LayerView) -> None:
         remember(view, 1)
 

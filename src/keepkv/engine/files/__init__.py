@@ -1,0 +1,1 @@
+"""What a cache file may hold: its header, its tensors, and the model that it is for."""
