@@ -63,16 +63,16 @@ class Victim:
     def model(self) -> Any:
         return zoo.model(self.arch)
 
-    def judge(self, path: Path) -> str:
+    def judge(self, path: Path, turns: tuple[int, ...] = (1, 4, 1)) -> str:
         """What becomes of the file at ``path``: "refused", "equal" to the original, or "other", which is a cache all
-        the same. Anything else raises."""
+        the same. Anything else raises. turns: tokens of the forwards that it is asked to go on with."""
         try:
             cache = keepkv.Cache.load(path, self.model)
         except (CacheFileError, CalibrationError) as error:
             assert "\n" not in str(error) and len(str(error)) < 2000, error
             return "refused"
         try:
-            logits = answer(self.model, cache)
+            logits = answer(self.model, cache, turns)
         except KeepKVError:
             return "other"
         assert bool(logits.isfinite().all())
@@ -81,13 +81,13 @@ class Victim:
         )
 
 
-def answer(model: Any, cache: keepkv.Cache) -> Tensor:
-    """Logits of a token, of a second turn and of a token after it, on a copy, which is then cropped and written."""
+def answer(model: Any, cache: keepkv.Cache, turns: tuple[int, ...] = (1, 4, 1)) -> Tensor:
+    """Logits of a copy that goes on: with a token, a second turn, and a token after it."""
     twin, out = cache.copy(), []
     rows = max(1, len(twin.seen))
     columns = max((layer.get_seq_length() for layer in twin.layers), default=0)
     with torch.no_grad():
-        for length in (1, 4, 1):
+        for length in turns:
             feed = torch.arange(5, 5 + length).expand(rows, length)
             mask = torch.cat(
                 (twin.attention_mask(0) if columns else torch.ones(rows, 0).long(), torch.ones(rows, length).long()), 1
