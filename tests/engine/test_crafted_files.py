@@ -88,6 +88,6 @@ def chance(victims: list[Victim], folder: Path, count: int) -> None:
     judge, rng = Judge(folder / "a"), random.Random(count)
     for i in range(count):
         victim = rng.choice(victims)
-        turns = (1, 4, 1) if i % 20 == 0 else (1,)
+        turns = (1, 4, 1) if i % 8 == 0 or count < 1000 else ()  # going on takes ten times as long as loading
         judge(victim, crafted.by_chance(victim.file, rng), f"edit {i} of {count}", turns=turns)
     print(dict(judge.became), f"slowest {judge.seconds:.3f} s")

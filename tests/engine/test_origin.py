@@ -18,6 +18,7 @@ from running import batch, generate, row
 
 import keepkv
 from keepkv.engine.files import origin
+from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheFileError, CacheStateError
 
 BASE = {**zoo._BASE, "head_dim": 16}
@@ -70,7 +71,7 @@ def test_a_model_in_another_state_is_refused_or_told(tmp_path: Path, name: str) 
         loaded = keepkv.Cache.load(path, other, strict=False)
     assert {warning.filename for warning in told} == {__file__}
     with torch.no_grad():
-        assert other(torch.tensor([[7]]), past_key_values=loaded).logits.isfinite().all()
+        assert other(torch.tensor([[7]]), **{CACHE: loaded}).logits.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_a_cache_that_has_read_nothing_is_saved_and_goes_on(tmp_path: Path, stor
     loaded = keepkv.Cache.load(path, model)
     prompt = torch.randint(3, zoo.VOCAB, (1, 30))
     with torch.no_grad():
-        assert torch.equal(*(model(prompt, past_key_values=c).logits for c in (cache, loaded)))
+        assert torch.equal(*(model(prompt, **{CACHE: c}).logits for c in (cache, loaded)))
     assert loaded.report() == replace(cache.report(), seconds=loaded.report().seconds)
 
 
@@ -196,12 +196,12 @@ def test_a_cache_that_can_be_rolled_back_is_saved_as_that(tmp_path: Path) -> Non
         layer.activate_past_recording()
     with torch.no_grad():
         for _ in range(2):
-            model(torch.randint(3, zoo.VOCAB, (1, 20)), past_key_values=cache)
+            model(torch.randint(3, zoo.VOCAB, (1, 20)), **{CACHE: cache})
         cache.save(path)
         loaded = keepkv.Cache.load(path, model)
         for twin in (cache, loaded):
             twin.crop(-5)
-        assert torch.equal(*(model(torch.tensor([[7]]), past_key_values=c).logits for c in (cache, loaded)))
+        assert torch.equal(*(model(torch.tensor([[7]]), **{CACHE: c}).logits for c in (cache, loaded)))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kinds of files of POSIX")

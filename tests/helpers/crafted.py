@@ -19,6 +19,7 @@ from torch import Tensor
 import keepkv
 from keepkv.core import tensorfile
 from keepkv.engine.files.header import FORMAT
+from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheFileError, CalibrationError, KeepKVError
 
 DEEP = "[" * 100_000
@@ -65,12 +66,15 @@ class Victim:
 
     def judge(self, path: Path, turns: tuple[int, ...] = (1, 4, 1)) -> str:
         """What becomes of the file at ``path``: "refused", "equal" to the original, or "other", which is a cache all
-        the same. Anything else raises. turns: tokens of the forwards that it is asked to go on with."""
+        the same. Anything else raises. turns: tokens of the forwards that it is asked to go on with; without any it is
+        "loaded"."""
         try:
             cache = keepkv.Cache.load(path, self.model)
         except (CacheFileError, CalibrationError) as error:
             assert "\n" not in str(error) and len(str(error)) < 2000, error
             return "refused"
+        if not turns:
+            return "loaded"
         try:
             logits = answer(self.model, cache, turns)
         except KeepKVError:
@@ -93,7 +97,7 @@ def answer(model: Any, cache: keepkv.Cache, turns: tuple[int, ...] = (1, 4, 1)) 
                 (twin.attention_mask(0) if columns else torch.ones(rows, 0).long(), torch.ones(rows, length).long()), 1
             )
             positions = (mask.cumsum(-1) - 1)[:, -length:].clamp_min(0)
-            out.append(model(feed, attention_mask=mask, position_ids=positions, past_key_values=twin).logits)
+            out.append(model(feed, attention_mask=mask, position_ids=positions, **{CACHE: twin}).logits)
             columns += length
     twin.report()
     return torch.cat(out, 1)

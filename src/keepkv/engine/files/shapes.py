@@ -122,7 +122,10 @@ class Shapes:
         self.take(f"{prefix}count.", {name: Field(x.dims, x.dtypes, False) for name, x in TALLY.items()})
         self.take(prefix, {"sinks": Field(("Q",), FLOATS, False)})
         for names in TOGETHER:
-            self.take(f"{prefix}state.", {name: STATE[name] for name in names})
+            fields = {name: STATE[name] for name in names}
+            if names[0] in KEPT:
+                fields[names[0]] = Field(STATE[names[0]].dims, kinds)
+            self.take(f"{prefix}state.", fields)
         for name in self.names(f"{prefix}state."):
             self._rows(f"{prefix}state.{name}")
 
@@ -153,8 +156,9 @@ class Shapes:
         plain: dict[str, tuple[Dims, Any]] = {"keys": (("D",), kinds), "values": (("V",), kinds)}
         content = self._content(store, kinds) if zone.encoded else plain
         made = {name: Field((*lead, *dims), some) for name, (dims, some) in content.items()}
-        made |= {"positions": Field(lead, (torch.int32,)), **{name: Field(lead, WIDE) for name in store.held.stats}}
-        made["log_votes"] = Field(lead, WIDE, needed=zone.form == "buffers")
+        exact = WIDE if torch.float64 in kinds else WIDE[:1]
+        made |= {"positions": Field(lead, (torch.int32,)), **{name: Field(lead, exact) for name in store.held.stats}}
+        made["log_votes"] = Field(lead, exact, needed=zone.form == "buffers")
         if zone.form == "columns":
             made["counts"] = Field((f"{zone.prefix}counts",), COUNTS)
         else:
