@@ -19,6 +19,14 @@ def victims(tmp_path_factory: pytest.TempPathFactory) -> list[Victim]:
     return crafted.victims(tmp_path_factory.mktemp("victims"))
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keepkv.core.wholefile.os.fsync", lambda descriptor: None)
+
+
+TURNS = (1, 4, 1)
+
+
 class Judge:
     """Judges files, and notes the slowest and the largest."""
 
@@ -27,7 +35,7 @@ class Judge:
         self.became: Counter[str] = Counter()
 
     def __call__(
-        self, victim: Victim, file: File, what: str, watched: bool = False, turns: tuple[int, ...] = (1, 4, 1)
+        self, victim: Victim, file: File, what: str, watched: bool = False, turns: tuple[int, ...] = TURNS
     ) -> str:  # fmt: skip
         file.write(self.path)
         if watched:
@@ -61,9 +69,9 @@ def test_edits_by_hand(victims: list[Victim], tmp_path: Path) -> None:
     table each run of the quick suite, all of it in the slow one."""
     judge, edits = Judge(tmp_path / "a"), table(victims)
     assert len(edits) > 500
-    for i, (victim, what, edit) in enumerate(edits[:: len(edits) // 150]):
-        judge(victim, crafted.edited(victim.file, edit), what, watched=i % 10 == 0)
-    assert judge.became["refused"] > 75
+    for i, (victim, what, edit) in enumerate(edits[:: len(edits) // 250]):
+        judge(victim, crafted.edited(victim.file, edit), what, watched=i % 10 == 0, turns=TURNS if i % 8 == 0 else ())
+    assert judge.became["refused"] > 125
     assert judge.bytes < 16 << 20 and judge.seconds < 5
 
 
@@ -76,7 +84,7 @@ def test_all_edits_by_hand(victims: list[Victim], tmp_path: Path) -> None:
 
 
 def test_edits_by_chance(victims: list[Victim], tmp_path: Path) -> None:
-    chance(victims, tmp_path, 150)
+    chance(victims, tmp_path, 200)
 
 
 @pytest.mark.slow
@@ -88,6 +96,6 @@ def chance(victims: list[Victim], folder: Path, count: int) -> None:
     judge, rng = Judge(folder / "a"), random.Random(count)
     for i in range(count):
         victim = rng.choice(victims)
-        turns = (1, 4, 1) if i % 8 == 0 or count < 1000 else ()  # going on takes ten times as long as loading
+        turns = TURNS if i % 8 == 0 else ()  # going on takes ten times as long as loading
         judge(victim, crafted.by_chance(victim.file, rng), f"edit {i} of {count}", turns=turns)
     print(dict(judge.became), f"slowest {judge.seconds:.3f} s")

@@ -32,7 +32,7 @@ SPAN = table({
 SPANS = table({
     "spans": each(either(SPAN, each(SPAN))), "fair_lambda": number(0, 1), "on_overflow": text, "scoring": text,
 })  # fmt: skip
-ATTENTION = table({"scaling": number(), "softcap": either(nothing, number(0))}, may_lack=("scaling", "softcap"))
+ATTENTION = table({"scaling": number(), "softcap": either(nothing, number(1e-6))}, may_lack=("scaling", "softcap"))
 TALLY = table({"compressions": whole(), "overflows": whole(), "seconds": number(0)})
 # A field that came later starts as a fresh one does.
 FIRST = ("seen", "settled", "pending", "compressed", "record_past", "prefilling", "query_heads")
