@@ -14,7 +14,7 @@ from packaging.version import Version
 from running import LENGTHS, batch, generate, hot, plain, row
 
 import keepkv
-from keepkv.engine.compression import layer_budget
+from keepkv.engine.allowance import layer_budget
 from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheStateError, UnsupportedModel
 

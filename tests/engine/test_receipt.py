@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,9 +16,12 @@ from running import batch, generate, row
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import keepkv
+from keepkv.allocate.pyramid import Pyramid
 from keepkv.core.budget import Budget
+from keepkv.engine.layer import Layer
 from keepkv.engine.versions import CACHE
 from keepkv.errors import BudgetError
+from keepkv.score.snapkv import SnapKV
 
 PROMPT = 400
 HEADS, LAYERS, DIM = 2, 2, 128
@@ -74,16 +80,112 @@ def test_adaptive_heads_free_memory() -> None:
     assert (receipt.bytes - tail) / receipt.full_bytes <= 0.26
 
 
-def test_budget_in_bytes_is_kept() -> None:
-    for method, slots in (("snapkv", "dense"), ("keepkv", "dense"), ("adakv", "flat")):
-        cache = keepkv.Cache(wide(), method, "500KiB", window=8)
-        ids = torch.randint(3, zoo.VOCAB, (2, PROMPT))
-        with torch.no_grad():
-            wide()(input_ids=ids, **{CACHE: cache})
-        held = sum(layer.store.nbytes for layer in cache.compressible)
-        assert 0.93 * 500 * 1024 < held <= 500 * 1024, slots
-    with pytest.raises(BudgetError, match="one slot in every layer"):
-        prefill(keepkv.Cache(wide(), "random", "1KiB", sinks=0))
+BYTES = 800_000
+
+
+def feed(cache: keepkv.Cache, tokens: int, rows: int = 1) -> keepkv.Receipt:
+    with torch.no_grad():
+        wide()(input_ids=torch.randint(3, zoo.VOCAB, (rows, tokens)), **{CACHE: cache})
+    return cache.report()
+
+
+@pytest.mark.parametrize("method", [x for x in METHODS if x.id != "full"])
+def test_budget_in_bytes_is_kept(method: tuple[str, dict[str, Any]]) -> None:
+    """All that is held: slots, what the score remembers, what comes between two compressions. Before that was reserved,
+    of 300 kB: compactor 2.79 times, attention-matching and expected-attention 1.44, keepkv 1.28."""
+    name, options = method
+    ragged = keepkv.Cache(wide(), name, 99, **options).settings.method.allocate.ragged
+    for layout, codec, every in product(("ragged",) if ragged else ("dense", "ragged"), ("none", "int8"), (None, 1, 5)):
+        when = keepkv.When(every=every)
+        cache = keepkv.Cache(wide(), name, f"{BYTES}B", store=layout, codec=codec, when=when, **options)
+        case = (layout, codec, every)
+        if name == "compactor" and "chunk" not in options:  # 260 queries of two layers are 1.1 MB
+            with pytest.raises(BudgetError, match="to what the score remembers"):
+                feed(cache, PROMPT)
+            continue
+        receipt = feed(cache, PROMPT)
+        assert (0.93 if codec == "none" else 0.45) * BYTES < receipt.bytes <= BYTES, case
+        assert receipt.held == receipt.bytes and f"{receipt.bytes}B" in str(receipt)
+        assert cache.copy().report().bytes <= BYTES, case
+        for _ in range(7 if every else 0):
+            assert feed(cache, 1).bytes <= BYTES, case
+
+
+def test_more_rows_share_the_bytes() -> None:
+    """A cache that is copied under another budget, and one whose rows are repeated, keep theirs too."""
+    cache = keepkv.Cache(wide(), "snapkv", 0.9, window=8, when=keepkv.When(prefill="deferred"))
+    feed(cache, PROMPT)
+    small = cache.copy(budget="400KB", when=keepkv.When(every=2))
+    small.compress()
+    assert 0.95 * 400_000 < small.report().bytes <= 400_000
+    for _ in range(5):
+        assert feed(small, 1).bytes <= 400_000
+    small.batch_repeat_interleave(3)
+    assert small.report().bytes > 400_000
+    for _ in range(5):
+        held = feed(small, 1, rows=3).bytes
+    assert held <= 400_000
+
+
+def test_bytes_that_do_not_hold_what_is_always_kept_are_refused() -> None:
+    """4 KiB held 53,904 bytes. Nothing is changed: the layer that came first still holds every token."""
+    for name, given, options in (("keepkv", "4KiB", {}), ("snapkv", "100KB", {}), ("random", "1KiB", {"sinks": 0})):
+        cache = keepkv.Cache(wide(), name, given, **options)
+        with pytest.raises(BudgetError, match="one slot in every layer"):
+            feed(cache, PROMPT)
+        assert not cache.report().compressed and cache.report().kept[0] == [[PROMPT] * HEADS]
+    least = keepkv.Cache(wide(), "snapkv", "4KiB", window=8, when=keepkv.When(every=4))
+    with pytest.raises(BudgetError, match=r"at least (\d+) bytes") as caught:
+        feed(least, PROMPT)
+    found = re.search(r"at least (\d+) bytes", str(caught.value))
+    assert found is not None
+    enough = keepkv.Cache(wide(), "snapkv", f"{found[1]}B", window=8, when=keepkv.When(every=4))
+    assert feed(enough, PROMPT).kept[0] == [[12, 12]]
+
+
+def test_static_buffers_count_in_a_budget_in_bytes() -> None:
+    """Buffers of 300 slots, 1.2 MB, were held of 400 kB."""
+    options: dict[str, Any] = {"store": "static", "when": keepkv.When(every=4), "window": 8}
+    with pytest.raises(BudgetError, match=r"N at most 88"):
+        feed(keepkv.Cache(wide(), "keepkv", "400KB", store_options={"capacity": 300}, **options), PROMPT)
+    cache = keepkv.Cache(wide(), "keepkv", "400KB", store_options={"capacity": 85}, **options)
+    for tokens in (PROMPT, 1, 1, 1, 1, 1, 1, PROMPT, 1, 1):
+        assert feed(cache, tokens).bytes <= 400_000
+
+
+def test_a_share_of_a_short_prompt_keeps_what_is_always_kept() -> None:
+    """It says so: 0.05 of 100 tokens is 5, and 36 slots are kept. Tokens that fit are nothing to speak of."""
+    with pytest.warns(UserWarning, match="fewer than 720 tokens that is below the 36 that 'snapkv'"):
+        receipt = feed(keepkv.Cache(wide(), "snapkv", 0.05), 100)
+    assert receipt.kept[0] == [[36, 36]] and receipt.held == 0.36 and "budget held             0.36" in str(receipt)
+    short = feed(keepkv.Cache(wide(), "snapkv", 0.05), 30)
+    assert not short.compressed and short.held == 1.0 and "nothing was compressed" in str(short)
+    assert feed(keepkv.Cache(wide(), "snapkv", 100), PROMPT).held == 100.0
+    sloped = keepkv.Method(SnapKV(8), Pyramid(20.0), window=8)
+    with pytest.raises(BudgetError, match="the allocation gives layer 1 fewer than the 12"):
+        feed(keepkv.Cache(wide(), sloped, 40), PROMPT)
+
+
+@pytest.mark.parametrize("arch", ["gemma3", "gemma4", "gpt-oss"])
+@pytest.mark.parametrize("store", ["dense", "static"])
+def test_sliding_layers_hold_their_window(arch: str, store: str) -> None:
+    """And no view into all tokens, which a layer of transformers holds until the next token, and so do its copies:
+    210,144 bytes of 150,000."""
+    model, inputs = zoo.model(arch), row(batch((300,)), 0)
+    budget, more = 150_000, {"store_options": {"capacity": 60}} if store == "static" else {}
+    cache = keepkv.Cache(model, "snapkv", f"{budget}B", store=store, window=4, when=keepkv.When(every=2), **more)
+    window = next(x for x in cache.layers if x.is_sliding and not isinstance(x, Layer))
+    size = getattr(window, "sliding_window", None) or window.max_cache_len
+    with torch.no_grad():
+        for chunk in (inputs["input_ids"][:, :200], inputs["input_ids"][:, 200:], *([torch.tensor([[7]])] * 5)):
+            model(input_ids=chunk, **{CACHE: cache})
+            for one in (cache, cache.copy()):
+                stock = [x for x in one.layers if not isinstance(x, Layer) and getattr(x, "keys", None) is not None]
+                for x in stock:
+                    full = (*x.keys.shape[:2], size, x.keys.shape[3])
+                    assert x.keys.untyped_storage().nbytes() <= math.prod(full) * x.keys.element_size()
+                if not any(x.progress.pending for x in one.compressible):  # layers that share slots are late
+                    assert one.report().bytes <= budget
 
 
 def test_hybrid_models_count_their_sliding_layers() -> None:

@@ -13,7 +13,8 @@ from keepkv.errors import KeepKVError
 from keepkv.methods.base import METHODS, Method
 from keepkv.store import CODECS, Held, choose
 from keepkv.store.base import VOTES
-from keepkv.store.columns import SLACK
+from keepkv.store.ragged import HEAD
+from keepkv.store.zones import SLACK
 
 GROUP, RECENT = 64, 128  # of transformers' quantised caches: values that share a scale, tokens in full precision
 
@@ -90,7 +91,7 @@ def _keepkv_bytes(geometry: Geometry, system: System, context: int, new: int) ->
         mine = grown(0, recent) * exact + (slots + new - recent) * encoded
     else:
         mine = (grown(slots, new) if layout == "dense" else slots + grown(0, new)) * exact
-    mine += 8 * (layout == "ragged")  # the length of a head
+    mine += HEAD * (layout == "ragged")
     return geometry.layers * geometry.heads * mine
 
 

@@ -59,11 +59,11 @@ class Budget(Checked):
                 return cls.of(size if "." in number else int(number))
         raise BudgetError(f"budget={shown(text)}: expected {_FORMS}; units: {', '.join(_UNITS)}")
 
-    def per_head(self, seen: Tensor, bytes_per_slot: int, reserved: int = 0) -> Tensor:
-        """Slots per KV head (B,) float64 for rows that have seen ``seen`` (B,) tokens.
+    def per_head(self, seen: Tensor, bytes_per_slot: int = 1, reserved: int = 0) -> Tensor:
+        """Slots per KV head (B,) float64 for rows that have seen ``seen`` (B,) tokens, 0 where bytes hold none.
 
-        bytes_per_slot: what one slot of every KV head of every layer takes, for one row; reserved: bytes that
-        other layers take.
+        bytes_per_slot: what one slot of every KV head of every layer takes, for one row; reserved: bytes that are taken
+        otherwise.
         """
         seen = seen.to(torch.float64)
         if self.share is not None:
@@ -72,13 +72,7 @@ class Budget(Checked):
         if self.slots is not None:
             return torch.full_like(seen, float(self.slots))
         assert self.bytes is not None
-        slots = (self.bytes - reserved) // (bytes_per_slot * len(seen))
-        if slots < 1:
-            raise BudgetError(
-                f"budget of {self.bytes} bytes: one slot in every layer and head takes {bytes_per_slot} bytes for each "
-                f"of {len(seen)} rows, and {reserved} bytes are taken by layers that are not compressed"
-            )
-        return torch.full_like(seen, float(slots))
+        return torch.full_like(seen, float(max(0, self.bytes - reserved) // (bytes_per_slot * len(seen))))
 
     def __str__(self) -> str:
         if self.share is not None:

@@ -28,6 +28,7 @@ from keepkv.engine.mask_rule import MaskRule, note_cache
 from keepkv.engine.model import prepare_model
 from keepkv.engine.receipt import Receipt, make_receipt
 from keepkv.engine.state import CacheState, Settings
+from keepkv.engine.stock_layers import free_past
 from keepkv.errors import BudgetError, KeepKVError
 from keepkv.methods import Method, make_method
 from keepkv.spans import RowSpans, Span, SpanPolicy
@@ -80,16 +81,16 @@ class Cache(stock.Cache):
         self.layout, self.codec = choose(store or chosen.store, codec, chosen.allocate.ragged)
         self.store_options = keywords("Cache", "store_options", store_options)
         self.codec_options = keywords("Cache", "codec_options", codec_options)
-        held = Held(settings.stats, chosen.reduce.merges, CODECS.build(self.codec, **self.codec_options))
+        held = Held(settings.stats, chosen.reduce.merges, CODECS.build(self.codec, **self.codec_options), settings.room)
         template = STORES.build(self.layout, held, **self.store_options)
         prepared = prepare_model(model, chosen, template.static_length)
         pieces = (chosen.score, chosen.allocate, chosen.reduce, held.codec, template)
         calibrations = check_calibration(pieces, calibration, lambda: fingerprint(model), prepared.ours)
         self.attached_config, self.origin = shape(model), Origin(model)
         layers = list(prepared.stock)
-        sliding = sum(getattr(layer, "sliding_window", 0) for i, layer in enumerate(layers) if i not in prepared.ours)
-        settings = replace(settings, sliding_tokens=sliding, calibrations=calibrations)
-        self.shared = CacheState(settings, spans=None if policy is None else RowSpans(policy))
+        others = [layer for i, layer in enumerate(layers) if i not in prepared.ours]
+        settings = replace(settings, calibrations=calibrations)
+        self.shared = CacheState(settings, spans=None if policy is None else RowSpans(policy), others=others)
         device = torch.device("cpu") if model.device.type == "meta" else model.device
         for index, (info, form) in prepared.ours.items():
             known = of_layer(calibrations, index, device)
@@ -139,6 +140,7 @@ class Cache(stock.Cache):
         self.renew()
         for layer in self.compressible:
             if layer.progress.seen:
+                layer.progress.prefilling = False  # the prompt ends here
                 compress(layer)
         compress_waiting(self.shared)
         self.shared.restart()
@@ -185,6 +187,7 @@ class Cache(stock.Cache):
         if observing:
             twin.shared.observing, twin.shared.compressing = True, False
         twin.layers = [x.copy(twin.shared) if isinstance(x, Layer) else copying.deepcopy(x) for x in self.layers]
+        twin.shared.others = [x for x in twin.layers if not isinstance(x, Layer)]
         return twin
 
     def _changed(self, budget: Any, when: When | None, method: Method | None, observing: bool) -> Settings:
@@ -290,6 +293,12 @@ class Cache(stock.Cache):
         note_cache(self, layer_idx)
         sizes: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)
         return sizes
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        given = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if key_states.shape[2] > 1 and not torch.compiler.is_compiling():
+            free_past(self.layers[layer_idx])
+        return given
 
     def begin_step(self, rule: MaskRule, layer_idx: int) -> None:
         """A forward begins: called when its mask rule is made; a second mask of the same forward changes nothing."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from keepkv.core.slots import LayerView
+from keepkv.engine.allowance import check, check_buffers, exceeds, layer_budget
 from keepkv.engine.state import CacheState, Compressible
 from keepkv.engine.view import view_of
 from keepkv.methods import apply
@@ -15,10 +16,11 @@ from keepkv.methods import apply
 
 @dataclass
 class _Due:
-    """A layer that is to be compressed, and its budget (B,). view: freed between scoring and reducing where several
-    layers share a budget and it is a copy."""
+    """A layer that is to be compressed. allowed (B,): its budget; budget (B,): with what spans demand beyond it. view:
+    freed between scoring and reducing where several layers share a budget and it is a copy."""
 
     layer: Compressible
+    allowed: Tensor
     budget: Tensor
     view: LayerView | None = None
     scored: apply.Scored | None = None
@@ -45,21 +47,6 @@ def compress_waiting(shared: CacheState, rows: Tensor | None = None) -> None:
         _compress_together(layers, None, rows)
 
 
-def layer_budget(layer: Compressible) -> Tensor:
-    """(B,) int64: slots per KV head that ``layer`` may hold on average now, at least 1."""
-    info, shared = layer.info, layer.shared
-    settings, seen = shared.settings, shared.positions.seen
-    assert seen is not None
-    content, beside, plain = layer.store.slot_bytes()
-    sliding = plain * settings.sliding_tokens * len(seen)  # what transformers keeps of layers with a sliding window
-    mean = settings.budget.per_head(seen, (content + beside) * info.ranks, sliding)
-    # Every layer holds the protected spans: what layers divide among themselves is the rest.
-    held = 0 if shared.spans is None else shared.spans.protected_tokens(seen)
-    mine = settings.method.allocate.layer_budget(mean - held, info.rank, info.ranks, seen - held).floor().long() + held
-    # Where every token fits, no layer gives any up, however the allocation slopes.
-    return mine.clamp_min(1).where(mean < seen, seen)
-
-
 def _compress_together(layers: Sequence[Compressible], query: Tensor | None, rows: Tensor | None) -> None:
     """Bring ``layers`` within their budgets. Where that raises they are still due."""
     _run(layers, query, rows)
@@ -69,13 +56,17 @@ def _compress_together(layers: Sequence[Compressible], query: Tensor | None, row
 
 
 def _run(layers: Sequence[Compressible], query: Tensor | None, rows: Tensor | None) -> None:
-    """Nothing is changed where every row fits already."""
+    """Slots stay as they are where every row fits already."""
     shared = layers[0].shared
     started, method, spans = shared.clock(), shared.settings.method, shared.spans
     due = [_due(layer, rows) for layer in layers]
     over = apply.over_budget([x.layer.store.lengths for x in due], [x.budget for x in due])
     if not bool(over.any()):
+        for one in due:
+            _encode(one.layer)
         return
+    for one in due:
+        check(one.layer, one.allowed, over)
     for one in due:
         one.view = view_of(one.layer, query)
         one.scored = apply.score(method, one.view, one.budget, spans)
@@ -91,14 +82,27 @@ def _run(layers: Sequence[Compressible], query: Tensor | None, rows: Tensor | No
 
 
 def _due(layer: Compressible, rows: Tensor | None) -> _Due:
-    shared, budget = layer.shared, layer_budget(layer)
+    check_buffers(layer)
+    shared, allowed = layer.shared, layer_budget(layer)
     if rows is not None:  # the others keep what they hold
-        budget = budget.where(rows, budget.maximum(layer.store.lengths.amax(-1)))
+        allowed = allowed.where(rows, allowed.maximum(layer.store.lengths.amax(-1)))
+    budget = allowed
     if shared.spans is not None and shared.spans.demanding:
         name = f"layer {layer.info.index}"
         budget, over = apply.demanded(shared.settings.method, view_of(layer), budget, shared.spans, name)
         layer.tally.overflows += over
-    return _Due(layer, budget)
+    return _Due(layer, allowed, budget)
+
+
+def _encode(layer: Compressible) -> None:
+    """Every token fits, provided that it is encoded: those that are still exact are, where bytes are scarce."""
+    if layer.store.held.codec.exact is None or not exceeds(layer):
+        return
+    layer.store.after_prefill()
+    if exceeds(layer):
+        store = layer.store.successor()
+        store.load(layer.store.view())
+        layer.store = store
 
 
 def _scored(one: _Due) -> apply.Scored:

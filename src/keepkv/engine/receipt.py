@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keepkv.engine.compression import layer_budget
+from keepkv.engine.allowance import layer_budget
 from keepkv.engine.layer import Layer
 from keepkv.engine.state import CacheState
 from keepkv.spans.keep_rates import keep_rates
@@ -75,13 +75,25 @@ class Receipt:
         return {} if self.spans is None else self.spans.keep_rate
 
     @property
+    def held(self) -> float | int:
+        """What is held, in the unit of ``budget``: bytes; a share of the tokens, or slots per KV head, as the mean over
+        layers and heads in the row that holds most."""
+        if isinstance(self.budget, str):
+            return self.bytes
+        rows = [[n for heads in row for n in heads] for row in zip(*self.kept.values(), strict=True)]
+        slots = [sum(row) / max(1, len(row)) for row in rows]
+        if isinstance(self.budget, float):
+            slots = [n / max(1, tokens) for n, tokens in zip(slots, self.seen, strict=True)]
+        return max(slots, default=0.0)
+
+    @property
     def ratio(self) -> float:
         """bytes / full_bytes."""
         return self.bytes / self.full_bytes if self.full_bytes else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data."""
-        plain = {**asdict(self), "ratio": self.ratio}
+        plain = {**asdict(self), "held": self.held, "ratio": self.ratio}
         return plain if self.spans is not None else {name: x for name, x in plain.items() if name != "spans"}
 
     def rows(self) -> list[tuple[str, str]]:
@@ -93,6 +105,7 @@ class Receipt:
         lines = [
             ("method", self.method + (f" ({options})" if options else "")),
             ("budget asked", str(self.budget)),
+            ("budget held", f"{self.held}B" if isinstance(self.budget, str) else f"{self.held:.4g}"),
             ("tokens seen", ", ".join(map(str, self.seen)) or "none"),
             ("slots kept per head", span),
             ("bytes", f"{self.bytes:,} of {self.full_bytes:,} = {self.ratio:.3f}"),

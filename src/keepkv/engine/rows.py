@@ -18,6 +18,7 @@ from keepkv.core.slots import EMPTY
 from keepkv.engine.compression import compress, compress_waiting
 from keepkv.engine.layer import Layer
 from keepkv.engine.state import CacheParts, CacheState, Settings
+from keepkv.engine.stock_layers import free_past
 from keepkv.engine.versions import holds_nothing
 from keepkv.errors import CacheStateError, UnsupportedModel
 
@@ -72,7 +73,7 @@ def split(cache: Any, which: Sequence[int]) -> Any:
     budget = shared.settings.budget
     rest = [row for row in range(count) if row not in set(which)]
     twin = copying.copy(cache)
-    twin.shared, twin.layers = shared.copy(), []
+    twin.shared, twin.layers = replace(shared.copy(), others=[]), []
     rows = torch.tensor(which)
     for layer in cache.layers:
         if isinstance(layer, Layer):
@@ -81,6 +82,7 @@ def split(cache: Any, which: Sequence[int]) -> Any:
             twin.layers.append(copying.deepcopy(layer))
             if _holds(layer):
                 twin.layers[-1].batch_select_indices(rows)
+            twin.shared.others.append(twin.layers[-1])
     twin.shared.index(rows)
     if rest:
         cache.batch_select_indices(torch.tensor(rest))
@@ -117,6 +119,8 @@ def crop(cache: Any, tokens_to_remove: int) -> None:
             raise CacheStateError(f"crop({tokens_to_remove}): a {kind} cannot be cropped: {error}") from error
     for layer in cache.compressible:
         layer.crop(tokens_to_remove)
+    for layer in before:
+        free_past(layer)
     shared.positions.crop(-tokens_to_remove)
     shared.take_back(-tokens_to_remove)
     if shared.spans is not None and shared.positions.seen is not None:
@@ -196,6 +200,7 @@ def _compress_prompt(cache: CacheParts) -> None:
     if any(layer.progress.pending for layer in layers):
         for layer in layers:
             if layer.progress.pending:
+                layer.progress.prefilling = False  # the prompt ends here
                 compress(layer)
         compress_waiting(shared)
         shared.restart()
@@ -266,6 +271,7 @@ def _trim(cache: CacheParts) -> None:
             held = min(columns, layer.sliding_window - 1)
             for name in ("keys", "values"):
                 setattr(layer, name, getattr(layer, name)[:, :, max(0, getattr(layer, name).shape[2] - held) :])
+            free_past(layer)
             layer.cumulative_length = columns
 
 

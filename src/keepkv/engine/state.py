@@ -28,7 +28,6 @@ from keepkv.store.base import Store
 class Settings(Checked):
     """What was asked for. Raises ``BudgetError`` where a budget cannot hold what must be kept.
 
-    sliding_tokens: what layers with a sliding window, which transformers keeps, may hold per row, summed over layers.
     calibrations: what the pieces need to know of the model, by kind.
     scopes: whether fair spans are scored by their own queries.
     """
@@ -37,7 +36,6 @@ class Settings(Checked):
     budget: Budget
     seed: Annotated[int, between(-(2**63), 2**63 - 1)] = 0
     policy: SpanPolicy | None = None
-    sliding_tokens: int = 0
     calibrations: dict[str, Calibration] = field(default_factory=dict, hash=False)
     scopes: bool = field(init=False, default=False)  # not a property: compiled code asks for it
 
@@ -65,6 +63,11 @@ class Settings(Checked):
             )
 
     @property
+    def room(self) -> int | None:
+        """Tokens that may come between two compressions, where memory is kept for no more."""
+        return None if self.budget.bytes is None else self.method.when.every
+
+    @property
     def stats(self) -> dict[str, float]:
         """What is kept per slot, and the value a new slot starts with."""
         score = self.method.score
@@ -75,19 +78,21 @@ class Settings(Checked):
 class CacheState:
     """What changes as a cache is used.
 
-    asked: the settings that the cache was made with; those that hold now add up where rows join. decoded: columns fed
-    one by one to each row since it was last compressed. fed: columns since then in the order in which they came, as
-    [count, whether they were decoded]. compressing: whether compressions that fall due are run. observing: the score
-    sees every token, whether a compression may follow or not. reading: a forward of one token belongs to a prompt.
-    inference: what is held may have been made in inference mode. waiting: layers that share a budget and wait for the
-    others. forwards: how many began. begun, ended: the ones in which each layer with a recurrent state was last begun
-    and ended, by layer. clock: what compressions are timed by, in seconds.
+    asked: the settings that the cache was made with; those that hold now add up where rows join. others: the layers
+    that transformers keeps. decoded: columns fed one by one to each row since it was last compressed. fed: columns
+    since then in the order in which they came, as [count, whether they were decoded]. compressing: whether
+    compressions that fall due are run. observing: the score sees every token, whether a compression may follow or
+    not. reading: a forward of one token belongs to a prompt. inference: what is held may have been made in inference
+    mode. waiting: layers that share a budget and wait for the others. forwards: how many began. begun, ended: the
+    ones in which each layer with a recurrent state was last begun and ended, by layer. clock: what compressions are
+    timed by, in seconds.
     """
 
     settings: Settings
     asked: Settings | None = None
     positions: RowPositions = field(default_factory=RowPositions)
     spans: RowSpans | None = None
+    others: list[Any] = field(default_factory=list)
     decoded: list[int] = field(default_factory=list)
     fed: list[list[int]] = field(default_factory=list)
     compressing: bool = True

@@ -38,13 +38,14 @@ class Held:
     """What a store is made for.
 
     stats: the statistics kept per slot, and the value a new slot starts with. votes: whether slots may have any.
-    codec: how content is written. layer: whose slots they are. calibration: tensors of that layer by name, where some
-    were made for it.
+    codec: how content is written. room: tokens that come between two loads, where no more are allocated ahead. layer:
+    whose slots they are. calibration: tensors of that layer by name, where some were made for it.
     """
 
     stats: Mapping[str, float] = field(default_factory=dict)
     votes: bool = True
     codec: Codec = field(default_factory=Plain)
+    room: int | None = None
     layer: LayerInfo = field(default_factory=LayerInfo)
     calibration: Mapping[str, Tensor] | None = None
 
@@ -168,9 +169,9 @@ class Store(ABC):
     def begin_decode(self) -> None:  # noqa: B027
         """Called before each forward of one token."""
 
-    def clone(self) -> Store:
-        """An independent copy."""
-        twin = self.empty()
+    def clone(self, held: Held | None = None) -> Store:
+        """An independent copy; ``held``: with other room."""
+        twin = self.empty(held)
         if tensors := self.tensors():
             twin.restore({name: x.clone() for name, x in tensors.items()})
         return twin
@@ -183,6 +184,11 @@ class Store(ABC):
         """What one slot takes; of a store that holds something."""
         part = next(next(iter(self.parts())).rectangles())
         return self._bytes_of(part.keys, part.values, part.positions.shape[1])
+
+    @property
+    def row_bytes(self) -> int:
+        """What a row takes beside its slots."""
+        return 0
 
     def _bytes_of(self, keys: Tensor, values: Tensor, heads: int) -> SlotBytes:
         """From any keys (…,D) and values (…,Dv)."""

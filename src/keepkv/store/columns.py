@@ -9,8 +9,6 @@ from torch import Tensor
 
 from keepkv.core.slots import EMPTY
 
-SLACK = 8  # columns allocated beyond need when a single token does not fit, or 1/16 of the length if more
-
 
 class Columns:
     """Fields (B,H,capacity,…), of which the first ``length`` columns are used, oldest first.
@@ -37,14 +35,14 @@ class Columns:
         self.fields = {name: _own(x) for name, x in fields.items()}
         self.length = fields["positions"].shape[2]
 
-    def add(self, new: dict[str, Tensor], slack: bool) -> None:
-        """Append the columns of ``new`` (B,H,T,…). slack: allocate more than needed where they do not fit."""
+    def add(self, new: dict[str, Tensor], ahead: int) -> None:
+        """Append the columns of ``new`` (B,H,T,…). ahead: columns to allocate beyond them where they do not fit."""
         t = new["positions"].shape[2]
         if not self.fields:
             self.set(new)
             return
         if self.length + t > self.capacity:
-            self._grow(self.length + t + (max(SLACK, self.length // 16) if slack else 0))
+            self._grow(self.length + t + ahead)
         for name in new.keys() - self.fields.keys():
             x = new[name]
             self.fields[name] = self._blank(name, x, (*x.shape[:2], self.capacity, *x.shape[3:]))

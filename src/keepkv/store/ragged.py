@@ -10,10 +10,13 @@ from torch import Tensor
 
 from keepkv.attention.part import Part
 from keepkv.core.slots import Slots
-from keepkv.store.base import Held, Store, register_store
+from keepkv.kernels.segments import TILE
+from keepkv.store.base import Held, SlotBytes, Store, register_store
 from keepkv.store.columns import Columns
 from keepkv.store.ragged_fields import RaggedFields
 from keepkv.store.zones import Zones, fields_of
+
+HEAD = 16 + 3 * TILE * 9  # bytes of a head: where it begins, its length, and tiles that it shares with others
 
 
 @register_store("ragged")
@@ -35,10 +38,7 @@ class RaggedStore(Zones):
     def lengths(self) -> Tensor:
         if self.body.lengths is None:
             return super().lengths
-        held = self.body.lengths
-        for zone in (self.coded, self.recent):
-            held = held + (zone.used()["positions"] >= 0).sum(-1) if zone.length else held
-        return held
+        return self.body.lengths + super().lengths if self.length > self.body.length else self.body.lengths
 
     @property
     def holds_all(self) -> bool:
@@ -59,6 +59,16 @@ class RaggedStore(Zones):
 
     def _one(self) -> dict[str, Tensor]:
         return self.body.rectangle(0, 1) if self.body.length else super()._one()
+
+    def _bytes_of(self, keys: Tensor, values: Tensor, heads: int) -> SlotBytes:
+        sizes = super()._bytes_of(keys, values, heads)
+        # Which slots of a tile are its head's: tiles are read where nothing is encoded.
+        return sizes._replace(beside=sizes.beside + 2 * heads) if self.held.codec.exact is None else sizes
+
+    @property
+    def row_bytes(self) -> int:
+        heads = (self._one() if self.body.length else (self.recent.fields or self.coded.fields))["positions"].shape[1]
+        return heads * HEAD
 
     def load(self, slots: Slots) -> None:
         self.load_kept(slots, slots.valid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from keepkv.attention.part import Part
 from keepkv.core.options import Size
 from keepkv.core.slots import EMPTY, Slots
 from keepkv.errors import CacheStateError
-from keepkv.store.base import Held, Store, register_store
+from keepkv.store.base import Held, SlotBytes, Store, register_store
 from keepkv.store.dense import DenseStore
 
 
@@ -160,6 +161,10 @@ class StaticStore(Store):
         return Slots(
             f["keys"], f["values"], f["log_votes"], f["positions"], {name: f[name] for name in self.held.stats}
         )
+
+    def _bytes_of(self, keys: Tensor, values: Tensor, heads: int) -> SlotBytes:
+        sizes = super()._bytes_of(keys, values, heads)
+        return sizes._replace(beside=heads * replace(self.held, votes=True).beside)  # the buffers have votes anyway
 
     def write_stats(self, stats: dict[str, Tensor]) -> None:
         if self.growing is not None:

@@ -14,6 +14,7 @@ from keepkv.store.base import Held, SlotBytes, Store
 from keepkv.store.columns import Columns
 
 TILE_BYTES = 8 << 20  # decoded at once for attention
+SLACK = 8  # columns allocated beyond need when a single token does not fit, or 1/16 of the length if more
 
 
 class Zones(Store):
@@ -37,6 +38,11 @@ class Zones(Store):
         return self.coded.length + self.recent.length
 
     @property
+    def lengths(self) -> Tensor:
+        zones = [zone for zone in (self.coded, self.recent) if zone.length] or [self.recent]
+        return torch.stack([(zone.used()["positions"] >= 0).sum(-1) for zone in zones]).sum(0)
+
+    @property
     def appended(self) -> int:
         return min(self._appended, self.recent.length)
 
@@ -56,8 +62,8 @@ class Zones(Store):
         if not self.recent.fields:
             for name, start in self.held.stats.items():
                 new[name] = torch.full((b, h, t), start, dtype=torch.float32, device=keys.device)
-        self.recent.add(new, slack=t == 1)
         self._appended += t
+        self.recent.add(new, self._ahead(self.recent) if t == 1 else 0)
 
     def after_prefill(self) -> None:
         exact = self.held.codec.exact
@@ -71,7 +77,13 @@ class Zones(Store):
 
     def _encode(self, columns: int) -> None:
         """Move the oldest ``columns`` of ``recent`` into ``coded``."""
-        self.coded.add(self._written(self.recent.take_oldest(columns)), slack=True)
+        taken = self._written(self.recent.take_oldest(columns))
+        self.coded.add(taken, self._ahead(self.coded) if self.held.room is None else 0)
+
+    def _ahead(self, zone: Columns) -> int:
+        """Columns to allocate beyond need where a token does not fit: up to the next load, if that is known."""
+        slack = max(SLACK, zone.length // 16)
+        return slack if self.held.room is None else min(slack, -self._appended % self.held.room)
 
     def crop(self, tokens: int) -> None:
         self.recent.crop(tokens)

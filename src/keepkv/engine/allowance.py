@@ -1,0 +1,135 @@
+"""What a layer may hold: the budget of its cache in slots per KV head, and whether that can be kept."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+from torch import Tensor
+
+from keepkv.engine.state import Compressible
+from keepkv.engine.stock_layers import stock_bytes
+from keepkv.errors import BudgetError
+from keepkv.store.base import allocated
+
+RESET = "Call cache.reset() before using the cache again."
+
+
+def layer_budget(layer: Compressible) -> Tensor:
+    """(B,) int64: slots per KV head that ``layer`` may hold on average now."""
+    info, shared = layer.info, layer.shared
+    settings, seen = shared.settings, shared.positions.seen
+    assert seen is not None
+    of_share = settings.budget.share is not None  # which may be less than what is always kept
+    mean = settings.budget.per_head(seen, _slot_bytes(layer), _reserved(layer) + _between(layer))
+    mean = mean.maximum(_least(layer)) if of_share else mean
+    if settings.budget.bytes is not None and layer.store.static_length is not None:
+        mean = mean.clamp(max=layer.store.static_length - (settings.room or 0))
+    # Every layer holds the protected spans: what layers divide among themselves is the rest.
+    held = 0 if shared.spans is None else shared.spans.protected_tokens(seen)
+    mine = settings.method.allocate.layer_budget(mean - held, info.rank, info.ranks, seen - held).floor().long() + held
+    mine = mine.maximum(_least(layer)) if of_share else mine
+    # Where every token fits, no layer gives any up, however the allocation slopes.
+    return mine.where(mean < seen, seen)
+
+
+def check(layer: Compressible, budget: Tensor, over: Tensor) -> None:
+    """Look at rows that are ``over`` their ``budget``, both (B,): it may be less than what the method always keeps.
+
+    Raises ``BudgetError`` then. A share is that little of a short prompt: there it warns.
+    """
+    asked, seen, method = layer.shared.settings.budget, layer.shared.positions.seen, layer.shared.settings.method
+    assert seen is not None
+    pinned = max(1, method.sinks + method.window)
+    always = f"the {pinned} that {method.name!r} always keeps ({method.sinks} sinks + {method.window} recent)"
+    little = budget if asked.share is None else asked.per_head(seen)
+    if not bool((over & (little < _least(layer))).any()):
+        return
+    if asked.share is not None:
+        warnings.warn(
+            f"budget of {asked}: in rows of fewer than {math.ceil(pinned / asked.share)} tokens that is below "
+            f"{always}, which are kept; cache.report() says what is held",
+            stacklevel=2,
+        )
+        return
+    if asked.bytes is None:
+        raise BudgetError(
+            f"budget of {asked}: of these the allocation gives layer {layer.info.index} fewer than {always}. Give "
+            f"more, or an allocation that reserves {pinned} slots in each layer. {RESET}"
+        )
+    one, rest = _slot_bytes(layer) * len(seen), _reserved(layer) + _between(layer)
+    raise BudgetError(
+        f"budget of {asked}: one slot in every layer and head takes {one}, and {rest} {_rest(layer)}. What is left "
+        f"holds fewer than {always}. Give at least {rest + pinned * one} bytes, or smaller sinks= and window= options. "
+        f"{RESET}"
+    )
+
+
+def check_buffers(layer: Compressible) -> None:
+    """Raises ``BudgetError`` where buffers of a fixed size do not fit a budget in bytes."""
+    asked, capacity, seen = layer.shared.settings.budget, layer.store.static_length, layer.shared.positions.seen
+    if asked.bytes is None or capacity is None or seen is None:
+        return
+    one, rest = _slot_bytes(layer) * len(seen), _reserved(layer)
+    if capacity * one + rest > asked.bytes:
+        raise BudgetError(
+            f"budget of {asked}: the static store's buffers of {capacity} slots per head take {capacity * one}, and "
+            f"{rest} {_rest(layer)}. Give store_options={{'capacity': N}}, N at most "
+            f"{max(0, asked.bytes - rest) // one}. {RESET}"
+        )
+
+
+def exceeds(layer: Compressible) -> bool:
+    """Whether ``layer`` takes more than its part of a budget in bytes."""
+    asked, ranks = layer.shared.settings.budget.bytes, layer.info.ranks
+    return asked is not None and layer.store.nbytes * ranks > asked - _reserved(layer) - _between(layer)
+
+
+def _rest(layer: Compressible) -> str:
+    """What bytes go to that are not for slots."""
+    said = "go to layers that are not compressed, to what the score remembers and to tokens between compressions"
+    if layer.score_state and layer.progress.prefilling and layer.shared.settings.method.when.every is None:
+        said += " (nothing is remembered after a compression with When(prefill='deferred'))"
+    return said
+
+
+def _least(layer: Compressible) -> Tensor:
+    """(B,) int64: slots of a head that are kept whatever the budget, one at least."""
+    method, seen = layer.shared.settings.method, layer.shared.positions.seen
+    assert seen is not None
+    return seen.clamp(max=max(1, method.sinks + method.window))
+
+
+def _slot_bytes(layer: Compressible) -> int:
+    """Bytes of one slot in every layer and head, for one row."""
+    sizes = layer.store.slot_bytes()
+    return (sizes.content + sizes.beside + _weights(layer)) * layer.info.ranks
+
+
+def _weights(layer: Compressible) -> int:
+    """Bytes of the attention of the latest token to one slot, where the score has still to see it."""
+    follows = layer.shared.settings.room is not None and layer.shared.settings.method.score.follows_decode
+    return 4 * layer.progress.query_heads if follows else 0
+
+
+def _reserved(layer: Compressible) -> int:
+    """Bytes of a budget in bytes that are not for slots, all layers taken to be like this one."""
+    settings, seen, ranks = layer.shared.settings, layer.shared.positions.seen, layer.info.ranks
+    assert seen is not None
+    if settings.budget.bytes is None:
+        return 0
+    plain, rows = layer.store.slot_bytes().plain, len(seen)
+    stays = settings.method.when.every is not None or layer.shared.observing or layer.progress.prefilling
+    state = allocated(x for name, x in layer.score_state.items() if stays or name.startswith("span_"))
+    return ranks * (state + rows * layer.store.row_bytes) + stock_bytes(layer.shared.others, plain, rows)
+
+
+def _between(layer: Compressible) -> int:
+    """Bytes of a budget in bytes for what comes between two compressions: tokens, which are not encoded at once, and
+    the latest query, which the score has still to see."""
+    room, seen, sizes = layer.shared.settings.room, layer.shared.positions.seen, layer.store.slot_bytes()
+    if room is None or seen is None:
+        return 0
+    query = sizes.plain * layer.progress.query_heads // (2 * layer.store.lengths.shape[1])  # as wide as a key
+    one = room * (sizes.plain + sizes.beside + _weights(layer)) + query * layer.shared.settings.method.score.observes
+    return one * len(seen) * layer.info.ranks
