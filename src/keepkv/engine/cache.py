@@ -23,7 +23,7 @@ from keepkv.engine.compression import compress, compress_waiting
 from keepkv.engine.fingerprint import fingerprint
 from keepkv.engine.layer import Layer
 from keepkv.engine.mask_rule import MaskRule, note_cache
-from keepkv.engine.model import prepare_model
+from keepkv.engine.model import inner_model, prepare_model
 from keepkv.engine.receipt import Receipt, make_receipt
 from keepkv.engine.state import CacheState, Settings
 from keepkv.errors import BudgetError, KeepKVError
@@ -68,7 +68,7 @@ class Cache(stock.Cache):
         calibration: Given = None,
         **options: Any,
     ) -> None:
-        chosen = make_method(method, options)
+        model, chosen = inner_model(model), make_method(method, options)
         if budget is None and chosen.name != "full":
             raise BudgetError(
                 f"method {chosen.name!r} needs a budget, e.g. budget=0.1 or budget=1024 or budget='256MiB'"

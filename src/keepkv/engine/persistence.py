@@ -61,6 +61,8 @@ def save(cache: CacheParts, path: Path) -> None:
         tensors |= {"clock.seen": positions.seen, "clock.positions": positions.positions}
     if positions.tokens is not None:
         tensors["clock.tokens"] = positions.tokens
+    if positions.offsets is not None:
+        tensors["clock.offsets"] = positions.offsets
     tensors |= {} if spans is None else {f"spans.{name}": x for name, x in spans.tensors().items()}
     header = {
         "model": cache.attached_config,
@@ -126,6 +128,8 @@ def load(
             positions.padded_on_the_left(positions.columns)
         counted = (x["host"].get("decoded", 0) for x in header["layers"] if x["kind"] == "keepkv")  # in former files
         shared.decoded = header.get("decoded") or [next(counted, 0)] * len(positions.seen)
+    if "clock.offsets" in tensors:
+        positions.offsets = tensors["clock.offsets"].to(device)
     if shared.spans is not None:
         shared.spans.restore({n.split(".", 1)[1]: x.to(device) for n, x in tensors.items() if n.startswith("spans.")})
     for i, (layer, entry) in enumerate(zip(cache.layers, header["layers"], strict=True)):
