@@ -15,7 +15,7 @@ from running import batch, generate, row
 
 import keepkv
 from keepkv.engine.versions import CACHE, cache_of
-from keepkv.errors import CacheStateError
+from keepkv.errors import CacheStateError, UnsupportedInput
 
 LONG = 64  # original_max_position_embeddings
 ROPE = {
@@ -113,6 +113,15 @@ def test_a_model_that_goes_on_with_another_cache_raises(monkeypatch: pytest.Monk
     monkeypatch.setattr(type(model), "forward", careless)
     with pytest.raises(CacheStateError, match="did not use it"):
         generate(model, row(batch(), 0), cache)
+
+
+def test_a_cache_with_use_cache_off_is_refused() -> None:
+    """transformers would feed it the whole text in every step: 250 tokens seen of 65."""
+    model = zoo.model("llama")
+    cache = keepkv.Cache(model, "knorm", 16)
+    with pytest.raises(UnsupportedInput, match="use_cache=False"):
+        generate(model, row(batch(), 0), cache, use_cache=False)
+    assert cache.report().seen == []
 
 
 def test_copies_and_pickles_of_a_switched_model_stand_alone() -> None:

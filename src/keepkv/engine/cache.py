@@ -20,6 +20,7 @@ from keepkv.core.options import keywords
 from keepkv.core.when import When
 from keepkv.engine import forward, persistence, rows
 from keepkv.engine.compression import compress, compress_waiting
+from keepkv.engine.devices import input_device
 from keepkv.engine.fingerprint import fingerprint
 from keepkv.engine.layer import Layer
 from keepkv.engine.mask_rule import MaskRule, note_cache
@@ -88,7 +89,7 @@ class Cache(stock.Cache):
         sliding = sum(getattr(layer, "sliding_window", 0) for i, layer in enumerate(layers) if i not in prepared.ours)
         settings = replace(settings, sliding_tokens=sliding, calibrations=calibrations)
         self.shared = CacheState(settings, spans=None if policy is None else RowSpans(policy))
-        device = torch.device("cpu") if model.device.type == "meta" else model.device
+        device = input_device(model)
         for index, (info, form) in prepared.ours.items():
             known = of_layer(calibrations, index, device)
             own = replace(held, layer=info, calibration=known, codec=held.codec.for_layer(info, known))
@@ -258,7 +259,7 @@ class Cache(stock.Cache):
         with one, and it must be the same. Raises ``CacheFileError`` where the file is truncated, altered, foreign or of
         another model, ``CalibrationError`` where the calibration is another.
         """
-        return persistence.load(cls, Path(path), model, method, calibration)
+        return persistence.load(cls, Path(path), inner_model(model), method, calibration)
 
     # --- for transformers --------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,15 +26,30 @@ def input_device(model: nn.Module) -> torch.device:
     return compute_device(embedding if isinstance(embedding, nn.Module) else model)
 
 
+def in_memory(module: nn.Module, name: str) -> torch.Tensor | None:
+    """The weight or buffer ``name`` of ``module``, from where accelerate keeps it if it is not there; None: nowhere."""
+    held = getattr(module, name, None)
+    if isinstance(held, torch.Tensor) and held.device.type == "meta":
+        for hook in _hooks(module):
+            if getattr(hook, "weights_map", None) is not None and name in hook.weights_map:
+                kept: torch.Tensor = hook.weights_map[name]
+                return kept
+    return held if isinstance(held, torch.Tensor) else None
+
+
 def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
     yield from module.parameters()
     yield from module.buffers()
 
 
-def _execution_device(module: nn.Module) -> torch.device | None:
+def _hooks(module: nn.Module) -> tuple[Any, ...]:
     hook = getattr(module, "_hf_hook", None)
-    for one in getattr(hook, "hooks", (hook,)):
-        device = getattr(one, "execution_device", None)
+    return tuple(getattr(hook, "hooks", (hook,)))
+
+
+def _execution_device(module: nn.Module) -> torch.device | None:
+    for hook in _hooks(module):
+        device = getattr(hook, "execution_device", None)
         if device is not None:
-            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+            return torch.device(device)  # a number is an accelerator
     return None

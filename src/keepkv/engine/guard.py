@@ -17,7 +17,7 @@ from keepkv.engine import contexts
 from keepkv.engine.layer import Layer
 from keepkv.engine.offsets import set_offsets
 from keepkv.engine.versions import CACHE
-from keepkv.errors import CacheStateError
+from keepkv.errors import CacheStateError, UnsupportedInput
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -78,7 +78,7 @@ def _with_self(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wants_cache(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call of ``generate`` without a cache of its own makes one."""
+    """Whether a call of ``generate`` is to use a cache."""
     config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None) or model.generation_config
     wanted = kwargs.get("use_cache")
     return (getattr(config, "use_cache", None) if wanted is None else wanted) is not False
@@ -92,6 +92,11 @@ def _generate(shadowed: Callable[..., Any]) -> Callable[..., Any]:
             cache = kwargs[CACHE] = context.make()
         if not is_ours(cache):
             return shadowed(self, *args, **kwargs)
+        if not _wants_cache(self, args, kwargs):
+            raise UnsupportedInput(
+                "a keepkv cache was given together with use_cache=False, with which generate would feed it the whole "
+                "text again in every step. Leave one of them out, or set model.generation_config.use_cache = True."
+            )
         before = cache.get_seq_length()
         set_offsets(self, cache)
         found = shadowed(self, *args, **kwargs)

@@ -13,6 +13,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicIndex
 
 from keepkv.core.layer_info import LayerInfo
 from keepkv.core.rope import Rope
+from keepkv.engine.devices import compute_device
 from keepkv.engine.forward_probe import check_forward
 from keepkv.engine.guard import guard, unguard
 from keepkv.engine.interface import NAME
@@ -81,15 +82,33 @@ def prepare_model(model: PreTrainedModel, method: Method, static_length: int | N
     try:
         indices = [i for i, layer in enumerate(layers) if type(layer) is DynamicLayer]
         modules = _interfaced(model, indices)
+        _check_devices(name, [modules[i] for i in indices])
         check_forward(model, frozenset(type(modules[i]) for i in indices))
         ours = _ours(model, modules, indices, method)
     except UnsupportedModel:
         set_attention(model, previous)
         raise
     _warn_of_what_stays(name, layers, ours)
+    if (processes := getattr(model, "_tp_size", None) or 1) > 1:
+        warnings.warn(
+            f"{name} is split over {processes} processes, and each compresses its own heads: budgets in bytes and "
+            "receipts are those of one process, and methods that compare heads with each other (such as 'adakv', "
+            "'tova' or 'keepkv2') choose among the heads of one process.",
+            stacklevel=3,
+        )
     if static_length is not None:
         layers = StaticCache(config=config, max_cache_len=static_length).layers
     return PreparedModel(layers, ours)
+
+
+def _check_devices(name: str, modules: list[nn.Module]) -> None:
+    devices = sorted({str(compute_device(module)) for module in modules})
+    if len(devices) > 1:
+        raise UnsupportedModel(
+            f"{name} computes on several devices ({', '.join(devices)}), and the layers of a keepkv cache share what "
+            "they know of its rows. Load it on one device, what does not fit with device_map to 'cpu' or 'disk', or "
+            "split each layer over processes (tp_plan='auto')."
+        )
 
 
 def _warn_of_what_stays(name: str, layers: list[Any], ours: Mapping[int, Any]) -> None:

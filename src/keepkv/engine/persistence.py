@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from keepkv.core import tensorfile
 from keepkv.core.calibration import Given, check_same, digests
 from keepkv.core.when import When
+from keepkv.engine.devices import input_device
 from keepkv.engine.layer import Layer
 from keepkv.engine.state import CacheParts, Progress
 from keepkv.engine.tally import Tally
@@ -114,7 +115,7 @@ def load(
         **_store(header), **chosen,
     )  # fmt: skip
     check_same(header.get("calibrations", {}), cache.shared.settings.calibrations, path)
-    shared, device = cache.shared, model.device
+    shared, device = cache.shared, input_device(model)
     shared.compressing = header["compressing"]
     positions = shared.positions
     positions.columns = header["columns"]

@@ -16,8 +16,8 @@ class RowPositions:
 
     columns: fed so far, padding included (the logical length transformers knows). seen (B,): tokens of each row.
     positions (B,T): of the latest forward, ``EMPTY`` for padding. tokens (B,columns) bool: which columns hold a token;
-    None: all of them. offsets (B,1): what the model adds behind images, see ``engine.offsets``; None: nothing. One-token
-    steps update in place, so that compiled decode reads the same addresses.
+    None: all of them. offsets (B,1): what the model adds behind images, see ``engine.offsets``; None: nothing.
+    One-token steps update in place, so that compiled decode reads the same addresses.
     """
 
     def __init__(self) -> None:
