@@ -11,6 +11,7 @@ import zoo
 from matrix import METHODS, compresses
 from running import batch, generate, row
 from transformers import DynamicCache
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
 import keepkv
 from keepkv.engine.versions import CACHE
@@ -53,16 +54,6 @@ def test_models_without_the_attention_interface_are_refused(name: str) -> None:
         keepkv.Cache(model, "snapkv", 0.5)
     assert model.config._attn_implementation == before
     generate(model, row(batch(), 0), DynamicCache(config=model.config), new=2)
-
-
-@pytest.mark.parametrize("name", ["DiffLlama", "Doge"])
-def test_models_that_rework_cached_keys_fail_at_once(name: str) -> None:
-    shape = dict(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
-    )
-    model = tiny(f"{name}ForCausalLM", f"{name}Config", **shape)
-    with pytest.raises(UnsupportedModel, match="DynamicCache"):
-        generate(model, row(batch(), 0), keepkv.Cache(model, "snapkv", 0.5), new=2)
 
 
 def test_encoder_decoder_and_indexed_models_are_refused() -> None:
@@ -310,3 +301,123 @@ def test_the_receipt_counts_stay_with_their_rows() -> None:
     twin = cache.copy()
     twin.reset()
     assert cache.report().dropped > 0 and twin.report().dropped == 0
+
+
+def hybrid(model: str, config: str, **options: Any) -> Any:
+    shape = dict(hidden_size=32, num_attention_heads=4, num_key_value_heads=4, intermediate_size=32)
+    return tiny(model, config, **{**shape, **options})
+
+
+STATES = dict(mamba_d_state=8, n_mamba_heads=2)
+UNSERVED: dict[str, tuple[Any, str]] = {
+    "diff-llama": (lambda: hybrid("DiffLlamaForCausalLM", "DiffLlamaConfig", num_hidden_layers=2), "on the keys"),
+    "doge": (lambda: hybrid("DogeForCausalLM", "DogeConfig", num_hidden_layers=2), "outside the attention function"),
+    "jetmoe": (
+        lambda: hybrid(
+            "JetMoeForCausalLM",
+            "JetMoeConfig",
+            num_hidden_layers=2,
+            kv_channels=8,
+            num_local_experts=2,
+            num_experts_per_tok=1,
+        ),
+        "outside the attention function",
+    ),
+    "minimax": (
+        lambda: hybrid(
+            "MiniMaxForCausalLM",
+            "MiniMaxConfig",
+            num_hidden_layers=2,
+            head_dim=8,
+            num_local_experts=2,
+            layer_types=["linear_attention", "full_attention"],
+        ),
+        "a cache class of its own",
+    ),
+    "mllama": (
+        lambda: t.MllamaForCausalLM(
+            MllamaTextConfig(
+                **_SHAPE,
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=4,
+                intermediate_size=32,
+                cross_attention_layers=[1],
+            )
+        ),
+        "image encoder",
+    ),
+    "mamba": (lambda: tiny("MambaForCausalLM", "MambaConfig", hidden_size=32, num_hidden_layers=2), "recurrent state"),
+    "mamba2": (
+        lambda: tiny(
+            "Mamba2ForCausalLM",
+            "Mamba2Config",
+            hidden_size=32,
+            num_hidden_layers=2,
+            state_size=8,
+            num_heads=8,
+            head_dim=8,
+            n_groups=1,
+        ),
+        "recurrent state",
+    ),
+    "recurrent-gemma": (
+        lambda: hybrid("RecurrentGemmaForCausalLM", "RecurrentGemmaConfig", num_hidden_layers=3, lru_width=32),
+        "in its own modules",
+    ),
+    "linear": (lambda: torch.nn.Linear(2, 2), "no PreTrainedModel"),
+    "data-parallel": (lambda: torch.nn.DataParallel(zoo.model("llama")), "model.module"),
+}
+
+
+@pytest.mark.parametrize("name", UNSERVED)
+def test_models_that_cannot_be_served_are_refused_when_the_cache_is_made(name: str) -> None:
+    """With the true reason and the remedy in one line; the model is as it was, its state in the midst of a text too."""
+    make, reason = UNSERVED[name]
+    model = make().eval()
+    before = {id(m): dict(m.__dict__) for m in model.modules()}
+    implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    with pytest.raises(UnsupportedModel, match=reason) as error:
+        keepkv.Cache(model, "knorm", 16)
+    assert "\n" not in str(error.value)
+    assert any(remedy in str(error.value) for remedy in ("Use transformers'", "Give "))
+    assert getattr(getattr(model, "config", None), "_attn_implementation", None) == implementation
+    for module in model.modules():
+        assert module.__dict__.keys() == before[id(module)].keys()
+        assert all(value is before[id(module)][key] for key, value in module.__dict__.items())
+
+
+@pytest.mark.parametrize("name", ["FalconH1", "Zamba"])
+def test_full_attention_beside_a_recurrent_state_is_named_as_not_compressed(name: str) -> None:
+    """Before: "every layer has a sliding window, a recurrent state or no cache", which is not so."""
+    options: dict[str, Any] = (
+        dict(num_hidden_layers=2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8)
+        if name == "FalconH1"
+        else dict(num_hidden_layers=6, attn_layer_period=3, attn_layer_offset=1, **STATES)
+    )
+    model = hybrid(f"{name}ForCausalLM", f"{name}Config", **options)
+    plain = generate(model, row(batch(), 0), DynamicCache(config=model.config), new=3)
+    with pytest.warns(UserWarning, match="full attention beside a recurrent state"):
+        cache = keepkv.Cache(model, "knorm", 16)
+    assert torch.equal(generate(model, row(batch(), 0), cache, new=3).sequences, plain.sequences)
+
+
+def test_a_mask_in_four_dimensions_is_refused_with_the_remedy() -> None:
+    model = zoo.model("llama")
+    with pytest.raises(UnsupportedModel, match="Pass a 2-D attention mask"):
+        model(
+            torch.ones(1, 8, dtype=torch.long),
+            attention_mask=torch.ones(1, 1, 8, 8).tril().bool(),
+            **{CACHE: keepkv.Cache(model, "knorm", 16)},
+        )
+
+
+def test_a_model_is_looked_at_once() -> None:
+    """What a cache costs must not grow with the model: its forward runs to the first attention, the first time only."""
+    model, runs = zoo.ZOO["llama"]().eval(), []
+    model.model.layers[0].register_forward_pre_hook(lambda *_: runs.append(0))
+    model.model.layers[1].register_forward_pre_hook(lambda *_: runs.append(1))
+    for _ in range(3):
+        keepkv.Cache(model, "knorm", 16)
+    assert runs == [0]

@@ -21,11 +21,12 @@ from keepkv.core.tensorfile import MAX_FILE
 from keepkv.core.when import When
 from keepkv.engine import forward, persistence, rows
 from keepkv.engine.compression import compress, compress_waiting
+from keepkv.engine.devices import input_device
 from keepkv.engine.files.origin import Origin
 from keepkv.engine.fingerprint import fingerprint, shape
 from keepkv.engine.layer import Layer
 from keepkv.engine.mask_rule import MaskRule, note_cache
-from keepkv.engine.model import prepare_model
+from keepkv.engine.model import inner_model, prepare_model
 from keepkv.engine.receipt import Receipt, make_receipt
 from keepkv.engine.state import CacheState, Settings
 from keepkv.engine.stock_layers import free_past
@@ -71,7 +72,7 @@ class Cache(stock.Cache):
         calibration: Given = None,
         **options: Any,
     ) -> None:
-        chosen = make_method(method, options)
+        model, chosen = inner_model(model), make_method(method, options)
         if budget is None and chosen.name != "full":
             raise BudgetError(
                 f"method {chosen.name!r} needs a budget, e.g. budget=0.1 or budget=1024 or budget='256MiB'"
@@ -91,7 +92,7 @@ class Cache(stock.Cache):
         others = [layer for i, layer in enumerate(layers) if i not in prepared.ours]
         settings = replace(settings, calibrations=calibrations)
         self.shared = CacheState(settings, spans=None if policy is None else RowSpans(policy), others=others)
-        device = torch.device("cpu") if model.device.type == "meta" else model.device
+        device = input_device(model)
         for index, (info, form) in prepared.ours.items():
             known = of_layer(calibrations, index, device)
             own = replace(held, layer=info, calibration=known, codec=held.codec.for_layer(info, known))
@@ -282,7 +283,7 @@ class Cache(stock.Cache):
         another.
         """
         wanted = persistence.Wanted(method, calibration, strict, key, max_bytes)
-        return persistence.load(cls, Path(path), model, wanted)
+        return persistence.load(cls, Path(path), inner_model(model), wanted)
 
     # --- for transformers --------------------------------------------------------------------------------------
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel
 
 from keepkv.core.budget import Budget
+from keepkv.engine import contexts
 from keepkv.engine.cache import Cache
 from keepkv.engine.interface import NAME
-from keepkv.engine.model import set_attention
-from keepkv.engine.versions import CACHE
+from keepkv.engine.model import inner_model, set_attention
 from keepkv.methods import Method
+
+_previous: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()  # what the last to leave puts back
 
 
 @contextmanager
@@ -25,30 +28,32 @@ def compressed(
 ) -> Iterator[list[Cache]]:
     """Compress the cache of every generation inside; takes what ``keepkv.Cache`` takes.
 
+    model: may be wrapped by PEFT or ``torch.compile``.
+
     Yields the list of caches made so far, one per ``generate`` call, for their receipts. The model's attention
-    implementation is restored on exit. A call that brings its own cache keeps it.
+    implementation is restored on exit, by the last of several that are open on one model. A call that brings its own
+    cache keeps it. Inside another ``compressed`` this one counts until it ends. Every thread and task has its own; one
+    that has none falls under that of the thread that has.
 
     >>> with keepkv.compressed(model, "snapkv", budget=0.2) as caches:  # doctest: +SKIP
     ...     model.generate(**inputs)
     >>> print(caches[-1].report())  # doctest: +SKIP
     """
     caches: list[Cache] = []
-    previous = set_attention(model, NAME)
+
+    def make() -> Cache:
+        caches.append(Cache(model, method, budget, **options))
+        return caches[-1]
+
+    inner, context = inner_model(model), contexts.Context(make)
+    with contexts.LOCK:
+        previous = set_attention(inner, NAME)
+        if contexts.enter(inner, context):
+            _previous[inner] = previous
     try:
         Cache(model, method, budget, **options)  # refuses bad arguments here rather than inside generate
-        prepare: Any = model._prepare_cache_for_generation
-
-        def prepare_ours(generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-            if model_kwargs.get(CACHE) is None and generation_config.use_cache is not False:
-                caches.append(Cache(model, method, budget, **options))
-                model_kwargs[CACHE] = caches[-1]
-            return prepare(generation_config, model_kwargs, *args, **kwargs)
-
-        # transformers offers no public hook that makes a cache per call; the instance attribute shadows the method.
-        model._prepare_cache_for_generation = prepare_ours  # type: ignore[assignment]
-        try:
-            yield caches
-        finally:
-            del model._prepare_cache_for_generation
+        yield caches
     finally:
-        set_attention(model, previous)
+        with contexts.LOCK:
+            if contexts.leave(inner, context):
+                set_attention(inner, _previous.pop(inner))

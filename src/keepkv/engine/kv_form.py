@@ -9,6 +9,7 @@ from torch import Tensor
 
 from keepkv.attention.part import Part
 from keepkv.core.slots import Slots
+from keepkv.engine.devices import in_memory
 
 
 class KVForm:
@@ -51,13 +52,13 @@ class LatentForm(KVForm):
 
     def query(self, module: Any, query: Tensor) -> Tensor:
         """(B,heads,T,nope+rot) → (B,heads,T,rot+r)."""
-        to_key, _ = _projections(module)
+        to_key, _ = _projections(module, query)
         unrotated, rotated = query.split((module.qk_nope_head_dim, query.shape[-1] - module.qk_nope_head_dim), dim=-1)
         return torch.cat((rotated, torch.einsum("bhtn,hnr->bhtr", unrotated, to_key)), dim=-1)
 
     def output(self, module: Any, out: Tensor) -> Tensor:
         """(B,heads,T,r) weighted latents → (B,heads,T,v)."""
-        _, to_value = _projections(module)
+        _, to_value = _projections(module, out)
         return torch.einsum("bhtr,hvr->bhtv", out, to_value)
 
     def part(self, part: Part) -> Part:
@@ -83,8 +84,11 @@ def is_latent(module: Any) -> bool:
     return all(hasattr(module, name) for name in names)
 
 
-def _projections(module: Any) -> tuple[Tensor, Tensor]:
-    """Weights that expand a latent to the unrotated keys (heads, nope, r) and the values (heads, v, r)."""
-    weight = module.kv_b_proj.weight
+def _projections(module: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights that expand a latent to the unrotated keys (heads, nope, r) and the values (heads, v, r); on the device
+    of ``like``."""
+    weight = in_memory(module.kv_b_proj, "weight")
+    assert weight is not None
+    weight = weight.to(like.device)
     weight = weight.view(-1, module.qk_nope_head_dim + module.v_head_dim, module.kv_lora_rank)
     return weight[:, : module.qk_nope_head_dim], weight[:, module.qk_nope_head_dim :]

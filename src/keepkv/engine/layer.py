@@ -93,9 +93,9 @@ class Layer(CacheLayerMixin):
             return self._handed_out(key_states, value_states, 1)
         if positions.positions is None or positions.columns != self.progress.seen + length:
             raise UnsupportedModel(
-                f"layer {self.info.index} was given {length} tokens that no attention mask announced: the model does "
-                "not build its mask through transformers' mask interface, or its attention implementation is not "
-                "'keepkv'. Make the cache with keepkv.Cache(model, …) and leave the implementation as it is."
+                f"layer {self.info.index} was given {length} tokens that no attention mask announced: a 4-D mask was "
+                "given (Pass a 2-D attention mask, or none), or the attention implementation of the model is no longer "
+                "'keepkv' (make the cache with keepkv.Cache(model, …) and leave it as it is)."
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

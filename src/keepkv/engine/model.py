@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer, StaticCache
+from transformers import PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicIndexedLayer, DynamicLayer, StaticCache
 
 from keepkv.core.layer_info import LayerInfo
 from keepkv.core.rope import Rope
+from keepkv.engine.devices import compute_device
+from keepkv.engine.forward_probe import check_forward
+from keepkv.engine.guard import guard, unguard
 from keepkv.engine.interface import NAME
 from keepkv.engine.kv_form import KVForm, form_of
+from keepkv.engine.offsets import follow_offsets, unfollow_offsets
 from keepkv.engine.rope_probe import UnknownRope, rope_of
 from keepkv.engine.versions import warn_if_untested
 from keepkv.errors import UnsupportedModel
@@ -28,6 +33,28 @@ class PreparedModel:
     ours: dict[int, tuple[LayerInfo, KVForm]]
 
 
+def inner_model(model: Any) -> PreTrainedModel:
+    """The model of transformers in ``model``, which may be wrapped by PEFT or ``torch.compile``.
+
+    Raises ``UnsupportedModel`` where there is none, or where the wrapper does not leave its cache alone.
+    """
+    inner = getattr(model, "_orig_mod", model)  # torch.compile
+    if callable(getattr(inner, "get_base_model", None)):  # PEFT
+        kind = str(getattr(getattr(inner, "active_peft_config", None), "peft_type", "")).split(".")[-1]
+        if kind in ("PREFIX_TUNING", "CARTRIDGE"):
+            raise UnsupportedModel(
+                f"{type(model).__name__}: {kind} puts its trained keys and values into a cache of its own and ignores "
+                "the one that it is given. Use transformers' DynamicCache with it."
+            )
+        inner = inner.get_base_model()
+    if isinstance(inner, PreTrainedModel):
+        return inner
+    remedy = "Give the model inside: model.module" if isinstance(getattr(model, "module", None), nn.Module) else (
+        "Give a model that AutoModelForCausalLM.from_pretrained returns"
+    )  # fmt: skip
+    raise UnsupportedModel(f"{type(model).__name__} is no PreTrainedModel of transformers. {remedy}.")
+
+
 def prepare_model(model: PreTrainedModel, method: Method, static_length: int | None = None) -> PreparedModel:
     """Switch the text part of ``model`` to "keepkv" and describe its layers.
 
@@ -35,50 +62,93 @@ def prepare_model(model: PreTrainedModel, method: Method, static_length: int | N
     ``UnsupportedModel`` with the reason and the remedy; the model is then left as it was.
     """
     warn_if_untested()
-    config = model.config.get_text_config(decoder=True)
+    name, config = type(model).__name__, model.config.get_text_config(decoder=True)
     if model.config.is_encoder_decoder:
         raise UnsupportedModel(
-            f"{type(model).__name__} is an encoder-decoder; keepkv serves decoder-only models. "
-            "Use transformers' own cache with it."
+            f"{name} is an encoder-decoder; keepkv serves decoder-only models. Use transformers' own cache with it."
         )
     layers = DynamicCache(config=config).layers
     if any(isinstance(layer, DynamicIndexedLayer) for layer in layers):
         raise UnsupportedModel(
-            f"{type(model).__name__} selects past tokens with its own index over every token (sparse attention); "
-            "dropping tokens would break that index. Use transformers' DynamicCache with it."
+            f"{name} selects past tokens with its own index over every token (sparse attention); dropping tokens would "
+            "break that index. Use transformers' DynamicCache with it."
+        )
+    if not any(isinstance(layer, CacheLayerMixin) for layer in layers):
+        raise UnsupportedModel(
+            f"{name}: every layer has a recurrent state of fixed size, so there is nothing to compress. Use "
+            "transformers' own cache with it."
         )
     previous = set_attention(model, NAME)
     try:
-        ours = _ours(model, config, [i for i, layer in enumerate(layers) if type(layer) is DynamicLayer], method)
+        indices = [i for i, layer in enumerate(layers) if type(layer) is DynamicLayer]
+        modules = _interfaced(model, indices)
+        _check_devices(name, [modules[i] for i in indices])
+        check_forward(model, frozenset(type(modules[i]) for i in indices))
+        ours = _ours(model, modules, indices, method)
     except UnsupportedModel:
         set_attention(model, previous)
         raise
-    if not ours:
+    _warn_of_what_stays(name, layers, ours)
+    if (processes := getattr(model, "_tp_size", None) or 1) > 1:
         warnings.warn(
-            f"{type(model).__name__}: every layer has a sliding window, a recurrent state or no cache, so there is "
-            "nothing to compress; the cache behaves like transformers' own.",
-            stacklevel=4,
+            f"{name} is split over {processes} processes, and each compresses its own heads: budgets in bytes and "
+            "receipts are those of one process, and methods that compare heads with each other (such as 'adakv', "
+            "'tova' or 'keepkv2') choose among the heads of one process.",
+            stacklevel=3,
         )
     if static_length is not None:
         layers = StaticCache(config=config, max_cache_len=static_length).layers
     return PreparedModel(layers, ours)
 
 
+def _check_devices(name: str, modules: list[nn.Module]) -> None:
+    devices = sorted({str(compute_device(module)) for module in modules})
+    if len(devices) > 1:
+        raise UnsupportedModel(
+            f"{name} computes on several devices ({', '.join(devices)}), and the layers of a keepkv cache share what "
+            "they know of its rows. Load it on one device, what does not fit with device_map to 'cpu' or 'disk', or "
+            "split each layer over processes (tp_plan='auto')."
+        )
+
+
+def _warn_of_what_stays(name: str, layers: list[Any], ours: Mapping[int, Any]) -> None:
+    """Warn of layers that could be thought compressed and are not."""
+    beside = [i for i, x in enumerate(layers) if isinstance(x, DynamicLayer) and hasattr(x, "update_recurrent_state")]
+    full = [i for i in beside if not layers[i].is_sliding]
+    if full:
+        warnings.warn(
+            f"{name}: layers {full} have full attention beside a recurrent state in one layer, which keepkv does not "
+            "compress: they keep every token, as in transformers' own cache.",
+            stacklevel=4,
+        )
+    elif not ours:
+        warnings.warn(
+            f"{name}: every layer has a sliding window, a recurrent state or no cache, so there is nothing to "
+            "compress; the cache behaves like transformers' own.",
+            stacklevel=4,
+        )
+
+
 def set_attention(model: PreTrainedModel, implementation: str) -> str:
-    """Set the attention implementation of the text part only; returns the previous one."""
+    """Set the attention implementation of the text part only; returns the previous one.
+
+    On "keepkv" the model also keeps to the cache that it is given, see ``engine.guard`` and ``engine.offsets``.
+    """
     config = model.config.get_text_config(decoder=True)
     previous: str = config._attn_implementation
-    if config is model.config:
-        model.set_attn_implementation(implementation)
-        return previous
     key = next((k for k in model.config.sub_configs if getattr(model.config, k, None) is config), None)
-    model.set_attn_implementation(implementation if key is None else {key: implementation})
+    model.set_attn_implementation(implementation if config is model.config or key is None else {key: implementation})
+    if implementation == NAME:
+        guard(model)
+        follow_offsets(model)
+    else:
+        unguard(model)
+        unfollow_offsets(model)
     return previous
 
 
-def _ours(
-    model: PreTrainedModel, config: Any, indices: list[int], method: Method
-) -> dict[int, tuple[LayerInfo, KVForm]]:
+def _interfaced(model: PreTrainedModel, indices: list[int]) -> dict[int, nn.Module]:
+    """The attention modules of the layers ``indices``, all of which must go through the interface."""
     modules = attention_modules(model)
     missing = [i for i in indices if i not in modules]
     if missing:
@@ -87,6 +157,18 @@ def _ours(
             "cannot be compressed. Use transformers' DynamicCache with it, or a model class that supports "
             "set_attn_implementation."
         )
+    crossed = [i for i in indices if "cross" in type(modules[i]).__name__.lower()]
+    if crossed:
+        raise UnsupportedModel(
+            f"{type(model).__name__}: layers {crossed} attend to what an image encoder gives and not to the text. Use "
+            "transformers' DynamicCache with it."
+        )
+    return modules
+
+
+def _ours(
+    model: PreTrainedModel, modules: dict[int, nn.Module], indices: list[int], method: Method
+) -> dict[int, tuple[LayerInfo, KVForm]]:
     ropes = rope_of(model) if method.score.needs_rope else {}
     found = {}
     for rank, i in enumerate(indices):

@@ -19,6 +19,7 @@ from keepkv.core import tensorfile, wholefile
 from keepkv.core.calibration import Given, check_same, digests
 from keepkv.core.tensorfile import Declared, Source
 from keepkv.core.when import When
+from keepkv.engine.devices import input_device
 from keepkv.engine.files import agreement, origin
 from keepkv.engine.files.header import FORMAT, FORMER, checked
 from keepkv.engine.fingerprint import shape
@@ -68,6 +69,8 @@ def save(cache: CacheParts, path: Path, key: bytes | None) -> None:
         tensors |= {"clock.seen": positions.seen, "clock.positions": positions.positions}
     if positions.tokens is not None:
         tensors["clock.tokens"] = positions.tokens
+    if positions.offsets is not None:
+        tensors["clock.offsets"] = positions.offsets
     tensors |= {} if spans is None else {f"spans.{name}": x for name, x in spans.tensors().items()}
     tensors = {name: x.detach().cpu() for name, x in tensors.items()}
     header = {
@@ -153,7 +156,7 @@ def load(make: Callable[..., Made], path: Path, model: PreTrainedModel, wanted: 
             format, _, tensors = tensorfile.read(path, source)
             cache, header = made[0]
             agreement.check_contents(cache, header, tensors, former=format == FORMER)
-            _restore(cache, header, tensors, torch.device("cpu") if model.device.type == "meta" else model.device)
+            _restore(cache, header, tensors, input_device(model))
             agreement.check_restored(cache)
     except KeepKVError:
         set_attention(model, before)
@@ -231,6 +234,7 @@ def _restore(cache: CacheParts, header: dict[str, Any], tensors: dict[str, Tenso
     if "clock" in named:
         clock = named["clock"]
         positions.seen, positions.positions, positions.tokens = clock["seen"], clock["positions"], clock.get("tokens")
+        positions.offsets = clock.get("offsets")
         if positions.tokens is None and bool((positions.seen < positions.columns).any()):  # a file of before
             positions.padded_on_the_left(positions.columns)
     if shared.spans is not None:

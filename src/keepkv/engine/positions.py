@@ -16,7 +16,8 @@ class RowPositions:
 
     columns: fed so far, padding included (the logical length transformers knows). seen (B,): tokens of each row.
     positions (B,T): of the latest forward, ``EMPTY`` for padding. tokens (B,columns) bool: which columns hold a token;
-    None: all of them. One-token steps update in place, so that compiled decode reads the same addresses.
+    None: all of them. offsets (B,1): what the model adds behind images, see ``engine.offsets``; None: nothing.
+    One-token steps update in place, so that compiled decode reads the same addresses.
     """
 
     def __init__(self) -> None:
@@ -25,6 +26,7 @@ class RowPositions:
         self.seen: Tensor | None = None
         self.positions: Tensor | None = None
         self.tokens: Tensor | None = None
+        self.offsets: Tensor | None = None
 
     @property
     def gaps(self) -> bool:
@@ -123,6 +125,8 @@ class RowPositions:
         rows = rows.to(self.seen.device)
         if self.tokens is not None:
             self.tokens = self.tokens[rows]
+        if self.offsets is not None:
+            self.offsets = self.offsets[rows.to(self.offsets.device)]
         if len(rows) == self.seen.shape[0]:
             self.seen.copy_(self.seen[rows])
             self.positions.copy_(self.positions[rows])
@@ -140,6 +144,11 @@ class RowPositions:
         """Add the rows of ``other``; the shorter ones count as padded on the left. Neither has gaps."""
         if self.seen is None or other.seen is None:
             raise CacheStateError("a cache that has read nothing was joined: feed its prompt first")
+        if self.offsets is not None or other.offsets is not None:
+            pair = [(self.seen, self.offsets), (other.seen, other.offsets)]
+            self.offsets = torch.cat(
+                [(torch.zeros_like(seen)[:, None] if x is None else x).to(self.seen) for seen, x in pair]
+            )
         self.seen = torch.cat((self.seen, other.seen.to(self.seen.device)))
         self.positions = self.seen[:, None] - 1  # also where the newest tokens were taken back
         self._move(max(self.columns, other.columns))

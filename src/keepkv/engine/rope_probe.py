@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from keepkv.core.rope import Rope
+from keepkv.engine.devices import compute_device, in_memory
 from keepkv.engine.versions import FREQUENCIES_IN_PLACE
 
 
@@ -101,7 +102,7 @@ def _probe_layer(
     kind = layer_types[index] if index < len(layer_types) else None
     typed = kind is not None and hasattr(rotary, f"{kind}_inv_freq")
     prefix = f"{kind}_" if typed else ""
-    frequencies = getattr(rotary, f"{prefix}inv_freq", None)
+    frequencies = in_memory(rotary, f"{prefix}inv_freq")
     if not isinstance(frequencies, Tensor):
         return UnknownRope(f"its rotary module has no frequencies for layers of type {kind!r}")
     rope_type = getattr(rotary, "rope_type", "default")
@@ -149,8 +150,9 @@ def _stored(
     weight = next(p for p in layer.parameters() if p.dim() == 2)
     dtype = weight.dtype if weight.dtype.is_floating_point else model.dtype
     size = model.config.get_text_config(decoder=True).hidden_size
-    tokens = torch.arange(3 * size, device=weight.device).float().mul(1.7).sin().view(1, 3, size).to(dtype)
-    ids = positions[None].to(weight.device)
+    device = compute_device(layer)
+    tokens = torch.arange(3 * size, device=device).float().mul(1.7).sin().view(1, 3, size).to(dtype)
+    ids = positions[None].to(device)
     turned = rotary(tokens, ids.expand(3, 1, -1) if sections else ids, *([] if kind is None else [kind]))
     recorder = _Recorder()
     given = {

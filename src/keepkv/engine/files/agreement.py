@@ -27,9 +27,10 @@ def check_shapes(
     model: keys must fit it; None where its own cache is written."""
     modules, found = {} if model is None else attention_modules(model), Shapes(declared)
     kinds = FLOATS if model is None else (model.dtype,)
-    found.letters["columns"] = header["columns"]
+    found.letters |= {"columns": header["columns"], "one": 1}
     clock = {"seen": Field(("B",), COUNTS), "positions": Field(("B", "T"), COUNTS)}
-    begun = found.take("clock.", clock | {"tokens": Field(("B", "columns"), (torch.bool,), False)})
+    may = {"tokens": Field(("B", "columns"), (torch.bool,), False), "offsets": Field(("B", "one"), COUNTS, False)}
+    begun = found.take("clock.", clock | may)
     rows, columns = found.letters.get("B", 0), header["columns"]
     if (begun and not rows) or (not begun and (columns or header["decoded"])):
         raise ValueError(f"{columns} columns of {rows} rows")
@@ -117,6 +118,8 @@ def check_contents(cache: CacheParts, header: Header, tensors: Mapping[str, Tens
         contents.positions("clock.positions", tensors["clock.positions"], seen)
         if bool(((tensors["clock.positions"] >= 0).sum(-1) > seen).any()):
             raise ValueError("the latest forward has more tokens than were seen")
+    if "clock.offsets" in tensors:
+        contents.whole("clock.offsets", tensors["clock.offsets"], -columns, 2**31 - 1)
     if "clock.tokens" in tensors:
         contents.truths("clock.tokens", tensors["clock.tokens"])
         if not torch.equal(tensors["clock.tokens"].sum(-1), seen):
