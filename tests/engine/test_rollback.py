@@ -173,3 +173,43 @@ def test_a_reset_cache_records_as_it_did() -> None:
     cache.reset()
     assert all(layer.progress.record_past for layer in cache.compressible)
     assert all(layer.record_past for layer in cache.layers if layer.is_sliding)
+
+
+def test_a_verification_ends_the_prompt_as_a_decoded_token_does() -> None:
+    """Without the guard: all that is generated counts as prompt, and logits are off by 1.06."""
+    spans = [keepkv.Span(1, 3, "protect"), keepkv.Span(4, 7, "fair")]
+    policy, found = keepkv.SpanPolicy(spans, on_overflow="grow"), []
+    for drafts in (0, 1):
+        cache = keepkv.Cache(zoo.model("llama"), "knorm", 9, spans=policy, when=keepkv.When(every=2), **SMALL)
+        cache.activate_past_recording()
+        feed(cache, ids(12))
+        logits = []
+        for n in range(6):
+            logits.append(feed(cache, torch.cat((ids(1, seed=n), ids(drafts, seed=40)), dim=1))[:, :1])
+            cache.crop(-drafts)
+        found.append(torch.stack(logits))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_is_not_counted_as_decoded() -> None:
+    """Without the guard: the short row is compressed a token earlier than alone."""
+    kept_rows = []
+    for padded in (False, True):
+        cache = keepkv.Cache(zoo.model("llama"), "h2o", 8, when=keepkv.When(every=2), **SMALL)
+        cache.activate_past_recording()
+        rows = 1 + padded
+        mask = torch.ones(rows, 30, dtype=torch.long)
+        mask[1:, :] = 1
+        feed(cache, ids(20).expand(rows, 20))
+        done = 20
+        for n, tokens in enumerate((1, 2, 1, 1)):
+            new = ids(2 if padded and tokens == 1 else tokens, seed=n).expand(rows, -1)
+            if padded and tokens == 1:
+                mask[0, done] = 0
+            done += new.shape[1]
+            mine = ids(tokens, seed=n)
+            new = torch.cat((new[:, : new.shape[1] - tokens], mine.expand(rows, -1)), dim=1)
+            seen = mask[:, :done]
+            feed(cache, new, attention_mask=seen, position_ids=(seen.cumsum(-1) - 1)[:, -new.shape[1] :].clamp_min(0))
+        kept_rows.append({(h, p) for r, h, p in kept(cache)[0] if r == 0})
+    assert kept_rows[0] == kept_rows[1]

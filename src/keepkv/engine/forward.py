@@ -35,22 +35,30 @@ def begin(cache: Reads, rule: MaskRule) -> None:
     shared, positions = cache.shared, cache.shared.positions
     unfinished = _unfinished(cache)
     if unfinished:  # announced before, but no layer has seen it
-        positions.crop(unfinished)
+        shared.take_back(unfinished)
     spans, device = shared.spans, torch.device(rule.arguments["device"])
     if spans is not None:
         spans.check(batch)
     positions.check(batch, length, rule.padding)
     _hide(cache, rule)
     reading = _reads(cache, length)
-    if spans is not None and not reading and positions.seen is not None:
-        spans.end_prompt(positions.seen)
+    ends = spans is not None and positions.seen is not None and not (reading and _prefills(cache))
+    if ends:
+        spans.check_prompt(positions.seen)  # type: ignore[union-attr, arg-type]
     if unfinished != length:
-        _settle(cache, length, reading)
+        _settle(cache, reading)
         shared.forwards += 1
+    if ends:
+        spans.end_prompt(positions.seen)  # type: ignore[union-attr, arg-type]
     positions.begin(batch, length, rule.padding, device)
-    shared.decoded = shared.decoded or [0] * batch
+    shared.feed(length, decoded=not (reading and _prefills(cache)))
     if spans is not None:
         spans.begin(batch, device)
+
+
+def _prefills(cache: Reads) -> bool:
+    """Whether several tokens are a prompt: with rollback on they are a verification, unless they are the first."""
+    return not any(layer.progress.record_past and layer.progress.seen for layer in cache.compressible[:1])
 
 
 def _reads(cache: Reads, length: int) -> bool:
@@ -80,7 +88,7 @@ def _unfinished(cache: Reads) -> int:
 
 def _hide(cache: Reads, rule: MaskRule) -> None:
     """Take for padding what the mask hides of the newest tokens: those of rows that had ended, say."""
-    positions, layers = cache.shared.positions, cache.compressible
+    shared, positions, layers = cache.shared, cache.shared.positions, cache.compressible
     if (found := positions.hidden(rule.padding)) is None:
         return
     column, tokens = found
@@ -92,11 +100,11 @@ def _hide(cache: Reads, rule: MaskRule) -> None:
     assert positions.seen is not None
     for layer in layers:
         layer.store.hide(positions.seen - tokens)
-    positions.hide(tokens)
+    shared.hide(tokens)
 
 
-def _settle(cache: Reads, length: int, reading: bool) -> None:
-    """Run what is due before a forward of ``length`` columns, and count them."""
+def _settle(cache: Reads, reading: bool) -> None:
+    """Run what is due before a forward. reading: it reads a prompt."""
     shared, layers, every = cache.shared, cache.compressible, cache.shared.settings.method.when.every
     for layer in layers:
         layer.listen()
@@ -114,5 +122,3 @@ def _settle(cache: Reads, length: int, reading: bool) -> None:
         shared.decoded = [0 if hit else n for hit, n in zip(over, shared.decoded, strict=True)]
     for layer in layers:
         layer.begin_step(reading)
-    if layers:
-        shared.feed(length, decoded=not layers[0].progress.prefilling)

@@ -121,7 +121,6 @@ def crop(cache: Any, tokens_to_remove: int) -> None:
         layer.crop(tokens_to_remove)
     for layer in before:
         free_past(layer)
-    shared.positions.crop(-tokens_to_remove)
     shared.take_back(-tokens_to_remove)
     if shared.spans is not None and shared.positions.seen is not None:
         shared.spans.crop(shared.positions.seen)
@@ -194,6 +193,7 @@ def _compress_prompt(cache: CacheParts) -> None:
     shared, when = cache.shared, cache.shared.settings.method.when
     layers = [x for x in cache.layers if isinstance(x, Layer)]
     if shared.spans is not None and shared.positions.seen is not None:
+        shared.spans.check_prompt(shared.positions.seen)
         shared.spans.end_prompt(shared.positions.seen)
     if not shared.compressing:
         return

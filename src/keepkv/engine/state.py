@@ -79,7 +79,7 @@ class CacheState:
     """What changes as a cache is used.
 
     asked: the settings that the cache was made with; those that hold now add up where rows join. others: the layers
-    that transformers keeps. decoded: columns fed one by one to each row since it was last compressed. fed: columns
+    that transformers keeps. decoded: tokens fed one by one to each row since it was last compressed. fed: columns
     since then in the order in which they came, as [count, whether they were decoded]. compressing: whether
     compressions that fall due are run. observing: the score sees every token, whether a compression may follow or
     not. reading: a forward of one token belongs to a prompt. inference: what is held may have been made in inference
@@ -109,25 +109,41 @@ class CacheState:
         self.asked = self.asked or self.settings
 
     def feed(self, columns: int, decoded: bool) -> None:
-        """Count a forward of ``columns`` that begins."""
+        """Count the forward of ``columns`` that ``positions`` has begun."""
         if self.fed and self.fed[-1][1] == decoded:
             self.fed[-1][0] += columns
         else:
             self.fed.append([columns, decoded])
-        if decoded:
-            self.decoded = [n + columns for n in self.decoded]
+        fed = self._tokens(self.positions.columns - columns, self.positions.columns)
+        self.decoded = [n + decoded * more for n, more in zip(self.decoded or [0] * len(fed), fed, strict=True)]
 
     def take_back(self, columns: int) -> None:
-        """Count the newest ``columns`` as not fed."""
-        decoded = 0
-        while columns and self.fed:
-            count = min(columns, self.fed[-1][0])
-            decoded += count * self.fed[-1][1]
-            self.fed[-1][0] -= count
-            columns -= count
-            if not self.fed[-1][0]:
+        """Take back the newest ``columns``."""
+        end = self.positions.columns
+        start = end - columns
+        while end > start and self.fed:
+            run = self.fed[-1]
+            count = min(end - start, run[0])
+            fed = self._tokens(end - count, end)
+            self.decoded = [max(0, n - run[1] * less) for n, less in zip(self.decoded, fed, strict=True)]
+            run[0] -= count
+            end -= count
+            if not run[0]:
                 self.fed.pop()
-        self.decoded = [max(0, n - decoded) for n in self.decoded]
+        self.positions.crop(columns)
+
+    def hide(self, tokens: Tensor) -> None:
+        """Take the newest ``tokens`` (B,) of each row for padding."""
+        self.positions.hide(tokens)
+        self.decoded = [max(0, n - less) for n, less in zip(self.decoded, tokens.tolist(), strict=True)]
+
+    def _tokens(self, start: int, end: int) -> list[int]:
+        """Tokens of each row among the columns from ``start`` to ``end``, as far as that matters to a schedule."""
+        positions = self.positions
+        if positions.tokens is None or self.settings.method.when.every is None:
+            return [end - start] * (0 if positions.seen is None else len(positions.seen))
+        counts: list[int] = positions.tokens[:, start:end].sum(-1).tolist()
+        return counts
 
     def restart(self) -> None:
         """Every row was compressed: count what is decoded from here."""

@@ -71,8 +71,8 @@ class RowSpans:
             which = torch.arange(batch, device=device)
             self._set(torch.zeros_like(which) if self.policy.every_row else which)
 
-    def end_prompt(self, seen: Tensor) -> None:
-        """The first one-token forward begins after ``seen`` (B,) tokens. Raises where a span lies beyond them."""
+    def check_prompt(self, seen: Tensor) -> None:
+        """Raise where a span lies beyond a prompt of ``seen`` (B,) tokens."""
         if self.prompt is not None or self.which is None:
             return
         for row, (index, tokens) in enumerate(zip(self.which.tolist(), seen.tolist(), strict=True)):
@@ -83,7 +83,11 @@ class RowSpans:
                     f"{late} of row {row} ends after the prompt, which has {tokens} tokens. Positions count the tokens "
                     "of a row without its padding; spans_of_text and spans_of_chat find them from the text."
                 )
-        self.prompt = seen.clone()
+
+    def end_prompt(self, seen: Tensor) -> None:
+        """The first token is decoded after ``seen`` (B,) tokens."""
+        if self.prompt is None and self.which is not None:
+            self.prompt = seen.clone()
 
     def crop(self, seen: Tensor) -> None:
         """Only the first ``seen`` (B,) tokens of each row are left; where that is less than the prompt, it goes on."""
