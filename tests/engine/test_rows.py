@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -230,7 +231,7 @@ def test_what_cannot_be_one_batch_is_refused_and_nothing_changes() -> None:
         keepkv.Cache(model, "snapkv", BUDGET, **SMALL).attention_mask()
 
 
-def test_reset_forgets_what_a_join_made_of_spans_and_bytes() -> None:
+def test_reset_forgets_what_a_join_made_of_spans_and_bytes(tmp_path: Path) -> None:
     """Without the guard: SpanError "spans for 2 rows were given to a batch of 1"."""
     caches = [keepkv.Cache(zoo.model("llama"), "h2o", "40KB", spans=[keepkv.Span(1, 3, "protect")]) for _ in range(2)]
     for cache in caches:
@@ -238,8 +239,34 @@ def test_reset_forgets_what_a_join_made_of_spans_and_bytes() -> None:
             zoo.model("llama")(**batch((20,)), **{CACHE: cache})
     caches[0].join(caches[1])
     assert caches[0].settings.budget.bytes == 80_000
+    caches[0].save(tmp_path / "joined")
+    loaded = keepkv.Cache.load(tmp_path / "joined", zoo.model("llama"))
+    assert loaded.settings.budget.bytes == 80_000
+    loaded.reset()
+    assert loaded.settings.budget.bytes == 40_000 and loaded.settings.policy == caches[1].settings.policy
     caches[0].reset()
     assert caches[0].settings.budget.bytes == 40_000
     with torch.no_grad():
         zoo.model("llama")(**batch((20,)), **{CACHE: caches[0]})
     assert caches[0].report().seen == [20]
+
+
+def test_tokens_taken_back_after_a_row_with_gaps_joined() -> None:
+    """Without the guard: the store drops a column of padding for a token, and two slots have position 5."""
+    model = zoo.model("llama")
+    mine, other = (keepkv.Cache(model, "knorm", 20, window=2, sinks=1) for _ in range(2))
+    mask = torch.tensor([[1] * 6 + [0, 1, 1, 1]])
+    ids = batch((10,))["input_ids"]
+    with torch.no_grad():
+        model(ids[:, :6], attention_mask=mask[:, :6], **{CACHE: mine})
+        model(ids[:, 6:], attention_mask=mask, position_ids=torch.tensor([[0, 6, 7, 8]]), **{CACHE: mine})
+        model(ids[:, :7], **{CACHE: other})
+        mine.join(other)
+        for _ in range(2):
+            model(ids[:, :1].expand(2, 1), attention_mask=mine.attention_mask(1), **{CACHE: mine})
+        mine.crop(-2)
+    assert mine.seen.tolist() == [9, 7]
+    positions = mine.kept_positions(0)
+    assert [sorted(set(row[0][row[0] >= 0].tolist())) for row in positions] == [list(range(9)), list(range(7))]
+    with pytest.raises(CacheStateError):
+        mine.crop(-1)

@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from keepkv.core import tensorfile, wholefile
+from keepkv.core.budget import Budget
 from keepkv.core.calibration import Given, check_same, digests
 from keepkv.core.tensorfile import Declared, Source
 from keepkv.core.when import When
@@ -89,6 +90,8 @@ def save(cache: CacheParts, path: Path, key: bytes | None) -> None:
         "decoded": shared.decoded,
         "layers": layers,
     }
+    if (asked := shared.asked) is not None and asked != settings:
+        header["asked"] = {"budget": asked.budget.value, "spans": asked.policy and asked.policy.to_dict()}
     try:
         text = json.dumps(header, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -225,6 +228,12 @@ def _restore(cache: CacheParts, header: dict[str, Any], tensors: dict[str, Tenso
     """Give an empty cache what the file holds; all of it was checked."""
     shared, positions = cache.shared, cache.shared.positions
     shared.compressing, shared.decoded = header["compressing"], header["decoded"]
+    if "asked" in header:
+        budget, spans = Budget.of(header["asked"]["budget"]), header["asked"]["spans"]
+        policy = None if spans is None else SpanPolicy.from_dict(spans)
+        if (policy is None) != (shared.settings.policy is None):
+            raise ValueError("asked.spans is not what spans is")
+        shared.asked = replace(shared.settings, budget=budget, policy=policy)
     positions.columns = header["columns"]
     positions.columns_tensor = torch.tensor(header["columns"], device=device)
     named: dict[str, dict[str, Tensor]] = {}

@@ -20,7 +20,9 @@ from keepkv.engine.layer import Layer
 from keepkv.engine.state import CacheParts, CacheState, Settings
 from keepkv.engine.stock_layers import free_past
 from keepkv.engine.versions import holds_nothing
+from keepkv.engine.view import view_of
 from keepkv.errors import CacheStateError, UnsupportedModel
+from keepkv.methods.apply import close_gaps
 
 
 def join(cache: CacheParts, other: CacheParts) -> None:
@@ -48,6 +50,8 @@ def join(cache: CacheParts, other: CacheParts) -> None:
         )
     for one in (cache, other):
         _compress_prompt(one)
+        if one.shared.positions.gaps:
+            _close_gaps(one)
     counts = (len(mine.positions.seen), len(theirs.positions.seen))
     mine.positions.join(theirs.positions)
     for layer, more in zip(cache.layers, other.layers, strict=True):
@@ -207,6 +211,15 @@ def _compress_prompt(cache: CacheParts) -> None:
     if when.every is None:
         for layer in layers:
             layer.drop_score_state()
+
+
+def _close_gaps(cache: CacheParts) -> None:
+    """Free the columns of padding between the tokens of a row, which rows that join do not share."""
+    for layer in cache.layers:
+        if isinstance(layer, Layer):
+            view = view_of(layer)
+            close_gaps(view)
+            layer.store.load(layer.form.stored(view.slots))
 
 
 def _remembered(cache: CacheParts) -> set[str]:

@@ -60,6 +60,7 @@ def layer(value: Any, where: str) -> None:
     (OURS if is_ours else STOCK)(value, where)
 
 
+BUDGET: Check = either(whole(1), number(0, 1), text)
 HEADER: Check = table({
     "model": mapping(plain),
     "origin": table({
@@ -68,17 +69,18 @@ HEADER: Check = table({
     }),
     "method": text,
     "options": options,
-    "budget": either(whole(1), number(0, 1), text),
+    "budget": BUDGET,
     "seed": whole(-(1 << 63), (1 << 64) - 1),
     "store": pair(text, mapping(plain)),
     "codec": pair(text, mapping(plain)),
     "calibrations": mapping(text),
     "compressing": flag,
     "spans": either(nothing, SPANS),
+    "asked": table({"budget": BUDGET, "spans": either(nothing, SPANS)}),
     "columns": whole(),
     "decoded": each(whole()),
     "layers": each(layer),
-})  # fmt: skip
+}, may_lack=("asked",))  # fmt: skip
 
 
 def checked(format: str, header: Any, rows: int, masked: bool) -> dict[str, Any]:
