@@ -16,6 +16,7 @@ from keepkv.core.when import When
 from keepkv.embedded import embedded_model
 from keepkv.engine.cache import Cache
 from keepkv.engine.compressed import compressed
+from keepkv.engine.examine import ModelCheck, check
 from keepkv.engine.interface import register as _register
 from keepkv.engine.passes.rehearse import rehearse
 from keepkv.engine.passes.reread import reread
@@ -31,8 +32,8 @@ _register()
 
 __version__ = "0.1.0"
 __all__ = [
-    "Allocate", "Budget", "Cache", "Calibration", "Codec", "KeepKVError", "LayerView", "Method", "Receipt", "Reduce",
-    "Reduced", "Score", "Slots", "Span", "SpanPolicy", "Stat", "Store", "When", "compressed", "embedded_model",
+    "Allocate", "Budget", "Cache", "Calibration", "Codec", "KeepKVError", "LayerView", "Method", "ModelCheck", "Receipt",
+    "Reduce", "Reduced", "Score", "Slots", "Span", "SpanPolicy", "Stat", "Store", "When", "check", "compressed", "embedded_model",
     "method_info", "methods", "register_allocate", "register_codec", "register_method", "register_reduce",
     "register_score", "register_store", "rehearse", "reread", "spans_of_chat", "spans_of_text",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ import typer
 
 from keepkv.cli.bench import bench
 from keepkv.cli.calibrate import calibrate
+from keepkv.cli.check import check
 from keepkv.cli.demo.command import demo
 from keepkv.cli.eval import evaluation
 from keepkv.cli.fidelity import fidelity
@@ -20,6 +21,6 @@ program = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, generate, methods, fidelity, report, bench, calibrate):
+for verb in (demo, generate, methods, check, fidelity, report, bench, calibrate):
     program.command()(verb)
 program.command("eval")(evaluation)
