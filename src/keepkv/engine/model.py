@@ -67,7 +67,13 @@ def prepare_model(model: PreTrainedModel, method: Method, static_length: int | N
         raise UnsupportedModel(
             f"{name} is an encoder-decoder; keepkv serves decoder-only models. Use transformers' own cache with it."
         )
-    layers = DynamicCache(config=config).layers
+    try:
+        layers = DynamicCache(config=config).layers
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UnsupportedModel(
+            f"{name}: transformers makes no cache of its {type(config).__name__} ({error}), so it has no keys and "
+            "values that keepkv could find. Give the language model inside, or leave it as it is."
+        ) from error
     if any(isinstance(layer, DynamicIndexedLayer) for layer in layers):
         raise UnsupportedModel(
             f"{name} selects past tokens with its own index over every token (sparse attention); dropping tokens would "
