@@ -53,11 +53,12 @@ class _Probe(DynamicCache):
         return KVHandle(self, key_states, length), KVHandle(self, value_states, length)
 
     def state_is_elsewhere(self) -> bool:
-        """Whether recurrent layers came before the first attention and left nothing here."""
-        earlier = [
-            x for x in self.layers[: self.updated or 0] if not isinstance(x, CacheLayerMixin) and not holds_nothing(x)
-        ]
-        return bool(earlier) and not any(_holds_tensor(x) for x in earlier)
+        """Whether the forward passed layers that should have left something here, recurrent ones say, and did not."""
+        passed = [x for x in self.layers[: self.updated or 0] if not holds_nothing(x)]
+        recurrent = [x for x in passed if not isinstance(x, CacheLayerMixin)]
+        if any(getattr(x, "is_sliding", False) for x in passed):
+            return True
+        return bool(recurrent) and not any(_holds_tensor(x) for x in recurrent)
 
     def check_input(self, kwargs: dict[str, Any]) -> None:
         """What an attention layer passes besides is looked at in real forwards."""
