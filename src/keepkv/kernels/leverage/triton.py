@@ -145,6 +145,6 @@ def key_leverage(
         _norms[pairs, -(-s // block_n)](
             keys, positions, frequencies, mean, white, out, *steps, *held, *white.stride(),
             unscale, half, h, s, BLOCK_N=block_n, BLOCK_C=min(next_power_of_two(d, MIN_DOT), 64 if d <= 128 else 32),
-            BLOCK_D=next_power_of_two(d, MIN_DOT), **layout,
+            BLOCK_D=next_power_of_two(d, MIN_DOT), num_stages=2, **layout,  # few steps: more only take shared memory
         )  # fmt: skip
     return out
