@@ -53,7 +53,9 @@ def _versions(as_json: bool) -> None:
     if as_json:
         print_json({"versions": here, "tested": tested, "device": device, "note": untested()})
         return
-    rows = [(name, here[name] + (f"  (tested: {' to '.join(tested[name])})" if name in tested else "")) for name in here]
+    rows = [
+        (name, here[name] + (f"  (tested: {' to '.join(tested[name])})" if name in tested else "")) for name in here
+    ]
     note = untested()
     _print([*rows, ("device", device), *([] if note is None else [("note", note)])])
 

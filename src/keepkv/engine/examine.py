@@ -153,14 +153,18 @@ def _of(config: PreTrainedConfig) -> PreTrainedModel:
     that transformers makes of it."""
     mappings = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
     mapped = next((names[config.model_type] for names in mappings if config.model_type in names), None)
-    names = [name for name in (*(config.architectures or ()), mapped) if name is not None and hasattr(transformers, name)]
+    names = [
+        name for name in (*(config.architectures or ()), mapped) if name is not None and hasattr(transformers, name)
+    ]
     if not names:
         raise UnsupportedModel(
             f"{type(config).__name__} is no configuration of a model of transformers that generates text. Give one that "
             "AutoModelForCausalLM.from_config takes."
         )
     kind = getattr(transformers, names[0])
-    if not isinstance(config, kind.config_class):  # a configuration of more than the text, and a class of the text alone
+    if not isinstance(
+        config, kind.config_class
+    ):  # a configuration of more than the text, and a class of the text alone
         config = config.get_text_config(decoder=True)
     with torch.random.fork_rng(devices=[]):
         made: PreTrainedModel = kind(config).eval()

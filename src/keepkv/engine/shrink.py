@@ -23,7 +23,9 @@ _SIZES: dict[str, int] = {
     r"(.*_)?max_position_embeddings|n_positions|n_ctx|max_seq_len|max_target_positions": 1024,
     r"hidden_size_per_layer_input|(mamba_)?chunk_size": 16,
 }
-_HIDDEN = r"hidden_size|n_embd|d_model|dim_model|emb_dim|word_embed_proj_dim|embedding_size|attention_hidden_size|embed_dim"
+_HIDDEN = (
+    r"hidden_size|n_embd|d_model|dim_model|emb_dim|word_embed_proj_dim|embedding_size|attention_hidden_size|embed_dim"
+)
 _TO_TEXT = r"(out|text|output)_(hidden_size|dim)"  # of a part that sees or hears: the width of the text part
 _QUERY_HEADS = r"(.*_)?num_attention_heads(_per_layer)?|num_heads|n_heads?|((de|en)coder_)?attention_heads"
 _KV_HEADS = r"(.*_)?num_key_value_heads|num_kv_heads|num_query_groups"
