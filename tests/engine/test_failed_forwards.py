@@ -9,6 +9,7 @@ import torch
 import transformers as t
 import zoo
 from matrix import SMALL
+from running import generate
 from test_rollback import ids
 
 import keepkv
@@ -81,3 +82,39 @@ def test_one_that_failed_before_any_layer_is_forgotten(make: Any, types: list[st
                 model(ids(tokens, seed=2), **{CACHE: cache})
         hook.remove()
         assert torch.equal(model(ids(1), **{CACHE: cache}).logits, expected)
+
+
+SMALLEST: dict[str, Any] = dict(num_experts=2, num_experts_per_tok=1)
+MAMBA2: dict[str, Any] = dict(mamba_n_heads=8, mamba_d_head=16, mamba_n_groups=1, mamba_d_state=8, mamba_chunk_size=16)
+RECURRENT: dict[str, dict[str, Any]] = {
+    "Jamba": dict(attn_layer_period=2, attn_layer_offset=1, mamba_d_state=8, use_mamba_kernels=False, **SMALLEST),
+    "Bamba": dict(attn_layer_indices=[1], **MAMBA2),
+    "GraniteMoeHybrid": dict(
+        layer_types=["mamba", "attention", "mamba"], num_local_experts=2, num_experts_per_tok=1,
+        shared_intermediate_size=32, **MAMBA2,
+    ),
+    "Lfm2": dict(layer_types=["conv", F, "conv"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_states_that_are_written_in_place_are_no_failure(name: str) -> None:
+    """Decoding is as with transformers' own cache; before, the second decoded token was refused as after a failure."""
+    torch.manual_seed(0)
+    config = getattr(t, f"{name}Config")(**{**zoo._BASE, **RECURRENT[name]})
+    model = getattr(t, f"{name}ForCausalLM")(config).eval()
+    plain = generate(model, {"input_ids": ids(40)}, t.DynamicCache(config=config))
+    out = generate(model, {"input_ids": ids(40)}, keepkv.Cache(model, "full"))
+    assert torch.allclose(out.scores_, plain.scores_, atol=1e-5)
+    cache = keepkv.Cache(model, "knorm", 16)
+    generate(model, {"input_ids": ids(40)}, cache)
+    assert cache.report().compressed
+    with torch.no_grad():
+        for tokens in (1, 3):
+            twin = cache.copy()
+            hook = model.model.layers[1].register_forward_hook(lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                model(ids(tokens, seed=2), **{CACHE: twin})
+            hook.remove()
+            with pytest.raises(CacheStateError, match="failed midway"):
+                model(ids(1), **{CACHE: twin})

@@ -314,6 +314,11 @@ class Cache(stock.Cache):
         known: bool = super().has_previous_state(layer_idx, state_idx)
         return known
 
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        self._stamp(layer_idx)  # of one token, which is then written in place
+        state: Tensor | None = super().get_conv_state(layer_idx, state_idx)
+        return state
+
     def update_conv_state(self, conv_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any) -> Tensor:
         self._stamp(layer_idx)
         out: Tensor = super().update_conv_state(conv_states, layer_idx, state_idx, **kwargs)

@@ -78,7 +78,10 @@ def _unfinished(cache: Reads) -> int:
     if unfinished:
         whole = all(at < shared.forwards for at in shared.begun.values())
     else:
-        whole = all(shared.ended.get(layer, at) == shared.forwards for layer, at in shared.begun.items())
+        # One token is written into a recurrent state in place by some models: its end is not seen.
+        latest = shared.positions.positions
+        stamps = {} if latest is not None and latest.shape[1] == 1 else shared.ended
+        whole = all(stamps.get(layer, at) == at == shared.forwards for layer, at in shared.begun.items())
     if len(lengths) > 1 or not whole:
         raise CacheStateError(
             "an earlier forward failed midway, and some layers have its tokens and others have not; call cache.reset()"
