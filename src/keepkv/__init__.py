@@ -32,8 +32,9 @@ _register()
 
 __version__ = "0.1.0"
 __all__ = [
-    "Allocate", "Budget", "Cache", "Calibration", "Codec", "KeepKVError", "LayerView", "Method", "ModelCheck", "Receipt",
-    "Reduce", "Reduced", "Score", "Slots", "Span", "SpanPolicy", "Stat", "Store", "When", "check", "compressed", "embedded_model",
-    "method_info", "methods", "register_allocate", "register_codec", "register_method", "register_reduce",
-    "register_score", "register_store", "rehearse", "reread", "spans_of_chat", "spans_of_text",
+    "Allocate", "Budget", "Cache", "Calibration", "Codec", "KeepKVError", "LayerView", "Method", "ModelCheck",
+    "Receipt", "Reduce", "Reduced", "Score", "Slots", "Span", "SpanPolicy", "Stat", "Store", "When", "check",
+    "compressed", "embedded_model", "method_info", "methods", "register_allocate", "register_codec",
+    "register_method", "register_reduce", "register_score", "register_store", "rehearse", "reread", "spans_of_chat",
+    "spans_of_text",
 ]  # fmt: skip

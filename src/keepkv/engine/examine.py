@@ -158,8 +158,8 @@ def _of(config: PreTrainedConfig) -> PreTrainedModel:
     ]
     if not names:
         raise UnsupportedModel(
-            f"{type(config).__name__} is no configuration of a model of transformers that generates text. Give one that "
-            "AutoModelForCausalLM.from_config takes."
+            f"{type(config).__name__} is no configuration of a model of transformers that generates text. Give one "
+            "that AutoModelForCausalLM.from_config takes."
         )
     kind = getattr(transformers, names[0])
     if not isinstance(
