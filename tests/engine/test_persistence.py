@@ -269,3 +269,23 @@ def test_a_refused_file_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(CacheFileError, match="weights"):
         keepkv.Cache.load(path, model)
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("options", [{}, {"codec": "int8"}, {"store": "ragged", "codec": "int8"}], ids=str)
+def test_a_cache_is_saved_right_after_a_compression_and_after_rows_left(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Without the guards: a codec's slots are not saved, and a file that was written is refused."""
+    model, file = zoo.model("llama"), tmp_path / "cache"
+    long, short = (keepkv.Cache(model, "snapkv", 14, window=4, sinks=2, **options) for _ in range(2))
+    with torch.no_grad():
+        for cache, tokens in ((long, 40), (short, 6)):
+            model(**batch((tokens,)), **{CACHE: cache})
+            cache.save(file)
+            keepkv.Cache.load(file, model)
+        long.join(short)
+        for cache in (long.split([1]), long):
+            cache.save(file)
+            loaded = keepkv.Cache.load(file, model)
+            logits = [model(torch.tensor([[5]]), **{CACHE: one}).logits for one in (cache, loaded)]
+            assert torch.equal(*logits)

@@ -69,7 +69,11 @@ def _remembered(cache: CacheParts) -> dict[str, int]:
 
 
 def _dims(module: Any, layer: Any) -> dict[str, int]:
-    """Heads and dimensions of what an attention module caches, as far as it tells them."""
+    """Heads and dimensions of what an attention module caches, as far as it tells them; without one, of what ``layer``
+    holds."""
+    if module is None and isinstance(layer, Layer) and layer.store.length:
+        part = next(iter(layer.store.parts()))
+        return {"D": part.keys.shape[-1], "V": part.values.shape[-1]}
     if isinstance(layer, Layer) and layer.form.one_content:
         return {} if module is None else {"H": 1, "D": module.kv_lora_rank, "V": module.qk_rope_head_dim}
     heads, groups = (getattr(x, name, None) for x, name in (
@@ -155,5 +159,7 @@ def check_restored(cache: CacheParts) -> None:
     for layer in cache.layers:
         if isinstance(layer, Layer):
             seen, held = layer.get_seq_length(), layer.store.length
+            if layer.progress.compressed and held > seen:  # rows that left may leave empty columns behind
+                held = int(layer.store.lengths.max())
             if (not layer.progress.compressed and held != seen) or held > seen:
                 raise ValueError(f"layer {layer.info.index} holds {held} columns of slots of {seen} that it has read")
