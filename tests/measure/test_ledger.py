@@ -100,10 +100,15 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
         ):
             pass
     assert not list(tmp_path.iterdir())
-    hold = f"import pathlib, time; from keepkv.measure.alone import alone; f = alone(pathlib.Path({str(tmp_path)!r}))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"{hold}\nwith f: print(1, flush=True); time.sleep(60)"], stdout=subprocess.PIPE
-    )
+    code = f"""
+import fcntl, os, time
+file = open({str(tmp_path / LOCK)!r}, "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print(os.getpid(), file=file, flush=True)
+print(1, flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline()
     with pytest.raises(KeepKVError, match=str(process.pid)), alone(tmp_path):
         pass
