@@ -179,7 +179,7 @@ def test_an_evaluation_reads_twice_what_is_to_be_read_twice(
     monkeypatch.setattr(units, "reread", lambda model, cache, ids, mask: read.append(int(mask.sum())))
     monkeypatch.setattr(units, "within", lambda cache, unit, budget: cache.missing)  # goes no further
     setup = units.Setup("zoo", ("secret",), (units.Variant(method),), (0.25,), (64,), batch=2)
-    unit = units.Unit("secret", 64, "agnostic", units.Variant(method), (0.25,), 0, (0,), True)
+    unit = units.Unit("secret", 64, "agnostic", units.Variant(method), (0.25,), (0,), 0, True)
     items = [units.Encoded(None, [5, 6, 7], ())]  # type: ignore[arg-type]
     with pytest.raises(AttributeError, match="missing"):
         units._prefilled(zoo.model("llama"), None, setup, unit, items, units.Found())
