@@ -136,7 +136,7 @@ CASES = [
 
 @pytest.mark.parametrize(("make", "name", "options"), CASES)
 def test_every_wrong_option_is_refused_or_works(make: Any, name: str, options: list[str]) -> None:
-    """Without the checks, of 4,000 values here … give a raw error or NaN."""
+    """Without the checks 2,320 of 5,214 values tried so gave a raw error or NaN, or ran without an end."""
     wrong = {}
     for option in options:
         for value in WRONG:

@@ -19,7 +19,8 @@ class Segments:
 
     rows B, heads H; longest: slots of the longest (row, head), or a bound; total: slots of all, or a bound.
     first, lengths (B,H) int64 or None: the first slot, counted from the start of the row and head (of the buffer where
-    ``ragged``), and the number of slots; None: every column of the rectangle.
+    ``ragged``), and the number of slots; None: every column of the rectangle. apart: a key or value is not finite, so
+    that no product may cover slots of another row with weight 0.
     """
 
     rows: int
@@ -29,11 +30,14 @@ class Segments:
     ragged: bool
     first: Tensor | None = None
     lengths: Tensor | None = None
+    apart: bool = False
 
     @cached_property
     def tiles(self) -> Tiles | None:
         """How ``decode_in_tiles`` reads the segments; None where it cannot."""
-        return None if self.first is None or self.lengths is None else _cut(self.first, self.lengths, self.total)
+        if self.apart or self.first is None or self.lengths is None:
+            return None
+        return _cut(self.first, self.lengths, self.total)
 
     def index(self, start: int = 0, stop: int | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Where the slots of each (row, head) lie, (B,H,longest) int64, and which of these exist, bool.

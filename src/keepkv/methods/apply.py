@@ -21,7 +21,7 @@ from torch import Tensor
 
 from keepkv.allocate.select import keep_mask, tiers
 from keepkv.core.slots import LayerView
-from keepkv.errors import BudgetError
+from keepkv.errors import BudgetError, CacheStateError
 from keepkv.methods.base import Method
 from keepkv.reduce.base import Reduced
 from keepkv.spans.rows import RowSpans
@@ -69,12 +69,25 @@ def over_budget(lengths: Sequence[Tensor], budgets: Sequence[Tensor]) -> Tensor:
 def score(method: Method, view: LayerView, budget: Tensor, spans: RowSpans | None = None) -> Scored:
     """Score the slots of ``view``, whose rows may keep ``budget`` (B,) slots per KV head."""
     close_gaps(view)
+    if _blind(method, view):
+        raise CacheStateError(
+            f"method {method.name!r}: its score has seen no query of this text, as no compression was to follow. "
+            "Make the cache with When('deferred') or When(every=…), feed the text, and then compress."
+        )
     view.protected, view.budget = protected(method, view, spans), budget
     scores = method.score(view)
     trims = spans is not None and spans.demanding and spans.policy.on_overflow == "trim"
     if spans is not None and trims and _demand(method, view, spans, budget) is not None:
         view.protected = trim(scores, budget, view, pins(method, view))
     return Scored(scores, tiers(view), view.protected, view.memo)
+
+
+def _blind(method: Method, view: LayerView) -> bool:
+    """Whether a score that must see queries has seen none."""
+    if not method.score.observes or view.state or view.queries.shape[2]:
+        return False
+    held = view.slots.stats
+    return all(bool((held[name] == kind.start).all()) for name, kind in method.score.stats.items() if name in held)
 
 
 def share(

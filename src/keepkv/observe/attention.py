@@ -31,7 +31,7 @@ def logits(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
     """
     slots = view.slots
     b, h, _ = slots.shape
-    grouped = queries.reshape(b, h, -1, *queries.shape[2:])
+    grouped = queries.reshape(b, h, queries.shape[1] // h, *queries.shape[2:])
     # One matmul per KV head over all its queries: no key is repeated.
     keys = slots.keys if slots.keys.dtype == torch.float64 else slots.keys.float()
     raw = (grouped.flatten(2, 3).to(keys.dtype) * view.scaling) @ keys.transpose(-1, -2)

@@ -14,7 +14,8 @@ from keepkv.observe.attention import temp_elements
 def sketched_leverage(view: LayerView, inside: Tensor, sketch: int, ridge: float) -> Tensor:
     """ℓ_i = x_iᵀ(Σ x xᵀ + ridge·I)⁻¹x_i, x = Φᵀ(k − mean k), k keys before RoPE: (B,H,S), float32, or float64 as keys.
 
-    Over the slots ``inside`` (B,H,S) bool, 0 elsewhere; one of p votes counts p times. sketch: columns of Φ; 0: Φ = I.
+    Over the slots ``inside`` (B,H,S) bool, 0 elsewhere, NaN in heads whose keys are not finite; one of p votes counts p
+    times. sketch: columns of Φ; 0: Φ = I.
     """
     slots = view.slots
     (b, h, s), d = slots.shape, slots.keys.shape[-1]
@@ -36,8 +37,11 @@ def sketched_leverage(view: LayerView, inside: Tensor, sketch: int, ridge: float
         trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
         added = (x.shape[-1] * torch.finfo(exact).eps * trace).clamp(min=ridge)
         gram.diagonal(dim1=-2, dim2=-1).add_(added[..., None])
+        # One factorisation that fails would end that of the whole batch.
+        broken = ~gram.isfinite().all(-1).all(-1)[..., None]
+        gram = torch.where(broken[..., None], torch.eye(x.shape[-1], dtype=exact, device=device), gram)
         white = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), x.mT, upper=False)
-        out[:, some] = torch.linalg.vecdot(white, white, dim=-2).to(dtype)
+        out[:, some] = torch.linalg.vecdot(white, white, dim=-2).masked_fill(broken, float("nan")).to(dtype)
     return out.masked_fill_(~inside, 0.0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn.functional import max_pool1d
 
@@ -79,4 +80,5 @@ class Leverage(Score):
             queries, positions = window(view, self.queries)
             count = (positions >= 0).sum(-1).clamp(min=1)[:, None, None]
             view.memo[MASS] = received(view, queries, positions).mean(2) / count
-        return view.memo[MASS].log()
+        mass = view.memo[MASS]
+        return mass.clamp_min(torch.finfo(mass.dtype).tiny).log()  # what underflows is little, not nothing: ln 0 − ln 0

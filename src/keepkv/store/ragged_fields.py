@@ -28,7 +28,10 @@ class RaggedFields:
         b, h = lengths.shape
         first = lengths.flatten().cumsum(0).view_as(lengths) - lengths
         longest = int(lengths.max()) if lengths.numel() else 0
-        self.segments = Segments(b, h, longest, len(fields["positions"]), True, first, lengths)
+        total, floats = len(fields["positions"]), (x for x in fields.values() if x.dim() > 1 and x.is_floating_point())
+        bounds = (bound for x in floats if x.numel() and x.dtype.itemsize > 1 for bound in x.aminmax())
+        apart = not all(bool(bound.isfinite()) for bound in bounds)
+        self.segments = Segments(b, h, longest, total, True, first, lengths, apart)
 
     def rectangle(self, start: int = 0, stop: int | None = None) -> dict[str, Tensor]:
         """Columns ``start`` to ``stop`` of the fields as a rectangle (B,H,·,…), copied; empty slots come first."""
@@ -38,6 +41,10 @@ class RaggedFields:
         columns = torch.arange(start, stop, device=lengths.device) - self.length + lengths
         taken = self._take(slice(None), columns)
         taken["positions"].masked_fill_(columns < 0, EMPTY)
+        if self.segments.apart:  # what empty slots hold counts with weight 0, and 0 times NaN is NaN
+            for x in taken.values():
+                if x.dim() > 3:
+                    x.masked_fill_(columns[..., None] < 0, 0)
         return taken
 
     def put(self, stats: dict[str, Tensor]) -> None:
