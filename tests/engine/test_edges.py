@@ -87,8 +87,8 @@ def test_a_row_of_nan_leaves_the_others_alone(method: Method, when: str) -> None
 @pytest.mark.parametrize("method", [x for x in METHODS if compresses(x.values[0])])
 def test_compress_when_nothing_is_due(method: Method, prefill: str | None, every: int | None, decoded: int) -> None:
     """By hand, with and without queries at hand: the cache is compressed and right to go on with, or says what it
-    misses. Without the guard r-kv raised a RuntimeError of a reshape, and scores of attention that saw no query kept the
-    oldest tokens without a word."""
+    misses. Without the guard r-kv raised a RuntimeError of a reshape, and scores that saw no query kept the oldest
+    tokens without a word."""
     model, refused = zoo.model("llama"), 0
     mine = made(model, method, 12, when=keepkv.When(prefill, every))
     with torch.no_grad():

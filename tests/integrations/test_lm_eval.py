@@ -172,6 +172,11 @@ def test_short_contexts_and_whole_texts(loaded: tuple[Any, Any]) -> None:
         ("method=snapvk,budget=0.5", "Did you mean 'snapkv'"),
         ("method=snapkv", "needs a budget"),
         ("method=snapkv,budget=1.5", "budget=1.5"),
+        ("method=snapkv,budget=nan", "budget=nan"),
+        ("method=snapkv,budget=0.5,window=2.5", "window=2.5 is not a whole number"),
+        ("method=snapkv,budget=0.5,when.every=x", "every='x' is not a whole number"),
+        ("method=random,budget=0.5,seed=x", "seed='x' is not a whole number"),
+        ("method=snapkv,budget=0.5,when=deferred", r"when\.prefill=deferred"),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_anything_runs(arguments: str, message: str, folder: Path) -> None:

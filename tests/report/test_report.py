@@ -278,7 +278,11 @@ def test_strings_from_data_are_never_markup(copy: Path) -> None:
     assert evil in [one["name"] for one in data_of(text)["methods"]]
     from keepkv.report.markdown import markdown
 
-    assert "<script>" not in markdown(found)
+    links = "[a](http://b) **c** `d` | e & <f> www.g.h ~~i~~ #1 @j"
+    written = markdown(replace(found, notes=[links], budgets=["<b>|"] * len(found.budgets)))
+    assert "<script>" not in written and "<b>" not in written and r"&lt;b&gt;\|" in written
+    note = next(line for line in written.splitlines() if line.startswith("> "))
+    assert note == r"> \[a\](http:\//b) \*\*c\*\* \`d\` \| e &amp; &lt;f&gt; www\.g.h \~\~i\~\~ \#1 \@j"
 
 
 def test_infinite_divergence_is_unknown(copy: Path) -> None:

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from keepkv.core.options import Seed, taken
 from keepkv.core.when import When
 from keepkv.errors import KeepKVError, UnknownName
 from keepkv.evaluation.setup import Variant
-from keepkv.methods.base import method_info
+from keepkv.methods.base import make_method, method_info
 
 _WORDS = {"true": True, "false": False, "none": None}
 
@@ -18,7 +19,8 @@ _WORDS = {"true": True, "false": False, "none": None}
 def options(pairs: list[str], method: str) -> dict[str, Any]:
     """``["key=zip", "when.every=64"]`` as keyword arguments of ``method``; an unknown key names the nearest one.
 
-    ``store``, ``seed`` and ``calibration`` (a file) are options of every cache.
+    ``store``, ``seed`` and ``calibration`` (a file) are options of every cache. Raises ``KeepKVError`` where values do
+    not fit.
     """
     known = [*method_info(method).options, "store", "seed", "calibration"]
     found: dict[str, Any] = {}
@@ -36,7 +38,11 @@ def options(pairs: list[str], method: str) -> dict[str, Any]:
             raise KeepKVError(f"option {pair!r}: give when.prefill=immediate, when.prefill=deferred or when.every=64")
         else:
             found[key] = _value(text)
-    return found | ({"when": When(**when)} if when else {})
+    found |= {"when": When(**when)} if when else {}
+    make_method(method, {key: x for key, x in found.items() if key not in ("store", "seed", "calibration")})
+    if "seed" in found:
+        taken(method, "seed", found["seed"], Seed)
+    return found
 
 
 def variant(text: str) -> Variant:

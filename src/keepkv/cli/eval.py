@@ -12,6 +12,7 @@ from typer import Option
 
 from keepkv import tasks as known_tasks
 from keepkv.cli import arguments
+from keepkv.cli.length import check_tokens
 from keepkv.cli.load import load
 from keepkv.cli.options import AsJson, Device, Model, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, table
@@ -87,6 +88,7 @@ def evaluation(
         slack=24 if is_plain else 0,
     )
     network, tokenizer = load(model, device)
+    check_tokens(network, max(setup.lengths), "a context")
     with tempfile.TemporaryDirectory() as scratch, progress_rows(total(setup)) as step:
         cells = evaluate(network, tokenizer, setup, folder(out or scratch), step)
     if as_json:

@@ -10,6 +10,7 @@ from typer import Option
 
 import keepkv
 from keepkv.cli import arguments
+from keepkv.cli.length import check_text, check_tokens
 from keepkv.cli.load import load
 from keepkv.cli.options import Budget, Device, Model, Texts
 from keepkv.cli.output import one_line_errors, print_json
@@ -45,7 +46,9 @@ def generate(
     text = arguments.read_text(prompt_file) if prompt_file is not None else prompt
     options = arguments.options(option or [], method)
     network, tokenizer = load(model, device)
+    check_text(tokenizer, network, str(text), "the prompt")
     inputs = _inputs(tokenizer, str(text), raw).to(network.device)
+    check_tokens(network, inputs["input_ids"].shape[1], "the prompt", max_new_tokens)
     cache = keepkv.Cache(network, method=method, budget=budget, **options)
     out = network.generate(
         **inputs,

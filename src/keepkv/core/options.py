@@ -69,6 +69,7 @@ Size = Annotated[int, between(1, MOST)]
 Window = Annotated[int, between(1, 2**16)]  # queries that are remembered
 Queries = Annotated[int, between(0, 2**16)]  # the same, or none
 Kernel = Annotated[int, between(1, 2**16), Rule("that is odd", lambda x: x % 2 == 1)]  # slots of a neighbourhood
+Seed = Annotated[int, between(-(2**63), 2**63 - 1)]
 Share = Annotated[float, between(0, 1)]
 Cosine = Annotated[float, between(-2, 2)]  # a threshold of cosines; above 1 none reaches it
 Rate = Annotated[float, above(0), at_most(1)]
@@ -169,7 +170,7 @@ def words(hint: Any) -> str:
         int: "a whole number", float: "a finite number", bool: "True or False", str: "a text", NoneType: "None",
     }  # fmt: skip
     kind = origin or hint
-    return plain.get(kind) or getattr(kind, "form", None) or f"a {getattr(kind, '__name__', kind)}"
+    return plain.get(kind) or getattr(kind, "form", None) or f"an object of type {getattr(kind, '__name__', kind)}"
 
 
 def shown(value: Any) -> str:

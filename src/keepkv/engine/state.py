@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from keepkv.core.budget import Budget
 from keepkv.core.calibration import Calibration
 from keepkv.core.layer_info import LayerInfo
-from keepkv.core.options import Checked, between
+from keepkv.core.options import Checked, Seed
 from keepkv.engine.files.origin import Origin
 from keepkv.engine.kv_form import KVForm
 from keepkv.engine.positions import RowPositions
@@ -34,7 +34,7 @@ class Settings(Checked):
 
     method: Method
     budget: Budget
-    seed: Annotated[int, between(-(2**63), 2**63 - 1)] = 0
+    seed: Seed = 0
     policy: SpanPolicy | None = None
     calibrations: dict[str, Calibration] = field(default_factory=dict, hash=False)
     scopes: bool = field(init=False, default=False)  # not a property: compiled code asks for it

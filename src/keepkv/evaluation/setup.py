@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
 from keepkv import tasks
 from keepkv.core.budget import Budget
+from keepkv.core.options import between, taken
 from keepkv.errors import KeepKVError
 from keepkv.measure.rows import method_label, plain
 
 BASELINES = ("full", "random", "snapkv")  # the reference, the null, and a plain eviction: always measured
 MODES = ("agnostic", "aware")  # compressed before the question is seen, or with it
+SEEDS = 100_000  # from the items of one seed of an evaluation to those of the next
 HELD_OUT = 1_000_000  # seeds of items from here on are for evaluation
 
 
@@ -92,6 +94,10 @@ class Setup:
                 raise KeepKVError(f"no {name} to evaluate: give at least one")
         if min(self.items, self.batch, self.every, *self.lengths) < 1:
             raise KeepKVError("items, batch, every and lengths must be at least 1")
+        if self.items > SEEDS:
+            raise KeepKVError(f"{self.items} items per seed: at most {SEEDS}, as the next seed's items begin there")
+        for seed in self.seeds:
+            taken("evaluation", "seeds", seed, Annotated[int, between(-(2**40), 2**40)])
 
     def methods(self) -> tuple[Variant, ...]:
         """The full cache, the baselines, and the methods asked for, each once."""
@@ -110,7 +116,7 @@ class Setup:
         """All units in the order in which they are run and recorded."""
         for name in self.tasks:
             for length, mode, draw in product(self.lengths, self.modes_of(name), self.seeds):
-                seeds = [HELD_OUT + 100_000 * draw + i for i in range(self.items)]
+                seeds = [HELD_OUT + SEEDS * draw + i for i in range(self.items)]
                 for start in range(0, len(seeds), self.batch):
                     chosen = tuple(seeds[start : start + self.batch])
                     first = start == 0 and draw == self.seeds[0]

@@ -77,9 +77,9 @@ class KeepKVLM(HFLM):  # type: ignore[misc]
         chosen = arguments.variant(str(method))
         mine = {*method_info(chosen.method).options, "store", "seed", "when.prefill", "when.every"}
         given = [f"{key}={kwargs.pop(key)}" for key in list(kwargs) if key in mine]
+        options = {**chosen.options, **arguments.options(given, chosen.method)}  # refused before a model is loaded
         super().__init__(pretrained, **kwargs)
-        self.method, self.budget = chosen.method, budget
-        self.options = {**chosen.options, **arguments.options(given, chosen.method)}
+        self.method, self.budget, self.options = chosen.method, budget, options
         self.done = Done()
         self.new_cache()  # what cannot be served is refused here
 

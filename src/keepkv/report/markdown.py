@@ -6,6 +6,8 @@ from keepkv.evaluation.rows import CellRow
 from keepkv.report.numbers import Report
 from keepkv.report.page import MODES
 
+MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_|[]#~$@"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"})
+
 
 def markdown(report: Report) -> str:
     """One table for each mode and length: methods by rank, budgets across."""
@@ -28,7 +30,7 @@ def markdown(report: Report) -> str:
     for mode, length in report.panels():
         lines += [
             "",
-            f"## {MODES[mode].split(':')[0]}, {length:,} tokens, {report.main(mode, length)}",
+            f"## {MODES[mode].split(':')[0]}, {length:,} tokens, {_plain(report.main(mode, length))}",
             "",
             MODES[mode],
             "",
@@ -38,7 +40,7 @@ def markdown(report: Report) -> str:
 
 
 def _table(report: Report, mode: str, length: int) -> list[str]:
-    rows = [f"| method | {' | '.join(report.budgets)} |", "|---" + "|---:" * len(report.budgets) + "|"]
+    rows = [f"| method | {' | '.join(map(_plain, report.budgets))} |", "|---" + "|---:" * len(report.budgets) + "|"]
     for method, cells in report.table(report.main(mode, length), mode, length).items():
         rows.append(f"| {_plain(method)} | {' | '.join(map(_cell, cells))} |")
     return rows
@@ -55,6 +57,5 @@ def _cell(cell: CellRow | None) -> str:
 
 def _plain(text: str) -> str:
     """Nothing of ``text`` is read as Markdown or HTML."""
-    for mark in "\\`*_|[]<>":
-        text = text.replace(mark, f"\\{mark}" if mark not in "<>" else {"<": "&lt;", ">": "&gt;"}[mark])
-    return " ".join(text.split())
+    text = " ".join(text.split()).translate(MARKS)
+    return text.replace("://", ":\\//").replace("www.", "www\\.")  # which would become links by themselves

@@ -38,13 +38,13 @@ def names(rng: random.Random, n: int, *, alike: bool = False) -> list[str]:
     if alike:
         size = min(len(ADJECTIVES), math.ceil(math.sqrt(1.5 * n)))
         first, second = rng.sample(ADJECTIVES, size), rng.sample(NOUNS, size)
-    chosen = rng.sample(range(len(first) * len(second)), n)
+    chosen = _drawn(rng, range(len(first) * len(second)), n, "names")
     return [f"{first[i // len(second)]} {second[i % len(second)]}" for i in chosen]
 
 
 def codes(rng: random.Random, n: int) -> list[str]:
     """``n`` different four-digit numbers."""
-    return [str(code) for code in rng.sample(range(1000, 10000), n)]
+    return [str(code) for code in _drawn(rng, range(1000, 10000), n, "codes")]
 
 
 def fact(name: str, code: str) -> str:
@@ -59,8 +59,15 @@ def question(name: str, code: str) -> Question:
 
 def long_codes(rng: random.Random, n: int, groups: int) -> list[str]:
     """``n`` codes such as ``4821-9032`` of ``groups`` four-digit numbers: no two share their first number."""
-    heads = rng.sample(range(1000, 10000), n)
+    heads = _drawn(rng, range(1000, 10000), n, "codes")
     return ["-".join([str(head), *(str(rng.randrange(1000, 10000)) for _ in range(groups - 1))]) for head in heads]
+
+
+def _drawn(rng: random.Random, known: range, n: int, what: str) -> list[int]:
+    """``n`` of ``known``, all different."""
+    if n > len(known):
+        raise TaskError(f"{n} different {what} are needed and there are {len(known)}: ask for a shorter context")
+    return rng.sample(known, n)
 
 
 def fill(count: Count, length: int, pieces: Sequence[str]) -> tuple[str, int]:

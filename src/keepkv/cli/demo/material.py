@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keepkv.cli.demo.measure import Asked
+from keepkv.cli.length import check_text, check_tokens
 from keepkv.errors import KeepKVError
 from keepkv.tasks import demo_document
 from keepkv.tasks.asking import Ids
@@ -49,10 +50,9 @@ def own(tokenizer: Any, model: Any, text: str, questions: Sequence[str]) -> Mate
 
 def _material(tokenizer: Any, model: Any, text: str, asked: list[Asked]) -> Material:
     around = frame(tokenizer)
+    check_text(tokenizer, model, text, "the document")
     ids = tokenizer.encode(around.before + text, add_special_tokens=not around.before)
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and len(ids) > limit:
-        raise KeepKVError(f"the document has {len(ids)} tokens and the model reads {limit}: give a shorter one")
+    check_tokens(model, len(ids), "the document")
     places = [_place(tokenizer, text, one.answer) for one in asked]
     asked = [Asked(around.between + one.prompt + around.end, one.answer) for one in asked]
     return Material(ids, asked, places)
