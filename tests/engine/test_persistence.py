@@ -289,3 +289,23 @@ def test_a_cache_is_saved_right_after_a_compression_and_after_rows_left(
             loaded = keepkv.Cache.load(file, model)
             logits = [model(torch.tensor([[5]]), **{CACHE: one}).logits for one in (cache, loaded)]
             assert torch.equal(*logits)
+
+
+def test_a_loaded_cache_knows_what_was_decoded(tmp_path: Path) -> None:
+    """Without the guard: a token taken back after a load still counts, and the next compression comes early."""
+    model, found = zoo.model("llama"), []
+    for saved in (False, True):
+        cache = keepkv.Cache(model, "knorm", 9, when=keepkv.When(every=3), window=4, sinks=2)
+        cache.activate_past_recording()
+        logits = []
+        with torch.no_grad():
+            model(**batch((12,)), **{CACHE: cache})
+            model(torch.tensor([[5, 6]]), **{CACHE: cache})
+            if saved:
+                cache.save(tmp_path / "cache")
+                cache = keepkv.Cache.load(tmp_path / "cache", model)
+            cache.crop(-2)
+            for token in range(5, 11):
+                logits.append(model(torch.tensor([[token]]), **{CACHE: cache}).logits)
+        found.append((torch.stack(logits), cache.report().kept))
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]

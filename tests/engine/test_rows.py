@@ -244,6 +244,9 @@ def test_reset_forgets_what_a_join_made_of_spans_and_bytes(tmp_path: Path) -> No
     assert loaded.settings.budget.bytes == 80_000
     loaded.reset()
     assert loaded.settings.budget.bytes == 40_000 and loaded.settings.policy == caches[1].settings.policy
+    twin = caches[0].copy()
+    twin.reset()
+    assert twin.settings.budget.bytes == 40_000
     caches[0].reset()
     assert caches[0].settings.budget.bytes == 40_000
     with torch.no_grad():
@@ -270,3 +273,20 @@ def test_tokens_taken_back_after_a_row_with_gaps_joined() -> None:
     assert [sorted(set(row[0][row[0] >= 0].tolist())) for row in positions] == [list(range(9)), list(range(7))]
     with pytest.raises(CacheStateError):
         mine.crop(-1)
+
+
+def test_rows_that_left_a_static_store_write_where_they_are() -> None:
+    """Without the guard: decoding what stays moves the cursor of what left."""
+    model, options = zoo.model("llama"), {"store": "static", "store_options": {"capacity": 64}}
+    found = []
+    for decodes in (False, True):
+        cache = keepkv.Cache(model, "full", **options)
+        with torch.no_grad():
+            for length in (12, 1):
+                model(batch((12,))["input_ids"][:, :length].expand(2, length), **{CACHE: cache})
+            left = cache.split([1])
+            if decodes:
+                for _ in range(3):
+                    model(torch.tensor([[9]]), **{CACHE: cache})
+            found.append([model(torch.tensor([[5 + i]]), **{CACHE: left}).logits for i in range(4)])
+    assert torch.equal(torch.stack(found[0]), torch.stack(found[1]))

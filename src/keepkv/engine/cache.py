@@ -183,8 +183,9 @@ class Cache(stock.Cache):
         observing: the copy never compresses, and its score sees every token that is fed.
         """
         settings = self._changed(budget, when, method, observing)
+        asked = replace(self.shared.asked or settings, method=settings.method)
         twin = copying.copy(self)
-        twin.shared = self.shared.copy(settings)
+        twin.shared = self.shared.copy(settings, asked if budget is None else replace(asked, budget=settings.budget))
         if observing:
             twin.shared.observing, twin.shared.compressing = True, False
         twin.layers = [x.copy(twin.shared) if isinstance(x, Layer) else copying.deepcopy(x) for x in self.layers]

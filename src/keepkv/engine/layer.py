@@ -330,7 +330,8 @@ class Layer(CacheLayerMixin):
         if self.is_initialized:
             twin.is_initialized, twin.dtype, twin.device = True, self.dtype, self.device
         if self.is_initialized and rows is not None:
-            twin.store.restore(self.store.tensors())  # shared only until the rows are picked
+            shares = not self.store.compileable  # until the rows are picked; those of fixed buffers are picked in place
+            twin.store.restore({name: x if shares else x.clone() for name, x in self.store.tensors().items()})
             twin._index(rows)
         return twin
 

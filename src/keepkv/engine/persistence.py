@@ -88,6 +88,7 @@ def save(cache: CacheParts, path: Path, key: bytes | None) -> None:
         "spans": None if spans is None else spans.policy.to_dict(),
         "columns": positions.columns,
         "decoded": shared.decoded,
+        "fed": shared.fed,
         "layers": layers,
     }
     if (asked := shared.asked) is not None and asked != settings:
@@ -228,6 +229,9 @@ def _restore(cache: CacheParts, header: dict[str, Any], tensors: dict[str, Tenso
     """Give an empty cache what the file holds; all of it was checked."""
     shared, positions = cache.shared, cache.shared.positions
     shared.compressing, shared.decoded = header["compressing"], header["decoded"]
+    shared.fed = header.get("fed", [])
+    if sum(count for count, _ in shared.fed) > header["columns"]:
+        raise ValueError("more was fed than columns were read")
     if "asked" in header:
         budget, spans = Budget.of(header["asked"]["budget"]), header["asked"]["spans"]
         policy = None if spans is None else SpanPolicy.from_dict(spans)

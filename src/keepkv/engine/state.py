@@ -156,12 +156,12 @@ class CacheState:
         if self.spans is not None:
             self.spans.index(rows)
 
-    def copy(self, settings: Settings | None = None) -> CacheState:
-        """An independent copy, with other settings if they are given."""
+    def copy(self, settings: Settings | None = None, asked: Settings | None = None) -> CacheState:
+        """An independent copy, with other settings if they are given; asked: those that a reset brings back."""
         spans = None if self.spans is None else self.spans.copy()
         rows = {"positions": self.positions.copy(), "spans": spans, "decoded": list(self.decoded), "waiting": []}
         fed, begun, ended = [list(x) for x in self.fed], dict(self.begun), dict(self.ended)
-        asked = settings or self.asked
+        asked = asked or settings or self.asked
         return replace(self, settings=settings or self.settings, asked=asked, fed=fed, begun=begun, ended=ended, **rows)  # type: ignore[arg-type]
 
     def reset(self) -> None:

@@ -79,8 +79,9 @@ HEADER: Check = table({
     "asked": table({"budget": BUDGET, "spans": either(nothing, SPANS)}),
     "columns": whole(),
     "decoded": each(whole()),
+    "fed": each(pair(whole(), flag)),
     "layers": each(layer),
-}, may_lack=("asked",))  # fmt: skip
+}, may_lack=("asked", "fed"))  # fmt: skip
 
 
 def checked(format: str, header: Any, rows: int, masked: bool) -> dict[str, Any]:
