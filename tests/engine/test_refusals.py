@@ -428,3 +428,14 @@ def test_a_model_is_looked_at_once() -> None:
     for _ in range(3):
         keepkv.Cache(model, "knorm", 16)
     assert runs == [0]
+
+
+def test_rows_in_fixed_buffers_of_a_window_are_not_moved() -> None:
+    """Without the guard: AttributeError of transformers, after other layers were moved."""
+    cache = keepkv.Cache(zoo.model("gemma3"), "snapkv", 14, store="static", store_options={"capacity": 64}, **SMALL)
+    with torch.no_grad():
+        zoo.model("gemma3")(**row(batch(), 0), **{CACHE: cache})
+    for move in (lambda: cache.batch_repeat_interleave(2), lambda: cache.batch_select_indices(torch.tensor([0])),
+                 lambda: cache.split([0])):  # fmt: skip
+        with pytest.raises(UnsupportedModel, match="Use store='dense'"):
+            move()

@@ -49,11 +49,6 @@ def above(bound: float) -> Rule:
     return Rule(f"above {bound}", lambda x: bound < x)
 
 
-def at_most(most: float) -> Rule:
-    """Numbers that are not above ``most``."""
-    return Rule(f"and at most {most}", lambda x: x <= most)
-
-
 def below(bound: float) -> Rule:
     """Numbers smaller than ``bound``."""
     return Rule(f"and below {bound}", lambda x: x < bound)
@@ -72,7 +67,7 @@ Kernel = Annotated[int, between(1, 2**16), Rule("that is odd", lambda x: x % 2 =
 Seed = Annotated[int, between(-(2**63), 2**63 - 1)]
 Share = Annotated[float, between(0, 1)]
 Cosine = Annotated[float, between(-2, 2)]  # a threshold of cosines; above 1 none reaches it
-Rate = Annotated[float, above(0), at_most(1)]
+Rate = Annotated[float, between(1 / LARGE, 1)]
 Amount = Annotated[float, between(0, LARGE)]
 Positive = Annotated[float, between(1 / LARGE, LARGE)]
 

@@ -33,7 +33,7 @@ from keepkv.engine.stock_layers import free_past
 from keepkv.errors import BudgetError, KeepKVError
 from keepkv.methods import Method, make_method
 from keepkv.spans import RowSpans, Span, SpanPolicy
-from keepkv.store import CODECS, STORES, Held, choose
+from keepkv.store import CODECS, STORES, Held, choose, guarded
 
 
 class Cache(stock.Cache):
@@ -83,7 +83,7 @@ class Cache(stock.Cache):
         self.store_options = keywords("Cache", "store_options", store_options)
         self.codec_options = keywords("Cache", "codec_options", codec_options)
         held = Held(settings.stats, chosen.reduce.merges, CODECS.build(self.codec, **self.codec_options), settings.room)
-        template = STORES.build(self.layout, held, **self.store_options)
+        template = guarded(STORES.build(self.layout, held, **self.store_options))
         prepared = prepare_model(model, chosen, template.static_length)
         pieces = (chosen.score, chosen.allocate, chosen.reduce, held.codec, template)
         calibrations = check_calibration(pieces, calibration, lambda: fingerprint(model), prepared.ours)
@@ -352,12 +352,14 @@ class Cache(stock.Cache):
         self.shared.index(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        rows.check_movable(self)
         self.renew()
         which = torch.arange(max(0, self.batch_size)).repeat_interleave(repeats)
         super().batch_repeat_interleave(repeats)
         self.shared.index(which)
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        rows.check_movable(self)
         self.renew()
         which = torch.arange(max(0, self.batch_size))[indices.cpu()]
         super().batch_select_indices(indices)

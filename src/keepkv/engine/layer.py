@@ -158,9 +158,10 @@ class Layer(CacheLayerMixin):
         """Raise where the newest ``tokens`` columns cannot be taken back."""
         if not self.is_initialized:
             return
-        if tokens > self.store.appended:
+        possible = min(self.store.appended, self.get_seq_length())
+        if tokens > possible:
             raise CacheStateError(
-                f"crop(-{tokens}): only the {self.store.appended} tokens since the last compression can be taken back. "
+                f"crop(-{tokens}): only the {possible} tokens since the last compression can be taken back. "
                 "Copy the cache before (cache.copy()), or compress less often."
             )
         method = self.shared.settings.method

@@ -230,8 +230,6 @@ def _restore(cache: CacheParts, header: dict[str, Any], tensors: dict[str, Tenso
     shared, positions = cache.shared, cache.shared.positions
     shared.compressing, shared.decoded = header["compressing"], header["decoded"]
     shared.fed = header.get("fed", [])
-    if sum(count for count, _ in shared.fed) > header["columns"]:
-        raise ValueError("more was fed than columns were read")
     if "asked" in header:
         budget, spans = Budget.of(header["asked"]["budget"]), header["asked"]["spans"]
         policy = None if spans is None else SpanPolicy.from_dict(spans)

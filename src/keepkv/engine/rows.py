@@ -74,6 +74,7 @@ def split(cache: Any, which: Sequence[int]) -> Any:
     wrong = [row for row in which if not 0 <= row < count]
     if wrong or not which or len(set(which)) < len(which):
         raise CacheStateError(f"split({list(which)}): give different rows out of 0 to {count - 1}, one at least")
+    check_movable(cache)
     budget = shared.settings.budget
     rest = [row for row in range(count) if row not in set(which)]
     twin = copying.copy(cache)
@@ -152,6 +153,16 @@ def copy_all(cache: Any) -> None:
                     setattr(layer, name, x.clone())
                 elif isinstance(x, dict):
                     x.update({key: y.clone() for key, y in x.items() if isinstance(y, Tensor)})
+
+
+def check_movable(cache: Any) -> None:
+    """Raise where rows cannot be added or taken out: buffers of transformers' that have a fixed size."""
+    for layer in cache.layers:
+        if _holds(layer) and not hasattr(layer, "batch_select_indices"):
+            raise UnsupportedModel(
+                f"rows of a {type(layer).__name__} cannot be added or taken out: store='static' keeps layers with a "
+                "sliding window in buffers of fixed size. Use store='dense'."
+            )
 
 
 def attention_mask(cache: Any, new: int) -> Tensor:

@@ -2,6 +2,9 @@
 
 from keepkv.store import dense, ragged, static  # noqa: F401
 from keepkv.store.base import STORES, Held, SlotBytes, Store, choose, register_store
+from keepkv.store.canary import guarded
 from keepkv.store.codec import CODECS, Codec, register_codec
 
-__all__ = ["CODECS", "STORES", "Codec", "Held", "SlotBytes", "Store", "choose", "register_codec", "register_store"]
+__all__ = [
+    "CODECS", "STORES", "Codec", "Held", "SlotBytes", "Store", "choose", "guarded", "register_codec", "register_store",
+]  # fmt: skip

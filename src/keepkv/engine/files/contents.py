@@ -63,7 +63,8 @@ def store(prefix: str, kind: Store, tensors: Mapping[str, Tensor], seen: Tensor,
             _zone(prefix + zone.prefix, zone, kind, mine, seen, columns)
     for name, x in tensors.items():
         if name == "appended":
-            whole(prefix + name, x, 0, columns)
+            wide = sum(y.shape[2] for n, y in tensors.items() if n.endswith("positions") and y.dim() == 3)
+            whole(prefix + name, x, 0, max(columns, wide))  # columns before the first token may have been forgotten
         if x.is_floating_point() and name.rpartition(".")[2] not in kind.held.stats:
             numbers(prefix + name, x, LARGEST_VOTES if name.endswith("log_votes") else LARGEST)
         elif x.is_floating_point():
@@ -88,7 +89,7 @@ def _zone(
             zone.prefix in ("", "growing.") and zone.form == "columns" and len(counts) != 2
         ):
             raise ValueError(f"tensor '{prefix}counts' has {len(counts)} numbers")
-        whole(f"{prefix}counts", counts, 0, torch.tensor([held.shape[2], columns])[: len(counts)])
+        whole(f"{prefix}counts", counts, 0, torch.tensor([held.shape[2], max(columns, held.shape[2])])[: len(counts)])
         if bool((held[:, :, int(counts[0]) :] != EMPTY).any()):
             raise ValueError(f"tensor '{prefix}positions' has tokens behind the {int(counts[0])} columns that are used")
     if zone.encoded:
