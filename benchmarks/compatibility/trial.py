@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import keepkv
 from keepkv.engine.examine import kind_of
 from keepkv.engine.shrink import PLAIN_TOKENS
 from keepkv.engine.versions import CACHE
-from keepkv.errors import CacheStateError, UnsupportedModel
+from keepkv.errors import CacheFileError, CacheStateError, UnsupportedModel
 
 LENGTHS = (61, 33, 3)
 BUDGET = 14
@@ -59,8 +60,8 @@ def row(i: int) -> dict[str, Tensor]:
 def generate(model: PreTrainedModel, inputs: dict[str, Tensor], cache: Any) -> tuple[Tensor, Tensor]:
     """Tokens (B, T + NEW), greedy, and the logits (B, NEW, vocabulary) that they were chosen by."""
     out = model.generate(
-        **inputs, **{CACHE: cache}, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0, use_cache=True,
-        output_logits=True, return_dict_in_generate=True,
+        **inputs, **{CACHE: cache}, use_cache=True, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False,
+        pad_token_id=0, output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
     return out.sequences, torch.stack(out.logits, dim=1).float()
 
@@ -79,39 +80,48 @@ def attempt(model: PreTrainedModel) -> Outcome:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            made = keepkv.Cache(model, "snapkv", BUDGET, **OPTIONS)
+            made = _cache(model)
         except UnsupportedModel as error:
-            return Outcome(refused=reason(error))
+            return Outcome(refused=_reason(error))
         ours = {layer.info.index for layer in made.compressible}
         left = tuple(kind_of(layer) for i, layer in enumerate(made.layers) if i not in ours)
         plain, expected = _plain(model)
-        faults = () if expected is None else _faults(model, expected, bool(ours), plain)
-    return Outcome(len(ours), left, None, tuple(plain), tuple(faults))
+        if expected is None:
+            return Outcome(len(ours), left, None, plain)
+        try:
+            generate(model, row(0), _cache(model))
+        except UnsupportedModel as error:
+            return Outcome(refused=f"at the first forward: {_reason(error)}")
+        except Exception as error:  # whatever it is, it is ours: the plain cache does
+            return Outcome(len(ours), left, None, plain, (f"{type(error).__name__}: {error}",))
+        return Outcome(len(ours), left, None, plain, tuple(_faults(model, expected, plain)))
 
 
-def reason(error: UnsupportedModel) -> str:
-    """Why a model was refused, without its name and the remedy."""
-    return str(error).split(". Use")[0].split("; keepkv")[0].split(" ", 1)[1]
+def _reason(error: UnsupportedModel) -> str:
+    """Why a model was refused, without its name, the remedy and what differs between models of one kind."""
+    text = re.split(r"[.;] |, so (?:it|their|that)|: a 4-D", str(error))[0]
+    text = re.sub(r"^\w*[A-Z]\w*:? ", "", text)
+    return re.sub(r" \([^)]*\)| \[[\d, ]+\]| of its \w+Config", "", text)
 
 
-def _plain(model: PreTrainedModel) -> tuple[list[str], tuple[Tensor, Tensor] | None]:
+def _plain(model: PreTrainedModel) -> tuple[tuple[str, ...], tuple[Tensor, Tensor] | None]:
     """What is wrong with ``model`` under transformers' own cache, and what it generates; None where it does not."""
     try:
         first, again = (generate(model, batch(), plain_cache(model)) for _ in range(2))
     except Exception as error:  # whatever a model's own code raises
-        return [f"does not generate from text alone ({type(error).__name__})"], None
+        return (f"does not generate from text alone ({type(error).__name__})",), None
     wrong = []
     if not torch.isfinite(first[1]).all():
-        return ["gives NaN"], None
+        return ("gives NaN",), None
     if off(*(x[1] for x in (first, again))) > 0:
         wrong.append("is not repeatable")
     alone = [generate(model, row(i), plain_cache(model))[1][0] for i in range(len(LENGTHS))]
     if max(off(x[:1], y[:1]) for x, y in zip(alone, first[1], strict=True)) > CLOSE:
         wrong.append("gives padded rows other logits than the same rows alone")
-    return wrong, first
+    return tuple(wrong), first
 
 
-def _faults(model: PreTrainedModel, expected: tuple[Tensor, Tensor], compresses: bool, plain: list[str]) -> list[str]:
+def _faults(model: PreTrainedModel, expected: tuple[Tensor, Tensor], plain: tuple[str, ...]) -> list[str]:
     """What is wrong under keepkv's cache; checks that the plain model fails are left out."""
     checks = {
         "at full budget": lambda: _full_budget(model, expected),
@@ -125,7 +135,7 @@ def _faults(model: PreTrainedModel, expected: tuple[Tensor, Tensor], compresses:
     for name, run in checks.items():
         try:
             wrong = run()
-        except Exception as error:
+        except Exception as error:  # ours, whatever it is: the plain cache does
             wrong = f"{type(error).__name__}: {error}"
         if wrong:
             found.append(f"{name}: {wrong}")
@@ -196,7 +206,10 @@ def _saved(model: PreTrainedModel) -> str:
             cache.save(path)
         except CacheStateError:  # a recurrent state, which no file holds
             return ""
-        loaded = keepkv.Cache.load(path, model)
+        try:
+            loaded = keepkv.Cache.load(path, model)
+        except CacheFileError:
+            return "what was saved is refused"
     more = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     a, b = generate(model, more, cache)[1], generate(model, more, loaded)[1]
     return f"logits off by {off(a, b):.2g}" if off(a, b) > 1e-5 else ""

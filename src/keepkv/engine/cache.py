@@ -30,7 +30,7 @@ from keepkv.engine.model import inner_model, prepare_model
 from keepkv.engine.receipt import Receipt, make_receipt
 from keepkv.engine.state import CacheState, Settings
 from keepkv.engine.stock_layers import free_past
-from keepkv.errors import BudgetError, KeepKVError
+from keepkv.errors import BudgetError, KeepKVError, UnsupportedModel
 from keepkv.methods import Method, make_method
 from keepkv.spans import RowSpans, Span, SpanPolicy
 from keepkv.store import CODECS, STORES, Held, choose, guarded
@@ -297,6 +297,11 @@ class Cache(stock.Cache):
         return sizes
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        if layer_idx >= len(self.layers):  # transformers would append a layer that nothing compresses
+            raise UnsupportedModel(
+                f"the model caches layer {layer_idx}, and its configuration has {len(self.layers)}: it goes through them "
+                "several times. Use transformers' DynamicCache with it."
+            )
         given = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if key_states.shape[2] > 1 and not torch.compiler.is_compiling():
             free_past(self.layers[layer_idx])

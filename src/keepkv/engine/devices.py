@@ -22,7 +22,10 @@ def compute_device(module: nn.Module) -> torch.device:
 def input_device(model: nn.Module) -> torch.device:
     """The device that token ids are expected on."""
     getter = getattr(model, "get_input_embeddings", None)
-    embedding = getter() if callable(getter) else None
+    try:
+        embedding = getter() if callable(getter) else None
+    except NotImplementedError:  # models of several parts that generate by a method of their own
+        embedding = None
     return compute_device(embedding if isinstance(embedding, nn.Module) else model)
 
 

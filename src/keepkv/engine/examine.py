@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
 from keepkv.engine.model import prepare_model, set_attention
@@ -151,7 +152,11 @@ def _prepare(model: PreTrainedModel) -> tuple[set[int], dict[tuple[bool, bool], 
 def _of(config: PreTrainedConfig) -> PreTrainedModel:
     """A model of ``config`` with random weights, in evaluation mode: of the class that the configuration names, or
     that transformers makes of it."""
-    mappings = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
+    mappings = (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    )
     mapped = next((names[config.model_type] for names in mappings if config.model_type in names), None)
     names = [
         name for name in (*(config.architectures or ()), mapped) if name is not None and hasattr(transformers, name)

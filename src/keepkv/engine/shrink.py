@@ -13,7 +13,8 @@ _HEADS = 4
 # Names that configurations give to sizes, and the small size. Sizes of heads are kept: rotations depend on them.
 _SIZES: dict[str, int] = {
     r"(?!patch|audio|image).*vocab_size.*": 128,
-    r"(.*_)?(intermediate|ffn|ff|mlp|feed_forward|inner|expert)_(hidden_)?(size|dim)(_mlp)?|n_inner|d_ff|dff|dim_ff": 64,
+    r"(.*_)?(intermediate|ffn|ff|mlp|feed_forward|inner|expert)_(hidden_)?(size|dim)(_mlp)?": 64,
+    r"n_inner|d_ff|dff|dim_ff": 64,
     r"(num|n|moe_num|num_local|n_routed|num_routed)_experts": 4,
     r"(.*_)?experts_per_tok(en)?|(?!index).*topk|top_k_experts|moe_k|moe_top_k": 2,
     r"n_group|topk_group|num_expert_group|n_shared_experts|num_shared_experts|moe_num_shared_experts": 1,
@@ -21,11 +22,10 @@ _SIZES: dict[str, int] = {
     r"(.*_)?sliding_window(_size)?|attention_chunk_size|(attention_)?window_size|local_attention": 16,
     r"q_lora_rank|kv_lora_rank|o_lora_rank|laurel_rank": 32,
     r"(.*_)?max_position_embeddings|n_positions|n_ctx|max_seq_len|max_target_positions": 1024,
-    r"hidden_size_per_layer_input|(mamba_)?chunk_size": 16,
+    r"linear_num_(key_|value_)?heads": 2,
+    r"hidden_size_per_layer_input|linear_(key_|value_)?head_dim|(mamba_)?chunk_size": 16,
 }
-_HIDDEN = (
-    r"hidden_size|n_embd|d_model|dim_model|emb_dim|word_embed_proj_dim|embedding_size|attention_hidden_size|embed_dim"
-)
+_HIDDEN = r"hidden_size|n_embd|d_model|dim_model|emb_dim|word_embed_proj_dim|embedding_size|embed_dim"
 _TO_TEXT = r"(out|text|output)_(hidden_size|dim)"  # of a part that sees or hears: the width of the text part
 _QUERY_HEADS = r"(.*_)?num_attention_heads(_per_layer)?|num_heads|n_heads?|((de|en)coder_)?attention_heads"
 _KV_HEADS = r"(.*_)?num_key_value_heads|num_kv_heads|num_query_groups"
