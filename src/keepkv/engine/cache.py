@@ -97,6 +97,7 @@ class Cache(stock.Cache):
             known = of_layer(calibrations, index, device)
             own = replace(held, layer=info, calibration=known, codec=held.codec.for_layer(info, known))
             layers[index] = Layer(info, form, self.shared, template.empty(own))
+        self.made = len(layers)
         super().__init__(layers=layers)
 
     # --- for users ---------------------------------------------------------------------------------------------
@@ -299,8 +300,8 @@ class Cache(stock.Cache):
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         if layer_idx >= len(self.layers):  # transformers would append a layer that nothing compresses
             raise UnsupportedModel(
-                f"the model caches layer {layer_idx}, and its configuration has {len(self.layers)}: it goes through them "
-                "several times. Use transformers' DynamicCache with it."
+                f"the model caches layer {layer_idx}, and its configuration has {len(self.layers)}: it goes through "
+                "them several times. Use transformers' DynamicCache with it."
             )
         given = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if key_states.shape[2] > 1 and not torch.compiler.is_compiling():

@@ -59,6 +59,11 @@ def save(cache: CacheParts, path: Path, key: bytes | None) -> None:
             f"the method of this cache has the name {method.name!r} and other pieces: a file would load as the method "
             "of that name. Give it a name of its own: dataclasses.replace(method, name='mine')."
         )
+    if len(cache.layers) != cache.made:
+        raise CacheStateError(
+            f"the model added {len(cache.layers) - cache.made} layers to this cache while it read, which a loaded one "
+            "would not have; such a cache cannot be saved"
+        )
     tensors: dict[str, Tensor] = {}
     layers: list[dict[str, Any]] = []
     for i, layer in enumerate(cache.layers):

@@ -218,6 +218,7 @@ class CacheParts(Protocol):
     """What is written of a cache, and joined with those of another."""
 
     layers: list[Any]
+    made: int  # layers that it was made with
     shared: CacheState
     layout: str
     codec: str
