@@ -290,3 +290,16 @@ def test_rows_that_left_a_static_store_write_where_they_are() -> None:
                     model(torch.tensor([[9]]), **{CACHE: cache})
             found.append([model(torch.tensor([[5 + i]]), **{CACHE: left}).logits for i in range(4)])
     assert torch.equal(torch.stack(found[0]), torch.stack(found[1]))
+
+
+def test_rows_move_before_a_score_that_follows_decoding_has_listened() -> None:
+    """Without the guard: weights of 16 columns meet a store of 15, and torch raises."""
+    model = zoo.model("llama")
+    cache = keepkv.Cache(model, "kvzip", 30, store="ragged", codec="int8", when=keepkv.When(every=3), sinks=2, window=4)
+    inputs = batch((60, 30))
+    with torch.no_grad():
+        model(**inputs, **{CACHE: cache})
+        model(torch.tensor([[5], [6]]), attention_mask=cache.attention_mask(1), **{CACHE: cache})
+        cache.reorder_cache(torch.tensor([1, 1]))
+        out = model(torch.tensor([[7], [7]]), attention_mask=cache.attention_mask(1), **{CACHE: cache}).logits
+    torch.testing.assert_close(out[0], out[1])

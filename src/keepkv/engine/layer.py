@@ -132,12 +132,12 @@ class Layer(CacheLayerMixin):
         if not self.is_initialized:
             return
         rows = rows.to(self.device)
+        if self.latest is not None and self.latest.weights is not None:
+            self.listen()  # weights are of the columns that there are now, and a ragged store may become narrower
         self.store.index(rows)
         self.score_state = {name: x.index_select(0, rows) for name, x in self.score_state.items()}
         if self.latest is not None:
-            query, weights = self.latest
-            weights = None if weights is None else weights.index_select(0, rows)
-            self.latest = Latest(query.index_select(0, rows), weights)
+            self.latest = Latest(self.latest.query.index_select(0, rows), None)
         self.tally.index(rows)
 
     def activate_past_recording(self) -> None:
@@ -150,6 +150,7 @@ class Layer(CacheLayerMixin):
         self.check_crop(tokens)
         self.store.crop(tokens)
         self.progress.seen -= tokens
+        self.progress.settled = min(self.progress.settled, self.progress.seen)
         if self.latest is not None:
             left = self.latest.query[:, :, :-tokens]
             self.latest = Latest(left, None) if left.shape[2] else None
