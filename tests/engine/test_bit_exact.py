@@ -19,7 +19,7 @@ from ulp import ulps
 import keepkv
 from keepkv.engine.versions import CACHE
 
-SUMMED_OTHERWISE = 64.0  # ulp of the largest logit: products of other shapes, sums in another order, over three layers
+SUMMED_OTHERWISE = 16.0  # ulp of the largest logit: other shapes are summed in another order; at most 6 were seen
 BUDGET = 14
 SMALL = {"window": 4, "sinks": 2}
 METHODS: list[tuple[str, dict[str, Any]]] = [
@@ -56,10 +56,10 @@ def fed(cache: keepkv.Cache, ids: Tensor) -> Tensor:
         return zoo.model("llama")(input_ids=ids, **{CACHE: cache}).logits[:, -1]
 
 
-def decoded(cache: keepkv.Cache, steps: int = 7, rows: int = 1) -> Tensor:
-    """Logits (steps,B,V) of tokens that are the same for every cache."""
+def decoded(cache: keepkv.Cache, steps: int = 7) -> Tensor:
+    """Logits (steps,1,V) of tokens that are the same for every cache."""
     ids = torch.randint(3, zoo.VOCAB, (steps, 1), generator=torch.Generator().manual_seed(9))
-    return torch.stack([fed(cache, one.expand(rows, 1)) for one in ids])
+    return torch.stack([fed(cache, one[None]) for one in ids])
 
 
 def prompt(seed: int = 0, length: int = 40) -> Tensor:
@@ -68,58 +68,88 @@ def prompt(seed: int = 0, length: int = 40) -> Tensor:
 
 @each
 def test_a_full_budget_is_the_plain_cache(name: str, options: dict[str, Any]) -> None:
+    """To the bit, but for static buffers, whose empty columns are summed too; where a codec writes, the first token.
+
+    Where ``Layer._holds_all`` is always false: 4 ulp off, in all cases.
+    """
     out = generate(zoo.model("llama"), batch(), cache(name, options, 1.0)).scores_
-    print(
-        "RES full",
-        name,
-        options.get("store"),
-        options.get("codec"),
-        ulps(out, plain("llama").scores_),
-        ulps(out[:, 0], plain("llama").scores_[:, 0]),
-    )
+    off = ulps(out, plain("llama").scores_)
+    assert ulps(out[:, 0], plain("llama").scores_[:, 0]) == 0.0
+    if "codec" not in options:
+        assert off <= (SUMMED_OTHERWISE if options.get("store") == "static" else 0.0)
 
 
 @each
 def test_a_loaded_cache_goes_on(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """To the bit.
+
+    Where a file's ``score_state`` is dropped: up to 4,000,000 ulp off, in the 14 cases whose scores remember. Where its
+    ``decoded`` counts are: 2,000,000 ulp in all, as the next compression comes later.
+    """
     mine = cache(name, options)
     fed(mine, prompt())
     decoded(mine, 2)
     mine.save(tmp_path / "cache")
     loaded = keepkv.Cache.load(tmp_path / "cache", zoo.model("llama"))
-    print("RES load", name, options.get("store"), options.get("codec"), ulps(decoded(loaded), decoded(mine)))
+    assert ulps(decoded(loaded), decoded(mine)) == 0.0
 
 
 @each
 def test_a_copy_goes_on(name: str, options: dict[str, Any]) -> None:
+    """To the bit, and what the copy decodes changes nothing.
+
+    Where ``Layer.copy`` does not clone the store: 2,000,000 ulp off or an error, in all cases.
+    """
     mine = cache(name, options)
     fed(mine, prompt())
     decoded(mine, 2)
-    twin = mine.copy()
-    first = decoded(twin)
-    print("RES copy", name, options.get("store"), options.get("codec"), ulps(decoded(mine), first))
+    first = decoded(mine.copy())
+    assert ulps(decoded(mine), first) == 0.0
 
 
 @each
-def test_joined_rows(name: str, options: dict[str, Any]) -> None:
+def test_joined_rows_go_on(name: str, options: dict[str, Any]) -> None:
+    """As each alone, to what larger products sum otherwise.
+
+    Where ``RowPositions.join`` swaps the two: 3,000,000 ulp off, in all cases.
+    """
     alone = [cache(name, options) for _ in range(2)]
     for i, one in enumerate(alone):
-        fed(one, prompt(i))
+        fed(one, prompt(i, 40 - 7 * i))
     joined, other = (x.copy() for x in alone)
     joined.join(other)
-    both = decoded(joined, rows=2)
-    print(
-        "RES join",
-        name,
-        options.get("store"),
-        options.get("codec"),
-        [ulps(both[:, i], decoded(one)[:, 0]) for i, one in enumerate(alone)],
-    )
+    both = _joined(joined)
+    for i, one in enumerate(alone):
+        assert ulps(both[:, i], decoded(one)[:, 0]) <= SUMMED_OTHERWISE
+
+
+def _joined(cache: keepkv.Cache) -> Tensor:
+    """Logits (steps,2,V) of the tokens that ``decoded`` feeds."""
+    out = []
+    for one in torch.randint(3, zoo.VOCAB, (7, 1), generator=torch.Generator().manual_seed(9)):
+        mask = cache.attention_mask(1)
+        feed = {"input_ids": one.expand(2, 1), "attention_mask": mask, "position_ids": mask.sum(-1, keepdim=True) - 1}
+        with torch.no_grad():
+            out.append(zoo.model("llama")(**feed, **{CACHE: cache}).logits[:, -1])
+    return torch.stack(out)
 
 
 @each
-def test_chunks(name: str, options: dict[str, Any]) -> None:
+def test_chunks_of_a_prompt_are_the_prompt(name: str, options: dict[str, Any]) -> None:
+    """Where its compression is deferred, to what larger products sum otherwise.
+
+    Where ``Layer.compress_if_due`` runs what is pending before the next chunk: 3,000,000 ulp off, in all cases.
+    """
     whole, chunked = (cache(name, options, prefill="deferred") for _ in range(2))
     fed(whole, prompt())
     for part in prompt().split(8, dim=1):
         fed(chunked, part)
-    print("RES chunk", name, options.get("store"), options.get("codec"), ulps(decoded(chunked), decoded(whole)))
+    assert ulps(decoded(chunked), decoded(whole)) <= SUMMED_OTHERWISE
+
+
+def test_units_of_the_last_place() -> None:
+    one = torch.tensor([1.5, -3.0, 0.25])
+    assert ulps(one, one.clone()) == 0.0
+    assert ulps(one, torch.nextafter(one, torch.full((3,), 9.0))) == 1.0
+    assert ulps(one, one + torch.tensor([0.0, 0.0, 4 * 2.0**-22])) == 4.0
+    assert ulps(one, torch.tensor([1.5, torch.nan, 0.25])) == float("inf")
