@@ -189,6 +189,19 @@ def test_joined_rows_are_those_of_each(kind: tuple[str, str]) -> None:
         assert stores[0].tensors()["body.keys"].shape == (slots_held, D)
 
 
+@per_kind
+def test_rows_join_after_all_that_was_appended_is_taken_back(kind: tuple[str, str]) -> None:
+    """And go on. Without the guard a ragged store appended three rows to buffers of two: an error of torch."""
+    stores = [make(*kind), make(*kind)]
+    for store, lengths in zip(stores, (LENS, LENS[:1]), strict=True):
+        store.load(random_slots(lengths))
+    stores[0].append(torch.randn(B, H, 1, D), torch.randn(B, H, 1, D), torch.full((B, 1), 20))
+    stores[0].crop(1)
+    stores[0].join(stores[1])
+    stores[0].append(torch.randn(B + 1, H, 1, D), torch.randn(B + 1, H, 1, D), torch.full((B + 1, 1), 20))
+    assert stores[0].lengths.tolist() == [*(LENS + 1).tolist(), (LENS[0] + 1).tolist()]
+
+
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "gpt-neox", "gpt-oss", "deepseek-v3"])
 @pytest.mark.parametrize("every", [None, 3])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != ("dense", "none")], ids="-".join)

@@ -100,6 +100,7 @@ class RaggedStore(Zones):
             if store.length > store.body.length or store.body.lengths is None:
                 store.load(store.view())
         self.body.join(other.body)
+        self.coded, self.recent = Columns(self.coded.starts), Columns(self.recent.starts)  # empty, for fewer rows
 
     def tensors(self) -> dict[str, Tensor]:
         named = {f"body.{name}": x for name, x in self.body.tensors().items()}
