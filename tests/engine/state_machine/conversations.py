@@ -121,9 +121,11 @@ class Conversation:
         self.rows, self.fresh, self.moved = [], False, False
 
     def join(self, other: Conversation) -> bool:
-        """Add the rows of ``other``; false where that is refused, as for rows with gaps beside sliding layers."""
+        """Add the rows of ``other``; false where that is refused: for rows with gaps beside sliding layers, say, or where
+        a prompt that waits for its compression was read without the score."""
         before = snapshot(other.cache)
-        plain = not any(map(has_gaps, self.rows + other.rows))
+        blind = self.asks and any(event.kind == "freeze" for row in self.rows + other.rows for event in row)
+        plain = not any(map(has_gaps, self.rows + other.rows)) and not blind
         if not self.attempt(lambda: self.cache.join(other.cache), must_work=plain and self.world.kind[0] != "static"):
             assert not changed(snapshot(other.cache), before), "a refusal changed the cache that was to join"
             return False
