@@ -121,8 +121,10 @@ class Conversation:
         self.rows, self.fresh, self.moved = [], False, False
 
     def join(self, other: Conversation) -> bool:
-        """Add the rows of ``other``; false where that is refused: for rows with gaps beside sliding layers, say, or where
-        a prompt that waits for its compression was read without the score."""
+        """Add the rows of ``other``; false where that is refused.
+
+        It may be for rows with gaps beside sliding layers, and where a prompt waits that no score has seen.
+        """
         before = snapshot(other.cache)
         blind = self.asks and any(event.kind == "freeze" for row in self.rows + other.rows for event in row)
         plain = not any(map(has_gaps, self.rows + other.rows)) and not blind
