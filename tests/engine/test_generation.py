@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from threading import Thread
 from typing import Any
 
@@ -211,6 +212,17 @@ def test_custom_generate_and_bare_forwards() -> None:
     past = cache("llama")
     assert torch.equal(run("llama", inputs, past, custom_generate=greedy), expected)
     assert past.get_seq_length() == expected.shape[1] - 1
+
+
+def test_a_model_in_float64() -> None:
+    """Rows of a padded batch decode as alone, to rounding, where the least number of the dtype is no float32: without
+    the conversion first, RuntimeError "value cannot be converted to type float without overflow"."""
+    model = copy.deepcopy(zoo.model("llama")).double()
+    options = {**METHOD, "budget": BUDGET, "method": "snapkv"}
+    together = generate(model, batch(), keepkv.Cache(model, **options)).scores_
+    for i in range(together.shape[0]):
+        alone = generate(model, row(batch(), i), keepkv.Cache(model, **options)).scores_
+        assert torch.allclose(alone[0], together[i], atol=1e-6)
 
 
 def _tokenizer() -> Any:

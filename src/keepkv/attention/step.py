@@ -57,7 +57,7 @@ def _by_sdpa(query: Tensor, part: Part, scaling: float) -> Tensor:
     """
     b, heads, _, d = query.shape
     lowest = torch.finfo(query.dtype).min / 2  # finite in half precision too: see MASKED
-    mask = part.bias().clamp_min(lowest).to(query.dtype)[:, :, None]
+    mask = part.bias().to(query.dtype).clamp_min(lowest)[:, :, None]
     grouped = query.view(b, part.positions.shape[1], -1, d)
     return scaled_dot_product_attention(grouped, part.keys, part.values, mask, scale=scaling).view(b, heads, 1, -1)
 
