@@ -50,11 +50,14 @@ class Leverage(Score):
     sample: Annotated[int, between(2, MOST)] = 1024
 
     needs_rope: ClassVar[bool] = True
-    observes: ClassVar[bool] = True
 
     @property
     def remembers(self) -> dict[str, int]:
         return {"window": self.queries}
+
+    @property
+    def observes(self) -> bool:  # type: ignore[override]
+        return self.queries > 0
 
     def observe(self, view: LayerView) -> None:
         if self.queries:
