@@ -24,6 +24,7 @@ from keepkv.errors import KeepKVError
 from keepkv.measure.environment import MadeWith
 from keepkv.measure.interval import Percentiles
 from keepkv.methods.base import METHODS
+from keepkv.tasks.length import positions_of
 
 MEASURED = ("prefill", "compression", "first", "decode", "energy")  # in each turn, or in those with a prefill
 WORKER = Path(__file__).with_name("kvpress_worker.py")
@@ -104,7 +105,7 @@ class Block:
             entry.row = replace(
                 entry.row, layers=text.num_hidden_layers, hardware=hardware.hardware(device), made_with=made_with
             )
-            longest, new = getattr(text, "max_position_embeddings", None), WARM + sweep.new
+            longest, new = positions_of(model), WARM + sweep.new
             if longest is not None and point.context + new > longest:
                 raise RowFailed(f"{point.context} + {new} tokens: the model reads {longest} at most")
             batch = self._batch(entry, model, new)

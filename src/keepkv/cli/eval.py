@@ -12,7 +12,6 @@ from typer import Option
 
 from keepkv import tasks as known_tasks
 from keepkv.cli import arguments
-from keepkv.cli.length import check_tokens
 from keepkv.cli.load import load
 from keepkv.cli.options import AsJson, Device, Model, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, table
@@ -22,6 +21,7 @@ from keepkv.evaluation.rows import CellRow
 from keepkv.evaluation.runner import evaluate, total
 from keepkv.evaluation.setup import Setup
 from keepkv.measure.files import folder
+from keepkv.tasks.length import check_tokens
 
 TASKS = ("niah-multikey-1", "niah-multiquery", "variable-tracking", "qa-1")
 METHODS = ("keepkv",)

@@ -10,12 +10,12 @@ from typer import Option
 
 import keepkv
 from keepkv.cli import arguments
-from keepkv.cli.length import check_text, check_tokens
 from keepkv.cli.load import load
 from keepkv.cli.options import Budget, Device, Model, Texts
 from keepkv.cli.output import one_line_errors, print_json
 from keepkv.engine.versions import CACHE
 from keepkv.errors import KeepKVError
+from keepkv.tasks.length import check_text, check_tokens
 
 
 @one_line_errors

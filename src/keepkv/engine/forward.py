@@ -42,23 +42,24 @@ def begin(cache: Reads, rule: MaskRule) -> None:
     positions.check(batch, length, rule.padding)
     _hide(cache, rule)
     reading = _reads(cache, length)
-    ends = spans is not None and positions.seen is not None and not (reading and _prefills(cache))
-    if ends:
-        spans.check_prompt(positions.seen)  # type: ignore[union-attr, arg-type]
+    prefilling = reading and not _verifies(cache)
+    ends = None if spans is None or prefilling else positions.seen
+    if spans is not None and ends is not None:
+        spans.check_prompt(ends)
     if unfinished != length:
-        _settle(cache, reading)
+        _settle(cache, reading, prefilling)
         shared.forwards += 1
-    if ends:
-        spans.end_prompt(positions.seen)  # type: ignore[union-attr, arg-type]
+    if spans is not None and ends is not None:
+        spans.end_prompt(ends)
     positions.begin(batch, length, rule.padding, device)
-    shared.feed(length, decoded=not (reading and _prefills(cache)))
+    shared.feed(length, decoded=not prefilling)
     if spans is not None:
         spans.begin(batch, device)
 
 
-def _prefills(cache: Reads) -> bool:
-    """Whether several tokens are a prompt: with rollback on they are a verification, unless they are the first."""
-    return not any(layer.progress.record_past and layer.progress.seen for layer in cache.compressible[:1])
+def _verifies(cache: Reads) -> bool:
+    """Whether several tokens are a verification rather than a prompt: with rollback on, unless they are the first."""
+    return any(layer.progress.record_past and layer.progress.seen for layer in cache.compressible[:1])
 
 
 def _reads(cache: Reads, length: int) -> bool:
@@ -106,8 +107,8 @@ def _hide(cache: Reads, rule: MaskRule) -> None:
     shared.hide(tokens)
 
 
-def _settle(cache: Reads, reading: bool) -> None:
-    """Run what is due before a forward. reading: it reads a prompt."""
+def _settle(cache: Reads, reading: bool, prefilling: bool) -> None:
+    """Run what is due before a forward. reading: of more than one decoded token; prefilling: of a prompt."""
     shared, layers, every = cache.shared, cache.compressible, cache.shared.settings.method.when.every
     for layer in layers:
         layer.listen()
@@ -116,7 +117,7 @@ def _settle(cache: Reads, reading: bool) -> None:
     due = torch.tensor(over, device=seen.device) if any(over) and seen is not None else None
     waited = [layer.progress.pending for layer in layers]
     for layer in layers:
-        layer.compress_if_due(reading, due)
+        layer.compress_if_due(prefilling, due)
     compress_waiting(shared, None if any(waited) else due)
     ran = [was and not layer.progress.pending for was, layer in zip(waited, layers, strict=True)]
     if any(ran):

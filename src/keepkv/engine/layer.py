@@ -285,17 +285,16 @@ class Layer(CacheLayerMixin):
 
     # --- the schedule ------------------------------------------------------------------------------------------
 
-    def compress_if_due(self, reading: bool, due: Tensor | None) -> None:
-        """Before a forward: run the compression that waited for it, or that of the rows ``due``, (B,) bool. reading:
+    def compress_if_due(self, prefilling: bool, due: Tensor | None) -> None:
+        """Before a forward: run the compression that waited for it, or that of the rows ``due``, (B,) bool. prefilling:
         the forward reads a prompt."""
         when, shared, progress = self.shared.settings.method.when, self.shared, self.progress
         if self._is_traced(1):
             progress.seen = shared.positions.columns  # one-token steps are not counted where they are traced
-        # With rollback on, several tokens at once are a verification, unless they are the first.
-        progress.prefilling = reading and not (progress.record_past and progress.seen)
+        progress.prefilling = prefilling
         if not shared.compressing or not self.is_initialized:
             return
-        late = not reading or progress.record_past or (self.info.is_shared and when.prefill == "immediate")
+        late = not prefilling or progress.record_past or (self.info.is_shared and when.prefill == "immediate")
         if progress.pending and late:
             compress(self)
         elif due is not None:

@@ -170,10 +170,10 @@ def attention_mask(cache: Any, new: int) -> Tensor:
     positions = cache.shared.positions
     if positions.seen is None:
         raise CacheStateError("the cache has read nothing yet: its first mask is that of the prompt")
-    mask: Tensor = torch.ones(len(positions.seen), positions.columns + new, device=positions.seen.device)
+    mask: Tensor = positions.seen.new_ones(len(positions.seen), positions.columns + new)
     if positions.tokens is not None:
         mask[:, : positions.columns] = positions.tokens
-    return mask.long()
+    return mask
 
 
 def _joined_settings(cache: CacheParts, other: CacheParts) -> Settings:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from keepkv.cli.demo.measure import Asked
-from keepkv.cli.length import check_text, check_tokens
 from keepkv.errors import KeepKVError
 from keepkv.tasks import demo_document
 from keepkv.tasks.asking import Ids
 from keepkv.tasks.chat import frame
+from keepkv.tasks.length import check_text, check_tokens
 
 QUESTIONS = (
     "What is the text above about?",

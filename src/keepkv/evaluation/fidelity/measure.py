@@ -19,6 +19,7 @@ from keepkv.measure.environment import MadeWith
 from keepkv.measure.interval import bootstrap, share
 from keepkv.metrics import common_prefix, kl, relative_error, top1_agreement
 from keepkv.tasks import asking
+from keepkv.tasks.length import positions_of
 
 Chosen = str | tuple[str, Mapping[str, Any]]  # a method by name, or with options
 SHARES = ("first_token", "loyalty")  # metrics that are a yes or no of each segment
@@ -82,7 +83,7 @@ def fidelity(
         raise KeepKVError(f"{n} segments of {length} tokens, {context} of context: give at least 1 segment and token")
     if greedy < 1:
         raise KeepKVError(f"greedy={greedy}: a reply has at least one token")
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = positions_of(model)
     if limit is not None and max(length, context + 1 + greedy) > limit:
         raise KeepKVError(
             f"a segment of {length} tokens, with {context} of context and a reply of {greedy} after them, is longer "
