@@ -14,9 +14,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from keepkv.engine import contexts
-from keepkv.engine.layer import Layer
+from keepkv.engine.layer import is_ours
 from keepkv.engine.offsets import set_offsets
-from keepkv.engine.versions import CACHE
+from keepkv.engine.versions import CACHE, cache_in
 from keepkv.errors import CacheStateError, UnsupportedInput
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -46,11 +46,6 @@ def unguard(model: PreTrainedModel) -> None:
                     setattr(model, name, mine.keepkv_shadows)
 
 
-def is_ours(cache: Any) -> bool:
-    """Whether ``cache`` has a layer that keepkv compresses."""
-    return any(isinstance(layer, Layer) for layer in getattr(cache, "layers", ()))
-
-
 def check_used(cache: Any, before: int = 0) -> None:
     """Raise if ``cache``, which had seen ``before`` columns when a generation began, has seen no more at its end."""
     if cache.get_seq_length() == before:
@@ -59,12 +54,6 @@ def check_used(cache: Any, before: int = 0) -> None:
             "none, uncompressed. Leave use_cache=True; if that is so, this model replaces the cache that it is given: "
             "use transformers' DynamicCache with it."
         )
-
-
-def _given(arguments: dict[str, Any]) -> Any:
-    """The cache among the arguments of a call or the inputs of a forward, under its present or its former name."""
-    found = arguments.get(CACHE)
-    return arguments.get("past_key_values") if found is None else found
 
 
 def _with_self(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,7 +76,7 @@ def _wants_cache(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str
 def _generate(shadowed: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(shadowed)
     def generate(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-        cache = _given(kwargs)
+        cache = cache_in(kwargs)
         if cache is None and _wants_cache(self, args, kwargs) and (context := contexts.innermost(self)):
             cache = kwargs[CACHE] = context.make()
         if not is_ours(cache):
@@ -109,9 +98,9 @@ def _generate(shadowed: Callable[..., Any]) -> Callable[..., Any]:
 def _prepare(shadowed: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(shadowed)
     def prepare_inputs_for_generation(self: PreTrainedModel, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        cache = _given(kwargs)
+        cache = cache_in(kwargs)
         inputs: dict[str, Any] = shadowed(self, *args, **kwargs)
-        if is_ours(cache) and _given(inputs) is not cache:
+        if is_ours(cache) and cache_in(inputs) is not cache:
             _start_over(self, inputs, cache)
             inputs[CACHE] = cache
         return inputs

@@ -348,3 +348,8 @@ class Layer(CacheLayerMixin):
             raise UnsupportedInput(
                 "output_attentions=True: a compressed cache has no weight per past token; leave it out"
             )
+
+
+def is_ours(cache: Any) -> bool:
+    """Whether ``cache`` has a layer that keepkv compresses."""
+    return any(isinstance(layer, Layer) for layer in getattr(cache, "layers", ()))

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keepkv.engine.layer import Layer
-from keepkv.engine.versions import CACHE
+from keepkv.engine.layer import is_ours
+from keepkv.engine.versions import cache_in
 
 NAME = "rope_deltas"
 _HOOKS = "keepkv_hooks"
@@ -48,8 +48,8 @@ def _holders(model: nn.Module) -> list[nn.Module]:
 
 def _cache(kwargs: dict[str, Any]) -> Any:
     """The cache of a forward, if it is one that carries offsets."""
-    cache = kwargs.get(CACHE)
-    return cache if any(isinstance(layer, Layer) for layer in getattr(cache, "layers", ())) else None
+    cache = cache_in(kwargs)
+    return cache if is_ours(cache) else None
 
 
 def _before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

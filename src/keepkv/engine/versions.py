@@ -27,6 +27,12 @@ CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters e
 FREQUENCIES_IN_PLACE = Version(transformers.__version__) >= Version("5.23")
 
 
+def cache_in(arguments: dict[str, Any]) -> Any:
+    """The cache among the arguments of a call or the inputs of a forward, under its present or its former name."""
+    found = arguments.get(CACHE)
+    return arguments.get("past_key_values") if found is None else found
+
+
 def cache_of(outputs: Any) -> Any:
     """The cache that a forward or ``generate`` returned in ``outputs``, or None."""
     return getattr(outputs, CACHE, None)
