@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -20,9 +19,8 @@ from keepkv.observe import attention
 from keepkv.observe.masses import log_masses, log_masses_of, recent
 from keepkv.reduce.base import Reduce, Reduced
 from keepkv.reduce.drop import Drop
-from keepkv.reduce.fit import ridge
 from keepkv.reduce.grkv import GRKV
-from keepkv.reduce.matching import Matching, nonnegative
+from keepkv.reduce.matching import Matching
 from keepkv.reduce.residual import Residual
 from keepkv.score import matching as score
 from keepkv.score.random import Random
@@ -94,43 +92,6 @@ def test_the_score_equals_a_loop(pool: str, monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(score.Matching(queries=12, pool=pool)(view), got, rtol=0, atol=1e-14)
     wide = score.Matching(queries=12, pool=pool)(padded(view, 5, 4))
     torch.testing.assert_close(wide[..., 5:], got, rtol=0, atol=1e-12)
-
-
-@given(seed=st.integers(0, 10_000))
-@settings(max_examples=5, deadline=None)
-def test_bounded_least_squares_meets_its_conditions(seed: int) -> None:
-    """Karush, Kuhn, Tucker: gradient 0 inside the bounds, pointing outwards on them; the objective never rises."""
-    rng = torch.Generator().manual_seed(seed)
-    a = torch.rand(2, 3, 20, 6, generator=rng, dtype=F64) ** 3
-    target = torch.rand(2, 3, 20, generator=rng, dtype=F64) * 4
-    tried = [nonnegative(a, target, 0.2, 2.0, n) for n in range(8)]
-    errors = [((a @ w[..., None])[..., 0] - target).square().sum(-1) for w in tried]
-    assert all((y <= x + 1e-12).all() for x, y in pairwise(errors))
-    w = nonnegative(a, target, 0.2, 2.0, 20_000)
-    gradient = (a.mT @ ((a @ w[..., None])[..., 0] - target)[..., None])[..., 0]
-    low, high = w <= 0.2 + 1e-9, w >= 2.0 - 1e-9
-    assert (gradient[~low & ~high].abs() <= 1e-5).all()
-    assert (gradient[low] >= -1e-5).all() and (gradient[high] <= 1e-5).all()
-
-
-def test_bounded_least_squares_where_there_is_nothing_to_fit() -> None:
-    a = torch.zeros(1, 4, 3)
-    a[..., 1] = torch.tensor([1.0, 0.5, 0.0, 1e-42])
-    w = nonnegative(a, 2 * a[..., 1], 0.05, 20.0, 50)
-    torch.testing.assert_close(w, torch.tensor([[1.0, 2.0, 1.0]]))
-
-
-@pytest.mark.parametrize("shape", [(9, 4), (4, 9)])
-def test_ridge_equals_its_normal_equations(shape: tuple[int, int]) -> None:
-    rng = torch.Generator().manual_seed(3)
-    a = torch.randn(2, 3, *shape, generator=rng, dtype=F64)
-    missing = torch.randn(2, 3, shape[0], 5, generator=rng, dtype=F64)
-    for penalty in (0.3, torch.rand(2, 3, dtype=F64, generator=rng) + 0.1):
-        got = ridge(a, missing, penalty)
-        for i, j in [(0, 0), (1, 2)]:
-            p = penalty if isinstance(penalty, float) else penalty[i, j]
-            normal = a[i, j].T @ a[i, j] + p * torch.eye(shape[1], dtype=F64)
-            torch.testing.assert_close(got[i, j], normal.inverse() @ a[i, j].T @ missing[i, j], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("prior", ["kept", "zero"])

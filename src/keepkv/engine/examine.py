@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -167,9 +168,7 @@ def _of(config: PreTrainedConfig) -> PreTrainedModel:
             "that AutoModelForCausalLM.from_config takes."
         )
     kind = getattr(transformers, names[0])
-    if not isinstance(
-        config, kind.config_class
-    ):  # a configuration of more than the text, and a class of the text alone
+    if not isinstance(config, kind.config_class):  # it is of more than the text, and the class of the text alone
         config = config.get_text_config(decoder=True)
     with torch.random.fork_rng(devices=[]):
         made: PreTrainedModel = kind(config).eval()
@@ -187,10 +186,9 @@ def _shapes(config: PreTrainedConfig) -> Iterator[tuple[int, tuple[int, int]]]:
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.bfloat16)
-        with torch.device("meta"):
+        # Whatever a model's own code raises without numbers: what was seen until then is told.
+        with suppress(Exception), torch.device("meta"):
             _of(config)(input_ids=ids, use_cache=True, **{CACHE: cache})
-    except Exception as error:  # whatever a model's own code raises without numbers: what was seen until then is told
-        cache.stopped = error  # type: ignore[attr-defined]
     finally:
         torch.set_default_dtype(before)
     for i, layer in enumerate(cache.layers):
