@@ -111,7 +111,9 @@ def test_reset_starts_afresh(arch: str) -> None:
     again = generate(model, row(batch(), 0), past)
     assert torch.equal(first.scores_, again.scores_)
     past.reset()
-    assert past.report().bytes == cache(arch).report().bytes and past.get_seq_length() == 0
+    windows = sum(layer.is_sliding for layer in past.layers if hasattr(layer, "is_sliding"))
+    assert past.report().bytes in (0, 8 * windows) and past.get_seq_length() == 0  # the number of each window
+    assert past.report().bytes == cache(arch).report().bytes
 
 
 @pytest.mark.parametrize("arch", ARCHS)
