@@ -144,7 +144,7 @@ def worlds(**given: Any) -> st.SearchStrategy[World]:
         "prefill": ["immediate", "deferred", None],
         "every": [None, 2, 3],
         "spans": [False, True],
-        "dtype": [torch.float32],
+        "dtype": [torch.float32] * 3 + [torch.bfloat16],
         **{name: [x] for name, x in given.items()},
     }
     drawn = {name: st.sampled_from(values) for name, values in choices.items()}
