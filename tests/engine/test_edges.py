@@ -105,3 +105,20 @@ def test_compress_when_nothing_is_due(method: Method, prefill: str | None, every
     assert torch.isfinite(logits).all()
     if prefill is every is None:
         assert refused == 2 * mine.settings.method.score.observes
+
+
+def test_a_row_that_saw_no_query_is_refused_beside_one_that_did() -> None:
+    """As it is alone. Without the guard the batch was asked, and the row kept its oldest tokens without a word."""
+    model, method = zoo.model("llama"), ("snapkv", {"window": 2, "sinks": 1})
+    when = keepkv.When("deferred", every=50)
+    with torch.no_grad():
+        mine, blind = made(model, method, 12, when=when), made(model, method, 12, when=when)
+        model(**row(batch((40,)), 0), past_key_values=mine)
+        blind.compressing = False
+        model(**row(batch((40,)), 0), past_key_values=blind)
+        blind.compressing = True
+        with pytest.raises(CacheStateError, match=r"row 0: .* seen no query"):
+            blind.copy().compress()
+        mine.join(blind)
+        with pytest.raises(CacheStateError, match=r"row 1: .* seen no query"):
+            mine.compress()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from keepkv.allocate.select import keep_mask, tiers
-from keepkv.core.slots import LayerView
+from keepkv.core.slots import EMPTY, LayerView
 from keepkv.errors import BudgetError, CacheStateError
 from keepkv.methods.base import Method
 from keepkv.reduce.base import Reduced
@@ -69,9 +69,10 @@ def over_budget(lengths: Sequence[Tensor], budgets: Sequence[Tensor]) -> Tensor:
 def score(method: Method, view: LayerView, budget: Tensor, spans: RowSpans | None = None) -> Scored:
     """Score the slots of ``view``, whose rows may keep ``budget`` (B,) slots per KV head."""
     close_gaps(view)
-    if _blind(method, view):
+    if bool((blind := _blind(method, view, budget)).any()):
         raise CacheStateError(
-            f"method {method.name!r}: its score has seen no query of this text, as no compression was to follow. "
+            f"method {method.name!r}, row {int(blind.int().argmax())}: its score has seen no query of this text, as no "
+            "compression was to follow. "
             "Make the cache with When('deferred') or When(every=…), feed the text, and then compress."
         )
     view.protected, view.budget = protected(method, view, spans), budget
@@ -82,12 +83,20 @@ def score(method: Method, view: LayerView, budget: Tensor, spans: RowSpans | Non
     return Scored(scores, tiers(view), view.protected, view.memo)
 
 
-def _blind(method: Method, view: LayerView) -> bool:
-    """Whether a score that must see queries has seen none."""
-    if not method.score.observes or view.state or view.queries.shape[2]:
-        return False
-    held = view.slots.stats
-    return all(bool((held[name] == kind.start).all()) for name, kind in method.score.stats.items() if name in held)
+def _blind(method: Method, view: LayerView, budget: Tensor) -> Tensor:
+    """(B,) bool: rows over their ``budget`` (B,) of which a score that must see queries has seen none."""
+    slots = view.slots
+    over = (slots.lengths > budget[:, None]).any(-1)
+    if not method.score.observes:
+        return torch.zeros_like(over)
+    seen = [view.query_positions >= 0]
+    for name, x in view.state.items():
+        if name not in method.reduce.row_starts:
+            seen.append(x != (0 if x.is_floating_point() else EMPTY))
+    for name, kind in method.score.stats.items():
+        if name in slots.stats:
+            seen.append((slots.stats[name] != kind.start) & slots.valid)
+    return over & ~torch.stack([x.reshape(len(over), -1).any(1).to(over.device) for x in seen]).any(0)
 
 
 def share(
