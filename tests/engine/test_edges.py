@@ -122,3 +122,19 @@ def test_a_row_that_saw_no_query_is_refused_beside_one_that_did() -> None:
         mine.join(blind)
         with pytest.raises(CacheStateError, match=r"row 1: .* seen no query"):
             mine.compress()
+
+
+def test_a_compression_that_is_refused_in_one_layer_leaves_all_as_they_were() -> None:
+    """Pyramids give layers budgets of their own: the text fits the first, and not the last, whose score saw nothing.
+    Without the check of all layers beforehand the first was settled, and no longer due."""
+    model = zoo.model("llama")
+    mine = keepkv.Cache(model, "pyramidkv", 12, window=2, sinks=1)
+    mine.compressing = False
+    with torch.no_grad():
+        model(torch.arange(3, 17)[None], past_key_values=mine)
+    mine.compressing = True
+    before = [(layer.progress.pending, layer.progress.settled, layer.store.lengths.tolist()) for layer in mine.layers]
+    with pytest.raises(CacheStateError, match="seen no query"):
+        mine.compress()
+    after = [(layer.progress.pending, layer.progress.settled, layer.store.lengths.tolist()) for layer in mine.layers]
+    assert after == before

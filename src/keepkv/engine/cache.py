@@ -20,7 +20,7 @@ from keepkv.core.options import keywords
 from keepkv.core.tensorfile import MAX_FILE
 from keepkv.core.when import When
 from keepkv.engine import forward, persistence, rows
-from keepkv.engine.compression import compress, compress_waiting
+from keepkv.engine.compression import compress, compress_waiting, end_prompt
 from keepkv.engine.devices import input_device
 from keepkv.engine.files.origin import Origin
 from keepkv.engine.fingerprint import fingerprint, shape
@@ -140,10 +140,12 @@ class Cache(stock.Cache):
         """Run now, in every layer, the compression that is due or pending; to be used when the prefill schedule is
         "deferred" and no token is decoded yet."""
         self.renew()
-        for layer in self.compressible:
-            if layer.progress.seen:
-                layer.progress.prefilling = False  # the prompt ends here
-                compress(layer)
+        read = [layer for layer in self.compressible if layer.progress.seen]
+        for layer in read:
+            layer.listen()
+        end_prompt(read)
+        for layer in read:
+            compress(layer)
         compress_waiting(self.shared)
         self.shared.restart()
         for layer in self.compressible:

@@ -11,17 +11,20 @@ from keepkv.core.slots import LayerView
 from keepkv.engine.allowance import check, check_buffers, exceeds, layer_budget
 from keepkv.engine.state import CacheState, Compressible
 from keepkv.engine.view import view_of
+from keepkv.errors import KeepKVError
 from keepkv.methods import apply
 
 
 @dataclass
 class _Due:
-    """A layer that is to be compressed. allowed (B,): its budget; budget (B,): with what spans demand beyond it. view:
-    freed between scoring and reducing where several layers share a budget and it is a copy."""
+    """A layer that is to be compressed. allowed (B,): its budget; budget (B,): with what spans demand beyond it;
+    overflow: whether they do. view: freed between scoring and reducing where several layers share a budget and it is a
+    copy."""
 
     layer: Compressible
     allowed: Tensor
     budget: Tensor
+    overflow: bool
     view: LayerView | None = None
     scored: apply.Scored | None = None
 
@@ -38,6 +41,34 @@ def compress(layer: Compressible, query: Tensor | None = None, rows: Tensor | No
         _compress_together([layer], query, rows)
     elif layer not in shared.waiting:
         shared.waiting.append(layer)
+
+
+def end_prompt(layers: Sequence[Compressible]) -> None:
+    """Say that the prompt of ``layers`` ends here, and all are to be compressed.
+
+    Raises what compressing one of them would, before any is: a refusal midway would leave a cache that is half
+    compressed. Changes nothing then.
+    """
+    before = [layer.progress.prefilling for layer in layers]
+    try:
+        for layer in layers:
+            layer.progress.prefilling = False
+        for layer in layers:
+            _check(_due(layer, None, quiet=True))
+    except KeepKVError:
+        for layer, prefilling in zip(layers, before, strict=True):
+            layer.progress.prefilling = prefilling
+        raise
+
+
+def _check(one: _Due) -> None:
+    """Raise what compressing this layer would."""
+    layer, method = one.layer, one.layer.shared.settings.method
+    over = apply.over_budget([layer.store.lengths], [one.budget])
+    if bool(over.any()):
+        check(layer, one.allowed, over)
+        if method.score.observes:
+            apply.check_seen(method, view_of(layer), one.budget)
 
 
 def compress_waiting(shared: CacheState, rows: Tensor | None = None) -> None:
@@ -60,6 +91,8 @@ def _run(layers: Sequence[Compressible], query: Tensor | None, rows: Tensor | No
     shared = layers[0].shared
     started, method, spans = shared.clock(), shared.settings.method, shared.spans
     due = [_due(layer, rows) for layer in layers]
+    for one in due:
+        one.layer.tally.overflows += one.overflow
     over = apply.over_budget([x.layer.store.lengths for x in due], [x.budget for x in due])
     if not bool(over.any()):
         for one in due:
@@ -81,17 +114,16 @@ def _run(layers: Sequence[Compressible], query: Tensor | None, rows: Tensor | No
         layer.tally.seconds += (shared.clock() - started) / len(layers)
 
 
-def _due(layer: Compressible, rows: Tensor | None) -> _Due:
+def _due(layer: Compressible, rows: Tensor | None, quiet: bool = False) -> _Due:
     check_buffers(layer)
     shared, allowed = layer.shared, layer_budget(layer)
     if rows is not None:  # the others keep what they hold
         allowed = allowed.where(rows, allowed.maximum(layer.store.lengths.amax(-1)))
-    budget = allowed
+    budget, over = allowed, False
     if shared.spans is not None and shared.spans.demanding:
         name = f"layer {layer.info.index}"
-        budget, over = apply.demanded(shared.settings.method, view_of(layer), budget, shared.spans, name)
-        layer.tally.overflows += over
-    return _Due(layer, allowed, budget)
+        budget, over = apply.demanded(shared.settings.method, view_of(layer), budget, shared.spans, name, quiet)
+    return _Due(layer, allowed, budget, over)
 
 
 def _encode(layer: Compressible) -> None:

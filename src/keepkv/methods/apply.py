@@ -69,18 +69,23 @@ def over_budget(lengths: Sequence[Tensor], budgets: Sequence[Tensor]) -> Tensor:
 def score(method: Method, view: LayerView, budget: Tensor, spans: RowSpans | None = None) -> Scored:
     """Score the slots of ``view``, whose rows may keep ``budget`` (B,) slots per KV head."""
     close_gaps(view)
-    if bool((blind := _blind(method, view, budget)).any()):
-        raise CacheStateError(
-            f"method {method.name!r}, row {int(blind.int().argmax())}: its score has seen no query of this text, as no "
-            "compression was to follow. "
-            "Make the cache with When('deferred') or When(every=…), feed the text, and then compress."
-        )
+    check_seen(method, view, budget)
     view.protected, view.budget = protected(method, view, spans), budget
     scores = method.score(view)
     trims = spans is not None and spans.demanding and spans.policy.on_overflow == "trim"
     if spans is not None and trims and _demand(method, view, spans, budget) is not None:
         view.protected = trim(scores, budget, view, pins(method, view))
     return Scored(scores, tiers(view), view.protected, view.memo)
+
+
+def check_seen(method: Method, view: LayerView, budget: Tensor) -> None:
+    """Raises ``CacheStateError`` where a row over its ``budget`` (B,) has shown no query to a score that needs them."""
+    if bool((blind := _blind(method, view, budget)).any()):
+        raise CacheStateError(
+            f"method {method.name!r}, row {int(blind.int().argmax())}: its score has seen no query of this text, as no "
+            "compression was to follow. Make the cache with When('deferred') or When(every=…), feed the text, and then "
+            "compress."
+        )
 
 
 def _blind(method: Method, view: LayerView, budget: Tensor) -> Tensor:
@@ -144,12 +149,17 @@ def protected(method: Method, view: LayerView, spans: RowSpans | None) -> Tensor
 
 
 def demanded(
-    method: Method, view: LayerView, budget: Tensor, spans: RowSpans | None, name: str = "the layer"
+    method: Method,
+    view: LayerView,
+    budget: Tensor,
+    spans: RowSpans | None,
+    name: str = "the layer",
+    quiet: bool = False,
 ) -> tuple[Tensor, bool]:
     """The budget (B,) that holds what spans demand of a layer, and whether ``budget`` (B,) did not.
 
     As the policy says: raises ``BudgetError``, grows the budget, or warns that tokens are given up. ``name`` is the
-    layer's in these messages.
+    layer's in these messages. quiet: without the warning.
     """
     if spans is None or not spans.demanding:
         return budget, False
@@ -168,6 +178,8 @@ def demanded(
             "cache.reset() before using the cache again."
         )
     if spans.policy.on_overflow == "trim":
+        if quiet:
+            return budget, True
         warnings.warn(f"{said}; protected tokens were given up", stacklevel=2)
         return budget, True
     return budget.maximum(over), True
