@@ -3,7 +3,7 @@ of others are read from files or a hub."""
 
 from pathlib import Path
 
-from keepkv.tasks import instructions, long_decode, niah, perplexity, qa, secret, variable_tracking, word_lists
+from keepkv.tasks import instructions, long_decode, niah, notes, perplexity, qa, secret, variable_tracking, word_lists
 from keepkv.tasks.base import Item, Question, Task, TaskError
 from keepkv.tasks.demo import demo_document
 from keepkv.tasks.files import BENCHMARKS, FileTask, is_file_task, open_task
@@ -11,7 +11,7 @@ from keepkv.tasks.scoring import Score, grade, score, score_item
 
 # The thirteen shapes of RULER (arXiv 2404.06654), in text of our own: never to be compared with published numbers.
 RULER = (*niah.TASKS, variable_tracking.TASK, *word_lists.TASKS, *qa.TASKS)
-_OTHERS = (long_decode.TASK, secret.TASK, perplexity.TASK, instructions.TASK)
+_OTHERS = (notes.TASK, long_decode.TASK, secret.TASK, perplexity.TASK, instructions.TASK)
 _TASKS: dict[str, Task] = {task.name: task for task in (*RULER, niah.NEEDLE, niah.SHARED_CONTEXT, *_OTHERS)}
 
 
