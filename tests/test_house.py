@@ -33,6 +33,7 @@ engine
 embedded measure
 metrics models
 tasks
+asking
 evaluation
 calibrate
 report

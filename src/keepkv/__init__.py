@@ -8,6 +8,7 @@ Importing registers the attention implementation "keepkv" with transformers, and
 """
 
 from keepkv.allocate import Allocate, register_allocate
+from keepkv.asking import Answers, Context, ask
 from keepkv.core.budget import Budget
 from keepkv.core.calibration import Calibration
 from keepkv.core.slots import LayerView, Slots
@@ -32,9 +33,9 @@ _register()
 
 __version__ = "0.1.0"
 __all__ = [
-    "Allocate", "Budget", "Cache", "Calibration", "Codec", "KeepKVError", "LayerView", "Method", "ModelCheck",
-    "Receipt", "Reduce", "Reduced", "Score", "Slots", "Span", "SpanPolicy", "Stat", "Store", "When", "check",
-    "compressed", "embedded_model", "method_info", "methods", "register_allocate", "register_codec",
-    "register_method", "register_reduce", "register_score", "register_store", "rehearse", "reread", "spans_of_chat",
-    "spans_of_text",
+    "Allocate", "Answers", "Budget", "Cache", "Calibration", "Codec", "Context", "KeepKVError", "LayerView",
+    "Method", "ModelCheck", "Receipt", "Reduce", "Reduced", "Score", "Slots", "Span", "SpanPolicy", "Stat",
+    "Store", "When", "ask", "check", "compressed", "embedded_model", "method_info", "methods",
+    "register_allocate", "register_codec", "register_method", "register_reduce", "register_score",
+    "register_store", "rehearse", "reread", "spans_of_chat", "spans_of_text",
 ]  # fmt: skip

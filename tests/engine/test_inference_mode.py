@@ -63,3 +63,21 @@ def test_layers_that_transformers_keeps_too() -> None:
     cache.batch_repeat_interleave(2)
     feed(cache, ids(1).expand(2, 1), "gemma3")
     assert cache.report().seen == [42, 42]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "look"),
+    [("kvzip", {}, keepkv.reread), ("keepkv2", {"rehearsed": True}, keepkv.rehearse)],
+    ids=["reread", "rehearse"],
+)
+def test_text_is_looked_at_again(name: str, options: dict[str, Any], look: Callable[..., None]) -> None:
+    """Read in inference mode, reread outside of it. Without the guard: the same RuntimeError."""
+    kept = []
+    for inside in (False, True):
+        cache = keepkv.Cache(zoo.model("llama"), name, 24, when=keepkv.When("deferred"), **options)
+        with torch.inference_mode() if inside else torch.no_grad():
+            zoo.model("llama")(ids(40), **{CACHE: cache})
+        look(zoo.model("llama"), cache, ids(40))
+        cache.compress()
+        kept.append(cache.kept_positions(0))
+    assert torch.equal(*kept)

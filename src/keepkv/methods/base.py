@@ -14,6 +14,7 @@ from keepkv.core.options import Checked, Count, arguments
 from keepkv.core.registry import Registry
 from keepkv.core.when import When
 from keepkv.errors import KeepKVError
+from keepkv.methods.presets import PRESETS
 from keepkv.reduce.base import Reduce
 from keepkv.reduce.drop import Drop
 from keepkv.score.base import Score
@@ -67,6 +68,7 @@ class MethodInfo:
 
 
 METHODS: Registry[Method] = Registry("method")
+DEFAULT = "auto"  # the preset that is taken where no method is named
 _PAPERS: dict[str, str] = {}
 
 
@@ -96,7 +98,7 @@ def register_method(name: str, paper: str = "") -> Callable[[Callable[P, Method]
 
 
 def make_method(method: str | Method, options: Mapping[str, Any]) -> Method:
-    """The method of a name, made with ``options``; a ``Method`` as it is, which takes none.
+    """The method of a name or a preset, made with ``options``; a ``Method`` as it is, which takes none.
 
     Raises ``UnknownName`` where the name is not registered, ``KeepKVError`` where the options do not fit.
     """
@@ -104,15 +106,24 @@ def make_method(method: str | Method, options: Mapping[str, Any]) -> Method:
         if options:
             raise KeepKVError(f"options {sorted(options)} were given beside a Method object; put them into the Method")
         return method
-    return METHODS.factory(method)(**options)
+    factory, own = _named(method)
+    return factory(**{**own, **options})
 
 
 def method_info(name: str) -> MethodInfo:
-    """Paper, documentation and options of the method ``name``."""
-    factory = METHODS.factory(name)
+    """Paper, documentation and options of the method ``name``, or of what a preset of that name stands for."""
+    factory, own = _named(name)
+    method = PRESETS[name].method if name in PRESETS else name
     doc = inspect.getdoc(factory) or ""
-    options = {p.name: p.default for p in inspect.signature(factory).parameters.values()}
-    return MethodInfo(name, _PAPERS.get(name, ""), doc.split("\n\n")[0].replace("\n", " "), doc, options)
+    options = {p.name: p.default for p in inspect.signature(factory).parameters.values()} | own
+    return MethodInfo(method, _PAPERS.get(method, ""), doc.split("\n\n")[0].replace("\n", " "), doc, options)
+
+
+def _named(name: str) -> tuple[Callable[..., Method], dict[str, Any]]:
+    """The factory that a method's or a preset's name stands for, and the preset's options."""
+    if name in PRESETS:
+        return METHODS.factory(PRESETS[name].method), dict(PRESETS[name].options)
+    return METHODS.factory(name), {}
 
 
 def methods() -> list[MethodInfo]:

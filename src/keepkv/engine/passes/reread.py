@@ -73,7 +73,9 @@ def reread(
 
 
 def check_whole(cache: Cache, input_ids: Tensor, mask: Tensor, name: str) -> None:
-    """Raise unless ``cache`` holds all of ``input_ids`` and nothing else; ``name``: of the function that asks."""
+    """Raise unless ``cache`` holds all of ``input_ids`` and nothing else; ``name``: of the function that asks. What
+    ``cache`` holds can be written to afterwards."""
+    cache.renew()
     seen = cache.shared.positions.seen
     for layer in cache.compressible:
         layer.listen()
