@@ -207,6 +207,10 @@ def test_hybrid_models_count_their_sliding_layers() -> None:
         ("256MiB", Budget(bytes=256 << 20)),
         ("1.5 GB", Budget(bytes=1_500_000_000)),
         ("0.25", Budget(share=0.25)),
+        ("25%", Budget(share=0.25)),
+        (" 12.5 % ", Budget(share=0.125)),
+        ("100%", Budget(share=1.0)),
+        ("64 kib", Budget(bytes=64 << 10)),
         ("128", Budget(slots=128)),
     ],
 )
@@ -214,7 +218,7 @@ def test_budget_forms(given: Any, read: Budget) -> None:
     assert Budget.of(given) == read and Budget.of(read) == read and Budget.of(read.value) == read
 
 
-@pytest.mark.parametrize("given", [0, -3, 0.0, 1.5, True, "lots", "5 parsecs", None, [1]])
+@pytest.mark.parametrize("given", [0, -3, 0.0, 1.5, "0%", "150%", "5 %%", True, "lots", "5 parsecs", None, [1]])
 def test_impossible_budgets(given: Any) -> None:
     with pytest.raises(BudgetError, match="share"):
         Budget.of(given)

@@ -109,6 +109,7 @@ def make_method(method: str | Method, options: Mapping[str, Any]) -> Method:
 
 def method_info(name: str) -> MethodInfo:
     """Paper, documentation and options of the method ``name``."""
+    name = METHODS.named(name)
     factory = METHODS.factory(name)
     doc = inspect.getdoc(factory) or ""
     options = {p.name: p.default for p in inspect.signature(factory).parameters.values()}
