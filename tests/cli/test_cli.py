@@ -87,7 +87,7 @@ def test_methods_describes_one() -> None:
 
 def test_generate_streams_and_prints_the_receipt(tiny: str, document: str) -> None:
     shown = run("generate", "--model", tiny, "--prompt-file", document, "--budget", "0.5", "--max-new-tokens", "4")
-    assert "budget asked" in shown.stdout and "slots kept per head" in shown.stdout
+    assert "50% of the tokens" in shown.stdout and "slots per head" in shown.stdout
 
 
 def test_generate_json_equals_the_library(tiny: str) -> None:

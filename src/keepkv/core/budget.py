@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from keepkv.core.options import MOST, UNFIT, Checked, Rate, Size, between, fitted, shown
+from keepkv.core.words import exact_size
 from keepkv.errors import BudgetError, KeepKVError
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -82,8 +83,8 @@ class Budget(Checked):
 
     def __str__(self) -> str:
         if self.share is not None:
-            return f"{self.share:g} of the tokens"
-        return f"{self.slots} slots per head" if self.slots is not None else f"{self.bytes} bytes"
+            return f"{100 * self.share:g}% of the tokens"
+        return f"{self.slots} slots per head" if self.slots is not None else exact_size(self.bytes or 0)
 
     @property
     def value(self) -> float | int | str:
