@@ -39,7 +39,7 @@ calibrate
 report
 bench
 cli
-integrations""".splitlines()
+integrations __main__""".splitlines()
 ]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 ENGINE = FLOOR["engine"]  # transformers is known from here on

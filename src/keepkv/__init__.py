@@ -4,34 +4,62 @@
 >>> model.generate(**inputs, cache=cache)  # doctest: +SKIP
 >>> print(cache.report())  # doctest: +SKIP
 
-Importing registers the attention implementation "keepkv" with transformers, and does nothing else.
+Importing this does nothing else: each public name is imported when it is first asked for, torch and transformers with
+it. The first cache enters the attention implementation "keepkv" into transformers.
 """
 
-from keepkv.allocate import Allocate, register_allocate
-from keepkv.asking import Answers, Context, ask
-from keepkv.core.budget import Budget
-from keepkv.core.calibration import Calibration
-from keepkv.core.slots import LayerView, Slots
-from keepkv.core.stats import Stat
-from keepkv.core.when import When
-from keepkv.embedded import embedded_model
-from keepkv.engine.cache import Cache
-from keepkv.engine.compressed import compressed
-from keepkv.engine.examine import ModelCheck, check
-from keepkv.engine.interface import register as _register
-from keepkv.engine.passes.rehearse import rehearse
-from keepkv.engine.passes.reread import reread
-from keepkv.engine.receipt import Receipt
-from keepkv.errors import KeepKVError
-from keepkv.methods import Method, method_info, methods, register_method
-from keepkv.reduce import Reduce, Reduced, register_reduce
-from keepkv.score import Score, register_score
-from keepkv.spans import Span, SpanPolicy, spans_of_chat, spans_of_text
-from keepkv.store import Codec, Store, register_codec, register_store
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-_register()
+if TYPE_CHECKING:
+    from keepkv.allocate import Allocate, register_allocate
+    from keepkv.asking import Answers, Context, ask
+    from keepkv.core.budget import Budget
+    from keepkv.core.calibration import Calibration
+    from keepkv.core.slots import LayerView, Slots
+    from keepkv.core.stats import Stat
+    from keepkv.core.when import When
+    from keepkv.embedded import embedded_model
+    from keepkv.engine.cache import Cache
+    from keepkv.engine.compressed import compressed
+    from keepkv.engine.examine import ModelCheck, check
+    from keepkv.engine.passes.rehearse import rehearse
+    from keepkv.engine.passes.reread import reread
+    from keepkv.engine.receipt import Receipt
+    from keepkv.errors import KeepKVError
+    from keepkv.methods import Method, method_info, methods, register_method
+    from keepkv.reduce import Reduce, Reduced, register_reduce
+    from keepkv.score import Score, register_score
+    from keepkv.spans import Span, SpanPolicy, spans_of_chat, spans_of_text
+    from keepkv.store import Codec, Store, register_codec, register_store
 
 __version__ = "0.1.0"
+_NAMES = {  # by the module that has them; the block above says the same to type checkers
+    "allocate": "Allocate register_allocate",
+    "asking": "Answers Context ask",
+    "core.budget": "Budget",
+    "core.calibration": "Calibration",
+    "core.slots": "LayerView Slots",
+    "core.stats": "Stat",
+    "core.when": "When",
+    "embedded": "embedded_model",
+    "engine.cache": "Cache",
+    "engine.compressed": "compressed",
+    "engine.examine": "ModelCheck check",
+    "engine.passes.rehearse": "rehearse",
+    "engine.passes.reread": "reread",
+    "engine.receipt": "Receipt",
+    "errors": "KeepKVError",
+    "methods": "Method method_info methods register_method",
+    "reduce": "Reduce Reduced register_reduce",
+    "score": "Score register_score",
+    "spans": "Span SpanPolicy spans_of_chat spans_of_text",
+    "store": "Codec Store register_codec register_store",
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = [
     "Allocate", "Answers", "Budget", "Cache", "Calibration", "Codec", "Context", "KeepKVError", "LayerView",
     "Method", "ModelCheck", "Receipt", "Reduce", "Reduced", "Score", "Slots", "Span", "SpanPolicy", "Stat",
@@ -39,3 +67,26 @@ __all__ = [
     "register_allocate", "register_codec", "register_method", "register_reduce", "register_score",
     "register_store", "rehearse", "reread", "spans_of_chat", "spans_of_text",
 ]  # fmt: skip
+
+
+class _Package(ModuleType):
+    """A public name is what it says, even where a room is called the same: ``keepkv.methods`` is the function."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _MODULES:
+            value = getattr(import_module(f"{self.__name__}.{_MODULES[name]}"), name)
+            self.__dict__[name] = value
+            return value
+        if not name.startswith("_") and find_spec(f"{self.__name__}.{name}"):
+            return import_module(f"{self.__name__}.{name}")  # a room, such as keepkv.errors
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _MODULES or not isinstance(value, ModuleType):  # the import of a room sets it here
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -15,8 +15,9 @@ class UnknownName(KeepKVError, ValueError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = get_close_matches(name, names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        folded = {one.casefold(): one for one in names}
+        near = get_close_matches(name.casefold(), folded, n=1)
+        hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
         super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
 
 

@@ -11,8 +11,8 @@ import transformers as t
 from typer.testing import CliRunner
 
 import keepkv
-from keepkv.cli import check as verb
 from keepkv.cli.program import program
+from keepkv.engine import versions
 
 
 def run(*args: str, code: int = 0) -> Any:
@@ -34,7 +34,7 @@ def test_versions() -> None:
 
 
 def test_a_version_that_is_newer_than_any_tested_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "untested", lambda: "transformers 9.9 is newer")
+    monkeypatch.setattr(versions, "untested", lambda: "transformers 9.9 is newer")
     assert "9.9" in run().stdout and "9.9" in json.loads(run("--json").stdout)["note"]
 
 

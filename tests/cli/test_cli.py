@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def test_methods_describes_one() -> None:
 
 def test_generate_streams_and_prints_the_receipt(tiny: str, document: str) -> None:
     shown = run("generate", "--model", tiny, "--prompt-file", document, "--budget", "0.5", "--max-new-tokens", "4")
-    assert "budget asked" in shown.stdout and "slots kept per head" in shown.stdout
+    assert "50% of the tokens" in shown.stdout and "slots per head" in shown.stdout
 
 
 def test_generate_json_equals_the_library(tiny: str) -> None:
@@ -135,7 +136,14 @@ def test_generate_compresses_while_decoding(tiny: str) -> None:
         (("generate", "--model", "TINY", "--prompt", "a", "-b", "9" * 5000), ["budget='999", "256MiB"]),
         (("generate", "--prompt", "a", "-o", "when.every=x"), ["every='x'", "whole number"]),
         (("generate", "--prompt", "a", "-o", "when=deferred"), ["when.prefill=deferred"]),
-        (("generate", "--prompt", "a", "-o", "when.x=3"), ["when.x", "Its options"]),
+        (("generate", "--prompt", "a", "-o", "when.x=3"), ["when.x", "when.every", "when.prefill"]),
+        (("generate", "--prompt", "a", "-o", "when.evry=3"), ["when.evry", "Did you mean 'when.every'"]),
+        (("generate", "--prompt", "a", "-m", "SnapVK:window=8"), ["SnapVK", "Did you mean 'snapkv'"]),
+        (("generate", "--prompt", "a", "-b", "150%"), ["150%", "'25%'"]),
+        (("generate", "--prompt", "a", "-b", "4XiB"), ["4XiB", "KiB, MiB"]),
+        (("generate", "--prompt", "a", "--dtype", "float64"), ["dtype 'float64'", "Did you mean 'float16'"]),
+        (("generate", "--model", "TINY", "--prompt", "a", "--chat"), ["chat template", "--chat"]),
+        (("generate", "--model", "TINY", "--prompt", "a", "--system", "Be brief."), ["chat template", "--system"]),
         (("generate", "--prompt", "a", "-m", "random", "-o", "seed=x"), ["seed='x'", "whole number"]),
         (("generate", "--prompt", "a", "-o", "seed=" + "9" * 30), ["seed=999", "whole number"]),
         (("generate", "--prompt", "a", "-o", "window=" + "9" * 5000), ["window='999", "whole number"]),
@@ -237,3 +245,67 @@ def test_strip() -> None:
     marked = strip.strip([0.5, 0.5, 0.5], {1: True, 2: False})
     assert [span.style for span in marked.spans] == ["cyan", "bold green", "bold red"]
     assert strip.pointers({1, 3}, 5).plain == " ▼ ▼ "
+
+
+def test_generate_takes_a_method_with_options_as_other_verbs_do(tiny: str) -> None:
+    args = ("generate", "--model", tiny, "--prompt", TEXT, "-b", "25%", "--max-new-tokens", "2", "--json")
+    one = json.loads(run(*args, "-m", "SnapKV:window=8").stdout)
+    assert (one["receipt"]["method"], one["receipt"]["options"]) == ("snapkv", {"window": 8})
+    assert one["receipt"]["budget"] == 0.25
+    assert json.loads(run(*args, "-m", "snapkv", "-o", "WINDOW=8").stdout)["receipt"]["kept"] == one["receipt"]["kept"]
+
+
+def test_generate_draws(tiny: str) -> None:
+    args = ("generate", "--model", tiny, "--prompt", TEXT, "-m", "full", "--max-new-tokens", "12", "--json")
+
+    def text(*more: str) -> str:
+        return str(json.loads(run(*args, *more).stdout)["text"])
+
+    plain = text()
+    assert text("--temperature", "0") == plain == text("--temperature", "5", "--top-k", "1")
+    drawn = text("--temperature", "5", "--top-p", "0.9", "--seed", "1")
+    assert drawn != plain and drawn == text("--temperature", "5", "--top-p", "0.9", "--seed", "1")
+    assert drawn != text("--temperature", "5", "--top-p", "0.9", "--seed", "2")
+
+
+def test_generate_reads_in_chunks_and_in_another_dtype(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[tuple[int, torch.dtype]] = []
+    stock = LlamaForCausalLM.forward
+
+    def forward(self: Any, *given: Any, **kwargs: Any) -> Any:
+        lengths.append((kwargs["input_ids"].shape[1], self.dtype))
+        return stock(self, *given, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", functools.wraps(stock)(forward))
+    run("generate", "--model", tiny, "--prompt", TEXT, "--max-new-tokens", "2", "--chunk", "100", "--dtype", "bfloat16")
+    read = [one for one in lengths if one[0] not in (1, 3)]  # a first forward of 3 tokens looks at the model
+    assert read == [(n, torch.bfloat16) for n in (100, 100, 100, len(TEXT) - 300)]
+
+
+def test_generate_uses_the_chat_template(tiny: str, tmp_path: Path) -> None:
+    for file in Path(tiny).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+    def seen(*more: str) -> int:
+        args = ("generate", "--model", str(tmp_path), "--prompt", TEXT, "-m", "full", "--max-new-tokens", "1", "--json")
+        return int(json.loads(run(*args, *more).stdout)["receipt"]["seen"][0]) - len(TEXT)
+
+    assert seen() == seen("--chat") == len("<user>")
+    assert seen("--no-chat") == seen("--raw") == 0
+    assert seen("--system", "Be brief.") == len("<system>Be brief.<user>")
+    args = ("generate", "--model", str(tmp_path), "--prompt", "a", "--system", "b", "--no-chat")
+    assert "--no-chat" in run(*args, code=2).stderr
+
+
+def test_the_reason_why_a_model_is_not_loaded_is_one_whole_line(tiny: str, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "generation_config.json"):
+        (tmp_path / name).write_bytes((Path(tiny) / name).read_bytes())
+    error = run("generate", "--model", str(tmp_path), "--prompt", "a", code=2).stderr
+    assert error.count("\n") == 1 and "tokenizer" in error and not error.strip().endswith(":")
+
+
+def test_without_a_model_generate_says_who_answers(capsys: Any) -> None:
+    result = run("generate", "--prompt", "The passcode is", "-m", "full", "--max-new-tokens", "1")
+    assert "--model" in result.stderr and "note" in result.stderr

@@ -207,3 +207,11 @@ def test_budgets_of_numpy() -> None:
 def test_a_budget_is_one_of_three(fields: dict[str, Any]) -> None:
     with pytest.raises(BudgetError):
         keepkv.Budget(**fields)
+
+
+def test_names_differ_in_case_as_one_likes() -> None:
+    model = t.LlamaForCausalLM(
+        t.LlamaConfig(hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
+    )
+    cache = keepkv.Cache(model, "SnapKV", "25%", store="Dense", codec="INT8")
+    assert (cache.settings.method.name, cache.layout, cache.codec) == ("snapkv", "dense", "int8")

@@ -105,7 +105,7 @@ def test_budget_in_bytes_is_kept(method: tuple[str, dict[str, Any]]) -> None:
             continue
         receipt = feed(cache, PROMPT)
         assert (0.93 if codec == "none" else 0.45) * BYTES < receipt.bytes <= BYTES, case
-        assert receipt.held == receipt.bytes and f"{receipt.bytes}B" in str(receipt)
+        assert receipt.held == receipt.bytes and f"{receipt.bytes:,} bytes" in str(receipt)
         assert cache.copy().report().bytes <= BYTES, case
         for _ in range(7 if every else 0):
             assert feed(cache, 1).bytes <= BYTES, case
@@ -157,7 +157,7 @@ def test_a_share_of_a_short_prompt_keeps_what_is_always_kept() -> None:
     """It says so: 0.05 of 100 tokens is 5, and 36 slots are kept. Tokens that fit are nothing to speak of."""
     with pytest.warns(UserWarning, match="fewer than 720 tokens that is below the 36 that 'snapkv'"):
         receipt = feed(keepkv.Cache(wide(), "snapkv", 0.05), 100)
-    assert receipt.kept[0] == [[36, 36]] and receipt.held == 0.36 and "budget held             0.36" in str(receipt)
+    assert receipt.kept[0] == [[36, 36]] and receipt.held == 0.36 and "held                36% of" in str(receipt)
     short = feed(keepkv.Cache(wide(), "snapkv", 0.05), 30)
     assert not short.compressed and short.held == 1.0 and "nothing was compressed" in str(short)
     assert feed(keepkv.Cache(wide(), "snapkv", 100), PROMPT).held == 100.0
@@ -207,6 +207,10 @@ def test_hybrid_models_count_their_sliding_layers() -> None:
         ("256MiB", Budget(bytes=256 << 20)),
         ("1.5 GB", Budget(bytes=1_500_000_000)),
         ("0.25", Budget(share=0.25)),
+        ("25%", Budget(share=0.25)),
+        (" 12.5 % ", Budget(share=0.125)),
+        ("100%", Budget(share=1.0)),
+        ("64 kib", Budget(bytes=64 << 10)),
         ("128", Budget(slots=128)),
     ],
 )
@@ -214,7 +218,7 @@ def test_budget_forms(given: Any, read: Budget) -> None:
     assert Budget.of(given) == read and Budget.of(read) == read and Budget.of(read.value) == read
 
 
-@pytest.mark.parametrize("given", [0, -3, 0.0, 1.5, True, "lots", "5 parsecs", None, [1]])
+@pytest.mark.parametrize("given", [0, -3, 0.0, 1.5, "0%", "150%", "5 %%", True, "lots", "5 parsecs", None, [1]])
 def test_impossible_budgets(given: Any) -> None:
     with pytest.raises(BudgetError, match="share"):
         Budget.of(given)

@@ -38,6 +38,7 @@ def calibrate(kind: str, model: PreTrainedModel, batches: Iterable[Tensor], comm
     command: the line that was typed, for the record. Raises ``UnknownName`` for a kind that is not registered, and
     ``CalibrationError`` where the model has no layer that can be compressed.
     """
+    kind = KINDS.named(kind)
     collect, sha, tokens = KINDS.factory(kind), hashlib.sha256(), 0
 
     def recorded() -> Iterator[Tensor]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from keepkv.core.options import Seed, taken
+from keepkv.core.registry import known_as
 from keepkv.core.when import When
-from keepkv.errors import KeepKVError, UnknownName
+from keepkv.errors import KeepKVError
 from keepkv.evaluation.setup import Variant
-from keepkv.methods.base import make_method, method_info
+from keepkv.methods import METHODS, make_method, method_info
 
+_WHEN = ("when.prefill", "when.every")
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -22,7 +25,8 @@ def options(pairs: list[str], method: str) -> dict[str, Any]:
     ``store``, ``seed`` and ``calibration`` (a file) are options of every cache. Raises ``KeepKVError`` where values do
     not fit.
     """
-    known = [*method_info(method).options, "store", "seed", "calibration"]
+    known = [*(_WHEN if "when" in method_info(method).options else ()), "store", "seed", "calibration"]
+    known += [key for key in method_info(method).options if key != "when"]
     found: dict[str, Any] = {}
     when: dict[str, Any] = {}
     for pair in pairs:
@@ -30,12 +34,11 @@ def options(pairs: list[str], method: str) -> dict[str, Any]:
         key = key.strip()
         if not equals or not key:
             raise KeepKVError(f"option {pair!r}: expected key=value")
-        if key.partition(".")[0] not in known:
-            raise UnknownName(f"option of {method}", key, known)
-        if key in ("when.prefill", "when.every"):
-            when[key.removeprefix("when.")] = _value(text)
-        elif key == "when":
+        if key == "when" and _WHEN[0] in known:
             raise KeepKVError(f"option {pair!r}: give when.prefill=immediate, when.prefill=deferred or when.every=64")
+        key = known_as(key, known, f"option of {method}")
+        if key in _WHEN:
+            when[key.removeprefix("when.")] = _value(text)
         else:
             found[key] = _value(text)
     found |= {"when": When(**when)} if when else {}
@@ -45,10 +48,11 @@ def options(pairs: list[str], method: str) -> dict[str, Any]:
     return found
 
 
-def variant(text: str) -> Variant:
-    """``keepkv`` or ``keepkv:key=zip,window=64``."""
+def variant(text: str, more: Sequence[str] = ()) -> Variant:
+    """``keepkv`` or ``keepkv:key=zip,window=64``; more: further pairs."""
     name, _, rest = text.partition(":")
-    return Variant(name, options([pair for pair in rest.split(",") if pair], name))
+    name = METHODS.named(name.strip())
+    return Variant(name, options([*(pair for pair in rest.split(",") if pair), *more], name))
 
 
 def read_text(path: str) -> str:

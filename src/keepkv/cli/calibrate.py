@@ -43,7 +43,7 @@ def calibrate(
       keepkv calibrate query-statistics --model Qwen/Qwen3-0.6B --text a.txt --text b.txt --out qwen3.safetensors
       keepkv calibrate query-statistics --text report.txt --tokens 100000 --length 4096 --out queries.safetensors --json
     """
-    KINDS.factory(kind)  # an unknown kind is refused before a model is loaded
+    kind = KINDS.named(kind)  # an unknown one is refused before a model is loaded
     path = folder(str(Path(out).expanduser().parent)) / Path(out).name
     words = [arguments.read_text(one) for one in text or []] or [document()]
     network, tokenizer = load(model, device)

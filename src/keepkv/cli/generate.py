@@ -2,75 +2,141 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 import typer
-from transformers import TextStreamer
 from typer import Option
 
-import keepkv
-from keepkv.cli import arguments
-from keepkv.cli.load import load
 from keepkv.cli.options import Budget, Device, Model, Texts
-from keepkv.cli.output import one_line_errors, print_json
-from keepkv.engine.versions import CACHE
+from keepkv.cli.output import one_line_errors, print_json, waiting
 from keepkv.errors import KeepKVError
-from keepkv.tasks.length import check_text, check_tokens
+
+UNFINISHED = "The answer is unfinished; the same command starts anew."
+EMBEDDED = (
+    "note: without --model the model in the package answers. It is tiny and reads only texts of keepkv's own tasks. "
+    "For your own text give --model DIRECTORY or --model NAME."
+)
 
 
 @one_line_errors
 def generate(
     prompt: Annotated[str | None, Option(help="The prompt.")] = None,
     prompt_file: Annotated[str | None, Option(help="File that holds the prompt; - for stdin.")] = None,
+    system: Annotated[str | None, Option(help="System message in front of the prompt, for chat models.")] = None,
+    chat: Annotated[
+        bool | None, Option("--chat/--no-chat", help="Use the model's chat template; the default where it has one.")
+    ] = None,
     model: Model = None,
-    method: Annotated[str, Option("--method", "-m", help="See `keepkv methods`.")] = "keepkv",
+    method: Annotated[str, Option("--method", "-m", help="NAME or NAME:key=value,key=value.")] = "keepkv",
     budget: Budget = "0.1",
     option: Annotated[
         Texts, Option("--option", "-o", help="key=value of the method, or when.every=64. Repeatable.")
     ] = None,
     max_new_tokens: Annotated[int, Option(min=1, help="Length of the answer at most.")] = 128,
-    raw: Annotated[bool, Option("--raw", help="Leave out the model's chat template.")] = False,
+    temperature: Annotated[
+        float | None, Option(min=0, help="Draw tokens at this temperature; the likeliest ones if absent or 0.")
+    ] = None,
+    top_p: Annotated[float | None, Option(min=0, max=1, help="Draw from the likeliest tokens of this share.")] = None,
+    top_k: Annotated[int | None, Option(min=1, help="Draw from so many of the likeliest tokens.")] = None,
+    seed: Annotated[int, Option(min=0, help="Random seed.")] = 0,
+    chunk: Annotated[
+        int | None, Option(min=1, help="Tokens of the prompt read at once, which bounds the memory; all if absent.")
+    ] = None,
+    dtype: Annotated[str, Option(help="auto (as the model was saved), float32, bfloat16 or float16.")] = "auto",
     device: Device = "auto",
+    device_map: Annotated[
+        str | None, Option(help="auto, balanced …: spread the model over devices, as transformers does.")
+    ] = None,
+    raw: Annotated[bool, Option("--raw", hidden=True, help="The former name of --no-chat.")] = False,
     as_json: Annotated[bool, Option("--json", help="JSON on stdout: the text and the receipt.")] = False,
 ) -> None:
     """Answer a prompt with a compressed cache: the text streams to stdout, then the receipt.
 
     \b
     Examples:
-      keepkv generate --prompt-file report.txt --budget 0.2
-      keepkv generate --model Qwen/Qwen3-0.6B -m snapkv -b 1024 --prompt-file a.txt
-      keepkv generate --prompt "Once upon a time" --option when.every=64 --json
+      keepkv generate --model Qwen/Qwen3-0.6B --prompt-file report.txt --budget 20%
+      keepkv generate --model Qwen/Qwen3-0.6B --prompt-file report.txt -m snapkv -b 1024 --chunk 2048
+      keepkv generate --model ./my-model --prompt "A story:" --temperature 0.7 -o when.every=64 --json
     """
+    import torch
+
+    import keepkv
+    from keepkv.cli import arguments
+    from keepkv.cli.load import load
+    from keepkv.engine.versions import CACHE
+    from keepkv.tasks.length import check_text, check_tokens
+
     if (prompt is None) == (prompt_file is None):
         raise KeepKVError("give the prompt with either --prompt TEXT or --prompt-file FILE")
-    text = arguments.read_text(prompt_file) if prompt_file is not None else prompt
-    options = arguments.options(option or [], method)
-    network, tokenizer = load(model, device)
-    check_text(tokenizer, network, str(text), "the prompt")
-    inputs = _inputs(tokenizer, str(text), raw).to(network.device)
-    check_tokens(network, inputs["input_ids"].shape[1], "the prompt", max_new_tokens)
-    cache = keepkv.Cache(network, method=method, budget=budget, **options)
-    out = network.generate(
-        **inputs,
-        **{CACHE: cache},
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        streamer=None if as_json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-    )
-    receipt = cache.report()
+    chosen, asked = arguments.variant(method, option or []), keepkv.Budget.of(budget)
+    text = arguments.read_text(prompt_file) if prompt_file is not None else str(prompt)
+    network, tokenizer = load(model, device, dtype=dtype, device_map=device_map)
+    if model is None:
+        print(EMBEDDED, file=sys.stderr)
+    check_text(tokenizer, network, text, "the prompt")
+    inputs = _inputs(tokenizer, text, system, False if raw else chat).to(network.device)
+    tokens = inputs["input_ids"].shape[1]
+    check_tokens(network, tokens, "the prompt", max_new_tokens)
+    cache = keepkv.Cache(network, chosen.method, asked, **{"seed": seed, **chosen.options})
+    drawing = _drawing(temperature, top_p, top_k)
+    torch.manual_seed(seed)
+    with ExitStack() as reading:
+        reading.enter_context(waiting(f"reading {tokens:,} tokens", UNFINISHED))
+        out = network.generate(
+            **inputs, **{CACHE: cache}, **drawing, max_new_tokens=max_new_tokens, prefill_chunk_size=chunk,
+            streamer=None if as_json else _Streamer(tokenizer, begins=reading.close),
+        )  # fmt: skip
     if as_json:
-        answer = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        print_json({"text": answer, "receipt": receipt.to_dict()})
+        answer = tokenizer.decode(out[0, tokens:], skip_special_tokens=True)
+        print_json({"text": answer, "receipt": cache.report().to_dict()})
     else:
-        typer.echo(f"\n{receipt}")
+        typer.echo(f"\n{cache.report()}")
 
 
-def _inputs(tokenizer: Any, text: str, raw: bool) -> Any:
-    if tokenizer.chat_template and not raw:
-        chat = [{"role": "user", "content": text}]
-        found = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+def _inputs(tokenizer: Any, text: str, system: str | None, chat: bool | None) -> Any:
+    if (chat or (system is not None and chat is not False)) and not tokenizer.chat_template:
+        raise KeepKVError("this model has no chat template, which --chat and --system need: leave them out")
+    if system is not None and chat is False:
+        raise KeepKVError("--system is part of a chat: leave out --system or --no-chat")
+    if tokenizer.chat_template and chat is not False:
+        said = [] if system is None else [{"role": "system", "content": system}]
+        said.append({"role": "user", "content": text})
+        found = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     else:
         found = tokenizer(text, return_tensors="pt")
     if not text or found["input_ids"].shape[1] == 0:
         raise KeepKVError("the prompt is empty")
     return found
+
+
+def _drawing(temperature: float | None, top_p: float | None, top_k: int | None) -> dict[str, Any]:
+    """How ``generate`` chooses tokens: the likeliest ones unless something was asked for."""
+    if temperature == 0 or (temperature, top_p, top_k) == (None, None, None):
+        return {"do_sample": False}
+    asked = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    return {"do_sample": True, **{name: x for name, x in asked.items() if x is not None}}
+
+
+class _Streamer:
+    """Prints tokens as they come, and says when the first one does: what is put before it is the prompt."""
+
+    def __init__(self, tokenizer: Any, begins: Callable[[], None]) -> None:
+        from transformers import TextStreamer
+
+        self.printer, self.begins, self.reads = (
+            TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+            begins,
+            True,
+        )
+
+    def put(self, value: Any) -> None:
+        if not self.reads:
+            self.begins()
+        self.reads = False
+        self.printer.put(value)
+
+    def end(self) -> None:
+        self.printer.end()

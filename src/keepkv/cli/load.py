@@ -2,39 +2,75 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
+from keepkv.cli.progress import waiting
+from keepkv.errors import KeepKVError, UnknownName
 
-from keepkv.errors import KeepKVError
+
+def one_line(error: Exception) -> str:
+    """The whole message of an error of transformers, on one line."""
+    return " ".join(str(error).split())
 
 
-def load(model: str | None, device: str = "auto") -> tuple[Any, Any]:
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load(
+    model: str | None, device: str = "auto", *, dtype: str = "auto", device_map: str | None = None
+) -> tuple[Any, Any]:
     """Model in evaluation mode and tokenizer, from a directory or a Hub name; the embedded ones for ``None``.
 
-    ``device`` is what torch calls it; ``"auto"`` is the first GPU where there is one.
+    device: what torch calls it; ``"auto"`` is the first GPU where there is one. dtype: of the weights; ``"auto"`` as
+    they were saved. device_map: what transformers takes; ``device`` is then left out of account.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
+    if dtype not in DTYPES:
+        raise UnknownName("dtype", dtype, DTYPES)
+    if device_map is not None and find_spec("accelerate") is None:
+        raise KeepKVError("--device-map needs accelerate, which is not installed: pip install accelerate")
+    with waiting("importing transformers"):
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from keepkv.embedded import embedded_model
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    name = embedded_model() if model is None else model
-    if name.startswith((".", "/", "~")):
-        name = str(Path(name).expanduser())
-        if not Path(name).is_dir():
-            raise KeepKVError(f"no model directory {name!r}")
+        from keepkv.embedded import embedded_model
+    name = _name(embedded_model() if model is None else model)
+    _quiet()
+    placed = {} if device_map is None else {"device_map": device_map}
+    local = Path(name).is_dir()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+        with waiting(f"loading {name}") if local else nullcontext():  # else transformers shows how far a download is
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **placed)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise KeepKVError(f"cannot load model {name!r}: {reason}") from error
+        raise KeepKVError(f"cannot load model {name!r}: {one_line(error)}") from error
+    if device_map is not None:
+        return loaded.eval(), tokenizer
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         return loaded.to(where).eval(), tokenizer
     except (RuntimeError, AssertionError) as error:
         raise KeepKVError(f"device {where!r}: {str(error).partition(chr(10))[0]}") from error
+
+
+def _name(model: str) -> str:
+    if not model.startswith((".", "/", "~")):
+        return model
+    path = Path(model).expanduser()
+    if not path.is_dir():
+        raise KeepKVError(f"no model directory {str(path)!r}")
+    return str(path)
+
+
+def _quiet() -> None:
+    """Of what transformers and the Hub say by themselves, only how far downloads are; reasons come with errors."""
+    from huggingface_hub.utils import logging as hub
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    hub.set_verbosity_error()  # one line for each time that it tries again
+    logging.disable_progress_bar()
+    enable_progress_bars()

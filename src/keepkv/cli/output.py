@@ -1,34 +1,33 @@
-"""What every verb prints through: results on stdout, progress and errors on stderr, JSON for machines."""
+"""What every verb prints through: results on stdout, errors on stderr, JSON for machines."""
 
 from __future__ import annotations
 
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
+from keepkv.cli.progress import ANEW, Advance, Step, progress, progress_rows, waiting
 from keepkv.errors import KeepKVError
-from keepkv.measure.rows import plain
+
+__all__ = [
+    "Advance", "Step", "console", "listing", "one_line_errors", "print_json", "progress", "progress_rows", "table",
+    "waiting",
+]  # fmt: skip
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Step = Callable[[str], None]
-Advance = Callable[[int, str], None]
+STOPPED = 130  # what a shell expects of a command that Ctrl-C ended
 
 
 def console() -> Console:
@@ -37,60 +36,73 @@ def console() -> Console:
 
 
 def one_line_errors(verb: Callable[P, R]) -> Callable[P, R]:
-    """Errors that keepkv raises on purpose end the verb with one line on stderr and exit code 2, not a traceback."""
+    """Errors that keepkv raises on purpose end the verb with one line on stderr and exit code 2, not a traceback;
+    Ctrl-C ends it with a line that says what was stopped and how to go on, and exit code 130."""
 
     @functools.wraps(verb)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return verb(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _note
+                return verb(*args, **kwargs)
         except KeepKVError as error:
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
             raise typer.Exit(2) from None
+        except KeyboardInterrupt as stopped:
+            print(f"\nstopped{f' {stopped}' if str(stopped) else f'. {ANEW}'}", file=sys.stderr)
+            raise typer.Exit(STOPPED) from None
 
     return run
 
 
+def _note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """A warning as a line for people, without the place in the source that gave it."""
+    print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def print_json(value: object) -> None:
     """``value`` as indented JSON on stdout; dataclasses as objects, anything else unknown as its ``repr``."""
+    from keepkv.measure.rows import plain
+
     json.dump(plain(value), sys.stdout, indent=2, ensure_ascii=False)
     sys.stdout.write("\n")
 
 
 def table(*columns: str, left: int = 1) -> Table:
-    """A table whose first ``left`` columns are text and whose others are numbers."""
-    made = Table(header_style="bold", box=None, pad_edge=False)
+    """A table whose first ``left`` columns are text and whose others are numbers. No name or number is broken."""
+    made = _Table(header_style="bold", box=None, pad_edge=False)
     for i, name in enumerate(columns):
-        made.add_column(name, justify="left" if i < left else "right", overflow="fold")
+        is_text = 0 < i < left
+        made.add_column(
+            name, justify="left" if i < left else "right", overflow="fold", no_wrap=not is_text,
+            min_width=_TEXT if is_text else None,
+        )  # fmt: skip
     return made
 
 
-def _bar(*columns: ProgressColumn, **more: Any) -> Progress:
-    """A bar on stderr; silent unless a person watches."""
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), *columns, console=Console(stderr=True),
-        disable=not sys.stderr.isatty(), transient=True, refresh_per_second=4, **more,
-    )  # fmt: skip
+def listing(rows: Iterable[tuple[str, Any]]) -> None:
+    """Print labels and values, a line each."""
+    made = Table(box=None, pad_edge=False, show_header=False)
+    made.add_column(no_wrap=True)
+    made.add_column()
+    for label, value in rows:
+        made.add_row(label, escape(str(value)))
+    console().print(made)
 
 
-@contextmanager
-def progress_rows(total: int) -> Iterator[Advance]:
-    """Yields a function that advances a bar by some rows and says what comes next; the bar has rate and time left."""
-    rate = TextColumn("{task.fields[rate]}")
-    with _bar(MofNCompleteColumn(), rate, TimeRemainingColumn(), speed_estimate_period=600) as bar:
-        task = bar.add_task("", total=total, rate="")
-
-        def advance(rows: int, what: str) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(task, advance=rows, rate="" if speed is None else f"{speed:.1f}/s")
-            if what:
-                bar.update(task, description=what)
-
-        yield advance
+_TEXT = 20  # columns at least for text that may be wrapped
 
 
-@contextmanager
-def progress(total: int) -> Iterator[Step]:
-    """Yields a function that says what comes next and advances a bar."""
-    with _bar(TimeElapsedColumn()) as bar:
-        task = bar.add_task("", total=total, completed=-1)  # nothing is done when the first step begins
-        yield lambda what: bar.update(task, description=what, advance=1)
+class _Table(Table):
+    """Where the terminal is too narrow for it, each row is its name, and what the columns say of it below."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if Measurement.get(console, options.update(width=10_000), self).minimum <= options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        names = [str(column.header) for column in self.columns[1:]]
+        for name, *cells in zip(*(list(column.cells) for column in self.columns), strict=True):
+            yield Text(str(name), style="bold")
+            pairs = (f"{label} {cell}".strip() for label, cell in zip(names, cells, strict=True) if str(cell))
+            said = [one.replace(" ", "\N{NO-BREAK SPACE}") for one in pairs]
+            yield Padding(Text("  ".join(said)), (0, 0, 0, 2))

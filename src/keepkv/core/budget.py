@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 
 from keepkv.core.options import MOST, UNFIT, Checked, Rate, Size, between, fitted, shown
+from keepkv.core.words import exact_size
 from keepkv.errors import BudgetError, KeepKVError
 
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_FORMS = "a share (float in (0, 1]), slots per KV head (int ≥ 1), or bytes for the whole cache ('256MiB')"
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_SIZES = {name.upper(): size for name, size in _UNITS.items()}  # their case does not matter
+_FORMS = (
+    "a share of the tokens (0.25 or '25%'), slots per KV head (an int, at least 1), or bytes for the whole cache "
+    "('256MiB')"
+)
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,13 @@ class Budget(Checked):
 
     @classmethod
     def _read(cls, text: str) -> Budget:
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*|%)\s*", text)
         if match:
             number, size, unit = match[1], float(match[1]), match[2].upper()
-            if unit in _UNITS and 1 <= size * _UNITS[unit] < 2**63:
-                return cls(bytes=int(size * _UNITS[unit]))
+            if unit in _SIZES and 1 <= size * _SIZES[unit] < 2**63:
+                return cls(bytes=int(size * _SIZES[unit]))
+            if unit == "%" and (share := fitted(Rate, size / 100)) is not UNFIT:
+                return cls(share=share)
             if not unit and size <= MOST:
                 return cls.of(size if "." in number else int(number))
         raise BudgetError(f"budget={shown(text)}: expected {_FORMS}; units: {', '.join(_UNITS)}")
@@ -76,8 +83,8 @@ class Budget(Checked):
 
     def __str__(self) -> str:
         if self.share is not None:
-            return f"{self.share:g} of the tokens"
-        return f"{self.slots} slots per head" if self.slots is not None else f"{self.bytes} bytes"
+            return f"{100 * self.share:g}% of the tokens"
+        return f"{self.slots} slots per head" if self.slots is not None else exact_size(self.bytes or 0)
 
     @property
     def value(self) -> float | int | str:

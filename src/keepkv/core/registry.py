@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 from keepkv.core.options import arguments, shown
@@ -10,6 +10,20 @@ from keepkv.errors import UnknownName
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def known_as(name: str, known: Iterable[str], kind: str) -> str:
+    """``name`` as it is written in ``known``: the same, or else the only one that differs in nothing but case.
+
+    Raises ``UnknownName``, which names the nearest one; kind: what it is a name of.
+    """
+    names = list(known)
+    if name in names:
+        return name
+    alike = [one for one in names if isinstance(name, str) and one.casefold() == name.casefold()]
+    if len(alike) != 1:
+        raise UnknownName(kind, name if isinstance(name, str) else shown(name), names)
+    return alike[0]
 
 
 class Registry(Generic[T]):
@@ -30,11 +44,13 @@ class Registry(Generic[T]):
 
         return enter
 
+    def named(self, name: str) -> str:
+        """``name`` as it is registered, which may differ in case; raises ``UnknownName`` with the nearest match."""
+        return known_as(name, self._factories, self.kind)
+
     def factory(self, name: str) -> Callable[..., T]:
         """The factory of ``name``; raises ``UnknownName`` with the nearest match."""
-        if not isinstance(name, str) or name not in self._factories:
-            raise UnknownName(self.kind, name if isinstance(name, str) else shown(name), self._factories)
-        return self._factories[name]
+        return self._factories[self.named(name)]
 
     def build(self, name: str, /, *given: Any, **options: Any) -> T:
         """Build the piece ``name`` with ``options``, and with what it must be ``given``; ``KeepKVError`` names the

@@ -27,7 +27,7 @@ from keepkv.engine.fingerprint import fingerprint, shape
 from keepkv.engine.layer import Layer
 from keepkv.engine.mask_rule import MaskRule, note_cache
 from keepkv.engine.model import inner_model, prepare_model
-from keepkv.engine.receipt import Receipt, make_receipt
+from keepkv.engine.receipt import Receipt, make_receipt, summary
 from keepkv.engine.state import CacheState, Settings
 from keepkv.engine.stock_layers import free_past
 from keepkv.errors import BudgetError, KeepKVError, UnsupportedModel
@@ -121,6 +121,9 @@ class Cache(stock.Cache):
     def report(self) -> Receipt:
         """The receipt: what was asked, kept, merged, dropped, and what it weighs now."""
         return make_receipt(self.layers, self.shared)
+
+    def __repr__(self) -> str:
+        return f"keepkv.Cache({summary(self.layers, self.shared) if 'shared' in self.__dict__ else 'not made yet'})"
 
     @property
     def compressing(self) -> bool:

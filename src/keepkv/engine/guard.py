@@ -87,12 +87,29 @@ def _generate(shadowed: Callable[..., Any]) -> Callable[..., Any]:
                 "text again in every step. Leave one of them out, or set model.generation_config.use_cache = True."
             )
         before = cache.get_seq_length()
+        _check_new(before, args, kwargs)
         set_offsets(self, cache)
         found = shadowed(self, *args, **kwargs)
         check_used(cache, before)
         return found
 
     return generate
+
+
+def _check_new(before: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse a whole text that is no longer than the ``before`` columns the cache has read: transformers would feed
+    some of it again behind itself."""
+    ids = next((x for x in (*args[:1], kwargs.get("inputs"), kwargs.get("input_ids")) if x is not None), None)
+    mask, given = kwargs.get("attention_mask"), kwargs.get("inputs_embeds")
+    given = ids if given is None else given
+    if given is None or not 0 < given.shape[1] <= before or (mask is not None and mask.shape[1] != given.shape[1]):
+        return  # a mask that is longer says that only what is new was given
+    raise CacheStateError(
+        f"this cache has read {before} tokens, and generate was given a text of {given.shape[1]}, which leaves nothing "
+        "new to read. For another answer to the same text, read it once and give each answer a cache.copy(); for "
+        "another text, call cache.reset() or make a new cache; to go on, give the whole text so far with what is new "
+        "behind it."
+    )
 
 
 def _prepare(shadowed: Callable[..., Any]) -> Callable[..., Any]:

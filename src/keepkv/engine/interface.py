@@ -49,7 +49,6 @@ def _over_slots(
     return layer.attend(module, query, rule, **kwargs)
 
 
-def register() -> None:
-    """Enter both functions into transformers' registries; changes nothing else."""
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, mask_rule)
+# Importing this module is what enters both functions into transformers' registries: whoever switches a model does.
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, mask_rule)

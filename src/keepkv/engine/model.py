@@ -49,6 +49,10 @@ def inner_model(model: Any) -> PreTrainedModel:
         inner = inner.get_base_model()
     if isinstance(inner, PreTrainedModel):
         return inner
+    if isinstance(model, str):
+        raise UnsupportedModel(
+            f"{model!r} is the name of a model. Give the model itself: AutoModelForCausalLM.from_pretrained({model!r})."
+        )
     remedy = "Give the model inside: model.module" if isinstance(getattr(model, "module", None), nn.Module) else (
         "Give a model that AutoModelForCausalLM.from_pretrained returns"
     )  # fmt: skip

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keepkv.core.budget import Budget
+from keepkv.core.words import counted, percent, size, spread
 from keepkv.engine.allowance import layer_budget
 from keepkv.engine.layer import Layer
 from keepkv.engine.state import CacheState
@@ -50,7 +52,7 @@ class Receipt:
     tokens. merged, dropped: slots, summed over layers, rows and heads. mass_dropped: share of the last query's
     attention that the dropped slots held when they were dropped, mean over layers; None where it could not be
     measured. largest_vote: most votes of a slot, 1.0 where none were merged. seconds: spent compressing. spans: None
-    where none were given.
+    where none were given. since: tokens that were read after the last compression, and are all held.
     """
 
     method: str
@@ -68,6 +70,7 @@ class Receipt:
     compressions: int
     seconds: float
     spans: SpanReceipt | None = None
+    since: int = 0
 
     @property
     def keep_rate(self) -> dict[str, float]:
@@ -98,27 +101,61 @@ class Receipt:
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of each line of the printed table."""
-        per_layer = [sum(map(sum, heads)) / max(1, sum(map(len, heads))) for heads in self.kept.values()]
-        span = f"{min(per_layer):.1f} to {max(per_layer):.1f} by layer" if per_layer else "no compressible layer"
         options = ", ".join(f"{k}={v}" for k, v in self.options.items())
-        mass = "unknown" if self.mass_dropped is None else f"{self.mass_dropped:.1%}"
-        lines = [
-            ("method", self.method + (f" ({options})" if options else "")),
-            ("budget asked", str(self.budget)),
-            ("budget held", f"{self.held}B" if isinstance(self.budget, str) else f"{self.held:.4g}"),
-            ("tokens seen", ", ".join(map(str, self.seen)) or "none"),
-            ("slots kept per head", span),
-            ("bytes", f"{self.bytes:,} of {self.full_bytes:,} = {self.ratio:.3f}"),
-            ("slots merged / dropped", f"{self.merged:,} / {self.dropped:,}"),
-            ("attention mass dropped", mass),
-            ("largest vote", f"{self.largest_vote:.1f}"),
-            ("compressions", f"{self.compressions} in {self.seconds:.3f} s"),
+        named = self.method + (f" ({options})" if options else "")
+        lines = [("method", named), ("budget", str(Budget.of(self.budget)))]
+        lines += [("note", text) for text in self._notes()]
+        if not self.seen:
+            return lines
+        lines += [
+            ("held", self._held()),
+            ("tokens read", ", ".join(f"{n:,}" for n in self.seen)),
+            ("slots per head", self._slots() if self.kept else "none"),
+            ("memory", f"{size(self.bytes)}; a plain cache takes {size(self.full_bytes)} (ratio {self.ratio:.3f})"),
         ]
-        if self.spans is not None:
-            lines += self.spans.rows()
-        if not self.compressed and self.method != "full":
-            lines.insert(1, ("NOTE", "nothing was compressed: the tokens fit the budget, or no compression was due"))
-        return lines
+        if self.compressed:
+            mass = "not known" if self.mass_dropped is None else f"{self.mass_dropped:.1%} of the last token's"
+            merged = f", {self.merged:,} merged into others" if self.merged else ""
+            lines += [("slots given up", f"{self.dropped:,} dropped{merged}"), ("attention given up", mass)]
+            if self.largest_vote > 1:
+                lines.append(("heaviest slot", f"counts as {counted(round(self.largest_vote), 'token')} in attention"))
+            lines.append(("compressions", f"{self._compressions()}, {self.seconds:.3g} s"))
+        return lines if self.spans is None else [*lines, *self.spans.rows()]
+
+    def _notes(self) -> list[str]:
+        """What must not be misread."""
+        if not self.seen:
+            return ["nothing read yet"]
+        notes = []
+        if not self.kept:
+            notes.append("no layer of this model can be compressed")
+        elif not self.compressed and self.method != "full":
+            notes.append("nothing was compressed: the tokens fit the budget, or no compression was due")
+        if self.ratio > 1:
+            notes.append(
+                "larger than a plain cache: positions, statistics and room for the next tokens are counted too"
+            )
+        return notes
+
+    def _held(self) -> str:
+        """What is held, in words, and whether the budget is met by it."""
+        said = f"{spread([self.held])} slots per head"
+        if isinstance(self.budget, str):
+            said = f"{self.bytes:,} bytes"
+        elif isinstance(self.budget, float):
+            said = f"{percent(self.held)} of the tokens"
+        more = f", with {counted(self.since, 'token')} read after the last compression"
+        return said + (more if self.compressed and self.since else "")
+
+    def _slots(self) -> str:
+        """Mean over the heads of each layer."""
+        return spread(sum(map(sum, heads)) / max(1, sum(map(len, heads))) for heads in self.kept.values())
+
+    def _compressions(self) -> str:
+        layers, times = len(self.kept), self.compressions // len(self.kept)
+        if self.compressions % layers:
+            return f"{counted(self.compressions, 'compression')} of single layers"
+        return counted(layers, "layer") + (f", {times} times each" if times > 1 else "")
 
     def __str__(self) -> str:
         rows = self.rows()
@@ -147,7 +184,19 @@ def make_receipt(layers: Sequence[Any], shared: CacheState) -> Receipt:
         compressions=sum(t.compressions for t in tallies),
         seconds=sum(t.seconds for t in tallies),
         spans=_span_receipt(shared, used),
+        since=min((x.progress.seen - x.progress.settled for x in used), default=0),
     )
+
+
+def summary(layers: Sequence[Any], shared: CacheState) -> str:
+    """A cache of ``layers`` as it stands, on one line."""
+    method, seen = shared.settings.method, shared.positions.seen
+    said = [method.name, f"budget {shared.settings.budget}"]
+    if seen is None:
+        return ", ".join([*said, "nothing read yet"])
+    most, rows = int(seen.max()) if len(seen) else 0, f" in the longest of {len(seen)} rows" if len(seen) > 1 else ""
+    held, full = allocated(x for layer in layers for x in held_by(layer)), sum(map(full_bytes, layers))
+    return ", ".join([*said, f"{counted(most, 'token')} read{rows}", f"{size(held)}, ratio {held / max(1, full):.3f}"])
 
 
 def _span_receipt(shared: CacheState, used: list[Layer]) -> SpanReceipt | None:

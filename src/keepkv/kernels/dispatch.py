@@ -39,6 +39,17 @@ def choose(backend: str | None, *tensors: Tensor | None) -> str:
     return "reference" if obstacle else "triton"
 
 
+def computing(device: torch.device) -> str:
+    """What computes on ``device`` where a call does not say, in words: the kernels, or plain torch and the reason."""
+    asked = os.environ.get(VARIABLE) or "auto"
+    if asked == "reference":
+        return f"plain torch, as {VARIABLE}=reference asks"
+    obstacle = (
+        "it is no CUDA device" if device.type != "cuda" else _obstacle_in_call([torch.empty(0, device=device)], False)
+    )
+    return "Triton" if obstacle is None else f"plain torch, for {obstacle}"
+
+
 def interpreting() -> bool:
     """Whether the environment told Triton to run kernels on the CPU, in Python; Triton reads it when it is imported."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec
 from keepkv.allocate.base import Allocate
 from keepkv.allocate.uniform import Uniform
 from keepkv.core.options import Checked, Count, arguments
-from keepkv.core.registry import Registry
+from keepkv.core.registry import Registry, known_as
 from keepkv.core.when import When
 from keepkv.errors import KeepKVError
 from keepkv.methods.presets import PRESETS
@@ -106,24 +106,24 @@ def make_method(method: str | Method, options: Mapping[str, Any]) -> Method:
         if options:
             raise KeepKVError(f"options {sorted(options)} were given beside a Method object; put them into the Method")
         return method
-    factory, own = _named(method)
+    _, factory, own = _named(method)
     return factory(**{**own, **options})
 
 
 def method_info(name: str) -> MethodInfo:
     """Paper, documentation and options of the method ``name``, or of what a preset of that name stands for."""
-    factory, own = _named(name)
-    method = PRESETS[name].method if name in PRESETS else name
+    method, factory, own = _named(name)
     doc = inspect.getdoc(factory) or ""
     options = {p.name: p.default for p in inspect.signature(factory).parameters.values()} | own
     return MethodInfo(method, _PAPERS.get(method, ""), doc.split("\n\n")[0].replace("\n", " "), doc, options)
 
 
-def _named(name: str) -> tuple[Callable[..., Method], dict[str, Any]]:
-    """The factory that a method's or a preset's name stands for, and the preset's options."""
-    if name in PRESETS:
-        return METHODS.factory(PRESETS[name].method), dict(PRESETS[name].options)
-    return METHODS.factory(name), {}
+def _named(name: str) -> tuple[str, Callable[..., Method], dict[str, Any]]:
+    """What ``name``, of a method or a preset, stands for: the method's name, its factory, and options of the preset."""
+    known = known_as(name, [*METHODS, *PRESETS], METHODS.kind)
+    preset = PRESETS.get(known)
+    method = known if preset is None else preset.method
+    return method, METHODS.factory(method), {} if preset is None else dict(preset.options)
 
 
 def methods() -> list[MethodInfo]:

@@ -10,7 +10,8 @@ def as_score(score: str | Score, window: int | None = None) -> Score:
     """A score by name, or as given; one that looks through the window of the prompt gets the method's own."""
     if not isinstance(score, str):
         return score
-    return SCORES.build(score, window=window) if score == "snapkv" and window else SCORES.build(score)
+    name = SCORES.named(score)
+    return SCORES.build(name, window=window) if name == "snapkv" and window else SCORES.build(name)
 
 
 def as_allocation(allocate: str | Allocate) -> Allocate:

@@ -13,7 +13,7 @@ from torch.nn import Module
 from keepkv.attention.part import Part
 from keepkv.core.layer_info import LayerInfo
 from keepkv.core.options import taken
-from keepkv.core.registry import Registry
+from keepkv.core.registry import Registry, known_as
 from keepkv.core.slots import Slots
 from keepkv.errors import KeepKVError, UnsupportedInput
 from keepkv.store.codec import CODECS, Codec, Plain
@@ -237,6 +237,7 @@ def choose(layout: str, codec: str, ragged: bool) -> tuple[str, str]:
     ragged: whether heads may keep different numbers of slots. Raises ``KeepKVError`` for a pair that does not work.
     """
     layout, codec = taken("Cache", "store", layout, str), taken("Cache", "codec", codec, str)
+    layout, codec = known_as(layout, ["auto", *FORMER, *STORES], "store"), CODECS.named(codec)
     if layout in FORMER:
         if codec not in ("none", FORMER[layout][1]):
             raise KeepKVError(
@@ -246,7 +247,6 @@ def choose(layout: str, codec: str, ragged: bool) -> tuple[str, str]:
         layout, codec = FORMER[layout]
     layout = ("ragged" if ragged else "dense") if layout == "auto" else layout
     kind: Any = STORES.factory(layout)
-    CODECS.factory(codec)
     if codec != "none" and not kind.encodes:
         raise KeepKVError(
             f"store {layout!r} holds slots as they are; codec={codec!r} needs a store that encodes them: "
