@@ -6,10 +6,16 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from keepkv.core.options import arguments, shown
-from keepkv.errors import UnknownName
+from keepkv.errors import NameTaken, UnknownName
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def owner(made: object) -> str:
+    """Where a class or function is defined: ``module.name``, the same when it is defined there again."""
+    named = made if hasattr(made, "__qualname__") else type(made)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 class Registry(Generic[T]):
@@ -19,16 +25,28 @@ class Registry(Generic[T]):
         self.kind = kind
         self._factories: dict[str, Callable[..., T]] = {}
 
-    def register(self, name: str) -> Callable[[F], F]:
-        """Decorator that enters a factory under ``name``; a name can be taken only once."""
+    def register(self, name: str, *, replace: bool = False) -> Callable[[F], F]:
+        """Decorator that enters a factory under ``name``.
+
+        What is defined again, as when a cell of a notebook is run twice, takes the place of its former self. The name
+        of another one raises ``NameTaken`` unless ``replace`` is set.
+        """
 
         def enter(factory: F) -> F:
-            if name in self._factories:
-                raise ValueError(f"{self.kind} {name!r} is registered already, by {self._factories[name]!r}")
+            held = self._factories.get(name)
+            if held is not None and not replace and owner(held) != owner(factory):
+                raise NameTaken(
+                    f"{self.kind} {name!r} is registered already, by {owner(held)}: give {owner(factory)} another "
+                    "name, or register it with replace=True to take the place of the first"
+                )
             self._factories[name] = factory
             return factory
 
         return enter
+
+    def name_of(self, made: object) -> str | None:
+        """The name under which the definition of ``made``, a class or a function, is registered; None for none."""
+        return next((name for name, factory in self._factories.items() if owner(factory) == owner(made)), None)
 
     def factory(self, name: str) -> Callable[..., T]:
         """The factory of ``name``; raises ``UnknownName`` with the nearest match."""
