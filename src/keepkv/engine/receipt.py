@@ -76,10 +76,10 @@ class Receipt:
 
     @property
     def held(self) -> float | int:
-        """What is held, in the unit of ``budget``: bytes; a share of the tokens, or slots per KV head, as the mean over
-        layers and heads in the row that holds most."""
+        """What is held, in the unit of ``budget``: bytes, or a share of them; a share of the tokens, or slots per KV
+        head, as the mean over layers and heads in the row that holds most."""
         if isinstance(self.budget, str):
-            return self.bytes
+            return self.ratio if self.budget.endswith("%bytes") else self.bytes
         rows = [[n for heads in row for n in heads] for row in zip(*self.kept.values(), strict=True)]
         slots = [sum(row) / max(1, len(row)) for row in rows]
         if isinstance(self.budget, float):
@@ -105,7 +105,7 @@ class Receipt:
         lines = [
             ("method", self.method + (f" ({options})" if options else "")),
             ("budget asked", str(self.budget)),
-            ("budget held", f"{self.held}B" if isinstance(self.budget, str) else f"{self.held:.4g}"),
+            ("budget held", f"{self.held}B" if isinstance(self.held, int) else f"{self.held:.4g}"),
             ("tokens seen", ", ".join(map(str, self.seen)) or "none"),
             ("slots kept per head", span),
             ("bytes", f"{self.bytes:,} of {self.full_bytes:,} = {self.ratio:.3f}"),

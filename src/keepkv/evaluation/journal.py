@@ -29,7 +29,13 @@ class Journal(Generic[R]):
         run = json.loads(json.dumps(setup.to_dict() | {"environment": plain(made_with)}))  # as it is read again
         path = folder / RUN
         if path.exists():
-            if (held := _run_of(path)) != run:
+            held = _run_of(path)
+            if "shares" not in held:
+                raise KeepKVError(
+                    f"{str(folder)!r} was made by an earlier version of keepkv, when a share as budget was one of the "
+                    "bytes. `keepkv report` reads it as it is; give another directory to what is run now."
+                )
+            if held != run:
                 changed = sorted(key for key in {*held, *run} if held.get(key) != run.get(key))
                 raise KeepKVError(
                     f"{str(folder)!r} holds another evaluation, which differs in {', '.join(changed)}. Give another "

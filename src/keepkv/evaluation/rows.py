@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
+from keepkv.core.budget import Budget
 from keepkv.measure.environment import MadeWith
 from keepkv.measure.rows import IF_KNOWN, INLINE, Row
 
@@ -15,7 +17,8 @@ BudgetAsked = float | int | str  # a budget, as ``keepkv.Budget`` takes it
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Row):
-    """What a reader needs of ``run.json``, which holds all of a ``Setup``. items: of each task, length and seed."""
+    """What a reader needs of ``run.json``, which holds all of a ``Setup``. items: of each task, length and seed.
+    shares: what budgets below 1 are shares of; bytes where nothing says so, as in files of earlier versions."""
 
     model: str
     tasks: list[str]
@@ -26,6 +29,13 @@ class Run(Row):
     items: int
     seeds: list[int]
     environment: MadeWith
+    shares: Literal["bytes", "tokens"] = "bytes"
+
+    def named(self, budget: BudgetAsked) -> BudgetAsked:
+        """``budget`` of a row of this run as it is written today: ``10%bytes`` for a bare share of bytes."""
+        if self.shares == "bytes" and isinstance(budget, float) and budget < 1:
+            return Budget(share_of_bytes=budget).value
+        return budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +52,14 @@ class CellKey(Row):
     def cell(self) -> tuple[str, int, str, str, BudgetAsked]:
         """Equal in all rows of a cell."""
         return self.task, self.length, self.mode, self.method, self.budget
+
+
+C = TypeVar("C", bound=CellKey)
+
+
+def named(rows: Iterable[C], run: Run) -> list[C]:
+    """``rows`` of ``run`` with their budgets as they are written today."""
+    return [row if (now := run.named(row.budget)) == row.budget else replace(row, budget=now) for row in rows]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ class Setup:
     methods differ in what they choose alone; None leaves a method's own. every: decoded tokens between compressions in
     tasks that decode long. plain: tasks in plain English. slack: tokens that a reply may have beyond those of the
     answer. questions: what methods that rehearse are told may be asked, each with the beginning of a reply; never those
-    that are asked. A share as budget is a share of the *bytes* of a plain cache.
+    that are asked. budgets: as ``keepkv.Budget`` reads them; ``"10%bytes"`` holds the bytes of all methods equal.
     """
 
     model: str
@@ -84,8 +84,7 @@ class Setup:
                 raise KeepKVError(
                     f"{name} has {held} items, and {self.items} were asked for: give --items {held} or less"
                 )
-        for budget in self.budgets:
-            Budget.of(budget)
+        object.__setattr__(self, "budgets", tuple(dict.fromkeys(Budget.of(budget).value for budget in self.budgets)))
         for mode in self.modes:
             if mode not in MODES:
                 raise KeepKVError(f"mode {mode!r}: supported are {' and '.join(MODES)}")
@@ -128,4 +127,5 @@ class Setup:
         """Plain data, as ``run.json`` holds it."""
         methods = [variant.label for variant in self.methods()]
         held: dict[str, Any] = plain(self)
-        return held | {"variants": plain([(v.method, v.options) for v in self.variants]), "methods": methods}
+        held |= {"variants": plain([(v.method, v.options) for v in self.variants]), "methods": methods}
+        return held | {"shares": "tokens"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from keepkv.errors import KeepKVError
-from keepkv.evaluation.rows import CELLS, ITEMS, RUN, SPEED, CellRow, ItemRow, Run, SpeedRow
+from keepkv.evaluation.rows import CELLS, ITEMS, RUN, SPEED, CellRow, ItemRow, Run, SpeedRow, named
 from keepkv.measure.files import read_rows, text_of, write
 from keepkv.measure.interval import bootstrap, mean, mean_low_high
 from keepkv.measure.rows import RowError
@@ -24,7 +24,7 @@ def summarise(folder: Path) -> list[CellRow]:
         run = Run.from_line(text_of(folder / RUN), RUN)
     except RowError as error:
         raise KeepKVError(f"{str(folder)!r} holds no evaluation: {error}") from error
-    items, speed = read_rows(folder, ITEMS, ItemRow), read_rows(folder, SPEED, SpeedRow)
+    items, speed = named(read_rows(folder, ITEMS, ItemRow), run), named(read_rows(folder, SPEED, SpeedRow), run)
     each_once((*row.cell, row.seed) for row in items)
     each_once((*row.cell, *row.seeds) for row in speed)
     found = cells(items, speed, run)

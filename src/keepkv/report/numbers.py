@@ -6,8 +6,10 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
+from keepkv.core.budget import Budget
 from keepkv.evaluation.leakage.curves import curves, peak
 from keepkv.evaluation.leakage.rows import LeakageRow
 from keepkv.evaluation.rows import BudgetAsked, CellKey, CellRow, ItemRow
@@ -90,11 +92,19 @@ class Report:
         return sorted((c for c in worse if c.task != ALL and c.method != "random"), key=lambda c: c.minus_full or 0)
 
 
+@lru_cache(typed=True)
 def budget_label(budget: BudgetAsked) -> str:
-    """``10 %``, ``512 slots`` or ``256MiB``."""
-    if isinstance(budget, float):
-        return f"{100 * budget:g} %"
-    return f"{budget} slots" if isinstance(budget, int) else budget
+    """``10 %``, ``10 % of bytes``, ``512 slots`` or ``256MiB``."""
+    if isinstance(budget, int):
+        return f"{budget} slots"
+    share = share_of(budget)
+    return str(budget) if share is None else f"{100 * share:g} %" + (" of bytes" if isinstance(budget, str) else "")
+
+
+def share_of(budget: BudgetAsked) -> float | None:
+    """The share, of tokens or of bytes, that ``budget`` is; None for slots and for bytes."""
+    asked = Budget.of(budget)
+    return asked.share if asked.share is not None else asked.share_of_bytes
 
 
 def arrange(evaluation: Evaluation, step: Callable[[str], None] = lambda what: None) -> Report:
@@ -105,9 +115,10 @@ def arrange(evaluation: Evaluation, step: Callable[[str], None] = lambda what: N
     modes = _order(run.modes, (cell.mode for cell in cells))
     lengths = sorted({cell.length for cell in cells})
     asked = list({budget_label(c.budget): c.budget for c in cells if c.method != "full"}.values()) or [1.0]
-    asked.sort(key=lambda one: (isinstance(one, str), isinstance(one, int), one if not isinstance(one, str) else 0))
-    shares = [one for one in asked if isinstance(one, float)]
-    budget = budget_label(min(shares, key=lambda one: abs(math.log(one / USUAL)))) if shares else budget_label(asked[0])
+    asked.sort(key=_rank)
+    shares = {one: share for one in asked if (share := share_of(one)) is not None}
+    usual = min(shares, key=lambda one: abs(math.log(shares[one] / USUAL))) if shares else asked[0]
+    budget = budget_label(usual)
     found = [*pooled, *cells]
     mode = modes[0]
     held = {(cell.length, cell.task) for cell in cells if cell.mode == mode}
@@ -145,13 +156,20 @@ def _order(given: Sequence[str], found: Iterable[str]) -> list[str]:
     return [*(one for one in dict.fromkeys(given) if one in held), *(one for one in held if one not in given)]
 
 
+def _rank(budget: BudgetAsked) -> tuple[int, float]:
+    """Where a budget stands in a row of them: shares of the tokens, of the bytes, slots, then bytes."""
+    one = Budget.of(budget)
+    amounts = (one.share, one.share_of_bytes, one.slots, one.bytes)
+    return next((kind, float(amount)) for kind, amount in enumerate(amounts) if amount is not None)
+
+
 def _positions(asked: Sequence[BudgetAsked]) -> list[float]:
     """Where budgets stand on an axis from 0 to 1: by their logarithm where all are shares, else evenly."""
     if len(asked) < 2:
         return [0.5] * len(asked)
-    if shares := [math.log(one) for one in asked if isinstance(one, float)]:
-        if len(shares) == len(asked):
-            return [(one - shares[0]) / (shares[-1] - shares[0]) for one in shares]
+    shares = [math.log(share) for one in asked if (share := share_of(one)) is not None]
+    if len(shares) == len(asked) and len({_rank(one)[0] for one in asked}) == 1:
+        return [(one - shares[0]) / (shares[-1] - shares[0]) for one in shares]
     return [i / (len(asked) - 1) for i in range(len(asked))]
 
 
