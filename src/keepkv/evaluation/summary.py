@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from keepkv import tasks
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.rows import CELLS, ITEMS, RUN, SPEED, CellRow, ItemRow, Run, SpeedRow, named
 from keepkv.measure.files import read_rows, text_of, write
-from keepkv.measure.interval import bootstrap, mean, mean_low_high
+from keepkv.measure.interval import Estimate, bootstrap, mean, mean_low_high, mean_of_means
 from keepkv.measure.rows import RowError
 
 Key = tuple[Any, ...]
@@ -63,6 +64,13 @@ def per_second(batches: Sequence[SpeedRow]) -> tuple[float | None, float | None]
     read_s, written_s = sum(row.prefill_s for row in batches), sum(row.answer_s for row in batches)
     read = sum(row.tokens_read for row in batches) / read_s if read_s > 0 else None
     return read, sum(row.tokens_written for row in batches) / written_s if written_s > 0 else None
+
+
+def over_tasks(scores: Mapping[str, Sequence[float]]) -> Estimate | None:
+    """The score over all tasks, given the scores of each task's items: the mean of the tasks' means, each of the same
+    weight, without tasks that are not to be pooled. None where fewer than two are left."""
+    counted = [held for name, held in scores.items() if held and tasks.pooled(name)]
+    return mean_of_means(counted) if len(counted) > 1 else None
 
 
 def _cell(rows: list[ItemRow], full: dict[Key, float | None], batches: list[SpeedRow], run: Run) -> CellRow:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
+from keepkv import tasks
 from keepkv.core.budget import Budget
 from keepkv.evaluation.leakage.curves import curves, peak
 from keepkv.evaluation.leakage.rows import LeakageRow
 from keepkv.evaluation.rows import BudgetAsked, CellKey, CellRow, ItemRow
 from keepkv.evaluation.setup import BASELINES
-from keepkv.evaluation.summary import per_second
-from keepkv.measure.interval import bootstrap, mean, mean_low_high
+from keepkv.evaluation.summary import over_tasks, per_second
+from keepkv.measure.interval import mean, mean_low_high
 from keepkv.report.read import Evaluation
 
 T = TypeVar("T")
@@ -174,13 +175,13 @@ def _positions(asked: Sequence[BudgetAsked]) -> list[float]:
 
 
 def _pool(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[CellRow], list[str]]:
-    """One cell for each mode, length, method and budget, over the items of all tasks, a failed item as 0.
+    """One cell for each mode, length, method and budget, over all tasks (``over_tasks``), a failed item as 0.
 
-    The unit of the bootstrap is the item, and the same items are drawn for every method: differences are paired. A
-    method that was not given all of the items has no pooled score, which a note says.
+    The same items are drawn for every method: differences are paired. A method that was not given all of the items has
+    no pooled score, which a note says.
     """
     panels: dict[tuple[str, int], dict[tuple[str, str], dict[tuple[str, int], ItemRow]]] = defaultdict(dict)
-    for item in evaluation.items:
+    for item in filter(lambda item: tasks.pooled(item.task), evaluation.items):
         own = panels[item.mode, item.length].setdefault((item.method, budget_label(item.budget)), {})
         own[item.task, item.seed] = item
     batches, parts = _grouped(evaluation.speed), _grouped(evaluation.cells)
@@ -196,12 +197,14 @@ def _pool(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[Cel
             if len(items) < len(wanted):
                 short[mode, length, len(items), len(wanted)].append(method)
                 continue
-            scores = [items[key].score or 0.0 for key in wanted]
-            score, low, high = mean_low_high(bootstrap(scores))
-            known = len(full) == len(wanted)
-            pairs = [a - (full[key].score or 0.0) for a, key in zip(scores, wanted, strict=True)] if known else []
-            minus, minus_low, minus_high = mean_low_high(bootstrap(pairs) if pairs else None)
-            of = parts[mode, length, method, budget]
+            scores, pairs = defaultdict(list), defaultdict(list)
+            for key in wanted:
+                scores[key[0]].append(items[key].score or 0.0)
+                if len(full) == len(wanted):
+                    pairs[key[0]].append((items[key].score or 0.0) - (full[key].score or 0.0))
+            score, low, high = mean_low_high(over_tasks(scores))
+            minus, minus_low, minus_high = mean_low_high(over_tasks(pairs))
+            of = [cell for cell in parts[mode, length, method, budget] if tasks.pooled(cell.task)]
             read, written = per_second(batches[mode, length, method, budget])
             made.append(
                 CellRow(
