@@ -220,9 +220,11 @@ def test_what_was_run_item_by_item_is_found_again(tmp_path: Any, loaded: Any, mo
         tasks._TASKS.pop(task.name)
 
 
-def test_a_task_that_does_not_fit_fails_for_every_method(tmp_path: Any, loaded: Any) -> None:
-    found = evaluate(*loaded, setup(lengths=(12,), items=1), tmp_path)
-    assert all(cell.failed == 1 and "TaskError" in (cell.error or "") for cell in found)
+def test_a_length_that_a_task_cannot_make_is_refused_before_anything_is_run(tmp_path: Any, loaded: Any) -> None:
+    """Before: a table of rows that failed, and the reason after it."""
+    with pytest.raises(KeepKVError, match=r"task niah-multikey-1 of 12 tokens: \d+ facts need"):
+        evaluate(*loaded, setup(lengths=(256, 12), items=1), tmp_path / "none")
+    assert not (tmp_path / "none" / "run.json").exists()
 
 
 def test_wherever_a_run_is_cut_it_ends_the_same(tmp_path: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:

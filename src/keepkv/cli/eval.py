@@ -13,7 +13,7 @@ from typer import Option
 from keepkv import tasks as known_tasks
 from keepkv.cli import arguments
 from keepkv.cli.load import load
-from keepkv.cli.options import AsJson, Device, Model, Texts
+from keepkv.cli.options import AsJson, Device, Import, Model, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, table
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.rows import CellRow
@@ -50,6 +50,7 @@ def evaluation(
     ] = None,
     device: Device = "auto",
     out: Annotated[str | None, Option(help="Directory of the results; an unfinished run in it is resumed.")] = None,
+    imports: Import = None,
     as_json: AsJson = False,
 ) -> None:
     """Score methods on generated tasks that need no network, beside the full cache, random and a plain eviction.

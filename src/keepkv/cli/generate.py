@@ -11,7 +11,7 @@ from typer import Option
 import keepkv
 from keepkv.cli import arguments
 from keepkv.cli.load import load
-from keepkv.cli.options import Budget, Device, Model, Texts
+from keepkv.cli.options import Budget, Device, Import, Model, Texts
 from keepkv.cli.output import one_line_errors, print_json
 from keepkv.engine.versions import CACHE
 from keepkv.errors import KeepKVError
@@ -31,6 +31,7 @@ def generate(
     max_new_tokens: Annotated[int, Option(min=1, help="Length of the answer at most.")] = 128,
     raw: Annotated[bool, Option("--raw", help="Leave out the model's chat template.")] = False,
     device: Device = "auto",
+    imports: Import = None,
     as_json: Annotated[bool, Option("--json", help="JSON on stdout: the text and the receipt.")] = False,
 ) -> None:
     """Answer a prompt with a compressed cache: the text streams to stdout, then the receipt.

@@ -1,4 +1,7 @@
-"""Names for pieces: one small registry, used for scores, allocations, reductions, stores and methods."""
+"""Names for pieces: one small registry, used for scores, allocations, reductions, stores and methods.
+
+A name that is not known, and a list of names, bring in what installed packages register (``core.plugins``).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from keepkv.core.options import arguments, shown
+from keepkv.core.plugins import load_packages
 from keepkv.errors import NameTaken, UnknownName
 
 T = TypeVar("T")
@@ -50,7 +54,7 @@ class Registry(Generic[T]):
 
     def factory(self, name: str) -> Callable[..., T]:
         """The factory of ``name``; raises ``UnknownName`` with the nearest match."""
-        if not isinstance(name, str) or name not in self._factories:
+        if name not in self:
             raise UnknownName(self.kind, name if isinstance(name, str) else shown(name), self._factories)
         return self._factories[name]
 
@@ -62,7 +66,10 @@ class Registry(Generic[T]):
         return factory(*bound.args, **bound.kwargs)
 
     def __iter__(self) -> Iterator[str]:
+        load_packages()
         return iter(sorted(self._factories))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._factories
+        if isinstance(name, str) and name not in self._factories:
+            load_packages()
+        return isinstance(name, str) and name in self._factories

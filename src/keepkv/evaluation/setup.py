@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import product
 from typing import Annotated, Any
 
 from keepkv import tasks
 from keepkv.core.budget import Budget
 from keepkv.core.options import between, taken
+from keepkv.core.when import When
 from keepkv.errors import KeepKVError
 from keepkv.measure.rows import method_label, plain
 
@@ -84,7 +85,8 @@ class Setup:
                 raise KeepKVError(
                     f"{name} has {held} items, and {self.items} were asked for: give --items {held} or less"
                 )
-        object.__setattr__(self, "budgets", tuple(dict.fromkeys(Budget.of(budget).value for budget in self.budgets)))
+        budgets = dict.fromkeys(map(Budget.of, self.budgets))
+        object.__setattr__(self, "budgets", tuple(budget.value for budget in budgets))
         for mode in self.modes:
             if mode not in MODES:
                 raise KeepKVError(f"mode {mode!r}: supported are {' and '.join(MODES)}")
@@ -129,3 +131,19 @@ class Setup:
         held: dict[str, Any] = plain(self)
         held |= {"variants": plain([(v.method, v.options) for v in self.variants]), "methods": methods}
         return held | {"shares": "tokens"}
+
+    @classmethod
+    def from_dict(cls, held: dict[str, Any]) -> Setup:
+        """The setup that ``to_dict`` made ``held`` of."""
+        given = {one.name: _tuples(held[one.name]) for one in fields(cls) if one.name in held}
+        variants = ((name, _options(options)) for name, options in held["variants"])
+        return cls(**{**given, "variants": tuple(Variant(name, options) for name, options in variants)})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _options(held: dict[str, Any]) -> dict[str, Any]:
+    when = held.get("when")
+    return held | ({"when": When(**when)} if isinstance(when, dict) else {})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +80,6 @@ def _cell(rows: list[ItemRow], full: dict[Key, float | None], batches: list[Spee
     score, low, high = mean_low_high(bootstrap(scores) if scores else None)
     minus, minus_low, minus_high = mean_low_high(bootstrap(pairs) if pairs else None)
     read, written = per_second(batches)
-    # A peer runs in an environment of its own.
-    made_with = replace(run.environment, versions=first.versions) if first.versions else run.environment
     return CellRow(
         task=first.task, length=first.length, mode=first.mode, method=first.method, budget=first.budget,
         n=len(scored), questions=sum(len(row.scores) for row in scored), failed=len(rows) - len(scored),
@@ -93,5 +90,6 @@ def _cell(rows: list[ItemRow], full: dict[Key, float | None], batches: list[Spee
         leaked=mean([leaked for row in scored for leaked in row.leaked]),
         peak_bytes=max((row.peak_bytes for row in batches if row.peak_bytes is not None), default=None),
         read_per_s=read, written_per_s=written,
-        error=next((row.error for row in rows if row.error is not None), None), seed=run.seeds, made_with=made_with,
+        error=next((row.error for row in rows if row.error is not None), None), seed=run.seeds,
+        made_with=run.made_with(first),
     )  # fmt: skip
