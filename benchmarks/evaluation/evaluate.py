@@ -1,10 +1,12 @@
 """Every method × budget × task on the embedded model, with the tables and the page that come of it.
 
     python -m benchmarks.evaluation.evaluate --work DIRECTORY [--workers 2] [--share 1.0] [--out DIRECTORY]
+    python -m benchmarks.evaluation.evaluate --work DIRECTORY --add kvzip compactor
 
 Runs ``keepkv eval`` once per group of tasks, as many at a time as there are workers; each resumes what an earlier call
 left unfinished in ``--work``. Then joins them, sums up, and writes what belongs under version control to ``--out``.
-``--share`` scales the number of items. Hours on two cores.
+``--share`` scales the number of items. Hours on two cores. ``--add`` runs these methods alone and joins them with the
+rows that are there: the full cache, random and snapkv run again beside them and must score every item as before.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from keepkv.evaluation.rows import CELLS, ITEMS, MAPS, RUN, SPEED
+from keepkv.evaluation.rows import CELLS, ITEMS, MAPS, RUN, SPEED, Run
 from keepkv.evaluation.summary import summarise
 from keepkv.measure.files import read_lines
 
@@ -29,12 +32,14 @@ from .scores import peers, tables
 METHODS = (
     "random", "streaming-llm", "knorm", "keydiff", "snapkv", "pyramidkv", "h2o", "tova", "expected-attention", "adakv",
     "adakv:score=keydiff", "cam", "d2o", "keepkv", "keepkv:key=bias", "keepkv:key=zip", "keepkv:key=code",
-    "keepkv:score=snapkv", "keepkv:score=snapkv,key=zip", "keepkv:score=snapkv,threshold=none",
+    "keepkv:score=snapkv", "keepkv:score=snapkv,key=zip", "keepkv:score=snapkv,threshold=none", "keepkv2", "compactor",
+    "kvzip", "g-kv", "r-kv", "attention-matching", "grkv", "reskv",
 )  # fmt: skip
 # Their statistics take every query of every prompt: with a prompt per question, hours.
 CHEAP = tuple(name for name in METHODS if name not in ("cam", "d2o"))
 AGREEMENT = "agreement-kvpress.json"
-BUDGETS = ("0.05", "0.1", "0.2", "0.5", "1.0")
+Record = dict[str, Any]
+BUDGETS = ("5%bytes", "10%bytes", "20%bytes", "50%bytes", "1.0")
 SLOTS = ("32", "64", "128")  # of replies that grow: a fixed memory, whatever has been seen
 
 
@@ -84,12 +89,18 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--share", type=float, default=1.0, help="of the items of each part")
     parser.add_argument("--parts", nargs="*", help="only these")
+    parser.add_argument("--add", nargs="+", metavar="METHOD", help="run these alone and keep the rows in --out")
+    parser.add_argument("--budgets", nargs="+", help="only these, where shares are asked for")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     a = parser.parse_args()
     parts = [part for part in PARTS if not a.parts or part.name in a.parts]
+    if a.add:
+        parts = [replace(part, methods=tuple(a.add)) for part in parts]
+    if a.budgets:
+        parts = [replace(part, budgets=tuple(a.budgets)) if part.budgets == BUDGETS else part for part in parts]
     with ThreadPoolExecutor(a.workers) as pool:
         list(pool.map(lambda part: run(part, a.work / part.name, a.share), parts))
-    join([a.work / part.name for part in parts], a.out)
+    join([a.work / part.name for part in parts], a.out, kept=bool(a.add))
 
 
 def run(part: Part, folder: Path, share: float) -> None:
@@ -99,37 +110,71 @@ def run(part: Part, folder: Path, share: float) -> None:
     print(f"{part.name}: {'done' if done.returncode == 0 else done.stderr.strip()}", flush=True)
 
 
-def join(parts: list[Path], out: Path) -> None:
-    """One evaluation of all parts in ``out``: rows compressed and without the replies, which can be made again."""
+def join(parts: list[Path], out: Path, kept: bool = False) -> None:
+    """One evaluation of all parts in ``out``: rows compressed and without the replies, which can be made again. kept:
+    beside the rows that are there; what both have must have the same score, and stays as it is."""
     out.mkdir(parents=True, exist_ok=True)
     runs = [json.loads((part / RUN).read_text()) for part in parts]
-    whole = runs[0] | {
-        key: list(dict.fromkeys(value for run in runs for value in run[key]))
+    held = json.loads((out / RUN).read_text()) if kept else None
+    named = Run.from_dict(held).named if held else lambda budget: budget
+    merged = [held | {"budgets": [named(one) for one in held["budgets"]]}, *runs] if held else runs
+    whole = merged[0] | {
+        key: list(dict.fromkeys(value for run in merged for value in run[key]))
         for key in ("tasks", "lengths", "modes", "methods", "budgets")
     }
-    whole["items"] = max(run["items"] for run in runs)
-    whole["parts"] = [{key: run[key] for key in ("tasks", "modes", "lengths", "budgets", "items")} for run in runs]
-    (out / RUN).write_text(json.dumps(whole, indent=1) + "\n")
+    whole["items"] = max(run["items"] for run in merged)
+    described = [
+        {key: run[key] for key in ("tasks", "modes", "lengths", "budgets", "items", "methods")} for run in runs
+    ]
+    whole["parts"] = [*(held["parts"] if held else []), *described]
+    whole["shares"] = "tokens"
     for name in (ITEMS, SPEED, MAPS):
         rows = [row for part in parts for row in read_lines(part, name)]
         if name == ITEMS:
             rows = [row | {"replies": []} for row in rows]
         if name == MAPS:  # a picture of each method is enough
-            rows = [row for row in rows if row["task"] in ("niah-multikey-1", "secret") and row["budget"] in (0.1, 0.2)]
-            rows = [row for row in rows if row["mode"] == "agnostic"]
+            rows = [row for row in rows if row["task"] in ("niah-multikey-1", "secret")]
+            rows = [row for row in rows if row["budget"] in ("10%bytes", "20%bytes") and row["mode"] == "agnostic"]
+        if held:
+            versions = runs[0]["environment"]["versions"]
+            other = {"versions": versions} if name == ITEMS and versions != held["environment"]["versions"] else {}
+            earlier = [row | {"budget": named(row["budget"])} for row in read_lines(out, name)]
+            rows = beside(earlier, [row | other for row in rows], name)
         with gzip.GzipFile(out / f"{name}.gz", "wb", mtime=0) as file:
             file.write("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows).encode())
-    agreement = {part.name: json.loads(path.read_text()) for part in parts if (path := part / AGREEMENT).exists()}
-    (out / AGREEMENT).write_text(json.dumps(agreement, indent=1) + "\n")
+    (out / RUN).write_text(json.dumps(whole, indent=1) + "\n")
+    if not held:
+        agreement = {part.name: json.loads(path.read_text()) for part in parts if (path := part / AGREEMENT).exists()}
+        (out / AGREEMENT).write_text(json.dumps(agreement, indent=1) + "\n")
+    (out / f"{CELLS}.gz").unlink(missing_ok=True)
     summarise(out)
     cells = list(read_lines(out, CELLS))
     items = list(read_lines(out, ITEMS))
     (out / f"{CELLS}.gz").write_bytes(gzip.compress((out / CELLS).read_bytes(), mtime=0))
     for path in (out / CELLS, (out / CELLS).with_suffix(".csv")):
         path.unlink()
-    (out / "scores.md").write_text(tables(cells, whole))
+    (out / "scores.md").write_text(tables(cells, items, whole))
     (out / "kvpress.md").write_text(peers(items))
     (out / "keepkv-modes.md").write_text(key_modes(items))
+
+
+def beside(held: list[Record], made: list[Record], name: str) -> list[Record]:
+    """``held`` and those of ``made`` that are not of their cells; raises where an item of both has two scores."""
+    known = {place(row): row for row in held}
+    fresh = [row for row in made if place(row) not in known]
+    if name == ITEMS:
+        again = [row for row in made if place(row) in known]
+        other = [row for row in again if row["score"] != known[place(row)]["score"]]
+        print(f"{len(again)} items were run again, {len(other)} of them with another score")
+        if other:
+            raise SystemExit(f"e.g. {place(other[0])}: the rows cannot be compared, nothing was written")
+    return held + fresh
+
+
+def place(row: Record) -> tuple[Any, ...]:
+    """Where a row belongs, whichever of the three files it is of."""
+    cell = (row[key] for key in ("task", "length", "mode", "method", "budget"))
+    return *cell, row["seed"] if "seed" in row else row["seeds"][0]
 
 
 if __name__ == "__main__":

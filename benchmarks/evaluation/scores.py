@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
+from keepkv.evaluation.summary import over_tasks
+from keepkv.measure import Estimate
+from keepkv.report.numbers import budget_label
+
 Record = dict[str, Any]
-# In the table, not in the mean: on another scale, and in plain English, which the embedded model does not follow.
-UNLIKE = ("perplexity", "multi-instruction")
 PEER = "kvpress/"
 MODES = {
     "agnostic": "Compressed before the question is seen",
@@ -16,43 +18,55 @@ MODES = {
 }
 
 
-def tables(cells: list[Record], run: Record) -> str:
+def tables(cells: list[Record], items: list[Record], run: Record) -> str:
     """One table per mode and budget: methods down, by their mean over tasks, and tasks across."""
+    scores: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in items:
+        scores[row["mode"], row["method"], row["budget"]][row["task"]].append(row["score"] or 0.0)
+    means = {key: over_tasks(by_task) for key, by_task in scores.items()}
     made_with = run["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in made_with["versions"].items())
     lines = [
         f"Embedded model, {made_with['device']}, {made_with['dtype']}; {versions}; seeds {run['seeds']}.",
         "Scores with the half width of their 95 % bootstrap interval over contexts. Every method keeps the same "
         f"{run['sinks']} sinks and {run['window']} recent tokens; budgets are shares of the bytes of a plain cache. "
-        "Text of our own: not to be compared with published RULER numbers.",
+        "Tasks weigh the same in the mean. Text of our own: not to be compared with published RULER numbers.",
     ]
     for mode, words in MODES.items():
         mine = [cell for cell in cells if cell["mode"] == mode and cell["task"] != "needle"]
         mine = [cell for cell in mine if not cell["method"].startswith(PEER)]
         for budget in dict.fromkeys(cell["budget"] for cell in mine if cell["method"] != "full"):
-            lines += ["", f"## {words}, budget {budget}", "", *_table(mine, budget)]
+            over_all = {m: means[mode, m, 1.0 if m == "full" else budget] for m in _methods(mine, budget)}
+            lines += ["", f"## {words}, {budget_label(budget)}", "", *_table(mine, budget, over_all)]
     return "\n".join(lines) + "\n"
 
 
-def _table(cells: list[Record], budget: Any) -> list[str]:
+def _methods(cells: list[Record], budget: Any) -> list[str]:
+    return list(dict.fromkeys(cell["method"] for cell in cells if cell["budget"] == budget or cell["method"] == "full"))
+
+
+def _table(cells: list[Record], budget: Any, means: dict[str, Estimate | None]) -> list[str]:
     chosen = [cell for cell in cells if cell["budget"] == budget or cell["method"] == "full"]
     tasks = list(dict.fromkeys(cell["task"] for cell in chosen))
     found = {(cell["method"], cell["task"]): cell for cell in chosen}
-    means = {}
-    for method in dict.fromkeys(cell["method"] for cell in chosen):
-        mine = [found[method, task] for task in tasks if (method, task) in found and task not in UNLIKE]
-        scored = [cell["score"] for cell in mine if cell["score"] is not None]
-        means[method] = sum(scored) / len(scored) if scored else float("nan")
     counts = [f"{task} ({found['full', task]['n']}/{found['full', task]['questions']})" for task in tasks]
     lines = ["| method | bytes | mean | " + " | ".join(counts) + " |", "|---" * (3 + len(tasks)) + "|"]
-    for method in sorted(means, key=lambda name: (name != "full", -means[name])):
+    order = {name: one.mean if one else -1.0 for name, one in means.items()}
+    for method in sorted(means, key=lambda name: (name != "full", -order[name])):
         mine = [found.get((method, task)) for task in tasks]
         ratios = [cell["ratio"] for cell in mine if cell and cell["ratio"] is not None]
         row = " | ".join(_cell(cell) for cell in mine)
         ratio = sum(ratios) / len(ratios) if ratios else float("nan")
-        lines.append(f"| {method} | {ratio:.3f} | **{means[method]:.3f}** | {row} |")
+        lines.append(f"| {method} | {ratio:.3f} | {_mean(means[method])} | {row} |")
     lines += ["", "In brackets: contexts / questions of a cell. The mean leaves out perplexity and multi-instruction."]
     return lines
+
+
+def _mean(found: Estimate | None) -> str:
+    if found is None:
+        return "–"
+    half = "" if found.low is None or found.high is None else f" ±{(found.high - found.low) / 2:.3f}"
+    return f"**{found.mean:.3f}**{half}"
 
 
 def _cell(cell: Record | None) -> str:

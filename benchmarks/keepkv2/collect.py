@@ -13,6 +13,8 @@ from typing import Any
 from keepkv.evaluation.rows import ITEMS, RUN
 from keepkv.measure.files import read_lines
 
+from .plan import bare
+
 Record = dict[str, Any]
 CELLS = "cells.jsonl.gz"
 CELL = ("model", "part", "task", "length", "mode", "method", "budget")
@@ -25,9 +27,10 @@ def collect(work: Path) -> tuple[list[Record], Record]:
     models = json.loads((work / "models.json").read_text())
     for path in sorted(work.glob(f"*/*/*/{RUN}")):
         run = json.loads(path.read_text())
+        run["budgets"] = [bare(one) for one in run["budgets"]]
         place = {"model": run["model"], "part": path.parts[-3]}
         runs.append(run | place)
-        cells += compact(place | row for row in read_lines(path.parent, ITEMS))
+        cells += compact(place | row | {"budget": bare(row["budget"])} for row in read_lines(path.parent, ITEMS))
     return cells, _summary(runs, models, work, sum(cell["failed"] for cell in cells))
 
 

@@ -67,13 +67,14 @@ class AnswerRow(CellKey):
 def evaluate(model: Any, tokenizer: Any, setup: Setup, folder: Path) -> None:
     """Runs what of ``setup`` is not yet recorded in ``folder``."""
     with alone(folder):
-        _evaluate(model, tokenizer, setup, Journal(folder, setup, MadeWith.of(model, setup.model), AnswerRow))
+        _evaluate(model, tokenizer, Journal(folder, setup, MadeWith.of(model, setup.model), AnswerRow))
 
 
-def _evaluate(model: Any, tokenizer: Any, setup: Setup, journal: Journal[AnswerRow]) -> None:
+def _evaluate(model: Any, tokenizer: Any, journal: Journal[AnswerRow]) -> None:
     made: dict[tuple[Any, ...], tuple[list[Encoded], Reference]] = {}
-    for number, unit in enumerate(setup.units()):
-        if number >= journal.done:
+    done = journal.done
+    for number, (stage, setup, unit) in enumerate(journal.units()):
+        if number >= done:
             key = (unit.task, unit.length, unit.items)  # tasks share the seeds of their items
             if key not in made:
                 made = {key: reference(model, setup, unit, build(tokenizer, setup, unit))}
@@ -83,7 +84,7 @@ def _evaluate(model: Any, tokenizer: Any, setup: Setup, journal: Journal[AnswerR
             except Exception as error:  # counted, as in evaluations
                 text = reason(error)
                 rows = [AnswerRow(**cell(unit, b), seed=s, error=text) for b in unit.budgets for s in unit.items]
-            journal.add(unit, Found(rows))
+            journal.add(stage, unit, Found(rows))
 
 
 def reference(model: Any, setup: Setup, unit: Unit, items: list[Encoded]) -> tuple[list[Encoded], Reference]:

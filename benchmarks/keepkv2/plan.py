@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keepkv.cli.arguments import variant
+from keepkv.core.budget import Budget
 from keepkv.evaluation.setup import Setup
 
 OURS = "keepkv2"
@@ -79,6 +80,17 @@ class Part:
     questions: bool = True
 
 
+def of_bytes(budgets: Sequence[float | int]) -> tuple[float | int | str, ...]:
+    """Budgets of the study, where a share is one of the bytes, as ``keepkv.evaluation`` takes them."""
+    return tuple(b if isinstance(b, int) else Budget(share_of_bytes=b).value for b in budgets)
+
+
+def bare(budget: float | int | str) -> float | int | str:
+    """A budget of ``keepkv.evaluation`` as the files of the study have it."""
+    share = Budget.of(budget).share_of_bytes
+    return budget if share is None else share
+
+
 @dataclass(frozen=True)
 class Model:
     """draw: which items it is given, others than any other model, so that intervals may take them as independent."""
@@ -116,7 +128,7 @@ class Job:
             model=self.model.name,
             tasks=(self.task,),
             variants=tuple(map(variant, part.methods)),
-            budgets=part.budgets,
+            budgets=of_bytes(part.budgets),
             lengths=(self.length,),
             modes=(part.mode,),
             items=self.items,

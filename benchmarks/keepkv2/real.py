@@ -41,6 +41,7 @@ from keepkv.tasks import perplexity
 from keepkv.tasks.base import Count, Item, Question, Task
 
 from . import fidelity
+from .plan import bare, of_bytes
 
 TASKS = ("niah-multikey-1", "niah-multikey-2")
 METHODS = (
@@ -61,7 +62,7 @@ def build(rng: random.Random, count: Count, length: int) -> Item:
 
 def setup(a: argparse.Namespace, names: tuple[str, ...], items: int) -> Setup:
     return Setup(
-        model=a.model.name, tasks=names, variants=tuple(map(variant, a.methods)), budgets=tuple(a.budgets),
+        model=a.model.name, tasks=names, variants=tuple(map(variant, a.methods)), budgets=of_bytes(a.budgets),
         lengths=(a.length,), items=items, batch=a.batch, plain=True, slack=SLACK,
     )  # fmt: skip
 
@@ -92,7 +93,7 @@ def table(work: Path, part: str, measure: str) -> str:
     for folder in sorted(work.glob(f"*/{part}*")):
         for row in read_lines(folder, ITEMS):
             if row["error"] is None:
-                cells[row["budget"], row["method"]][row["task"]][row["seed"]] = row[measure]
+                cells[bare(row["budget"]), row["method"]][row["task"]][row["seed"]] = row[measure]
     names = list(dict.fromkeys(task for x in cells.values() for task in x))
     lines = [
         f"\n## {part}: {measure}\n",

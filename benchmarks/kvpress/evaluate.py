@@ -82,10 +82,7 @@ class Case:
 
 def read_setup(folder: Path) -> Setup:
     """What the evaluation ran."""
-    held = json.loads((folder / RUN).read_text("utf-8"))
-    known = {key: held[key] for key in Setup.__dataclass_fields__ if key in held}
-    made = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
-    return Setup(**{**made, "variants": tuple(Variant(name, options) for name, options in held["variants"])})
+    return Setup.from_dict(json.loads((folder / RUN).read_text("utf-8")))
 
 
 def groups(setup: Setup, count: int) -> Iterator[Unit]:

@@ -21,6 +21,10 @@ class UnknownName(KeepKVError, ValueError):
         super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
 
 
+class NameTaken(KeepKVError, ValueError):
+    """A name that another score, method, store … has."""
+
+
 class BudgetError(KeepKVError, ValueError):
     """A budget that cannot be read, or that cannot hold what must be kept."""
 

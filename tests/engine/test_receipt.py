@@ -212,13 +212,19 @@ def test_hybrid_models_count_their_sliding_layers() -> None:
         ("100%", Budget(share=1.0)),
         ("64 kib", Budget(bytes=64 << 10)),
         ("128", Budget(slots=128)),
+        ("25%", Budget(share=0.25)),
+        ("10 % of tokens", Budget(share=0.1)),
+        ("10%bytes", Budget(share_of_bytes=0.1)),
+        ("7.5 % of bytes", Budget(share_of_bytes=0.075)),
     ],
 )
 def test_budget_forms(given: Any, read: Budget) -> None:
     assert Budget.of(given) == read and Budget.of(read) == read and Budget.of(read.value) == read
 
 
-@pytest.mark.parametrize("given", [0, -3, 0.0, 1.5, "0%", "150%", "5 %%", True, "lots", "5 parsecs", None, [1]])
+@pytest.mark.parametrize(
+    "given", [0, -3, 0.0, 1.5, "0%", "150%", "5 %%", True, "lots", "5 parsecs", "5%parsecs", None, [1]]
+)
 def test_impossible_budgets(given: Any) -> None:
     with pytest.raises(BudgetError, match="share"):
         Budget.of(given)
@@ -228,6 +234,25 @@ def test_share_counts_exactly() -> None:
     """n·b without binary rounding: 0.1 of 100 tokens is 10 slots, 0.7 of 10 is 7."""
     for tokens, share, slots in [(100, 0.1, 10), (10, 0.7, 7), (30, 0.3, 9), (7, 0.5, 3)]:
         assert Budget.of(share).per_head(torch.tensor([tokens]), 1).tolist() == [slots]
+
+
+@pytest.mark.parametrize(("codec", "merges"), [("none", False), ("none", True), ("int8", False)])
+def test_a_share_of_bytes_is_held_in_bytes(codec: str, merges: bool) -> None:
+    """Votes and positions cost slots, packed slots are more of them, and the bytes come out the same."""
+
+    def read(method: str, budget: Any, **options: Any) -> keepkv.Receipt:
+        cache = keepkv.Cache(wide(), method, budget, window=4, **options)
+        with torch.no_grad():
+            wide()(input_ids=torch.randint(3, zoo.VOCAB, (1, PROMPT)), **{CACHE: cache})
+        return cache.report()
+
+    receipt = read("keepkv" if merges else "keydiff", "25%bytes", codec=codec)
+    assert receipt.budget == "25%bytes" and receipt.held == receipt.ratio
+    assert 0.97 * 0.25 < receipt.ratio <= 0.25 * 1.05, receipt  # what a score remembers of a row counts too
+    mine, plain = (sum(n for heads in x.kept[0] for n in heads) for x in (receipt, read("keydiff", 0.25)))
+    assert mine > 1.5 * plain if codec == "int8" else mine < plain
+    with pytest.warns(UserWarning, match=r"1% of the bytes: in rows of fewer than"):
+        read("keydiff", "1%bytes")
 
 
 def test_budget_below_what_is_always_kept() -> None:

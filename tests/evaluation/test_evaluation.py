@@ -33,6 +33,7 @@ from keepkv.measure import MadeWith, environment
 from keepkv.measure.alone import alone as one_writer
 from keepkv.measure.files import read_lines
 from keepkv.methods import METHODS
+from keepkv.report import read
 from keepkv.tasks.base import Item, Question, Task, TaskError
 
 EVERY_METHOD = [name for name in METHODS if name != "full"]
@@ -102,12 +103,35 @@ def test_the_whole_budget_scores_as_the_full_cache(method: str, mode: str, loade
     assert [row.replies for row in mine] == [row.replies for row in full]
 
 
-def test_shares_are_of_bytes_and_equal_for_every_method(loaded: Any) -> None:
+def test_shares_of_bytes_are_equal_for_every_method(loaded: Any) -> None:
     for method in EVERY_METHOD:
-        one = unit(variant=Variant(method), length=400)
+        one = unit(variant=Variant(method), length=400, budgets=("25%bytes",))
         rows = run(*loaded, setup(), one, build(loaded[1], setup(), one)).items
         # Statistics of a score that are in use while decoding only are gone; per-row state is a few queries at most.
         assert all(0.9 * 0.25 < row.ratio <= 0.25 * 1.03 for row in rows), (method, rows[0].ratio)
+
+
+def test_a_bare_share_is_one_of_the_tokens_as_everywhere(loaded: Any) -> None:
+    """Before: of the bytes here, of the tokens in every other verb and in ``Cache``."""
+    model, tokenizer = loaded
+    one = unit(variant=Variant("keepkv"), items=(HELD_OUT,), budgets=(0.25,))
+    [item] = items = build(tokenizer, setup(), one)
+    [row] = run(model, tokenizer, setup(), one, items).items
+    assert row.slots == len(item.context) // 4
+    assert setup(budgets=("25%", 0.25, "20 % of bytes", 64)).budgets == (0.25, "20%bytes", 64)
+
+
+def test_bare_shares_of_earlier_versions_are_read_as_what_they_were(tmp_path: Any, loaded: Any) -> None:
+    evaluate(*loaded, setup(budgets=("25%bytes",)), tmp_path)
+    for name in (ITEMS, "speed.jsonl", "maps.jsonl", "run.json"):
+        text = (tmp_path / name).read_text().replace('"25%bytes"', "0.25").replace(' "shares": "tokens",\n', "")
+        (tmp_path / name).write_text(text)
+    assert '"shares"' not in (tmp_path / "run.json").read_text()
+    assert {cell.budget for cell in summarise(tmp_path)} == {1.0, "25%bytes"}
+    found = read(tmp_path)
+    assert found.run.budgets == ["25%bytes"] and {row.budget for row in found.maps} == {1.0, "25%bytes"}
+    with pytest.raises(KeepKVError, match="earlier version"):
+        evaluate(*loaded, setup(budgets=("25%bytes",)), tmp_path)
 
 
 def test_turns_are_one_conversation(loaded: Any) -> None:
@@ -196,9 +220,11 @@ def test_what_was_run_item_by_item_is_found_again(tmp_path: Any, loaded: Any, mo
         tasks._TASKS.pop(task.name)
 
 
-def test_a_task_that_does_not_fit_fails_for_every_method(tmp_path: Any, loaded: Any) -> None:
-    found = evaluate(*loaded, setup(lengths=(12,), items=1), tmp_path)
-    assert all(cell.failed == 1 and "TaskError" in (cell.error or "") for cell in found)
+def test_a_length_that_a_task_cannot_make_is_refused_before_anything_is_run(tmp_path: Any, loaded: Any) -> None:
+    """Before: a table of rows that failed, and the reason after it."""
+    with pytest.raises(KeepKVError, match=r"task niah-multikey-1 of 12 tokens: \d+ facts need"):
+        evaluate(*loaded, setup(lengths=(256, 12), items=1), tmp_path / "none")
+    assert not (tmp_path / "none" / "run.json").exists()
 
 
 def test_wherever_a_run_is_cut_it_ends_the_same(tmp_path: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def write(into: Path, sizes: Sizes = SMALL, *, leakage: bool = True, fidelity: b
     """``into``, made and filled."""
     into.mkdir(parents=True, exist_ok=True)
     run = {"model": "embedded", "tasks": sizes.tasks, "lengths": sizes.lengths, "modes": sizes.modes}
-    run |= {"methods": sizes.methods, "budgets": sizes.budgets, "items": sizes.items, "seeds": [17]}
+    run |= {"methods": sizes.methods, "budgets": sizes.budgets, "items": sizes.items, "seeds": [17], "shares": "tokens"}
     (into / "run.json").write_text(json.dumps(run | {"environment": ENVIRONMENT, "started": "x"}), encoding="utf-8")
     keys = [
         {"task": task, "length": length, "mode": mode, "method": method, "budget": budget}

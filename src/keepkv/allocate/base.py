@@ -43,6 +43,6 @@ class Allocate(Checked):
 ALLOCATIONS: Registry[Allocate] = Registry("allocation")
 
 
-def register_allocate(name: str) -> Callable[[Any], Any]:
-    """Register an ``Allocate`` subclass under ``name``."""
-    return ALLOCATIONS.register(name)
+def register_allocate(name: str, *, replace: bool = False) -> Callable[[Any], Any]:
+    """Register an ``Allocate`` subclass under ``name``; ``replace`` takes the place of another one."""
+    return ALLOCATIONS.register(name, replace=replace)

@@ -20,8 +20,9 @@ from keepkv.bench.protocol import WARM
 from keepkv.bench.rows import BenchRow
 from keepkv.bench.session import RowFailed, Session
 from keepkv.bench.systems import PLAIN, PRESSES, System, slots_asked
+from keepkv.core.plugins import imported
 from keepkv.errors import KeepKVError
-from keepkv.measure.environment import MadeWith
+from keepkv.measure.environment import MadeWith, imports
 from keepkv.measure.interval import Percentiles
 from keepkv.methods.base import METHODS
 from keepkv.tasks.length import positions_of
@@ -84,7 +85,7 @@ class Block:
 
     def _empty(self, one: System) -> BenchRow:
         s, p = self.sweep, self.point
-        made_with = MadeWith(model=str(p.model), device=p.device, dtype=s.dtype, versions={})  # more is known later
+        made_with = MadeWith(model=str(p.model), device=p.device, dtype=s.dtype, versions={}, imports=imports())
         store = one.store and ":".join([one.store, *(f"{key}={x}" for key, x in one.store_options.items())])
         return BenchRow(
             kind="overhead" if p.overhead else "sweep", layers=None, label=one.label, library=one.library,
@@ -144,7 +145,7 @@ class Block:
         spec = one.spec() | {
             "model": model.path, "device": self.point.device, "dtype": str(model.dtype)[6:], "threads": self.threads,
             "context": context, "batch": batch, "new": sweep.new, "chunk": sweep.chunk, "seed": sweep.seed,
-            "vocab": vocab,
+            "vocab": vocab, "imports": [str(one.path) for one in imported()],
         }  # fmt: skip
         if one.library != "kvpress":
             return Session([sys.executable, "-m", "keepkv.bench.worker"], spec)

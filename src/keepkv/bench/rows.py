@@ -82,7 +82,7 @@ class BenchRow(Row):
             if name in REPEATED:
                 row |= {f"{name}_{part}": value and value[part] for part in ("median", "p20", "p80")}
             else:
-                row[name] = json.dumps(value) if name in ("versions", "options") else value
+                row[name] = json.dumps(value) if name in ("versions", "options", "imports") else value
         return row
 
 

@@ -78,13 +78,13 @@ def peers(names: list[str], budgets: list[float | int | str]) -> list[System]:
 
 
 def slots_asked(budget: float | int | str | None, context: int) -> int:
-    """Slots per head that a budget leaves of ``context`` tokens; None leaves all. Raises for a budget in bytes, which
-    is one of the whole cache and says nothing about a row."""
+    """Slots per head that a budget leaves of ``context`` tokens; None leaves all. Raises for budgets in bytes, which
+    say nothing about the slots of a row."""
     if budget is None:
         return context
     asked = Budget.of(budget)
-    if asked.bytes is not None:
-        raise KeepKVError(f"budget of {asked}: give a share or slots per head, which say what one row takes")
+    if asked.bytes is not None or asked.share_of_bytes is not None:
+        raise KeepKVError(f"budget of {asked}: give a share of the tokens or slots per head: what one row takes")
     if asked.slots is not None:
         return min(asked.slots, context)
     return max(1, int(context * (asked.share or 1.0) + 1e-9))

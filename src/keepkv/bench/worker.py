@@ -10,6 +10,7 @@ from transformers import DynamicCache, QuantizedCache
 from keepkv.bench import roofline
 from keepkv.bench.protocol import Measurement, Runner, prepare, serve
 from keepkv.bench.systems import QUANTISED
+from keepkv.core.plugins import load_file
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
 from keepkv.errors import KeepKVError
@@ -98,6 +99,8 @@ class Quantised(Plain):
 
 def runner(model: Any, spec: dict[str, Any]) -> Runner:
     """What ``spec`` asks for; the model's attention is set to what belongs to it."""
+    for path in spec.get("imports", ()):
+        load_file(path)
     if spec["library"] == "keepkv":
         return KeepKV(model, spec)
     model.set_attn_implementation("sdpa")

@@ -20,7 +20,7 @@ from keepkv.bench.run import run
 from keepkv.bench.shapes import Shape
 from keepkv.bench.systems import System, peers
 from keepkv.cli import arguments
-from keepkv.cli.options import AsJson, Methods, Texts
+from keepkv.cli.options import AsJson, Import, Methods, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, table
 from keepkv.core.budget import Budget
 from keepkv.embedded import embedded_model
@@ -65,6 +65,7 @@ def bench(
     plots: Annotated[bool, Option(help="Pictures beside the files of --out.")] = False,
     seed: Annotated[int, Option(help="Of weights, tokens and methods that draw.")] = 0,
     out: Annotated[str | None, Option(help="Directory for bench.jsonl, bench.csv and pictures.")] = None,
+    imports: Import = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure reading, compressing and decoding, memory, and how far from the memory's bandwidth a token is.

@@ -13,9 +13,8 @@ from typer import Option
 from keepkv import tasks as known_tasks
 from keepkv.cli import arguments
 from keepkv.cli.load import load
-from keepkv.cli.options import AsJson, Device, Model, Texts
+from keepkv.cli.options import AsJson, Device, Import, Model, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, table
-from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.rows import CellRow
 from keepkv.evaluation.runner import evaluate, total
@@ -25,7 +24,7 @@ from keepkv.tasks.length import check_tokens
 
 TASKS = ("niah-multikey-1", "niah-multiquery", "variable-tracking", "qa-1")
 METHODS = ("keepkv",)
-BUDGETS = ("0.1", "0.2")
+BUDGETS = ("10%bytes", "20%bytes")
 
 
 @one_line_errors
@@ -51,6 +50,7 @@ def evaluation(
     ] = None,
     device: Device = "auto",
     out: Annotated[str | None, Option(help="Directory of the results; an unfinished run in it is resumed.")] = None,
+    imports: Import = None,
     as_json: AsJson = False,
 ) -> None:
     """Score methods on generated tasks that need no network, beside the full cache, random and a plain eviction.
@@ -75,7 +75,7 @@ def evaluation(
         model="embedded" if model is None else model,
         tasks=known_tasks.names() if chosen == ["all"] else tuple(chosen),
         variants=tuple(arguments.variant(name) for name in names),
-        budgets=tuple(dict.fromkeys(Budget.of(one).value for one in budget or BUDGETS)),
+        budgets=tuple(budget or BUDGETS),
         lengths=tuple(length or (1024,)),
         modes=tuple(mode or ("agnostic",)),
         items=items,

@@ -9,7 +9,7 @@ from typer import Option
 
 from keepkv.cli import arguments
 from keepkv.cli.load import load
-from keepkv.cli.options import AsJson, Device, Model, Texts
+from keepkv.cli.options import AsJson, Device, Import, Model, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress, table
 from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
@@ -45,6 +45,7 @@ def fidelity(
     seed: Annotated[int, Option(help="Of the bootstrap, and of methods that draw at random.")] = 0,
     device: Device = "auto",
     out: Annotated[str | None, Option(help="Directory for fidelity.jsonl and fidelity.csv.")] = None,
+    imports: Import = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare compressed caches with the full cache on the same text. No labels are needed.

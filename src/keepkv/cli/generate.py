@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from keepkv.cli.options import Budget, Device, Model, Texts
+from keepkv.cli.options import Budget, Device, Import, Model, Texts
 from keepkv.cli.output import one_line_errors, print_json, waiting
 from keepkv.errors import KeepKVError
 
@@ -51,6 +51,7 @@ def generate(
         str | None, Option(help="auto, balanced …: spread the model over devices, as transformers does.")
     ] = None,
     raw: Annotated[bool, Option("--raw", hidden=True, help="The former name of --no-chat.")] = False,
+    imports: Import = None,
     as_json: Annotated[bool, Option("--json", help="JSON on stdout: the text and the receipt.")] = False,
 ) -> None:
     """Answer a prompt with a compressed cache: the text streams to stdout, then the receipt.

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from keepkv.cli.options import AsJson
+from keepkv.cli.options import AsJson, Import
 from keepkv.cli.output import console, one_line_errors, print_json, table
 from keepkv.methods.base import method_info
 from keepkv.methods.base import methods as all_methods
@@ -15,6 +15,7 @@ from keepkv.methods.base import methods as all_methods
 @one_line_errors
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, with its documentation and options.")] = None,
+    imports: Import = None,
     as_json: AsJson = False,
 ) -> None:
     """List the methods, or describe one.

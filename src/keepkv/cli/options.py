@@ -4,11 +4,37 @@ from typing import Annotated
 
 from typer import Option
 
+from keepkv.cli.output import one_line_errors
+from keepkv.core.plugins import load_file
+
+
+@one_line_errors
+def _run(files: list[str] | None) -> list[str] | None:
+    for path in files or ():
+        load_file(path)
+    return files
+
+
 Texts = list[str] | None  # of an option that may be repeated
 Model = Annotated[str | None, Option(help="Directory or Hub name; the embedded model if absent.")]
 Methods = Annotated[Texts, Option("--method", "-m", help="NAME or NAME:key=value,key=value. Repeatable.")]
 Budget = Annotated[
-    str, Option("--budget", "-b", help="Share of the tokens (0.1 or 10%), slots per head (512) or bytes (64MiB).")
+    str,
+    Option(
+        "--budget",
+        "-b",
+        help="Share of the tokens (0.1 or 10%) or of the bytes (10%bytes), slots per head (512) or bytes (64MiB).",
+    ),
+]
+Import = Annotated[
+    Texts,
+    Option(
+        "--import",
+        metavar="FILE",
+        is_eager=True,
+        callback=_run,
+        help="Python file whose register_… calls take effect: scores, methods, tasks. Repeatable.",
+    ),
 ]
 Device = Annotated[str, Option(help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one.")]
 AsJson = Annotated[bool, Option("--json", help="JSON on stdout.")]

@@ -1,4 +1,7 @@
-"""Names for pieces: one small registry, used for scores, allocations, reductions, stores and methods."""
+"""Names for pieces: one small registry, used for scores, allocations, reductions, stores and methods.
+
+A name that is not known, and a list of names, bring in what installed packages register (``core.plugins``).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 from keepkv.core.options import arguments, shown
-from keepkv.errors import UnknownName
+from keepkv.core.plugins import load_packages
+from keepkv.errors import NameTaken, UnknownName
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -26,6 +30,12 @@ def known_as(name: str, known: Iterable[str], kind: str) -> str:
     return alike[0]
 
 
+def owner(made: object) -> str:
+    """Where a class or function is defined: ``module.name``, the same when it is defined there again."""
+    named = made if hasattr(made, "__qualname__") else type(made)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
 class Registry(Generic[T]):
     """Maps a name to a factory (class or function) that builds a piece from keyword options."""
 
@@ -33,12 +43,20 @@ class Registry(Generic[T]):
         self.kind = kind
         self._factories: dict[str, Callable[..., T]] = {}
 
-    def register(self, name: str) -> Callable[[F], F]:
-        """Decorator that enters a factory under ``name``; a name can be taken only once."""
+    def register(self, name: str, *, replace: bool = False) -> Callable[[F], F]:
+        """Decorator that enters a factory under ``name``.
+
+        What is defined again, as when a cell of a notebook is run twice, takes the place of its former self. The name
+        of another one raises ``NameTaken`` unless ``replace`` is set.
+        """
 
         def enter(factory: F) -> F:
-            if name in self._factories:
-                raise ValueError(f"{self.kind} {name!r} is registered already, by {self._factories[name]!r}")
+            held = self._factories.get(name)
+            if held is not None and not replace and owner(held) != owner(factory):
+                raise NameTaken(
+                    f"{self.kind} {name!r} is registered already, by {owner(held)}: give {owner(factory)} another "
+                    "name, or register it with replace=True to take the place of the first"
+                )
             self._factories[name] = factory
             return factory
 
@@ -46,11 +64,15 @@ class Registry(Generic[T]):
 
     def named(self, name: str) -> str:
         """``name`` as it is registered, which may differ in case; raises ``UnknownName`` with the nearest match."""
-        return known_as(name, self._factories, self.kind)
+        return name if name in self else known_as(name, self, self.kind)
 
     def factory(self, name: str) -> Callable[..., T]:
         """The factory of ``name``; raises ``UnknownName`` with the nearest match."""
         return self._factories[self.named(name)]
+
+    def name_of(self, made: object) -> str | None:
+        """The name under which the definition of ``made``, a class or a function, is registered; None for none."""
+        return next((name for name, factory in self._factories.items() if owner(factory) == owner(made)), None)
 
     def build(self, name: str, /, *given: Any, **options: Any) -> T:
         """Build the piece ``name`` with ``options``, and with what it must be ``given``; ``KeepKVError`` names the
@@ -60,7 +82,10 @@ class Registry(Generic[T]):
         return factory(*bound.args, **bound.kwargs)
 
     def __iter__(self) -> Iterator[str]:
+        load_packages()
         return iter(sorted(self._factories))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._factories
+        if isinstance(name, str) and name not in self._factories:
+            load_packages()
+        return isinstance(name, str) and name in self._factories

@@ -20,8 +20,8 @@ def layer_budget(layer: Compressible) -> Tensor:
     info, shared = layer.info, layer.shared
     settings, seen = shared.settings, shared.positions.seen
     assert seen is not None
-    of_share = settings.budget.share is not None  # which may be less than what is always kept
-    mean = settings.budget.per_head(seen, _slot_bytes(layer), _reserved(layer) + _between(layer))
+    of_share = settings.budget.grows  # which may be less than what is always kept
+    mean = settings.budget.per_head(seen, _slot_bytes(layer), _reserved(layer) + _between(layer), _density(layer))
     mean = mean.maximum(_least(layer)) if of_share else mean
     if settings.budget.bytes is not None and layer.store.static_length is not None:
         mean = mean.clamp(max=layer.store.static_length - (settings.room or 0))
@@ -42,13 +42,14 @@ def check(layer: Compressible, budget: Tensor, over: Tensor) -> None:
     assert seen is not None
     pinned = max(1, method.sinks + method.window)
     always = f"the {pinned} that {method.name!r} always keeps ({method.sinks} sinks + {method.window} recent)"
-    little = budget if asked.share is None else asked.per_head(seen)
+    little = asked.per_head(seen, density=_density(layer)) if asked.grows else budget
     if not bool((over & (little < _least(layer))).any()):
         return
-    if asked.share is not None:
+    if asked.grows:
+        short = math.ceil(pinned / asked.rate(_density(layer)))
         warnings.warn(
-            f"budget of {asked}: in rows of fewer than {math.ceil(pinned / asked.share)} tokens that is below "
-            f"{always}, which are kept; cache.report() says what is held",
+            f"budget of {asked}: in rows of fewer than {short} tokens that is below {always}, which are kept; "
+            "cache.report() says what is held",
             stacklevel=2,
         )
         return
@@ -104,6 +105,12 @@ def _slot_bytes(layer: Compressible) -> int:
     """Bytes of one slot in every layer and head, for one row."""
     sizes = layer.store.slot_bytes()
     return (sizes.content + sizes.beside + _weights(layer)) * layer.info.ranks
+
+
+def _density(layer: Compressible) -> float:
+    """Bytes of a token in a plain cache, by those of a slot here."""
+    sizes = layer.store.slot_bytes()
+    return sizes.plain / (sizes.content + sizes.beside)
 
 
 def _weights(layer: Compressible) -> int:

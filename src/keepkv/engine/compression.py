@@ -170,7 +170,7 @@ def _reduce(one: _Due, counts: Tensor, over: Tensor) -> None:
         store = layer.store.successor()
         store.load_kept(slots, keep & slots.valid)
     else:
-        reduced = method.reduce(view, keep, scores, method.score)
+        reduced = apply.reduce(method, view, keep, scores)
         tally.count(view, reduced.merged, reduced.lost)
         del view, scores, keep
         store = layer.store.successor()

@@ -79,10 +79,10 @@ class Receipt:
 
     @property
     def held(self) -> float | int:
-        """What is held, in the unit of ``budget``: bytes; a share of the tokens, or slots per KV head, as the mean over
-        layers and heads in the row that holds most."""
+        """What is held, in the unit of ``budget``: bytes, or a share of them; a share of the tokens, or slots per KV
+        head, as the mean over layers and heads in the row that holds most."""
         if isinstance(self.budget, str):
-            return self.bytes
+            return self.ratio if self.budget.endswith("%bytes") else self.bytes
         rows = [[n for heads in row for n in heads] for row in zip(*self.kept.values(), strict=True)]
         slots = [sum(row) / max(1, len(row)) for row in rows]
         if isinstance(self.budget, float):
@@ -140,10 +140,11 @@ class Receipt:
     def _held(self) -> str:
         """What is held, in words, and whether the budget is met by it."""
         said = f"{spread([self.held])} slots per head"
-        if isinstance(self.budget, str):
+        asked = Budget.of(self.budget)
+        if asked.bytes is not None:
             said = f"{self.bytes:,} bytes"
-        elif isinstance(self.budget, float):
-            said = f"{percent(self.held)} of the tokens"
+        elif asked.grows:
+            said = f"{percent(self.held)} of the {'tokens' if asked.share is not None else 'bytes'}"
         more = f", with {counted(self.since, 'token')} read after the last compression"
         return said + (more if self.compressed and self.since else "")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
+from keepkv.core.budget import Budget
 from keepkv.measure.environment import MadeWith
 from keepkv.measure.rows import IF_KNOWN, INLINE, Row
 
@@ -14,8 +16,17 @@ BudgetAsked = float | int | str  # a budget, as ``keepkv.Budget`` takes it
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage(Row):
+    """What one command added to an evaluation, of which a reader needs what it was made with."""
+
+    environment: MadeWith
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run(Row):
-    """What a reader needs of ``run.json``, which holds all of a ``Setup``. items: of each task, length and seed."""
+    """What a reader needs of ``run.json``, which holds all of a ``Setup``. items: of each task, length and seed.
+    shares: what budgets below 1 are shares of; bytes where nothing says so, as in files of earlier versions. stages:
+    where more was added later, each in turn."""
 
     model: str
     tasks: list[str]
@@ -26,6 +37,19 @@ class Run(Row):
     items: int
     seeds: list[int]
     environment: MadeWith
+    shares: Literal["bytes", "tokens"] = "bytes"
+    stages: list[Stage] = field(default_factory=list)
+
+    def made_with(self, item: ItemRow) -> MadeWith:
+        """What ``item`` was made with: by its stage, and of a peer by its own versions."""
+        made = self.environment if item.stage is None else self.stages[item.stage].environment
+        return replace(made, versions=item.versions) if item.versions else made
+
+    def named(self, budget: BudgetAsked) -> BudgetAsked:
+        """``budget`` of a row of this run as it is written today: ``10%bytes`` for a bare share of bytes."""
+        if self.shares == "bytes" and isinstance(budget, float) and budget < 1:
+            return Budget(share_of_bytes=budget).value
+        return budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +68,14 @@ class CellKey(Row):
         return self.task, self.length, self.mode, self.method, self.budget
 
 
+C = TypeVar("C", bound=CellKey)
+
+
+def named(rows: Iterable[C], run: Run) -> list[C]:
+    """``rows`` of ``run`` with their budgets as they are written today."""
+    return [row if (now := run.named(row.budget)) == row.budget else replace(row, budget=now) for row in rows]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ItemRow(CellKey):
     """One item of a task. seed: which item. score in [0, 1], None where the item failed, which ``error`` explains.
@@ -51,6 +83,7 @@ class ItemRow(CellKey):
     tokens: of the context. scores, leaked, replies: of each question; those asked only for what they leak have no
     score. ratio, bytes, full_bytes, slots (mean per head): after the compression, mean over the rows of a batch.
     compressed: whether anything was. tags: of the item. versions: of a peer that ran in an environment of its own.
+    stage: which of the run's stages it is of; None: the first.
     """
 
     seed: int
@@ -67,6 +100,7 @@ class ItemRow(CellKey):
     tags: dict[str, float] = field(default_factory=dict)
     error: str | None = None
     versions: dict[str, str] | None = field(default=None, metadata=IF_KNOWN)
+    stage: int | None = field(default=None, metadata=IF_KNOWN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,5 +162,5 @@ class CellRow(CellKey):
     made_with: MadeWith = field(metadata=INLINE)
 
     def flat(self) -> dict[str, Any]:
-        columns = {name: value for name, value in self.to_dict().items() if name != "versions"}
-        return columns | self.made_with.versions | {"seed": " ".join(map(str, self.seed))}
+        columns = {name: value for name, value in self.to_dict().items() if name not in ("versions", "imports")}
+        return columns | self.made_with.files_and_versions | {"seed": " ".join(map(str, self.seed))}

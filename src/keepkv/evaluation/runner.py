@@ -5,35 +5,46 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from keepkv import tasks
+from keepkv.errors import KeepKVError
 from keepkv.evaluation.journal import Journal
 from keepkv.evaluation.records import Found, failed
 from keepkv.evaluation.rows import CellRow, ItemRow
-from keepkv.evaluation.setup import Setup, Unit
+from keepkv.evaluation.setup import HELD_OUT, Setup, Unit
 from keepkv.evaluation.summary import summarise
 from keepkv.evaluation.unit import build, run
 from keepkv.measure.alone import alone
 from keepkv.measure.environment import MadeWith
+from keepkv.measure.files import folder as make_folder
 from keepkv.tasks.asking import Encoded
 
 Step = Callable[[int, str], None]  # rows done, and what comes next
 
 
-def evaluate(model: Any, tokenizer: Any, setup: Setup, folder: Path, step: Step | None = None) -> list[CellRow]:
+def evaluate(
+    model: Any, tokenizer: Any, setup: Setup, folder: str | Path, step: Step | None = None, *, add: bool = False
+) -> list[CellRow]:
     """Runs what of ``setup`` is not yet recorded in ``folder`` and returns the cells, which are written there too.
 
-    ``model`` in evaluation mode. An item that cannot be run is recorded as failed, with the reason, and counted. Raises
-    ``KeepKVError`` while another process writes to ``folder``.
+    ``model`` in evaluation mode. ``folder`` is made where it is missing. A finished evaluation in it takes further
+    methods, budgets, tasks, lengths and modes; with ``add`` even from other versions of the libraries. An item that
+    cannot be run is recorded as failed, with the reason, and counted. Raises ``KeepKVError`` while another process
+    writes to ``folder``.
     """
-    with alone(folder):
-        return _evaluate(model, tokenizer, setup, folder, step)
+    where = make_folder(folder)
+    check_lengths(tokenizer, setup)
+    with alone(where):
+        journal = Journal(where, setup, MadeWith.of(model, setup.model), ItemRow, add)
+        _finish(model, tokenizer, journal, step or (lambda rows, what: None), total(setup))
+        return summarise(where)
 
 
-def _evaluate(model: Any, tokenizer: Any, setup: Setup, folder: Path, step: Step | None) -> list[CellRow]:
-    journal = Journal(folder, setup, MadeWith.of(model, setup.model), ItemRow)
-    report = step or (lambda rows, what: None)
+def _finish(model: Any, tokenizer: Any, journal: Journal[ItemRow], report: Step, asked: int) -> None:
+    """Run what of ``journal`` is open. asked: rows that ``report`` is told of, all together."""
 
     @lru_cache(maxsize=1)
     def items(task: str, length: int, seeds: tuple[int, ...]) -> list[Encoded] | Exception:
@@ -43,16 +54,25 @@ def _evaluate(model: Any, tokenizer: Any, setup: Setup, folder: Path, step: Step
             return error
 
     done = journal.done
-    for number, unit in enumerate(setup.units()):
+    left = list(journal.units())[done:]
+    report(asked - sum(len(unit.budgets) * len(unit.items) for _, _, unit in left), "")
+    for stage, setup, unit in left:
         report(0, f"{unit.task} {unit.length} {unit.mode}: {unit.variant.label}")
-        if number >= done:
-            made = items(unit.task, unit.length, unit.items)
-            if isinstance(made, Exception):
-                journal.add(unit, failed(unit, made))
-            else:
-                journal.add(unit, _run(model, tokenizer, setup, unit, made))
+        made = items(unit.task, unit.length, unit.items)
+        if isinstance(made, Exception):
+            journal.add(stage, unit, failed(unit, made))
+        else:
+            journal.add(stage, unit, _run(model, tokenizer, setup, unit, made))
         report(len(unit.budgets) * len(unit.items), "")
-    return summarise(folder)
+
+
+def check_lengths(tokenizer: Any, setup: Setup) -> None:
+    """Raise ``KeepKVError`` where a task cannot be made at a length: each is, once."""
+    for name, length in product(setup.tasks, setup.lengths):
+        try:
+            tasks.get(name).generate(tokenizer, length, HELD_OUT, plain=setup.plain)
+        except tasks.TaskError as error:
+            raise KeepKVError(f"task {name} of {length} tokens: {error}") from error
 
 
 def _run(model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: list[Encoded]) -> Found[ItemRow]:

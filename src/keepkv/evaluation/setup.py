@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import product
 from typing import Annotated, Any
 
 from keepkv import tasks
 from keepkv.core.budget import Budget
 from keepkv.core.options import between, taken
+from keepkv.core.when import When
 from keepkv.errors import KeepKVError
 from keepkv.measure.rows import method_label, plain
 
@@ -58,7 +59,7 @@ class Setup:
     methods differ in what they choose alone; None leaves a method's own. every: decoded tokens between compressions in
     tasks that decode long. plain: tasks in plain English. slack: tokens that a reply may have beyond those of the
     answer. questions: what methods that rehearse are told may be asked, each with the beginning of a reply; never those
-    that are asked. A share as budget is a share of the *bytes* of a plain cache.
+    that are asked. budgets: as ``keepkv.Budget`` reads them; ``"10%bytes"`` holds the bytes of all methods equal.
     """
 
     model: str
@@ -84,8 +85,8 @@ class Setup:
                 raise KeepKVError(
                     f"{name} has {held} items, and {self.items} were asked for: give --items {held} or less"
                 )
-        for budget in self.budgets:
-            Budget.of(budget)
+        budgets = dict.fromkeys(map(Budget.of, self.budgets))
+        object.__setattr__(self, "budgets", tuple(budget.value for budget in budgets))
         for mode in self.modes:
             if mode not in MODES:
                 raise KeepKVError(f"mode {mode!r}: supported are {' and '.join(MODES)}")
@@ -128,4 +129,21 @@ class Setup:
         """Plain data, as ``run.json`` holds it."""
         methods = [variant.label for variant in self.methods()]
         held: dict[str, Any] = plain(self)
-        return held | {"variants": plain([(v.method, v.options) for v in self.variants]), "methods": methods}
+        held |= {"variants": plain([(v.method, v.options) for v in self.variants]), "methods": methods}
+        return held | {"shares": "tokens"}
+
+    @classmethod
+    def from_dict(cls, held: dict[str, Any]) -> Setup:
+        """The setup that ``to_dict`` made ``held`` of."""
+        given = {one.name: _tuples(held[one.name]) for one in fields(cls) if one.name in held}
+        variants = ((name, _options(options)) for name, options in held["variants"])
+        return cls(**{**given, "variants": tuple(Variant(name, options) for name, options in variants)})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _options(held: dict[str, Any]) -> dict[str, Any]:
+    when = held.get("when")
+    return held | ({"when": When(**when)} if isinstance(when, dict) else {})

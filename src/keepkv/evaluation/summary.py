@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from keepkv import tasks
 from keepkv.errors import KeepKVError
-from keepkv.evaluation.rows import CELLS, ITEMS, RUN, SPEED, CellRow, ItemRow, Run, SpeedRow
+from keepkv.evaluation.rows import CELLS, ITEMS, RUN, SPEED, CellRow, ItemRow, Run, SpeedRow, named
 from keepkv.measure.files import read_rows, text_of, write
-from keepkv.measure.interval import bootstrap, mean, mean_low_high
+from keepkv.measure.interval import Estimate, bootstrap, mean, mean_low_high, mean_of_means
 from keepkv.measure.rows import RowError
 
 Key = tuple[Any, ...]
@@ -24,7 +24,7 @@ def summarise(folder: Path) -> list[CellRow]:
         run = Run.from_line(text_of(folder / RUN), RUN)
     except RowError as error:
         raise KeepKVError(f"{str(folder)!r} holds no evaluation: {error}") from error
-    items, speed = read_rows(folder, ITEMS, ItemRow), read_rows(folder, SPEED, SpeedRow)
+    items, speed = named(read_rows(folder, ITEMS, ItemRow), run), named(read_rows(folder, SPEED, SpeedRow), run)
     each_once((*row.cell, row.seed) for row in items)
     each_once((*row.cell, *row.seeds) for row in speed)
     found = cells(items, speed, run)
@@ -65,6 +65,13 @@ def per_second(batches: Sequence[SpeedRow]) -> tuple[float | None, float | None]
     return read, sum(row.tokens_written for row in batches) / written_s if written_s > 0 else None
 
 
+def over_tasks(scores: Mapping[str, Sequence[float]]) -> Estimate | None:
+    """The score over all tasks, given the scores of each task's items: the mean of the tasks' means, each of the same
+    weight, without tasks that are not to be pooled. None where fewer than two are left."""
+    counted = [held for name, held in scores.items() if held and tasks.pooled(name)]
+    return mean_of_means(counted) if len(counted) > 1 else None
+
+
 def _cell(rows: list[ItemRow], full: dict[Key, float | None], batches: list[SpeedRow], run: Run) -> CellRow:
     first, scored = rows[0], [row for row in rows if row.score is not None and row.error is None]
     scores = [row.score or 0.0 for row in scored]
@@ -73,8 +80,6 @@ def _cell(rows: list[ItemRow], full: dict[Key, float | None], batches: list[Spee
     score, low, high = mean_low_high(bootstrap(scores) if scores else None)
     minus, minus_low, minus_high = mean_low_high(bootstrap(pairs) if pairs else None)
     read, written = per_second(batches)
-    # A peer runs in an environment of its own.
-    made_with = replace(run.environment, versions=first.versions) if first.versions else run.environment
     return CellRow(
         task=first.task, length=first.length, mode=first.mode, method=first.method, budget=first.budget,
         n=len(scored), questions=sum(len(row.scores) for row in scored), failed=len(rows) - len(scored),
@@ -85,5 +90,6 @@ def _cell(rows: list[ItemRow], full: dict[Key, float | None], batches: list[Spee
         leaked=mean([leaked for row in scored for leaked in row.leaked]),
         peak_bytes=max((row.peak_bytes for row in batches if row.peak_bytes is not None), default=None),
         read_per_s=read, written_per_s=written,
-        error=next((row.error for row in rows if row.error is not None), None), seed=run.seeds, made_with=made_with,
+        error=next((row.error for row in rows if row.error is not None), None), seed=run.seeds,
+        made_with=run.made_with(first),
     )  # fmt: skip

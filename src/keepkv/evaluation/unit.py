@@ -115,10 +115,7 @@ def _decoding(
     with Peak(model.device) as peak:
         with Time(model.device) as prefill:
             when = When("immediate", every=setup.every)
-            probe = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
-            read(model, probe, [[0]])  # nothing is read yet: the size of a slot is found on one token
-            share = _share(budget, probe)
-            cache = make_cache(model, setup, unit.variant, share, unit.draw, when)
+            cache = make_cache(model, setup, unit.variant, budget, unit.draw, when)
             mask = read(model, cache, rows)
         with Time(model.device) as answering:
             scores = ask(model, tokenizer, cache, mask, [_last(one) for one in asked])
@@ -138,18 +135,9 @@ def within(cache: Cache, unit: Unit, budget: Any) -> Cache:
     """A copy of ``cache``, which holds whole prompts, at ``budget`` of ``unit``. Raises ``NotCompressed``."""
     if unit.variant == FULL:
         return compressed(cache, 1.0)
-    twin = compressed(cache, _share(budget, cache))
+    twin = compressed(cache, budget)
     _check(twin, unit, budget)
     return twin
-
-
-def _share(budget: Any, cache: Cache) -> Any:
-    """A share of the bytes of a plain cache as a share of its tokens: a slot of ``cache`` also has a position, and may
-    have votes and statistics. Other budgets stay what they are."""
-    if not isinstance(budget, float) or budget == 1:
-        return budget
-    slot = cache.compressible[0].store.slot_bytes()
-    return min(1.0, budget * slot.plain / (slot.content + slot.beside))
 
 
 def _check(cache: Cache, unit: Unit, budget: Any) -> None:

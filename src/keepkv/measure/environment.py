@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+
+from keepkv.core.plugins import imported
+from keepkv.measure.rows import IF_KNOWN
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -21,7 +24,8 @@ class MadeWith:
 
     model: a name; None in files that say it elsewhere. device: "cpu", or the GPU with its own name; in a row of
     ``keepkv bench`` as it was asked for. dtype: of the weights, "float32". versions: of the libraries that decide a
-    result, by name. revision: the git commit of keepkv; None where it runs from no repository.
+    result, by name. revision: the git commit of keepkv; None where it runs from no repository. imports: the digest of
+    each file that was imported (``--import``), by its name; None where none was.
     """
 
     model: str | None = None
@@ -29,6 +33,7 @@ class MadeWith:
     dtype: str
     versions: dict[str, str]
     revision: str | None = None
+    imports: dict[str, str] | None = field(default=None, metadata=IF_KNOWN)
 
     @classmethod
     def of(cls, model: Any, name: str | None = None) -> MadeWith:
@@ -39,7 +44,18 @@ class MadeWith:
             dtype=str(model.dtype).removeprefix("torch."),
             versions=versions(),
             revision=revision(),
+            imports=imports(),
         )
+
+    @property
+    def files_and_versions(self) -> dict[str, str]:
+        """``versions`` and ``imports`` by name: what has a column of its own in a table."""
+        return self.versions | (self.imports or {})
+
+
+def imports() -> dict[str, str] | None:
+    """The digest of each file that was imported in this process, by its name; None where none was."""
+    return {one.path.name: one.digest for one in imported()} or None
 
 
 def versions() -> dict[str, str]:

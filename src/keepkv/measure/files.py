@@ -17,13 +17,13 @@ from keepkv.measure.rows import R, Row, RowError, object_of
 T = TypeVar("T")
 
 
-def folder(path: str) -> Path:
+def folder(path: str | Path) -> Path:
     """A directory to write to, made where it is missing. To be called before measuring: it raises ``KeepKVError``."""
     made = Path(path).expanduser()
     try:
         made.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise KeepKVError(f"cannot write to {path!r}: {error.strerror}") from error
+        raise KeepKVError(f"cannot write to {str(path)!r}: {error.strerror}") from error
     return made
 
 

@@ -72,6 +72,22 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Estimate:
     return Estimate(mean, low, high, tuple(values))
 
 
+def mean_of_means(groups: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
+    """The mean of the means of ``groups``, which weigh the same however many values each has, and its percentile
+    bootstrap: values are drawn within their groups. ``values`` are the means."""
+    means = tuple(float(torch.tensor(group, dtype=torch.float64).mean()) for group in groups)
+    if max(map(len, groups)) == 1:
+        return Estimate(sum(means) / len(means), None, None, means)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.zeros(RESAMPLES, dtype=torch.float64)
+    for group in groups:
+        index = torch.randint(len(group), (RESAMPLES, len(group)), generator=generator)
+        drawn += torch.tensor(group, dtype=torch.float64)[index].mean(-1) / len(groups)
+    ordered = drawn.sort().values
+    low, high = (float(ordered[round(q * (RESAMPLES - 1))]) for q in (0.025, 0.975))
+    return Estimate(sum(means) / len(means), low, high, means)
+
+
 def share(verdicts: Sequence[bool]) -> Estimate:
     """Share of true verdicts, with its Wilson interval: a bootstrap of a share of 0 or 1 has no width."""
     values = tuple(map(float, verdicts))

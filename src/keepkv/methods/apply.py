@@ -4,7 +4,7 @@ Three steps, of which the second needs all layers that share a budget:
 
     scored = score(method, view, budget, spans)          each layer
     counts = share(method, scored, views, budgets)       all of them together
-    keep   = choose(method, view, scored, counts, spans)  each layer; then method.reduce
+    keep   = choose(method, view, scored, counts, spans)  each layer; then ``reduce``
 
 ``compress`` is all three. Nothing here knows a cache, a store or a model: whoever can gather slots into views, a
 serving engine say, compresses with it.
@@ -23,6 +23,7 @@ from keepkv.allocate.select import keep_mask, tiers
 from keepkv.core.slots import EMPTY, LayerView
 from keepkv.errors import BudgetError, CacheStateError
 from keepkv.methods.base import Method
+from keepkv.methods.returned import checked_counts, checked_reduced, checked_scores
 from keepkv.reduce.base import Reduced
 from keepkv.spans.rows import RowSpans
 from keepkv.spans.select import keep_by_span, needed, trim
@@ -56,7 +57,7 @@ def compress(
     for view, one, wanted in zip(views, scored, counts, strict=True):
         keep, scores = choose(method, view, one, wanted, spans)
         take_stats(view, over)
-        done.append(method.reduce(view, keep, scores, method.score))
+        done.append(reduce(method, view, keep, scores))
     return done
 
 
@@ -71,7 +72,7 @@ def score(method: Method, view: LayerView, budget: Tensor, spans: RowSpans | Non
     close_gaps(view)
     check_seen(method, view, budget)
     view.protected, view.budget = protected(method, view, spans), budget
-    scores = method.score(view)
+    scores = checked_scores(method.score, view, method.score(view))
     trims = spans is not None and spans.demanding and spans.policy.on_overflow == "trim"
     if spans is not None and trims and _demand(method, view, spans, budget) is not None:
         view.protected = trim(scores, budget, view, pins(method, view))
@@ -109,8 +110,10 @@ def share(
 ) -> list[Tensor]:
     """Slots to keep (B,H) int64 of each layer. A joint allocation does not look at ``views``."""
     if method.allocate.joint:
-        return method.allocate.across([x.scores for x in scored], [x.tier for x in scored], list(budgets))
-    return [method.allocate(x.scores, view, b) for x, view, b in zip(scored, views, budgets, strict=True)]
+        shared = method.allocate.across([x.scores for x in scored], [x.tier for x in scored], list(budgets))
+        return [checked_counts(method.allocate, x.scores, n) for x, n in zip(scored, shared, strict=True)]
+    counts = (method.allocate(x.scores, view, b) for x, view, b in zip(scored, views, budgets, strict=True))
+    return [checked_counts(method.allocate, x.scores, n) for x, n in zip(scored, counts, strict=True)]
 
 
 def choose(
@@ -119,8 +122,16 @@ def choose(
     """Which slots (B,H,S) bool are kept, ``counts`` (B,H) of each head, and the scores that chose them."""
     if spans is None:
         return keep_mask(scored.scores, counts, view), scored.scores
-    scores = scored.scores if view.spans is None else method.score.span_scores(view, scored.scores)
+    scores = scored.scores
+    if view.spans is not None:
+        within = method.score.span_scores(view, scores)
+        scores = checked_scores(method.score, view, within, "returned within spans")
     return keep_by_span(scores, counts, view, spans, scored.scores), scores
+
+
+def reduce(method: Method, view: LayerView, keep: Tensor, scores: Tensor) -> Reduced:
+    """What becomes of the slots of ``view`` where those of ``keep`` (B,H,S) bool stay, chosen by ``scores``."""
+    return checked_reduced(method.reduce, view.slots, method.reduce(view, keep, scores, method.score))
 
 
 def take_stats(view: LayerView, rows: Tensor) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -72,11 +73,14 @@ DEFAULT = "auto"  # the preset that is taken where no method is named
 _PAPERS: dict[str, str] = {}
 
 
-def register_method(name: str, paper: str = "") -> Callable[[Callable[P, Method]], Callable[P, Method]]:
+def register_method(
+    name: str, paper: str = "", *, replace: bool = False
+) -> Callable[[Callable[P, Method]], Callable[P, Method]]:
     """Register a function ``(**options) -> Method`` under ``name``; its signature and docstring are its help.
 
     The function chooses the pieces. The ``Method`` gets its name, all options (given or default), and ``sinks``,
-    ``window`` and ``when`` from the options of these names, where the signature has them.
+    ``window`` and ``when`` from the options of these names, where the signature has them. Registering the same function
+    again takes its former place; ``replace`` takes that of another one.
     """
 
     def enter(factory: Callable[P, Method]) -> Callable[P, Method]:
@@ -89,10 +93,11 @@ def register_method(name: str, paper: str = "") -> Callable[[Callable[P, Method]
             bound = arguments(f"method {name!r}", factory, *args, **kwargs)
             made = factory(*bound.args, **bound.kwargs)
             own = {field: x for field, x in bound.arguments.items() if field in FIELDS}
-            return replace(made, name=name, options=bound.arguments, **own)
+            return dataclasses.replace(made, name=name, options=bound.arguments, **own)
 
+        METHODS.register(name, replace=replace)(build)
         _PAPERS[name] = paper
-        return METHODS.register(name)(build)
+        return build
 
     return enter
 

@@ -52,6 +52,6 @@ class Reduce(Checked):
 REDUCTIONS: Registry[Reduce] = Registry("reduction")
 
 
-def register_reduce(name: str) -> Callable[[Any], Any]:
-    """Register a ``Reduce`` subclass under ``name``."""
-    return REDUCTIONS.register(name)
+def register_reduce(name: str, *, replace: bool = False) -> Callable[[Any], Any]:
+    """Register a ``Reduce`` subclass under ``name``; ``replace`` takes the place of another one."""
+    return REDUCTIONS.register(name, replace=replace)

@@ -6,14 +6,17 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
+from keepkv import tasks
+from keepkv.core.budget import Budget
 from keepkv.evaluation.leakage.curves import curves, peak
 from keepkv.evaluation.leakage.rows import LeakageRow
 from keepkv.evaluation.rows import BudgetAsked, CellKey, CellRow, ItemRow
 from keepkv.evaluation.setup import BASELINES
-from keepkv.evaluation.summary import per_second
-from keepkv.measure.interval import bootstrap, mean, mean_low_high
+from keepkv.evaluation.summary import over_tasks, per_second
+from keepkv.measure.interval import mean, mean_low_high
 from keepkv.report.read import Evaluation
 
 T = TypeVar("T")
@@ -90,11 +93,19 @@ class Report:
         return sorted((c for c in worse if c.task != ALL and c.method != "random"), key=lambda c: c.minus_full or 0)
 
 
+@lru_cache(typed=True)
 def budget_label(budget: BudgetAsked) -> str:
-    """``10 %``, ``512 slots`` or ``256MiB``."""
-    if isinstance(budget, float):
-        return f"{100 * budget:g} %"
-    return f"{budget} slots" if isinstance(budget, int) else budget
+    """``10 %``, ``10 % of bytes``, ``512 slots`` or ``256MiB``."""
+    if isinstance(budget, int):
+        return f"{budget} slots"
+    share = share_of(budget)
+    return str(budget) if share is None else f"{100 * share:g} %" + (" of bytes" if isinstance(budget, str) else "")
+
+
+def share_of(budget: BudgetAsked) -> float | None:
+    """The share, of tokens or of bytes, that ``budget`` is; None for slots and for bytes."""
+    asked = Budget.of(budget)
+    return asked.share if asked.share is not None else asked.share_of_bytes
 
 
 def arrange(evaluation: Evaluation, step: Callable[[str], None] = lambda what: None) -> Report:
@@ -105,9 +116,10 @@ def arrange(evaluation: Evaluation, step: Callable[[str], None] = lambda what: N
     modes = _order(run.modes, (cell.mode for cell in cells))
     lengths = sorted({cell.length for cell in cells})
     asked = list({budget_label(c.budget): c.budget for c in cells if c.method != "full"}.values()) or [1.0]
-    asked.sort(key=lambda one: (isinstance(one, str), isinstance(one, int), one if not isinstance(one, str) else 0))
-    shares = [one for one in asked if isinstance(one, float)]
-    budget = budget_label(min(shares, key=lambda one: abs(math.log(one / USUAL)))) if shares else budget_label(asked[0])
+    asked.sort(key=_rank)
+    shares = {one: share for one in asked if (share := share_of(one)) is not None}
+    usual = min(shares, key=lambda one: abs(math.log(shares[one] / USUAL))) if shares else asked[0]
+    budget = budget_label(usual)
     found = [*pooled, *cells]
     mode = modes[0]
     held = {(cell.length, cell.task) for cell in cells if cell.mode == mode}
@@ -145,24 +157,31 @@ def _order(given: Sequence[str], found: Iterable[str]) -> list[str]:
     return [*(one for one in dict.fromkeys(given) if one in held), *(one for one in held if one not in given)]
 
 
+def _rank(budget: BudgetAsked) -> tuple[int, float]:
+    """Where a budget stands in a row of them: shares of the tokens, of the bytes, slots, then bytes."""
+    one = Budget.of(budget)
+    amounts = (one.share, one.share_of_bytes, one.slots, one.bytes)
+    return next((kind, float(amount)) for kind, amount in enumerate(amounts) if amount is not None)
+
+
 def _positions(asked: Sequence[BudgetAsked]) -> list[float]:
     """Where budgets stand on an axis from 0 to 1: by their logarithm where all are shares, else evenly."""
     if len(asked) < 2:
         return [0.5] * len(asked)
-    if shares := [math.log(one) for one in asked if isinstance(one, float)]:
-        if len(shares) == len(asked):
-            return [(one - shares[0]) / (shares[-1] - shares[0]) for one in shares]
+    shares = [math.log(share) for one in asked if (share := share_of(one)) is not None]
+    if len(shares) == len(asked) and len({_rank(one)[0] for one in asked}) == 1:
+        return [(one - shares[0]) / (shares[-1] - shares[0]) for one in shares]
     return [i / (len(asked) - 1) for i in range(len(asked))]
 
 
 def _pool(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[CellRow], list[str]]:
-    """One cell for each mode, length, method and budget, over the items of all tasks, a failed item as 0.
+    """One cell for each mode, length, method and budget, over all tasks (``over_tasks``), a failed item as 0.
 
-    The unit of the bootstrap is the item, and the same items are drawn for every method: differences are paired. A
-    method that was not given all of the items has no pooled score, which a note says.
+    The same items are drawn for every method: differences are paired. A method that was not given all of the items has
+    no pooled score, which a note says.
     """
     panels: dict[tuple[str, int], dict[tuple[str, str], dict[tuple[str, int], ItemRow]]] = defaultdict(dict)
-    for item in evaluation.items:
+    for item in filter(lambda item: tasks.pooled(item.task), evaluation.items):
         own = panels[item.mode, item.length].setdefault((item.method, budget_label(item.budget)), {})
         own[item.task, item.seed] = item
     batches, parts = _grouped(evaluation.speed), _grouped(evaluation.cells)
@@ -178,12 +197,14 @@ def _pool(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[Cel
             if len(items) < len(wanted):
                 short[mode, length, len(items), len(wanted)].append(method)
                 continue
-            scores = [items[key].score or 0.0 for key in wanted]
-            score, low, high = mean_low_high(bootstrap(scores))
-            known = len(full) == len(wanted)
-            pairs = [a - (full[key].score or 0.0) for a, key in zip(scores, wanted, strict=True)] if known else []
-            minus, minus_low, minus_high = mean_low_high(bootstrap(pairs) if pairs else None)
-            of = parts[mode, length, method, budget]
+            scores, pairs = defaultdict(list), defaultdict(list)
+            for key in wanted:
+                scores[key[0]].append(items[key].score or 0.0)
+                if len(full) == len(wanted):
+                    pairs[key[0]].append((items[key].score or 0.0) - (full[key].score or 0.0))
+            score, low, high = mean_low_high(over_tasks(scores))
+            minus, minus_low, minus_high = mean_low_high(over_tasks(pairs))
+            of = [cell for cell in parts[mode, length, method, budget] if tasks.pooled(cell.task)]
             read, written = per_second(batches[mode, length, method, budget])
             made.append(
                 CellRow(

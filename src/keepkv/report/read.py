@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.fidelity.rows import FidelityRow
 from keepkv.evaluation.leakage.rows import LeakageRow
-from keepkv.evaluation.rows import CELLS, ITEMS, MAPS, RUN, SPEED, CellRow, ItemRow, MapRow, Run, SpeedRow
+from keepkv.evaluation.rows import CELLS, ITEMS, MAPS, RUN, SPEED, CellRow, ItemRow, MapRow, Run, SpeedRow, named
 from keepkv.evaluation.summary import each_once
 from keepkv.measure.files import files, read_rows, text_of
 from keepkv.measure.rows import RowError
@@ -51,13 +51,14 @@ def read(directory: str | Path) -> Evaluation:
             "finished. Give the directory that keepkv eval --out wrote, after it has ended."
         )
     try:
+        run = Run.from_line(text_of(where / RUN), RUN)
         found = Evaluation(
             where,
-            Run.from_line(text_of(where / RUN), RUN),
-            read_rows(where, CELLS, CellRow),
-            read_rows(where, ITEMS, ItemRow),
-            read_rows(where, SPEED, SpeedRow),
-            read_rows(where, MAPS, MapRow),
+            replace(run, budgets=[run.named(one) for one in run.budgets]),
+            named(read_rows(where, CELLS, CellRow), run),
+            named(read_rows(where, ITEMS, ItemRow), run),
+            named(read_rows(where, SPEED, SpeedRow), run),
+            named(read_rows(where, MAPS, MapRow), run),
             read_rows(where, LEAKAGE, LeakageRow),
             read_rows(where, FIDELITY, FidelityRow),
         )

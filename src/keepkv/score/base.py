@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from keepkv.core.options import Checked
-from keepkv.core.registry import Registry
+from keepkv.core.registry import Registry, owner
 from keepkv.core.slots import LayerView
 from keepkv.core.stats import Stat
 from keepkv.errors import KeepKVError
@@ -117,8 +117,10 @@ class FunctionScore(Score):
 SCORES = Registry("score")
 
 
-def register_score(name: str) -> Callable[[Any], Any]:
+def register_score(name: str, *, replace: bool = False) -> Callable[[Any], Any]:
     """Register a ``Score`` subclass, or a plain function ``view -> (B,H,S) scores``, under ``name``.
+
+    Registering the same definition again takes its former place; ``replace`` takes that of another one.
 
     >>> @register_score("value-norm")
     ... def value_norm(view):
@@ -127,8 +129,19 @@ def register_score(name: str) -> Callable[[Any], Any]:
 
     def enter(piece: Any) -> Any:
         if isinstance(piece, type):
-            return SCORES.register(name)(piece)
-        SCORES.register(name)(lambda: FunctionScore(piece))
+            return SCORES.register(name, replace=replace)(piece)
+
+        def build() -> FunctionScore:
+            return FunctionScore(piece)
+
+        build.__module__, _, build.__qualname__ = owner(piece).rpartition(".")
+        SCORES.register(name, replace=replace)(build)
         return piece
 
     return enter
+
+
+def name_of(score: Score) -> str:
+    """What ``score`` is called: the name that it is registered under, or that of its class or function."""
+    made = score.function if isinstance(score, FunctionScore) else type(score)
+    return SCORES.name_of(made) or owner(made).rpartition(".")[2]

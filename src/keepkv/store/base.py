@@ -226,9 +226,9 @@ STORES: Registry[Store] = Registry("store")
 FORMER = {"flat": ("ragged", "none"), "int8": ("auto", "int8")}  # names of before layouts and codecs were apart
 
 
-def register_store(name: str) -> Callable[[Any], Any]:
-    """Register a ``Store`` subclass, a layout, under ``name``."""
-    return STORES.register(name)
+def register_store(name: str, *, replace: bool = False) -> Callable[[Any], Any]:
+    """Register a ``Store`` subclass, a layout, under ``name``; ``replace`` takes the place of another one."""
+    return STORES.register(name, replace=replace)
 
 
 def choose(layout: str, codec: str, ragged: bool) -> tuple[str, str]:

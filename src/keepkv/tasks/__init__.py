@@ -29,6 +29,11 @@ def get(name: str) -> Task:
     raise TaskError(f"no task {name!r}; known: {', '.join(_TASKS)}; from files: {', '.join(BENCHMARKS)}")
 
 
+def pooled(name: str) -> bool:
+    """Whether scores of the task of that name count in the mean over all tasks; those of unknown ones do."""
+    return name not in _TASKS or _TASKS[name].pooled
+
+
 def open(name: str, path: str | Path | None = None) -> FileTask:
     """A benchmark of others: ``open("longbench:qasper", "qasper.jsonl")`` or ``open("longbench:qasper=qasper.jsonl")``.
 
@@ -47,5 +52,5 @@ def register(task: Task) -> Task:
 
 __all__ = [
     "BENCHMARKS", "FileTask", "Item", "Question", "Score", "Task", "TaskError", "demo_document", "get", "grade",
-    "names", "open", "register", "score", "score_item",
+    "names", "open", "pooled", "register", "score", "score_item",
 ]  # fmt: skip

@@ -89,7 +89,8 @@ class Task:
 
     hint: how to word a reply, for models that can follow it (``in_plain_english``). decodes: what is compressed is
     mostly what the model itself writes, so compression has to run while it decodes. asks: there is a question; a
-    continuation has none. turns: the questions are one conversation. english: always worded in plain English.
+    continuation has none. turns: the questions are one conversation. english: always worded in plain English. pooled:
+    its score counts in the mean over all tasks.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Task:
     asks: bool = True
     turns: bool = False
     english: bool = False
+    pooled: bool = True
 
     @property
     def size(self) -> int | None:

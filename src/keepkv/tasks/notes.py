@@ -40,11 +40,16 @@ KINDS = (
 
 
 def notes(rng: random.Random, count: Count, length: int, *, alike: int = 2, questions: int = 8) -> Item:
-    """``alike`` facts of each kind, about different ones, and ``questions`` on facts of as many kinds."""
-    facts, asked = [], []
+    """``alike`` facts of each kind, about different ones, and ``questions`` on facts of as many kinds. Of fewer kinds
+    where the context has no room for all ten."""
+    facts: list[str] = []
+    asked: list[Question] = []
     for said, question, subjects, answers in rng.sample(KINDS, len(KINDS)):
         about, known = rng.sample(subjects, alike), rng.sample(answers, alike)
-        facts += [said.format(*pair) for pair in zip(about, known, strict=True)]
+        more = [said.format(*pair) for pair in zip(about, known, strict=True)]
+        if facts and sum(map(count, facts + more)) > length:
+            break
+        facts += more
         asked.append(Question("\n" + question.format(about[0]), f" {known[0]}", values=(known[0],)))
     return Item(weave(rng, count, length, facts), tuple(asked[:questions]))
 

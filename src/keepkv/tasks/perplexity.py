@@ -66,4 +66,5 @@ def _read(path: str | Path) -> str:
     return text
 
 
-TASK = Task("perplexity", "how probable a text's own continuation stays", build, hint="", asks=False)
+# Its score, one over perplexity, is on another scale than the others.
+TASK = Task("perplexity", "how probable a text's own continuation stays", build, hint="", asks=False, pooled=False)

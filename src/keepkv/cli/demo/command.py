@@ -13,7 +13,7 @@ from keepkv.cli.demo.measure import Compared, measure
 from keepkv.cli.demo.show import show
 from keepkv.cli.demo.strip import cells
 from keepkv.cli.load import load
-from keepkv.cli.options import AsJson, Budget, Device, Methods, Model, Texts
+from keepkv.cli.options import AsJson, Budget, Device, Import, Methods, Model, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress
 from keepkv.errors import KeepKVError
 
@@ -33,6 +33,7 @@ def demo(
     max_new_tokens: Annotated[int, Option(min=1, help="Length of a reply, with your own text or model.")] = 24,
     seed: Annotated[int, Option(help="Another seed weaves other facts into the shipped document.")] = 0,
     device: Device = "auto",
+    imports: Import = None,
     as_json: AsJson = False,
 ) -> None:
     """Compress a document once per method, before any question is seen, then ask.

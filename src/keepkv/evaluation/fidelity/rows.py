@@ -44,10 +44,10 @@ class FidelityRow(Row):
 
     def flat(self) -> dict[str, Any]:
         """One column for each number, without the values of single segments."""
-        nested = ("metrics", "layers", "versions", "options")
+        nested = ("metrics", "layers", "versions", "imports", "options")
         whole = self.to_dict()
         row = {name: value for name, value in whole.items() if name not in nested}
-        row |= {"options": json.dumps(whole["options"]), **self.made_with.versions}
+        row |= {"options": json.dumps(whole["options"]), **self.made_with.files_and_versions}
         for name, estimate in self.metrics.items():
             row |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         return row | {f"output_error_layer_{layer}": estimate.mean for layer, estimate in self.layers.items()}

@@ -48,8 +48,9 @@ class Codec:
 CODECS: Registry[Codec] = Registry("codec")
 
 
-def register_codec(name: str) -> Callable[[Any], Any]:
+def register_codec(name: str, *, replace: bool = False) -> Callable[[Any], Any]:
     """Register a ``Codec`` subclass under ``name``; its options are the keywords of its ``__init__``.
+    ``replace`` takes the place of another one.
 
     >>> @register_codec("half")
     ... class Half(Codec):
@@ -58,4 +59,4 @@ def register_codec(name: str) -> Callable[[Any], Any]:
     ...     def decode(self, fields):
     ...         return fields["keys"].to(fields["like"].dtype), fields["values"].to(fields["like"].dtype)
     """
-    return CODECS.register(name)
+    return CODECS.register(name, replace=replace)

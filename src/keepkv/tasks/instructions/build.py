@@ -128,4 +128,5 @@ TASK = Instructions(
     build,
     "",
     english=True,
+    pooled=False,  # rules that are kept, not facts that are remembered
 )
