@@ -22,7 +22,7 @@ def names_of(obj: griffe.Object) -> set[str]:
 
 
 def listed(text: str, names: set[str]) -> str:
-    """``text`` with an item of a list for each of ``names`` that a sentence or a line begins with and a colon follows."""
+    """``text`` with an item of a list for each of ``names`` that begins a sentence or a line and has a colon."""
     one = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
     label = rf"(?:{one})(?:, (?:{one}))*(?: \([^)]*\))?(?:, (?:{one})(?: \([^)]*\))?)*(?: [a-z0-9]+)?"
     start = re.compile(rf"(?:^|(?<=\. ))({label}): ", re.MULTILINE)
