@@ -53,7 +53,7 @@ format: $(READY)  ## Put the format right
 	$(BIN)/ruff format .
 
 docs: $(READY)  ## Build the documentation site into build/site
-	$(BIN)/python $(PIP) -e '.[docs]'
+	$(BIN)/python $(PIP) $(addprefix -c ,$(CONSTRAINTS)) -e '.[docs]'
 	$(BIN)/mkdocs build --strict
 
 clean:  ## Remove what the targets above made

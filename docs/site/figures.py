@@ -27,11 +27,11 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 168, 24, 52
 STYLE = """
 .figure-answers text { font: 14px system-ui, sans-serif; fill: var(--md-default-fg-color, #1f2328) }
 .figure-answers .soft { fill: var(--md-default-fg-color--light, #57606a) }
-.figure-answers line { stroke: var(--md-default-fg-color--lightest, #d0d7de) }
+.figure-answers line { stroke: var(--md-default-fg-color--lighter, #d0d7de); stroke-opacity: 0.6 }
 @media (prefers-color-scheme: dark) {
   .figure-answers text { fill: var(--md-default-fg-color, #e6edf3) }
   .figure-answers .soft { fill: var(--md-default-fg-color--light, #9ea7b3) }
-  .figure-answers line { stroke: var(--md-default-fg-color--lightest, #3d444d) }
+  .figure-answers line { stroke: var(--md-default-fg-color--lighter, #3d444d) }
 }"""
 
 

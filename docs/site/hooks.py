@@ -24,9 +24,17 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links between docs/ and benchmarks/, as they stand in the repository, made those of the site."""
     source = page.file.src_uri
+    if source == "index.md":
+        page.meta["hide"] = ["navigation", "toc"]
     if source.startswith("benchmarks/"):
         return re.sub(r"\]\(((?:\.\./)+)docs/", r"](\1", markdown)
     return markdown.replace("](../", "](")
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """The theme's search box is a dialog without a name, which screen readers miss."""
+    dialog = 'data-md-component="search" role="dialog"'
+    return output.replace(dialog, f'{dialog} aria-label="Search"')
 
 
 def on_post_build(config: Any) -> None:
