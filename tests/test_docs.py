@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -131,6 +132,35 @@ def test_the_reference_has_every_public_name() -> None:
     assert sorted(re.findall(r"^::: keepkv\.(\w+)$", reference, re.MULTILINE)) == sorted(keepkv.__all__)
 
 
+def test_language_models_are_told_of_every_page() -> None:
+    text = site("hooks").llms((ROOT / "docs" / "index.md").read_text("utf-8"))
+    assert re.findall(r"\]\(([\w/-]+)\.html\)", text) == [
+        page.removesuffix(".md") for group in navigation().values() for page in group
+    ]
+
+
+def test_figures_are_drawn_from_the_rows_of_today() -> None:
+    assert (ROOT / "docs/assets/answers.svg").read_text("utf-8") == site("figures").answers()
+
+
+def site(name: str) -> Any:
+    """A module of the site's build, which lies in no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "site" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_has_no_dead_link_on_a_package_index() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="part of Python from 3.11 on")
+    hooks = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["metadata"]["hooks"]
+    text = (ROOT / "README.md").read_text("utf-8")
+    for change in hooks["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(change["pattern"], change["replacement"], text)
+    assert not re.findall(r"\]\((?!https://)", text)
+
+
 def test_every_study_says_what_it_is() -> None:
     studies = {path.parent for path in (ROOT / "benchmarks").glob("*/*.py")}
     assert studies and not [study.name for study in studies if not (study / "README.md").exists()]
@@ -139,3 +169,5 @@ def test_every_study_says_what_it_is() -> None:
 def test_version_is_said_once() -> None:
     assert f'version = "{keepkv.__version__}"' in (ROOT / "pyproject.toml").read_text("utf-8")
     assert f"[{keepkv.__version__}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"version: {keepkv.__version__}" in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"{{{keepkv.__version__}}}" in (ROOT / "docs" / "cite.md").read_text("utf-8")

@@ -6,14 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File
-
 ROOT = Path(__file__).parents[2]
 SHOWN = {".md", ".svg"}
 
 
 def on_files(files: Any, config: Any) -> Any:
     """Reports and figures of studies, at the place that links from docs/ give them once docs/ is the root."""
+    from mkdocs.structure.files import File
+
     for path in sorted((ROOT / "benchmarks").rglob("*")):
         if path.suffix in SHOWN:
             name = path.relative_to(ROOT).as_posix()
