@@ -53,8 +53,8 @@ format: $(READY)  ## Put the format right
 	$(BIN)/ruff format .
 
 docs: $(READY)  ## Build the documentation site into build/site
-	$(BIN)/python $(PIP) -e '.[docs]'
-	$(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
+	$(BIN)/python $(PIP) $(addprefix -c ,$(CONSTRAINTS)) -e '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 clean:  ## Remove what the targets above made
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

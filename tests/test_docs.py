@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 import typer.main
-from snippets import as_installed, blocks, every_registry
+import yaml
+from snippets import Snippet, agrees, as_installed, blocks, every_registry, run, runs, snippets
 from zoo import ZOO
 
 import keepkv
@@ -29,13 +31,21 @@ def registries_as_they_were() -> Any:
         yield
 
 
+def shown(page: Path) -> list[Snippet]:
+    """What of a page is run."""
+    return [snippet for snippet in snippets(page.read_text("utf-8")) if runs(snippet)]
+
+
 @pytest.mark.usefixtures("registries_as_they_were")
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
-def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if shown(page)], ids=lambda page: page.name)
+def test_snippets_run_and_print_what_is_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
     names: dict[str, Any] = {"__name__": "__main__"}
-    for number, block in enumerate(blocks(page, "python")):
-        exec(compile(block, f"{page.name}, snippet {number}", "exec", dont_inherit=True), names)
+    for number, snippet in enumerate(shown(page)):
+        printed = run(snippet, names, f"{page.name}, snippet {number}")
+        assert snippet.output is None or agrees(snippet.output, printed), f"{snippet.code}prints\n{printed}"
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
@@ -65,8 +75,8 @@ def test_commands_exist(page: Path) -> None:
             assert {word for word in words if word.startswith("-")} <= known, words
 
 
-def test_readme_lists_every_method() -> None:
-    section = (ROOT / "README.md").read_text("utf-8").split("\n## Methods\n")[1].split("\n## ")[0]
+def test_every_method_is_listed() -> None:
+    section = (ROOT / "docs" / "methods.md").read_text("utf-8").split("\n## Every method\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `([a-z0-9-]+)` \|.*\| (.*?) ?\|$", section, re.MULTILINE)
     assert dict(rows) == {info.name: info.paper for info in keepkv.methods()}
 
@@ -101,11 +111,54 @@ def test_files_and_modules_that_are_named_exist(page: Path) -> None:
     assert not [name for name in files if not (ROOT / name).exists()]
 
 
-def test_index_and_navigation_lead_to_every_page() -> None:
+def navigation() -> dict[str, list[str]]:
+    """Pages of each group of the site, in order."""
+    home, *groups = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]
+    assert home == {"Home": "index.md"}
+    return {group: pages for entry in groups for group, pages in entry.items()}
+
+
+def test_index_lists_every_page_as_the_navigation_does() -> None:
     pages = {page.name for page in (ROOT / "docs").glob("*.md")}
-    index, navigation = ((ROOT / "docs" / name).read_text("utf-8") for name in ("index.md", "mkdocs.yml"))
-    assert {*re.findall(r"\]\(([\w-]+\.md)\)", index), "index.md"} == pages
-    assert set(re.findall(r"^  - ([\w-]+\.md)$", navigation, re.MULTILINE)) == pages
+    assert {page for group in navigation().values() for page in group if "/" not in page} | {"index.md"} == pages
+    index = (ROOT / "docs" / "index.md").read_text("utf-8")
+    sections = re.findall(r"^## (.+)\n((?:(?!## ).*\n)*)", index, re.MULTILINE)
+    listed = {title: re.findall(r"^- .*?\]\((?:\.\./)?([\w/-]+\.md)\)", text, re.MULTILINE) for title, text in sections}
+    assert {group: listed.get(group) for group in navigation()} == navigation()
+
+
+def test_the_reference_has_every_public_name() -> None:
+    reference = "".join(page.read_text("utf-8") for page in (ROOT / "docs").glob("reference*.md"))
+    assert sorted(re.findall(r"^::: keepkv\.(\w+)$", reference, re.MULTILINE)) == sorted(keepkv.__all__)
+
+
+def test_language_models_are_told_of_every_page() -> None:
+    text = site("hooks").llms((ROOT / "docs" / "index.md").read_text("utf-8"))
+    assert re.findall(r"\]\(([\w/-]+)\.html\)", text) == [
+        page.removesuffix(".md") for group in navigation().values() for page in group
+    ]
+
+
+def test_figures_are_drawn_from_the_rows_of_today() -> None:
+    assert (ROOT / "docs/assets/answers.svg").read_text("utf-8") == site("figures").answers()
+
+
+def site(name: str) -> Any:
+    """A module of the site's build, which lies in no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "site" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_has_no_dead_link_on_a_package_index() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="part of Python from 3.11 on")
+    hooks = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["metadata"]["hooks"]
+    text = (ROOT / "README.md").read_text("utf-8")
+    for change in hooks["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(change["pattern"], change["replacement"], text)
+    assert not re.findall(r"\]\((?!https://)", text)
 
 
 def test_every_study_says_what_it_is() -> None:
@@ -116,3 +169,5 @@ def test_every_study_says_what_it_is() -> None:
 def test_version_is_said_once() -> None:
     assert f'version = "{keepkv.__version__}"' in (ROOT / "pyproject.toml").read_text("utf-8")
     assert f"[{keepkv.__version__}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"version: {keepkv.__version__}" in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"{{{keepkv.__version__}}}" in (ROOT / "docs" / "cite.md").read_text("utf-8")
