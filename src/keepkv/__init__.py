@@ -23,6 +23,8 @@ from keepkv.engine.passes.reread import reread
 from keepkv.engine.receipt import Receipt
 from keepkv.errors import KeepKVError
 from keepkv.methods import Method, method_info, methods, register_method
+from keepkv.plan.answer import fit
+from keepkv.plan.result import Fit
 from keepkv.reduce import Reduce, Reduced, register_reduce
 from keepkv.score import Score, register_score
 from keepkv.spans import Span, SpanPolicy, spans_of_chat, spans_of_text
@@ -32,9 +34,9 @@ _register()
 
 __version__ = "0.1.0"
 __all__ = [
-    "Allocate", "Budget", "Cache", "Calibration", "Codec", "KeepKVError", "LayerView", "Method", "ModelCheck",
+    "Allocate", "Budget", "Cache", "Calibration", "Codec", "Fit", "KeepKVError", "LayerView", "Method", "ModelCheck",
     "Receipt", "Reduce", "Reduced", "Score", "Slots", "Span", "SpanPolicy", "Stat", "Store", "When", "check",
-    "compressed", "embedded_model", "method_info", "methods", "register_allocate", "register_codec",
+    "compressed", "embedded_model", "fit", "method_info", "methods", "register_allocate", "register_codec",
     "register_method", "register_reduce", "register_score", "register_store", "rehearse", "reread", "spans_of_chat",
     "spans_of_text",
 ]  # fmt: skip

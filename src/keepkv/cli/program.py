@@ -10,6 +10,7 @@ from keepkv.cli.check import check
 from keepkv.cli.demo.command import demo
 from keepkv.cli.eval import evaluation
 from keepkv.cli.fidelity import fidelity
+from keepkv.cli.fit import fit
 from keepkv.cli.generate import generate
 from keepkv.cli.methods import methods
 from keepkv.cli.report import report
@@ -21,6 +22,6 @@ program = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, generate, methods, check, fidelity, report, bench, calibrate):
+for verb in (demo, generate, methods, fit, check, fidelity, report, bench, calibrate):
     program.command()(verb)
 program.command("eval")(evaluation)
