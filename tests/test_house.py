@@ -30,7 +30,7 @@ score
 reduce
 methods
 engine
-embedded measure
+embedded measure plan
 metrics models
 tasks
 asking

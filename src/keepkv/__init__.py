@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from keepkv.engine.receipt import Receipt
     from keepkv.errors import KeepKVError
     from keepkv.methods import Method, method_info, methods, register_method
+    from keepkv.plan.answer import fit
+    from keepkv.plan.result import Fit
     from keepkv.reduce import Reduce, Reduced, register_reduce
     from keepkv.score import Score, register_score
     from keepkv.spans import Span, SpanPolicy, spans_of_chat, spans_of_text
@@ -54,6 +56,8 @@ _NAMES = {  # by the module that has them; the block above says the same to type
     "engine.receipt": "Receipt",
     "errors": "KeepKVError",
     "methods": "Method method_info methods register_method",
+    "plan.answer": "fit",
+    "plan.result": "Fit",
     "reduce": "Reduce Reduced register_reduce",
     "score": "Score register_score",
     "spans": "Span SpanPolicy spans_of_chat spans_of_text",
@@ -61,9 +65,9 @@ _NAMES = {  # by the module that has them; the block above says the same to type
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = [
-    "Allocate", "Answers", "Budget", "Cache", "Calibration", "Codec", "Context", "KeepKVError", "LayerView",
-    "Method", "ModelCheck", "Receipt", "Reduce", "Reduced", "Score", "Slots", "Span", "SpanPolicy", "Stat",
-    "Store", "When", "ask", "check", "compressed", "embedded_model", "method_info", "methods",
+    "Allocate", "Answers", "Budget", "Cache", "Calibration", "Codec", "Context", "Fit", "KeepKVError",
+    "LayerView", "Method", "ModelCheck", "Receipt", "Reduce", "Reduced", "Score", "Slots", "Span", "SpanPolicy",
+    "Stat", "Store", "When", "ask", "check", "compressed", "embedded_model", "fit", "method_info", "methods",
     "register_allocate", "register_codec", "register_method", "register_reduce", "register_score",
     "register_store", "rehearse", "reread", "spans_of_chat", "spans_of_text",
 ]  # fmt: skip

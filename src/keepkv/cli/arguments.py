@@ -55,6 +55,17 @@ def variant(text: str, more: Sequence[str] = ()) -> Variant:
     return Variant(name, options([*(pair for pair in rest.split(",") if pair), *more], name))
 
 
+def pairs(texts: list[str]) -> dict[str, Any]:
+    """``["capacity=8192"]`` as a dict."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise KeepKVError(f"option {text!r}: expected key=value")
+        found[key.strip()] = _value(value)
+    return found
+
+
 def read_text(path: str) -> str:
     """The text of a file, or of stdin for ``-``."""
     if path == "-":

@@ -97,7 +97,7 @@ def check(model: PreTrainedModel | PreTrainedConfig) -> ModelCheck:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            asked = _of(shrink(config)) if isinstance(model, PreTrainedConfig) else model
+            asked = model_of(shrink(config)) if isinstance(model, PreTrainedConfig) else model
         except UnsupportedModel as error:
             return ModelCheck(type(config).__name__, str(error))
         shapes = dict(_shapes(config))
@@ -150,7 +150,7 @@ def _prepare(model: PreTrainedModel) -> tuple[set[int], dict[tuple[bool, bool], 
     return compressed, reasons, tuple(notes)
 
 
-def _of(config: PreTrainedConfig) -> PreTrainedModel:
+def model_of(config: PreTrainedConfig) -> PreTrainedModel:
     """A model of ``config`` with random weights, in evaluation mode: of the class that the configuration names, or
     that transformers makes of it."""
     mappings = (
@@ -188,7 +188,7 @@ def _shapes(config: PreTrainedConfig) -> Iterator[tuple[int, tuple[int, int]]]:
         torch.set_default_dtype(torch.bfloat16)
         # Whatever a model's own code raises without numbers: what was seen until then is told.
         with suppress(Exception), torch.device("meta"):
-            _of(config)(input_ids=ids, use_cache=True, **{CACHE: cache})
+            model_of(config)(input_ids=ids, use_cache=True, **{CACHE: cache})
     finally:
         torch.set_default_dtype(before)
     for i, layer in enumerate(cache.layers):

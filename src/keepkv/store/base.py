@@ -204,7 +204,8 @@ class Store(ABC):
 
 def allocated(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages behind ``tensors``, each counted once."""
-    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+    storages = (x.untyped_storage() for x in tensors)
+    return sum({x._cdata: x.nbytes() for x in storages}.values())  # not by address: on "meta" there is none
 
 
 def tensors_in(x: Any) -> Iterator[Tensor]:
