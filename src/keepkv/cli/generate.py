@@ -12,12 +12,13 @@ from typer import Option
 
 from keepkv.cli.options import Budget, Device, Import, Model, Texts
 from keepkv.cli.output import one_line_errors, print_json, waiting
+from keepkv.cli.small_model import NAME, OFFER
 from keepkv.errors import KeepKVError
 
 UNFINISHED = "The answer is unfinished; the same command starts anew."
 EMBEDDED = (
     "note: without --model the model in the package answers. It is tiny and reads only texts of keepkv's own tasks. "
-    "For your own text give --model DIRECTORY or --model NAME."
+    f"For your own text give --model DIRECTORY or --model NAME; {OFFER}, and give --model {NAME}."
 )
 
 

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from keepkv.cli import small_model
 from keepkv.cli.progress import waiting
 from keepkv.errors import KeepKVError, UnknownName
 
@@ -22,7 +23,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 def load(
     model: str | None, device: str = "auto", *, dtype: str = "auto", device_map: str | None = None
 ) -> tuple[Any, Any]:
-    """Model in evaluation mode and tokenizer, from a directory or a Hub name; the embedded ones for ``None``.
+    """Model in evaluation mode and tokenizer, from a directory, a GGUF file or the Hub; the embedded ones for ``None``.
 
     device: what torch calls it; ``"auto"`` is the first GPU where there is one. dtype: of the weights; ``"auto"`` as
     they were saved. device_map: what transformers takes; ``device`` is then left out of account.
@@ -36,14 +37,16 @@ def load(
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from keepkv.embedded import embedded_model
-    name = _name(embedded_model() if model is None else model)
+    file = None if model is None else small_model.file_of(model)
+    name = _name(embedded_model() if model is None else model) if file is None else str(file.parent)
+    read = {} if file is None else {"gguf_file": file.name}
     _quiet()
     placed = {} if device_map is None else {"device_map": device_map}
     local = Path(name).is_dir()
     try:
         with waiting(f"loading {name}") if local else nullcontext():  # else transformers shows how far a download is
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **placed)
+            tokenizer = AutoTokenizer.from_pretrained(name, **read)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **placed, **read)
     except (OSError, ValueError) as error:
         raise KeepKVError(f"cannot load model {name!r}: {one_line(error)}") from error
     if device_map is not None:

@@ -22,7 +22,10 @@ def check_text(tokenizer: Any, model: Any, text: str, what: str) -> None:
         return
     tokens = len(tokenizer.encode(text[: SAMPLE * limit], add_special_tokens=False))
     if tokens > limit + 1:  # a token at the cut may have been one with what follows
-        raise KeepKVError(f"{what} has more than {tokens - 1} tokens and the model reads {limit}: give a shorter one")
+        raise KeepKVError(
+            f"{what} has more than {tokens - 1} tokens and the model reads {limit}: give a shorter one, or a "
+            "model that reads more"
+        )
 
 
 def check_tokens(model: Any, tokens: int, what: str, new: int = 0) -> None:
@@ -31,4 +34,5 @@ def check_tokens(model: Any, tokens: int, what: str, new: int = 0) -> None:
     if limit is None or tokens + new <= limit:
         return
     said = f"{what} has {tokens} tokens" + (f", {new} are to follow" if new else "")
-    raise KeepKVError(f"{said} and the model reads {limit}: give a shorter one" + (" or ask for fewer" if new else ""))
+    fewer = ", ask for fewer" if new else ""
+    raise KeepKVError(f"{said} and the model reads {limit}: give a shorter one{fewer}, or a model that reads more")

@@ -15,11 +15,12 @@ from keepkv.cli.demo.strip import cells
 from keepkv.cli.load import load
 from keepkv.cli.options import AsJson, Budget, Device, Import, Methods, Model, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress
+from keepkv.cli.small_model import for_own_text
 from keepkv.errors import KeepKVError
 
 METHODS = (
-    "random", "streaming-llm", "snapkv", "expected-attention", "adakv", "keydiff", "keepkv", "keepkv:key=zip",
-    "keepkv2",
+    "random", "streaming-llm", "snapkv", "expected-attention", "adakv", "keydiff", "compactor", "keepkv",
+    "keepkv:key=zip", "keepkv2", "kvzip",
 )  # fmt: skip
 
 
@@ -38,7 +39,8 @@ def demo(
 ) -> None:
     """Compress a document once per method, before any question is seen, then ask.
 
-    Without arguments: a real document with facts woven in, and a small model; both are in the package.
+    Without arguments: a real document with facts woven in, and a small model; both are in the package. That model
+    reads nothing else: for your own document give --model, or install the small real one that the command names.
 
     \b
     Examples:
@@ -51,12 +53,14 @@ def demo(
         raise KeepKVError("--question is about a text of your own: give it with --document FILE")
     variants = [arguments.variant(text) for text in method or METHODS]
     text = None if document is None else arguments.read_text(document)
+    if text is not None:
+        model = for_own_text(model, "--document")
     network, tokenizer = load(model, device)
     if text is None:
         material = shipped(tokenizer, network, seed)
     else:
         material = own(tokenizer, network, text, question or [])
-    is_plain = model is None and text is None  # the embedded model replies with exactly the answer
+    is_plain = model is None  # the embedded model replies with exactly the answer
     with progress(2 + len(variants)) as step:
         rows = measure(
             network,

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from keepkv.asking.turns import Turns, turns_of
 from keepkv.cli.demo.measure import Asked
 from keepkv.errors import KeepKVError
 from keepkv.tasks import demo_document
 from keepkv.tasks.asking import Ids
-from keepkv.tasks.chat import frame
 from keepkv.tasks.length import check_text, check_tokens
 
 QUESTIONS = (
@@ -38,23 +38,25 @@ class Material:
 def shipped(tokenizer: Any, model: Any, seed: int = 0) -> Material:
     """The document that comes with the package, and a question for each fact in it."""
     text, questions = demo_document(seed)
-    return _material(tokenizer, model, text, [Asked(one.prompt, one.answer) for one in questions])
+    turns = turns_of(tokenizer) if getattr(tokenizer, "chat_template", None) else Turns("", "", "", "")
+    return _material(tokenizer, model, turns, text, [(one.prompt, one.answer) for one in questions])
 
 
 def own(tokenizer: Any, model: Any, text: str, questions: Sequence[str]) -> Material:
     """The user's text and questions, in general ones where none are given; no answers are known."""
     if not text.strip():
         raise KeepKVError("the document is empty")
-    return _material(tokenizer, model, text, [Asked(f"\n\nQuestion: {one}\nAnswer:") for one in questions or QUESTIONS])
+    return _material(tokenizer, model, turns_of(tokenizer), text, [(one, None) for one in questions or QUESTIONS])
 
 
-def _material(tokenizer: Any, model: Any, text: str, asked: list[Asked]) -> Material:
-    around = frame(tokenizer)
+def _material(
+    tokenizer: Any, model: Any, turns: Turns, text: str, questions: Sequence[tuple[str, str | None]]
+) -> Material:
     check_text(tokenizer, model, text, "the document")
-    ids = tokenizer.encode(around.before + text, add_special_tokens=not around.before)
+    ids = tokenizer.encode(turns.before + text, add_special_tokens=not turns.before)
     check_tokens(model, len(ids), "the document")
-    places = [_place(tokenizer, text, one.answer) for one in asked]
-    asked = [Asked(around.between + one.prompt + around.end, one.answer) for one in asked]
+    places = [_place(tokenizer, text, answer) for _, answer in questions]
+    asked = [Asked(turns.question(said, later=False), answer, said.strip()) for said, answer in questions]
     return Material(ids, asked, places)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import keepkv
 from keepkv.evaluation.setup import FULL, Variant
+from keepkv.evaluation.unit import look_again
 from keepkv.measure.meters import Time
 from keepkv.metrics import kl
 from keepkv.tasks.asking import Ids, greedy, pad, read, reply, rows_of, step, survival_of
@@ -26,10 +27,12 @@ TIMED = 32  # tokens decoded to measure decoding speed
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as text that continues the context; ``answer`` is ``None`` where no answer is known."""
+    """A question as text that continues the context, with what a template puts around it; ``answer`` is ``None`` where
+    no answer is known. words: the question alone."""
 
     prompt: str
     answer: str | None = None
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,14 @@ class _Reading:
     @classmethod
     def of(cls, model: Any, tokenizer: Any, context: Ids, variant: Variant, budget: int | float | str) -> _Reading:
         cache = keepkv.Cache(model, method=variant.method, budget=budget, **variant.options)
+        score = cache.settings.method.score
+        if twice := score.needs_second_reading or score.needs_questions:
+            cache = cache.copy(when=keepkv.When("deferred"))
         with Time(model.device) as time:
             mask = read(model, cache, [context])
+            if twice:
+                look_again(model, cache, [context])
+                cache.compress()
         cache.compressing = False
         return cls(model, tokenizer, variant.label, cache, mask, time.seconds)
 

@@ -75,7 +75,8 @@ def _examples(rows: list[Compared], count: int = 3) -> list[int]:
 
 
 def _answers(out: Console, material: Material, rows: list[Compared], i: int) -> None:
-    out.print(material.asked[i].prompt.strip(), markup=False)
+    asked = material.asked[i]
+    out.print(asked.words or asked.prompt.strip(), markup=False)
     margin = max(len(row.label) for row in rows) + 2
     for row in rows:
         reply = row.replies[i]
