@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from keepkv.core.stats import Stat
     from keepkv.core.when import When
     from keepkv.embedded import embedded_model
+    from keepkv.engine.attached import restore
     from keepkv.engine.cache import Cache
     from keepkv.engine.compressed import compressed
     from keepkv.engine.examine import ModelCheck, check
@@ -48,6 +49,7 @@ _NAMES = {  # by the module that has them; the block above says the same to type
     "core.stats": "Stat",
     "core.when": "When",
     "embedded": "embedded_model",
+    "engine.attached": "restore",
     "engine.cache": "Cache",
     "engine.compressed": "compressed",
     "engine.examine": "ModelCheck check",
@@ -69,7 +71,7 @@ __all__ = [
     "LayerView", "Method", "ModelCheck", "Receipt", "Reduce", "Reduced", "Score", "Slots", "Span", "SpanPolicy",
     "Stat", "Store", "When", "ask", "check", "compressed", "embedded_model", "fit", "method_info", "methods",
     "register_allocate", "register_codec", "register_method", "register_reduce", "register_score",
-    "register_store", "rehearse", "reread", "spans_of_chat", "spans_of_text",
+    "register_store", "rehearse", "reread", "restore", "spans_of_chat", "spans_of_text",
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from keepkv.core.registry import known_as
 from keepkv.core.when import When
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.setup import Variant
-from keepkv.methods import METHODS, make_method, method_info
+from keepkv.methods.base import make_method, method_info, method_name
 
 _WHEN = ("when.prefill", "when.every")
 _WORDS = {"true": True, "false": False, "none": None}
@@ -51,7 +51,7 @@ def options(pairs: list[str], method: str) -> dict[str, Any]:
 def variant(text: str, more: Sequence[str] = ()) -> Variant:
     """``keepkv`` or ``keepkv:key=zip,window=64``; more: further pairs."""
     name, _, rest = text.partition(":")
-    name = METHODS.named(name.strip())
+    name = method_name(name.strip())
     return Variant(name, options([*(pair for pair in rest.split(",") if pair), *more], name))
 
 

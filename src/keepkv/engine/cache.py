@@ -20,6 +20,7 @@ from keepkv.core.options import keywords
 from keepkv.core.tensorfile import MAX_FILE
 from keepkv.core.when import When
 from keepkv.engine import forward, persistence, rows
+from keepkv.engine.attached import Attachment, attach
 from keepkv.engine.compression import compress, compress_waiting, end_prompt
 from keepkv.engine.devices import input_device
 from keepkv.engine.files.origin import Origin
@@ -41,8 +42,8 @@ class Cache(stock.Cache):
 
     Before transformers 5.24 that argument is called ``past_key_values``.
 
-    model: switched to the attention implementation "keepkv" (its text part); refused with ``UnsupportedModel`` if
-        it cannot be served.
+    model: switched to the attention implementation "keepkv" (its text part) until its last cache goes; refused with
+        ``UnsupportedModel`` if it cannot be served.
     method: a name from ``keepkv.methods()`` with its options as keywords, or a ``keepkv.Method``.
     budget: share of the tokens (float), slots per KV head (int), or bytes for the whole cache ("256MiB").
     store: layout of the slots: "auto", "dense", "ragged", "static" (compiled decode), or one of your own.
@@ -85,6 +86,7 @@ class Cache(stock.Cache):
         held = Held(settings.stats, chosen.reduce.merges, CODECS.build(self.codec, **self.codec_options), settings.room)
         template = guarded(STORES.build(self.layout, held, **self.store_options))
         prepared = prepare_model(model, chosen, template.static_length)
+        self.attached: Attachment | None = attach(model)
         pieces = (chosen.score, chosen.allocate, chosen.reduce, held.codec, template)
         calibrations = check_calibration(pieces, calibration, lambda: fingerprint(model), prepared.ours)
         self.attached_config, self.origin = shape(model), Origin(model)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel
 
 from keepkv.core.budget import Budget
 from keepkv.engine import contexts
+from keepkv.engine.attached import attach
 from keepkv.engine.cache import Cache
-from keepkv.engine.interface import NAME
-from keepkv.engine.model import inner_model, set_attention
+from keepkv.engine.model import inner_model
 from keepkv.methods import Method
-
-_previous: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()  # what the last to leave puts back
 
 
 @contextmanager
@@ -42,18 +39,17 @@ def compressed(
     caches: list[Cache] = []
 
     def make() -> Cache:
-        caches.append(Cache(model, method, budget, **options))
-        return caches[-1]
+        made = Cache(model, method, budget, **options)
+        made.attached = None  # the model is this block's
+        caches.append(made)
+        return made
 
     inner, context = inner_model(model), contexts.Context(make)
-    with contexts.LOCK:
-        previous = set_attention(inner, NAME)
-        if contexts.enter(inner, context):
-            _previous[inner] = previous
+    attached = attach(inner)
+    contexts.enter(inner, context)
     try:
         Cache(model, method, budget, **options)  # refuses bad arguments here rather than inside generate
         yield caches
     finally:
-        with contexts.LOCK:
-            if contexts.leave(inner, context):
-                set_attention(inner, _previous.pop(inner))
+        contexts.leave(inner, context)
+        del attached

@@ -29,22 +29,25 @@ _open: WeakKeyDictionary[nn.Module, list[Context]] = WeakKeyDictionary()
 _entered: ContextVar[tuple[Context, ...]] = ContextVar("keepkv_entered", default=())
 
 
-def enter(model: nn.Module, context: Context) -> bool:
-    """``context`` makes the caches of ``model`` from here on; returns whether it is the first that is open."""
+def enter(model: nn.Module, context: Context) -> None:
+    """``context`` makes the caches of ``model`` from here on."""
     with LOCK:
         others = _open.setdefault(model, [])
         context.outer = tuple(x for x in _entered.get() if x in others)
         others.append(context)
         _entered.set((*_entered.get(), context))
-        return len(others) == 1
 
 
-def leave(model: nn.Module, context: Context) -> bool:
-    """Undo ``enter``; returns whether ``context`` was the last one open."""
+def leave(model: nn.Module, context: Context) -> None:
+    """Undo ``enter``."""
     with LOCK:
         _open[model].remove(context)
         _entered.set(tuple(x for x in _entered.get() if x is not context))
-        return not _open[model]
+
+
+def is_open(model: nn.Module) -> bool:
+    """Whether a ``keepkv.compressed`` is open on ``model``, in any thread."""
+    return bool(_open.get(model))
 
 
 def innermost(model: nn.Module) -> Context | None:

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from keepkv.engine import contexts
+from keepkv.engine.busy import running
 from keepkv.engine.layer import is_ours
 from keepkv.engine.offsets import set_offsets
 from keepkv.engine.versions import CACHE, cache_in
@@ -80,7 +81,8 @@ def _generate(shadowed: Callable[..., Any]) -> Callable[..., Any]:
         if cache is None and _wants_cache(self, args, kwargs) and (context := contexts.innermost(self)):
             cache = kwargs[CACHE] = context.make()
         if not is_ours(cache):
-            return shadowed(self, *args, **kwargs)
+            with running(self):
+                return shadowed(self, *args, **kwargs)
         if not _wants_cache(self, args, kwargs):
             raise UnsupportedInput(
                 "a keepkv cache was given together with use_cache=False, with which generate would feed it the whole "
@@ -89,7 +91,8 @@ def _generate(shadowed: Callable[..., Any]) -> Callable[..., Any]:
         before = cache.get_seq_length()
         _check_new(before, args, kwargs)
         set_offsets(self, cache)
-        found = shadowed(self, *args, **kwargs)
+        with running(self):
+            found = shadowed(self, *args, **kwargs)
         check_used(cache, before)
         return found
 

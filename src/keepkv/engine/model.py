@@ -13,6 +13,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicIndex
 
 from keepkv.core.layer_info import LayerInfo
 from keepkv.core.rope import Rope
+from keepkv.engine.busy import unwatch, watch
 from keepkv.engine.devices import compute_device
 from keepkv.engine.forward_probe import check_forward
 from keepkv.engine.guard import guard, unguard
@@ -23,6 +24,8 @@ from keepkv.engine.rope_probe import UnknownRope, rope_of
 from keepkv.engine.versions import warn_if_untested
 from keepkv.errors import UnsupportedModel
 from keepkv.methods.base import Method
+
+BEFORE = "keepkv_before"  # attribute of a model on "keepkv": the implementation that it had
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,8 @@ def _warn_of_what_stays(name: str, layers: list[Any], ours: Mapping[int, Any]) -
 def set_attention(model: PreTrainedModel, implementation: str) -> str:
     """Set the attention implementation of the text part only; returns the previous one.
 
-    On "keepkv" the model also keeps to the cache that it is given, see ``engine.guard`` and ``engine.offsets``.
+    On "keepkv" the model also keeps to the cache that it is given, see ``engine.guard`` and ``engine.offsets``, and
+    it remembers the previous one.
     """
     config = model.config.get_text_config(decoder=True)
     previous: str = config._attn_implementation
@@ -151,9 +155,14 @@ def set_attention(model: PreTrainedModel, implementation: str) -> str:
     if implementation == NAME:
         guard(model)
         follow_offsets(model)
+        watch(model)
+        if previous != NAME:
+            setattr(model, BEFORE, previous)
     else:
         unguard(model)
         unfollow_offsets(model)
+        unwatch(model)
+        model.__dict__.pop(BEFORE, None)
     return previous
 
 
