@@ -127,11 +127,11 @@ def test_a_cache_with_use_cache_off_is_refused() -> None:
 def test_copies_and_pickles_of_a_switched_model_stand_alone() -> None:
     """Their ``generate`` is their own, not that of the first model."""
     model = zoo.ZOO["llama"]().eval()
-    keepkv.Cache(model, "knorm", 16)
+    held = keepkv.Cache(model, "knorm", 16)
     inputs = row(batch(), 0)
     expected = generate(model, inputs, None).sequences
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert twin.generate.__self__ is twin
+        assert twin.generate.__self__ is twin and held.seen.tolist() == []
         twin.set_attn_implementation("sdpa")
         model.model.embed_tokens.weight.data.zero_()
         assert torch.equal(generate(twin, inputs, None).sequences, expected)

@@ -30,8 +30,8 @@ def test_changing_the_attention_implementation_afterwards_raises() -> None:
 def test_only_the_text_part_of_a_vision_model_is_switched() -> None:
     model = zoo.ZOO["qwen2-vl"]().eval()
     before = model.config.vision_config._attn_implementation
-    keepkv.Cache(model, "snapkv", 14, **SMALL)
-    assert model.config.get_text_config()._attn_implementation == "keepkv"
+    held = keepkv.Cache(model, "snapkv", 14, **SMALL)
+    assert held.compressible and model.config.get_text_config()._attn_implementation == "keepkv"
     assert model.config.vision_config._attn_implementation == before
 
 
@@ -45,11 +45,12 @@ def test_left_on_keepkv_a_model_behaves_as_before(arch: str) -> None:
     """Without a keepkv cache, generation and a training step go the stock way."""
     model = zoo.ZOO[arch]().eval()
     plain = generate(model, batch(), DynamicCache(config=model.config))
-    keepkv.Cache(model, "snapkv", 14, **SMALL)
+    held = keepkv.Cache(model, "snapkv", 14, **SMALL)
     assert torch.allclose(generate(model, batch(), None).scores_, plain.scores_, atol=1e-5)
     loss = model.train()(**batch(), labels=batch()["input_ids"]).loss
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert held.seen.tolist() == [] and model.config._attn_implementation == "keepkv"
 
 
 def test_context_manager_restores_what_it_found() -> None:
