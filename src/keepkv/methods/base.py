@@ -123,9 +123,14 @@ def method_info(name: str) -> MethodInfo:
     return MethodInfo(method, _PAPERS.get(method, ""), doc.split("\n\n")[0].replace("\n", " "), doc, options)
 
 
+def method_name(name: str) -> str:
+    """``name`` as the method or the preset that it means is written; raises ``UnknownName`` with the nearest one."""
+    return known_as(name, [*METHODS, *PRESETS], METHODS.kind)
+
+
 def _named(name: str) -> tuple[str, Callable[..., Method], dict[str, Any]]:
     """What ``name``, of a method or a preset, stands for: the method's name, its factory, and options of the preset."""
-    known = known_as(name, [*METHODS, *PRESETS], METHODS.kind)
+    known = method_name(name)
     preset = PRESETS.get(known)
     method = known if preset is None else preset.method
     return method, METHODS.factory(method), {} if preset is None else dict(preset.options)
