@@ -309,3 +309,13 @@ def test_the_reason_why_a_model_is_not_loaded_is_one_whole_line(tiny: str, tmp_p
 def test_without_a_model_generate_says_who_answers(capsys: Any) -> None:
     result = run("generate", "--prompt", "The passcode is", "-m", "full", "--max-new-tokens", "1")
     assert "--model" in result.stderr and "note" in result.stderr
+
+
+def test_methods_explains_every_option() -> None:
+    for info in keepkv.methods():
+        unexplained = [name for name in info.options if not info.meanings[name] or not info.types[name]]
+        assert not unexplained, (info.name, unexplained)
+        assert "Options:" not in info.doc
+    printed = " ".join(run("methods", "SnapKV").stdout.split())
+    assert "kernel integer 5 neighbours" in printed and "when.every integer or none none" in printed
+    assert json.loads(run("methods", "snapkv", "--json").stdout)["types"]["window"] == "integer"

@@ -38,7 +38,7 @@ def test_a_factory_called_directly_gives_what_the_registry_builds() -> None:
     assert merging("zip", sinks=1, when=when) == METHODS.build("keepkv", key="zip", sinks=1, when=when)
     assert merging("zip", when=when).changed == {"key": "zip", "when": when}
     assert inspect.signature(merging).parameters["threshold"].default == 0.8
-    assert inspect.getdoc(merging) == keepkv.method_info("keepkv").doc
+    assert (inspect.getdoc(merging) or "").startswith(keepkv.method_info("keepkv").doc)
 
 
 def test_a_replaced_field_is_the_option_of_its_name() -> None:

@@ -8,8 +8,10 @@ import typer
 
 from keepkv.cli.options import AsJson, Import
 from keepkv.cli.output import console, one_line_errors, print_json, table
-from keepkv.methods.base import method_info
+from keepkv.methods.base import MethodInfo, method_info
 from keepkv.methods.base import methods as all_methods
+
+_PREFILL = "immediate: while a prompt is read; deferred: with the first decoded token; none: never"
 
 
 @one_line_errors
@@ -40,11 +42,27 @@ def methods(
     if as_json:
         print_json(info)
         return
+    _describe(info)
+
+
+def _describe(info: MethodInfo) -> None:
+    """One method: what it does, and a line for each option."""
     out = console()
     out.print(f"[bold]{info.name}[/bold]" + (f"  {info.paper}" if info.paper else ""))
     typer.echo("\n" + info.doc.replace("``", "`") + "\n")  # not wrapped again: it has formulas
-    if info.options:
-        listing = table("option", "default", left=2)
-        for key, default in info.options.items():
-            listing.add_row(key, repr(default))
-        out.print(listing)
+    if not info.options:
+        return
+    shown = table("option", "takes", "default", "what it is", left=4)
+    for key, default in info.options.items():
+        if key == "when":
+            shown.add_row("when.prefill", "text or none", _value(default.prefill), _PREFILL)
+            shown.add_row("when.every", "integer or none", _value(default.every), "also after so many decoded tokens")
+        else:
+            shown.add_row(key, info.types.get(key, ""), _value(default), info.meanings.get(key, ""))
+    out.print(shown)
+    typer.echo(f"\nkeepkv generate -m {info.name}:option=value,option=value")
+
+
+def _value(default: object) -> str:
+    """A default as the command line takes it."""
+    return str(default).lower() if default is None or isinstance(default, bool) else str(default)

@@ -100,9 +100,15 @@ class _Table(Table):
         if Measurement.get(console, options.update(width=10_000), self).minimum <= options.max_width:
             yield from super().__rich_console__(console, options)
             return
-        names = [str(column.header) for column in self.columns[1:]]
+        labels = [str(column.header) for column in self.columns[1:]]
         for name, *cells in zip(*(list(column.cells) for column in self.columns), strict=True):
             yield Text(str(name), style="bold")
-            pairs = (f"{label} {cell}".strip() for label, cell in zip(names, cells, strict=True) if str(cell))
-            said = [one.replace(" ", "\N{NO-BREAK SPACE}") for one in pairs]
-            yield Padding(Text("  ".join(said)), (0, 0, 0, 2))
+            said = [_pair(label, str(cell)) for label, cell in zip(labels, cells, strict=True) if str(cell)]
+            yield Padding(Text("  ").join(said), (0, 0, 0, 2))
+
+
+def _pair(label: str, cell: str) -> Text:
+    """What a column says, behind its name; a number is not torn from it."""
+    space = "\N{NO-BREAK SPACE}" if len(cell) <= 12 else " "
+    said = Text(f"{label} ".replace(" ", space) if label else "", style="dim")
+    return said.append(cell.replace(" ", space), style="not dim")

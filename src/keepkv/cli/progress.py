@@ -100,7 +100,7 @@ def _shown(work: Work, resume: str) -> Iterator[None]:
     if chosen.get() is How.auto and sys.stderr.isatty():
         how = _bar(work) if work.total else Console(stderr=True).status(work.what)
     elif chosen.get() is not How.none:
-        how = _lines(work, SOON if chosen.get() is How.plain else LATE)
+        how = _lines(work, SOON if chosen.get() is How.plain else LATE if work.total else NEXT)
     try:
         with how:
             yield

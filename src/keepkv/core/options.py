@@ -86,7 +86,7 @@ class Checked:
 def check(piece: Checked) -> None:
     """Refuse fields of ``piece`` that do not fit, those of pieces in it too, with the error that its class names."""
     kind: Any = type(piece)
-    hints, owner = _hints(kind), kind.__name__
+    hints, owner = hints_of(kind), kind.__name__
     for name in (x.name for x in fields(kind) if x.init) if is_dataclass(kind) else ():
         object.__setattr__(piece, name, taken(owner, name, getattr(piece, name), hints[name], piece.refusal))
 
@@ -100,7 +100,7 @@ def arguments(owner: str, factory: Callable[..., Any], *given: Any, **options: A
         known = ", ".join(n for n, p in signature.parameters.items() if p.default is not p.empty) or "none"
         raise KeepKVError(f"{owner}: {error}. Its options: {known}.") from error
     bound.apply_defaults()
-    hints = _hints(factory)
+    hints = hints_of(factory)
     for name, value in bound.arguments.items():
         if name in hints:
             bound.arguments[name] = taken(owner, name, value, hints[name])
@@ -178,7 +178,7 @@ def shown(value: Any) -> str:
 
 
 @cache
-def _hints(made: Any) -> Mapping[str, Any]:
+def hints_of(made: Any) -> Mapping[str, Any]:
     """Annotations of a class's fields or a function's arguments; a name in them that is not known here, as one that
     only type checkers import, takes anything."""
     if isinstance(made, type) and not is_dataclass(made):

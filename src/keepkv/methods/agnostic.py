@@ -26,6 +26,16 @@ def expected_attention(
     while decoding (``When(every=512)`` in the paper). ``statistics="stored"`` takes those of other texts instead, a
     calibration made once by ``keepkv calibrate query-statistics``: nothing is observed while a row is read. See
     ``keepkv.score.ExpectedAttention`` for every option.
+
+    Options:
+        horizon: queries to come that are averaged over
+        epsilon: is added to the attention before it is weighed by the value
+        epsilon_mode: absolute; relative: epsilon is divided by the number of tokens
+        use_covariance: whether the spread of the queries counts, beside their mean
+        value_norm: v: weigh by the norm of the value; none: leave it out
+        position_average: rotation, moments or mixture: how the queries' positions are averaged
+        shrinkage: how far the covariance is drawn to its diagonal, 0 to 1; auto: by the number of tokens
+        statistics: prompt: of the queries of the text; stored: of a calibration
     """
     return Method(ExpectedAttention(
         horizon, sinks, epsilon, epsilon_mode, use_covariance, value_norm, position_average, shrinkage,
@@ -42,6 +52,9 @@ def kvzip(alpha: float = 0.0, sinks: int = 4, window: int = 0, when: When = When
     score is the largest attention during the first reading, which is not KVzip. Score = max over queries and the query
     heads of a KV head; the budget of a layer goes to the highest scores over all its heads, of which each first keeps
     ⌊``alpha`` · budget⌋ (the paper ranks over all layers too).
+
+    Options:
+        alpha: share of its budget that each head keeps for itself
     """
     return Method(KVzip(), AdaKV(alpha))
 
@@ -60,5 +73,12 @@ def compactor(
     recent tokens, kept and left out of the score. See ``keepkv.score.Compactor``.
 
     Not here: the paper's calibration, which finds the budget that a context can do with.
+
+    Options:
+        blending: weight of the leverage against the attention; none: the share of tokens that leaves
+        chunk: tokens that attend to each other for the score
+        sketch: dimensions of the sketch of the keys
+        ridge: is added to the Gram matrix of the keys
+        scaled: whether the attention takes the model's scaling
     """
     return Method(Compactor(blending, chunk, sketch, ridge, scaled, sinks, window), as_allocation(allocate))

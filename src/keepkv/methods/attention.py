@@ -19,6 +19,11 @@ def snapkv(window: int = 32, kernel: int = 5, pooling: str = "avg", sinks: int =
 
     Score = mean attention of the window's queries, pooled, then averaged over the query heads of a KV head (the paper
     has one KV head per query head). window is 32 as in the paper; kvpress uses 64.
+
+    Options:
+        window: recent tokens that are always kept, and whose attention is the score
+        kernel: neighbours that a score is pooled over, an odd number
+        pooling: avg or max: how it is pooled
     """
     return Method(SnapKV(window, kernel, pooling))
 
@@ -31,6 +36,12 @@ def pyramidkv(
 
     Beyond the sinks and the window, with n slots per layer on average, the last layer keeps n/``beta`` and the first
     2n − n/``beta``; the sum over layers is exact.
+
+    Options:
+        window: recent tokens that are always kept, and whose attention is the score
+        kernel: neighbours that a score is pooled over, an odd number
+        pooling: avg or max: how it is pooled
+        beta: the last layer keeps this part, 1/beta, of the mean
     """
     return Method(SnapKV(window, kernel, pooling), Pyramid(beta, reserved=sinks + window))
 
@@ -42,6 +53,9 @@ def h2o(window: int = 32, normalize: str = "sum", sinks: int = 4, when: When = W
     Score = Σ over queries of attention ("mean": per query that could see the slot, as kvpress' ObservedAttention).
     The paper gives half the budget to recent tokens and evicts one slot per decoded token; here the window is a
     fixed number of tokens and ``When(every=n)`` sets the pace.
+
+    Options:
+        normalize: sum of the attention, or mean over the queries that could see the slot
     """
     return Method(H2O(normalize))
 
@@ -64,5 +78,10 @@ def adakv(
     Each head first keeps its own top ⌊``alpha`` · budget⌋, the rest goes to the highest scores over all heads.
     ``score`` is a name or a Score whose values can be compared between heads; "snapkv" looks through the method's
     ``window``. Memory of what a head does not keep is freed.
+
+    Options:
+        score: name or Score whose values can be compared between heads
+        alpha: share of its budget that each head keeps for itself
+        window: most recent tokens that are always kept; snapkv looks through them
     """
     return Method(as_score(score, window), AdaKV(alpha))

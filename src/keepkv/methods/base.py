@@ -11,10 +11,11 @@ from typing import Any, ParamSpec
 
 from keepkv.allocate.base import Allocate
 from keepkv.allocate.uniform import Uniform
-from keepkv.core.options import Checked, Count, arguments
+from keepkv.core.options import Checked, Count, arguments, hints_of
 from keepkv.core.registry import Registry, known_as
 from keepkv.core.when import When
 from keepkv.errors import KeepKVError
+from keepkv.methods.explain import meanings, type_word, without_options
 from keepkv.methods.presets import PRESETS
 from keepkv.reduce.base import Reduce
 from keepkv.reduce.drop import Drop
@@ -59,13 +60,15 @@ class Method(Checked):
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What ``keepkv methods`` shows of a method."""
+    """What ``keepkv methods`` shows of a method. options: by name, with their defaults; types, meanings: in words."""
 
     name: str
     paper: str
     summary: str
     doc: str
     options: dict[str, Any]
+    types: dict[str, str] = field(default_factory=dict)
+    meanings: dict[str, str] = field(default_factory=dict)
 
 
 METHODS: Registry[Method] = Registry("method")
@@ -76,7 +79,8 @@ _PAPERS: dict[str, str] = {}
 def register_method(
     name: str, paper: str = "", *, replace: bool = False
 ) -> Callable[[Callable[P, Method]], Callable[P, Method]]:
-    """Register a function ``(**options) -> Method`` under ``name``; its signature and docstring are its help.
+    """Register a function ``(**options) -> Method`` under ``name``; its signature and docstring are its help:
+    lines ``name: meaning`` behind one of ``Options:`` say what an option is.
 
     The function chooses the pieces. The ``Method`` gets its name, all options (given or default), and ``sinks``,
     ``window`` and ``when`` from the options of these names, where the signature has them. Registering the same function
@@ -120,7 +124,16 @@ def method_info(name: str) -> MethodInfo:
     method, factory, own = _named(name)
     doc = inspect.getdoc(factory) or ""
     options = {p.name: p.default for p in inspect.signature(factory).parameters.values()} | own
-    return MethodInfo(method, _PAPERS.get(method, ""), doc.split("\n\n")[0].replace("\n", " "), doc, options)
+    hints = hints_of(factory)
+    return MethodInfo(
+        method,
+        _PAPERS.get(method, ""),
+        doc.split("\n\n")[0].replace("\n", " "),
+        without_options(doc),
+        options,
+        {name: type_word(hints.get(name, Any)) for name in options},
+        meanings(doc, options),
+    )
 
 
 def method_name(name: str) -> str:

@@ -20,6 +20,13 @@ def gkv(
     is its mean cosine with the others, where of keys nearer than ``threshold`` the newest goes free; ``lam=1`` leaves
     it out. Compresses the prompt and then every 128 decoded tokens. The paper pins neither sinks nor the prompt, which
     a span protects.
+
+    Options:
+        window: recent tokens that are always kept, and whose attention is the score
+        alpha: decay of what earlier compressions saw
+        mode: max, mean or sum: how that is remembered
+        lam: weight of the attention against the redundancy
+        threshold: cosine from which keys count as near
     """
     return Method(GKV(window, alpha, mode, lam, threshold))
 
@@ -34,5 +41,11 @@ def rkv(
     Score = ``lam``·attention of the last ``window`` queries, the largest of ``kernel`` neighbours, − (1 − ``lam``)·
     redundancy, as of ``g-kv``. Compresses the prompt and then every 128 decoded tokens. A larger ``lam`` is reported to
     do better (arXiv 2609.03430: 0.5, on Qwen3-4B). The paper pins no sinks.
+
+    Options:
+        window: recent tokens that are always kept, and whose attention is the score
+        kernel: neighbours of which the largest score counts, an odd number
+        lam: weight of the attention against the redundancy
+        threshold: cosine from which keys count as near
     """
     return Method(RKV(window, kernel, lam, threshold))

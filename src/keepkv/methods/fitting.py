@@ -36,6 +36,14 @@ def attention_matching(
     least-norm solution of the paper is). Layers are fitted in the same forward, not one after the other on compressed
     predecessors ("on-policy"), and head budgets are not optimised beforehand: ``allocate="adakv"`` adapts them. sinks,
     window: first and most recent tokens, kept exact; they take no part in the fit.
+
+    Options:
+        queries: queries of the text that are matched
+        pool: rms or max over these queries
+        iterations: steps of the fit of the biases
+        bound: largest bias, in nats
+        ridge: of the regression of the values
+        prior: kept or zero: what the ridge draws the values to
     """
     reduce = Matching(queries, iterations, bound, ridge, prior)
     return Method(matching.Matching(queries, pool), as_allocation(allocate), reduce)
@@ -61,6 +69,14 @@ def grkv(
     to each slot, keys are solved for by conjugate gradients, and the choice is by head. The paper selects by Critical
     AdaKV, which weighs scores by projected value norms. sinks and window, which the queries attend to most, stay as
     they are. allocate: ``None`` is AdaKV with the safeguard ``alpha``.
+
+    Options:
+        allocate: an allocation by name; none: AdaKV with alpha
+        alpha: share of its budget that each head keeps for itself
+        queries: recent queries whose outputs are matched
+        penalty: of the regression
+        value_cap: largest change of a value, as a share of its norm
+        key_cap: largest change of a key, as a share of its norm
     """
     heads = AdaKV(alpha) if allocate is None else as_allocation(allocate)
     return Method(Remembering(as_score(score, window), queries), heads, GRKV(queries, penalty, value_cap, key_cap))
@@ -81,6 +97,11 @@ def reskv(
 
     Not as published, where no code is public: runs instead of clusters; one ``residual`` share for all heads instead of
     a choice for each by held-out queries; no gate that damps residual slots where the exact ones hold the attention.
+
+    Options:
+        residual: share of each head's budget that goes to slots of means
+        bias: count or mass: what such a slot weighs
+        alpha: decay of the mass with the age of the query
     """
     chosen = as_score(score, window)
     chosen = Remembering(chosen, window) if bias == "mass" else chosen

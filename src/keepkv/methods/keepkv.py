@@ -32,11 +32,15 @@ def keepkv(
     (``docs/keepkv.md``): keys chosen by ``keydiff`` and left in place. Moving a key that was worth
     keeping costs more than its merge brings, and merging everything makes each kept slot speak for too many others.
 
-    key: ``fixed``, ``bias``, ``zip`` or ``code``. score, allocate: names or instances; any score works, and ``snapkv``
-    is the choice where the question stands at the end of the prompt. threshold: least key cosine of a merge, 0.8 as
-    published; the rest is dropped; ``None`` merges all. window: recent tokens that are always kept, and queries that
-    predict the masses. sinks: first tokens that are always kept; neither of them receives a merge.
-    ``when=When(every=128)`` recompresses while decoding.
+    Any score works, and ``snapkv`` is the choice where the question stands at the end of the prompt. Neither sinks nor
+    the window receive a merge. ``when=When(every=128)`` recompresses while decoding.
+
+    Options:
+        key: fixed, bias, zip or code: the key of a merged slot
+        threshold: least key cosine of a merge, the rest is dropped; none: all is merged
+        alpha: decay of the mass with the age of the query
+        window: most recent tokens that are always kept, and queries that predict the masses
+        score: a score by name; snapkv where the question ends the prompt
     """
     chosen = Remembering(as_score(score, window), window)
     return Method(chosen, as_allocation(allocate), KeepKV(key, threshold, alpha, window))

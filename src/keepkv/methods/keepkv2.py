@@ -42,6 +42,17 @@ def keepkv2(
     score: another score by name, with its own defaults. allocate: "pooled", "adakv" for budgets by head, "uniform";
     with the first, a prompt stands in memory as a whole until its forward ends. sinks, window: first and most recent
     tokens that are always kept and receive no merge. ``when=When(every=128)`` recompresses while decoding.
+
+    Options:
+        queries: recent tokens whose attention counts
+        kernel: neighbours of which the largest attention counts, an odd number
+        floor: attention that a slot has at least, in means
+        ridge: of the leverage
+        sample: keys of a head that its usual keys are learnt from
+        allocate: pooled: one budget for all layers; adakv: by head; uniform
+        safeguard: share of its budget that each head keeps for itself
+        merge: key cosine from which a leaving slot is merged; none: it is dropped
+        rehearsed: whether questions are rehearsed, with keepkv.rehearse
     """
     if rehearsed and merge is not None:
         raise KeepKVError(f"keepkv2(merge={merge}, rehearsed=True): fitted slots cannot merge too; give one of them")

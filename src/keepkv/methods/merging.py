@@ -23,6 +23,10 @@ def cam(
     it; its key is gone. At most ``limit`` slots per head and compression merge, and a slot takes at most one value's
     worth, which bounds what bulk eviction would make diverge. Protected slots take nothing: ``window`` is 0 because
     the published targets are the recent tokens.
+
+    Options:
+        span: kept slots behind it that take a part of a leaving value
+        limit: slots of a head that merge in a compression at most; none: all
     """
     return Method(Remembering(as_score(score), 32), as_allocation(allocate), CaM(span, limit))
 
@@ -37,5 +41,9 @@ def d2o(
     w_e = e^u / (Σe^u + e) for what arrives, e / (Σe^u + e) for the kept slot, on keys and values alike; no votes.
     The threshold starts at the mean of u and follows it with rate 1 − ``beta``. The paper adds layer budgets from the
     variance of attention; here they are a choice of ``allocate``.
+
+    Options:
+        weights: paper, or the released code's
+        beta: how slowly the threshold follows
     """
     return Method(as_score(score), as_allocation(allocate), D2O(weights, beta))
