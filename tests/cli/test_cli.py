@@ -159,6 +159,8 @@ def test_generate_compresses_while_decoding(tiny: str) -> None:
         (("eval", "-m", "snapkv:window=x"), ["window='x'", "whole number"]),
         (("fidelity", "-m", "snapkv:window=2.5"), ["window=2.5", "whole number"]),
         (("demo", "-m", "snapkv:window=0"), ["window=0", "whole number"]),
+        (("demo", "-m", "keepkv", "-b", "5"), ["5 slots", "at least 36"]),
+        (("demo", "-b", "150%"), ["150%", "'25%'"]),
         (("demo", "--document", "/nowhere/text.txt"), ["/nowhere/text.txt"]),
         (("demo", "--question", "Who?"), ["--document"]),
         (("demo", "--method", "keepkv:kye=zip"), ["kye", "Did you mean 'key'"]),

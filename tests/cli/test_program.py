@@ -121,7 +121,7 @@ def stopped(work: Any) -> str:
 
 def test_ctrl_c_says_what_was_stopped_and_how_to_go_on() -> None:
     def rows() -> None:
-        with progress_rows(32, resume="Give the command again.") as advance:
+        with progress_rows(32, after="Give the command again.") as advance:
             advance(8, "keydiff")
             raise KeyboardInterrupt
 

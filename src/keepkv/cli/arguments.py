@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from keepkv.core.budget import Budget
 from keepkv.core.options import Seed, taken
 from keepkv.core.registry import known_as
 from keepkv.core.when import When
+from keepkv.engine.state import Settings
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.setup import Variant
 from keepkv.methods.base import make_method, method_info, method_name
 
+_OF_CACHES = ("store", "seed", "calibration")  # options that are no method's
 _WHEN = ("when.prefill", "when.every")
 _WORDS = {"true": True, "false": False, "none": None}
 
@@ -25,7 +28,7 @@ def options(pairs: list[str], method: str) -> dict[str, Any]:
     ``store``, ``seed`` and ``calibration`` (a file) are options of every cache. Raises ``KeepKVError`` where values do
     not fit.
     """
-    known = [*(_WHEN if "when" in method_info(method).options else ()), "store", "seed", "calibration"]
+    known = [*(_WHEN if "when" in method_info(method).options else ()), *_OF_CACHES]
     known += [key for key in method_info(method).options if key != "when"]
     found: dict[str, Any] = {}
     when: dict[str, Any] = {}
@@ -42,7 +45,7 @@ def options(pairs: list[str], method: str) -> dict[str, Any]:
         else:
             found[key] = _value(text)
     found |= {"when": When(**when)} if when else {}
-    make_method(method, {key: x for key, x in found.items() if key not in ("store", "seed", "calibration")})
+    make_method(method, {key: x for key, x in found.items() if key not in _OF_CACHES})
     if "seed" in found:
         taken(method, "seed", found["seed"], Seed)
     return found
@@ -64,6 +67,15 @@ def pairs(texts: list[str]) -> dict[str, Any]:
             raise KeepKVError(f"option {text!r}: expected key=value")
         found[key.strip()] = _value(value)
     return found
+
+
+def budget(text: str, variants: Sequence[Variant]) -> Budget:
+    """The budget in ``text``; raises ``BudgetError`` where it is none, or one that a variant cannot keep to."""
+    read = Budget.of(text)
+    for one in variants:
+        of_method = {key: x for key, x in one.options.items() if key not in _OF_CACHES}
+        Settings(make_method(one.method, of_method), read)
+    return read
 
 
 def read_text(path: str) -> str:

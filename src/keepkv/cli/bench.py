@@ -104,7 +104,8 @@ def bench(
     )  # fmt: skip
     logging.disable_progress_bar()
     rows = []
-    with progress_rows(total(sweep)) as step:
+    kept = "" if into is None else f"The rows until now are in {into}. "
+    with progress_rows(total(sweep), f"{kept}The same command starts anew.") as step:
         for row in run(sweep, step):
             rows.append(row)
             if into is not None:

@@ -14,7 +14,7 @@ from keepkv import tasks as known_tasks
 from keepkv.cli import arguments
 from keepkv.cli.load import load
 from keepkv.cli.options import AsJson, Device, Import, Model, Texts
-from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, table
+from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, resume, table
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.rows import CellRow
 from keepkv.evaluation.runner import evaluate, total
@@ -89,7 +89,7 @@ def evaluation(
     )
     network, tokenizer = load(model, device)
     check_tokens(network, max(setup.lengths), "a context")
-    with tempfile.TemporaryDirectory() as scratch, progress_rows(total(setup)) as step:
+    with tempfile.TemporaryDirectory() as scratch, progress_rows(total(setup), resume(out)) as step:
         cells = evaluate(network, tokenizer, setup, folder(out or scratch), step)
     if as_json:
         print_json(cells)

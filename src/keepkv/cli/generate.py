@@ -73,7 +73,8 @@ def generate(
 
     if (prompt is None) == (prompt_file is None):
         raise KeepKVError("give the prompt with either --prompt TEXT or --prompt-file FILE")
-    chosen, asked = arguments.variant(method, option or []), keepkv.Budget.of(budget)
+    chosen = arguments.variant(method, option or [])
+    asked = arguments.budget(budget, [chosen])
     text = arguments.read_text(prompt_file) if prompt_file is not None else str(prompt)
     network, tokenizer = load(model, device, dtype=dtype, device_map=device_map)
     if model is None:

@@ -17,12 +17,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from keepkv.cli.progress import ANEW, Advance, Step, progress, progress_rows, waiting
+from keepkv.cli.progress import ANEW, Advance, Step, progress, progress_rows, resume, waiting
 from keepkv.errors import KeepKVError
 
 __all__ = [
-    "Advance", "Step", "console", "listing", "one_line_errors", "print_json", "progress", "progress_rows", "table",
-    "waiting",
+    "Advance", "Step", "console", "listing", "one_line_errors", "print_json", "progress", "progress_rows", "resume",
+    "table", "waiting",
 ]  # fmt: skip
 
 P = ParamSpec("P")

@@ -63,11 +63,18 @@ class Work:
         return _joined(self.what, self.count(), f"{_duration(time.monotonic() - self.began)} so far", self.left())
 
 
+def resume(out: str | None) -> str:
+    """How to go on with a verb that finds in the directory ``out`` what it has done already."""
+    if out is None:
+        return "Nothing was written; with --out DIRECTORY the same command could go on."
+    return f"What is done is in {out}; give the same command again to go on."
+
+
 @contextmanager
-def progress(total: int, resume: str = ANEW) -> Iterator[Step]:
-    """Yields a function that says which part of the work begins now. resume: how to go on after Ctrl-C."""
+def progress(total: int, after: str = ANEW) -> Iterator[Step]:
+    """Yields a function that says which part of the work begins now. after: how to go on after Ctrl-C."""
     work = Work(total, counted=True)
-    with _shown(work, resume):
+    with _shown(work, after):
 
         def step(what: str) -> None:
             work.what, work.done = what, work.done + 1
@@ -76,10 +83,10 @@ def progress(total: int, resume: str = ANEW) -> Iterator[Step]:
 
 
 @contextmanager
-def progress_rows(total: int, resume: str = ANEW) -> Iterator[Advance]:
-    """Yields a function that adds rows which are done, and says what comes next. resume: how to go on after Ctrl-C."""
+def progress_rows(total: int, after: str = ANEW) -> Iterator[Advance]:
+    """Yields a function that adds rows which are done, and says what comes next. after: how to go on after Ctrl-C."""
     work = Work(total)
-    with _shown(work, resume):
+    with _shown(work, after):
 
         def advance(rows: int, what: str) -> None:
             work.what, work.done = what or work.what, work.done + rows
@@ -88,14 +95,14 @@ def progress_rows(total: int, resume: str = ANEW) -> Iterator[Advance]:
 
 
 @contextmanager
-def waiting(what: str, resume: str = ANEW) -> Iterator[None]:
+def waiting(what: str, after: str = ANEW) -> Iterator[None]:
     """Says that ``what`` takes a while; it has no parts."""
-    with _shown(Work(what=what), resume):
+    with _shown(Work(what=what), after):
         yield
 
 
 @contextmanager
-def _shown(work: Work, resume: str) -> Iterator[None]:
+def _shown(work: Work, after: str) -> Iterator[None]:
     how: AbstractContextManager[Any] = nullcontext()
     if chosen.get() is How.auto and sys.stderr.isatty():
         how = _bar(work) if work.total else Console(stderr=True).status(work.what)
@@ -105,7 +112,7 @@ def _shown(work: Work, resume: str) -> Iterator[None]:
         with how:
             yield
     except KeyboardInterrupt as stopped:
-        raise KeyboardInterrupt(str(stopped) or f"{work.where()}. {resume}") from None
+        raise KeyboardInterrupt(str(stopped) or f"{work.where()}. {after}") from None
 
 
 @contextmanager

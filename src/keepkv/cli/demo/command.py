@@ -52,6 +52,7 @@ def demo(
     if question and document is None:
         raise KeepKVError("--question is about a text of your own: give it with --document FILE")
     variants = [arguments.variant(text) for text in method or METHODS]
+    arguments.budget(budget, variants)  # refused before anything is loaded
     text = None if document is None else arguments.read_text(document)
     if text is not None:
         model = for_own_text(model, "--document")
