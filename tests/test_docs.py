@@ -18,7 +18,7 @@ from snippets import Snippet, agrees, as_installed, blocks, every_registry, run,
 from zoo import ZOO
 
 import keepkv
-from keepkv.cli.program import program
+from keepkv.cli.program import VERBS, program
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,14 +64,15 @@ def commands(page: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_exist(page: Path) -> None:
-    verbs = typer.main.get_command(program).commands  # type: ignore[attr-defined]
+    verbs = {verb.name: verb for verb in VERBS}
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     for program_name, *words in (command for command in commands(page) if command):
         if program_name == "make":
             assert words[0] in targets, words
         if program_name == "keepkv":
-            verb = verbs[words[0]]
-            known = {option for parameter in verb.params for option in parameter.opts}
+            of_all = words[0].startswith("-")
+            parameters = typer.main.get_command(program).params if of_all else verbs[words[0]].load().params
+            known = {option for parameter in parameters for option in parameter.opts}
             assert {word for word in words if word.startswith("-")} <= known, words
 
 
