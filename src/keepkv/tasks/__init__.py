@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from keepkv.core.plugins import load_packages
-from keepkv.core.registry import owner
-from keepkv.errors import UnknownName
+from keepkv.core.registry import known_as, owner
 from keepkv.tasks import instructions, long_decode, niah, notes, perplexity, qa, secret, variable_tracking, word_lists
 from keepkv.tasks.base import Item, Question, Task, TaskError
 from keepkv.tasks.demo import demo_document
@@ -51,13 +50,10 @@ def chosen(given: Iterable[str]) -> tuple[str, ...]:
 
 
 def named(name: str) -> str:
-    """``name`` as the task is called. Raises ``UnknownName`` with the nearest one."""
-    alike = [one for one in (name, *_TASKS) if one.casefold() == name.casefold() and one in _TASKS]
-    if not alike and not is_file_task(name):
+    """``name`` as the task is called, whatever its case. Raises ``UnknownName`` with the nearest one."""
+    if name not in _TASKS:
         load_packages()
-        if name not in _TASKS:
-            raise UnknownName("task", name, [*_TASKS, *BENCHMARKS])
-    return alike[0] if alike else name
+    return name if is_file_task(name) else known_as(name, [*_TASKS, *BENCHMARKS], "task")
 
 
 def get(name: str) -> Task:
