@@ -22,7 +22,7 @@ from keepkv.evaluation.unit import build, run
 from keepkv.measure.alone import alone
 from keepkv.measure.environment import MadeWith, imports
 from keepkv.measure.files import folder as make_folder
-from keepkv.methods import METHODS
+from keepkv.methods import method_info
 from keepkv.tasks.asking import Encoded
 
 Step = Callable[[int, str], None]  # rows done, and what comes next
@@ -76,7 +76,7 @@ def check_methods(setup: Setup, folder: Path) -> None:
     """Raise ``KeepKVError`` where a method is not known, with the file that registered it for rows in ``folder``."""
     for variant in setup.variants:
         try:
-            METHODS.factory(variant.method)
+            method_info(variant.method)
         except UnknownName as error:
             stages = stages_of(read_run(folder)) if (folder / RUN).exists() else []
             files = {name: None for stage in stages for name in stage["environment"].get("imports") or {}}

@@ -125,7 +125,7 @@ def method_info(name: str) -> MethodInfo:
 
 def _named(name: str) -> tuple[str, Callable[..., Method], dict[str, Any]]:
     """What ``name``, of a method or a preset, stands for: the method's name, its factory, and options of the preset."""
-    known = known_as(name, [*METHODS, *PRESETS], METHODS.kind)
+    known = name if name in PRESETS or name in METHODS else known_as(name, [*METHODS, *PRESETS], METHODS.kind)
     preset = PRESETS.get(known)
     method = known if preset is None else preset.method
     return method, METHODS.factory(method), {} if preset is None else dict(preset.options)
