@@ -258,7 +258,8 @@ def test_a_sweep_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
 def test_peers() -> None:
     names = [one.label for one in peers(["plain", "fp8", "kvpress:adakv", "kvpress:snapkv", "plain"], [0.1, 0.2])]
     assert names == ["plain", "fp8", *["kvpress:adakv"] * 2, *["kvpress:snapkv"] * 2]
-    assert "Did you mean 'quanto-4'" in (peers(["quanto-5"], [0.1])[0].error or "")
+    with pytest.raises(KeepKVError, match="Did you mean 'quanto-4'"):
+        peers(["quanto-5"], [0.1])
 
 
 def test_percentiles() -> None:

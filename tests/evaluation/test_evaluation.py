@@ -36,6 +36,7 @@ from keepkv.methods import METHODS
 from keepkv.report import read
 from keepkv.tasks.base import Item, Question, Task, TaskError
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* items of each task", "ignore:of .* tokens, a budget of")
 EVERY_METHOD = [name for name in METHODS if name != "full"]
 
 
@@ -225,6 +226,17 @@ def test_a_length_that_a_task_cannot_make_is_refused_before_anything_is_run(tmp_
     with pytest.raises(KeepKVError, match=r"task niah-multikey-1 of 12 tokens: \d+ facts need"):
         evaluate(*loaded, setup(lengths=(256, 12), items=1), tmp_path / "none")
     assert not (tmp_path / "none" / "run.json").exists()
+
+
+def test_what_makes_results_say_less_is_said() -> None:
+    """Before: 25 slots, 20 of them the same for every method, and a table of 4 items, without a word."""
+    pinned, few = setup(budgets=("10%bytes", 0.5), items=4).doubts()
+    assert "of 256 tokens, a budget of 0.1 of the bytes is about 25 slots per head, of which 20 are the same" in pinned
+    assert "methods differ in 5." in pinned and few.startswith(
+        "4 items of each task: a score near 50 % is known to ± 35"
+    )
+    assert not setup(budgets=(0.5, 64), items=25).doubts() and not setup(budgets=(0.1,), items=25, window=None).doubts()
+    assert len(setup(budgets=(30,), items=25).doubts()) == 1
 
 
 def test_wherever_a_run_is_cut_it_ends_the_same(tmp_path: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from keepkv.evaluation.summary import summarise
 from keepkv.measure import MadeWith, environment
 from keepkv.measure.files import read_rows, text_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* items of each task", "ignore:of .* tokens, a budget of")
 HERE = MadeWith(device="cpu", dtype="float32", versions={"torch": "1"}, revision="a")
 FIRST = Setup("m", ("niah-single-2",), (Variant("keepkv"),), ("25%bytes",), (128,), items=3, batch=2)
 MORE = replace(

@@ -299,7 +299,7 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
         f"longbench:qasper={tmp_path}/bad.jsonl": "line 2",
         f"longbench:qasper={tmp_path}/empty.json": "no list of records",
         f"longbench:qasper={tmp_path}/a.txt": "supported are",
-        "longbrench:qasper": "from files: longbench",
+        "longbrench:qasper": "Did you mean .longbench",
     }
     for name, message in cases.items():
         with pytest.raises(KeepKVError, match=message):

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 
 from keepkv import tasks
+from keepkv.errors import UnknownName
 from keepkv.tasks.base import Item, Question, Task, TaskError, weave
 from keepkv.tasks.text import document, prose, sentences_of
 
@@ -46,16 +47,28 @@ def test_all_thirteen_shapes_of_ruler_are_there():
 
 
 def test_unknown_task_is_refused_with_the_known_ones():
-    with pytest.raises(TaskError, match="niah-single-2"):
+    with pytest.raises(UnknownName, match="niah-single-2"):
         tasks.get("nonsense")
+    with pytest.raises(UnknownName, match="Did you mean 'niah-single-2'"):
+        tasks.get("niah-singel-2")
+    assert tasks.get("QA-1") is tasks.get("qa-1")
+
+
+def test_groups_are_taken_by_name():
+    assert tasks.chosen(["Notes", "text", "notes"]) == ("notes", "perplexity")
+    assert len(tasks.chosen(["ruler"])) == 13 and tasks.chosen(["all"]) == tasks.names()
+    assert {tasks.group_of(name) for name in tasks.names()} == set(tasks.GROUPS)
 
 
 def test_a_task_can_be_registered_once():
     made = Task("made-up", "for this test", lambda rng, count, length: Item("x", ()))
     try:
         assert tasks.get(tasks.register(made).name) is made
-        with pytest.raises(TaskError, match="already"):
-            tasks.register(made)
+        again = Task("made-up", "of the same cell, run again", made.build)
+        assert tasks.get(tasks.register(again).name) is again
+        other = Task("made-up", "another", lambda rng, count, length, more=0: Item("y", ()))
+        with pytest.raises(TaskError, match=r"already registered, by .*replace=True"):
+            tasks.register(Task("qa-1", "mine", other.build))
     finally:
         tasks._TASKS.pop("made-up", None)
 

@@ -9,7 +9,6 @@ from itertools import product
 from keepkv.bench.hardware import BUFFER
 from keepkv.bench.shapes import Shape
 from keepkv.bench.systems import PLAIN, System
-from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -118,13 +117,3 @@ def at(point: Point, systems: Sequence[System]) -> tuple[System, ...]:
 def total(sweep: Sweep) -> int:
     """Number of rows."""
     return sum(len(block) for p in points(sweep) for block in blocks(at(p, sweep.systems), sweep.together))
-
-
-def check_budgets(system: System) -> System:
-    """``system``, or the same with the reason why its budget cannot be read."""
-    try:
-        if system.budget is not None:
-            Budget.of(system.budget)
-    except KeepKVError as error:
-        return replace(system, error=system.error or str(error))
-    return system

@@ -34,8 +34,7 @@ class System:
     """One way to hold the cache.
 
     library: "keepkv", "transformers" or "kvpress". method: of keepkv; "plain" or a key of ``QUANTISED``; a key of
-    ``PRESSES``. budget: None for what has none. store, store_options: of keepkv. error: why it cannot run, if that is
-    known already: it then has a row that says so.
+    ``PRESSES``. budget: None for what has none. store, store_options: of keepkv.
     """
 
     library: str
@@ -44,7 +43,6 @@ class System:
     options: dict[str, Any] = field(default_factory=dict)
     store: str | None = None
     store_options: dict[str, Any] = field(default_factory=dict)
-    error: str | None = None
 
     @property
     def label(self) -> str:
@@ -62,8 +60,10 @@ PLAIN = System("transformers", "plain")
 
 
 def peers(names: list[str], budgets: list[float | int | str]) -> list[System]:
-    """``plain``, ``fp8``, ``quanto-4`` … once each, and ``kvpress:METHOD`` with every budget; unknown names say so in
-    their rows."""
+    """``plain``, ``fp8``, ``quanto-4`` … once each, and ``kvpress:METHOD`` with every budget.
+
+    Raises ``UnknownName``.
+    """
     found: list[System] = []
     for name in names:
         library, colon, method = name.partition(":")
@@ -72,8 +72,7 @@ def peers(names: list[str], budgets: list[float | int | str]) -> list[System]:
         elif library == "kvpress" and method in PRESSES:
             found += [System("kvpress", method, budget) for budget in budgets]
         else:
-            known = ["plain", *QUANTISED, *(f"kvpress:{one}" for one in PRESSES)]
-            found.append(System("peer", name, error=str(UnknownName("peer", name, known))))
+            raise UnknownName("peer", name, ["plain", *QUANTISED, *(f"kvpress:{one}" for one in PRESSES)])
     return list({(one.label, str(one.budget)): one for one in found}.values())
 
 
@@ -84,7 +83,7 @@ def slots_asked(budget: float | int | str | None, context: int) -> int:
         return context
     asked = Budget.of(budget)
     if asked.bytes is not None or asked.share_of_bytes is not None:
-        raise KeepKVError(f"budget of {asked}: give a share of the tokens or slots per head: what one row takes")
+        raise KeepKVError(f"budget of {asked}: give a share or slots per head, which say what one row takes")
     if asked.slots is not None:
         return min(asked.slots, context)
     return max(1, int(context * (asked.share or 1.0) + 1e-9))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from keepkv.errors import KeepKVError
 from keepkv.measure.files import folder, write
 from keepkv.measure.interval import Percentiles
 from keepkv.store import STORES
+from keepkv.store.base import FORMER
 
 MIB = 1 << 20
 
@@ -88,13 +90,15 @@ def bench(
     if cap is not None and batch:
         raise KeepKVError("--cap decides the batch: give either --cap or --batch")
     into = None if out is None else folder(out)
-    budgets: list[float | int | str] = [_budget(text) for text in budget or ("0.1",)]
+    budgets: list[float | int | str] = [Budget.of(text).value for text in budget or ("0.1",)]
     ours = _ours(method or ["keepkv"], store or ["auto"], budgets)
-    asked = [name for name in peer or ["plain"] if name != "none"]
+    theirs = peers([name for name in peer or ["plain"] if name != "none"], budgets)
+    if kvpress_python is None and any(one.library == "kvpress" for one in theirs):
+        raise KeepKVError("kvpress runs in an environment of its own: name its Python with --kvpress-python")
     models: list[str | Shape] = [*(model or []), *map(Shape.read, shape or [])]
     sweep = Sweep(
         models=tuple(models or [embedded_model()]),
-        systems=by_budget([*ours, *peers(asked, budgets)]),
+        systems=by_budget([*ours, *theirs]),
         contexts=tuple(context or (1024,)),
         batches=tuple(batch or (1,)),
         cap=cap,
@@ -122,22 +126,11 @@ def bench(
         raise KeepKVError(f"{len(failed)} of {len(rows)} rows failed, e.g. {name_of(failed[0])}: {failed[0].error}")
 
 
-def _budget(text: str) -> float | int | str:
-    """The budget in ``text``, or ``text`` itself where it cannot be read: its row then says why."""
-    try:
-        return Budget.of(text).value
-    except KeepKVError:
-        return text
-
-
 def _ours(methods: list[str], stores: list[str], budgets: list[float | int | str]) -> list[System]:
+    """Raises ``KeepKVError`` where a name or an option is not known, before anything is measured."""
     made = []
-    for text in methods:
-        try:
-            variant = arguments.variant(text)
-            one = System("keepkv", variant.method, options=variant.options)
-        except KeepKVError as error:
-            one = System("keepkv", text, error=str(error))
+    for variant in map(arguments.variant, methods):
+        one = System("keepkv", variant.method, options=variant.options)
         for layout in stores:
             placed = _placed(one, layout)
             made += [replace(placed, budget=None if one.method == "full" else budget) for budget in budgets]
@@ -148,12 +141,13 @@ def _placed(one: System, layout: str) -> System:
     name, _, rest = layout.partition(":")
     if name == "auto":
         return one
-    try:
+    if name not in FORMER:
         STORES.factory(name)
-        values = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
+    values = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
+    try:
         return replace(one, store=name, store_options={key: int(value) for key, value in values.items()})
-    except (KeepKVError, ValueError) as error:
-        return replace(one, store=layout, error=one.error or f"store {layout!r}: {error}")
+    except ValueError as error:
+        raise KeepKVError(f"store {layout!r}: expected NAME or NAME:key=N, as in static:capacity=512") from error
 
 
 def _show(rows: Sequence[BenchRow]) -> None:
@@ -163,7 +157,8 @@ def _show(rows: Sequence[BenchRow]) -> None:
     out = console()
     for (kind, model, device, context), mine in groups.items():
         title = "overhead of Python" if kind == "overhead" else f"{context:,} tokens"
-        out.print(f"\n[bold]{title}[/bold], {model}, {device} {mine[0].hardware}, {mine[0].made_with.dtype}")
+        where = f"{device} {mine[0].hardware}".strip()
+        out.print(f"\n[bold]{title}[/bold], {model}, {where}, {mine[0].made_with.dtype}")
         last = "µs/layer" if kind == "overhead" else "peak"
         made = table(
             "", "rows", "read s", "comp. s", "ms/tok", "tok/s", "×plain", "×floor", "MiB", last,
@@ -191,7 +186,12 @@ def _show(rows: Sequence[BenchRow]) -> None:
 
 
 def _number(found: Percentiles | None, scale: float = 1.0) -> str:
-    return "" if found is None else f"{found.median * scale:.4g}"
+    """Four digits, as people write them: 10,060 and 0.0002."""
+    if found is None:
+        return ""
+    value = found.median * scale
+    digits = 3 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{min(6, max(0, digits))}f}"
 
 
 def _mib(count: int | None) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Option
@@ -16,26 +17,40 @@ from keepkv.cli.load import load
 from keepkv.cli.options import AsJson, Device, Import, Model, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, resume, table
 from keepkv.errors import KeepKVError
-from keepkv.evaluation.rows import CellRow
+from keepkv.evaluation.journal import read_run
+from keepkv.evaluation.rows import RUN, CellRow
 from keepkv.evaluation.runner import evaluate, total
 from keepkv.evaluation.setup import Setup
-from keepkv.measure.files import folder
 from keepkv.tasks.length import check_tokens
 
 TASKS = ("niah-multikey-1", "niah-multiquery", "variable-tracking", "qa-1")
 METHODS = ("keepkv",)
 BUDGETS = ("10%bytes", "20%bytes")
+# Fields of a ``Setup`` that an option is called otherwise than.
+FIELDS = {
+    "task": "tasks", "method": "variants", "budget": "budgets", "length": "lengths", "mode": "modes", "seed": "seeds",
+}  # fmt: skip
 
 
 @one_line_errors
 def evaluation(
+    context: typer.Context,
     model: Model = None,
-    task: Annotated[Texts, Option("--task", "--tasks", "-t", help="Name, or 'all'. Repeatable.")] = None,
+    task: Annotated[
+        Texts, Option("--task", "--tasks", "-t", help="Name or group, see `keepkv tasks`, or 'all'. Repeatable.")
+    ] = None,
     method: Annotated[
         Texts, Option("--method", "--methods", "-m", help="NAME or NAME:key=value,key=value, or 'all'. Repeatable.")
     ] = None,
     budget: Annotated[
-        Texts, Option("--budget", "--budgets", "-b", help="Share of the bytes (0.1), or slots per head. Repeatable.")
+        Texts,
+        Option(
+            "--budget",
+            "--budgets",
+            "-b",
+            help="Share of the bytes of a plain cache (10%bytes) or of the tokens (0.1), or slots per head (512). "
+            "Repeatable.",
+        ),
     ] = None,
     length: Annotated[list[int] | None, Option("--length", "-l", help="Tokens of a context. Repeatable.")] = None,
     mode: Annotated[Texts, Option(help="agnostic: compressed before the question is seen; aware. Repeatable.")] = None,
@@ -49,57 +64,86 @@ def evaluation(
         bool | None, Option("--plain/--terse", help="Plain English; the default for models not our own.")
     ] = None,
     device: Device = "auto",
-    out: Annotated[str | None, Option(help="Directory of the results; an unfinished run in it is resumed.")] = None,
+    out: Annotated[
+        str | None,
+        Option(
+            help="Directory of the results. An unfinished run in it is resumed; a finished one is given what is new."
+        ),
+    ] = None,
+    add: Annotated[
+        str | None,
+        Option(help="Directory of a finished evaluation to add to: what is not given is as it was there."),
+    ] = None,
     imports: Import = None,
     as_json: AsJson = False,
 ) -> None:
     """Score methods on generated tasks that need no network, beside the full cache, random and a plain eviction.
 
     A context is compressed once per method and budget, before its questions are seen unless --mode aware; each question
-    is asked on a copy. Budgets that are shares mean bytes, and every method keeps the same sinks and window.
+    is asked on a copy. At 10%bytes every method holds a tenth of the bytes of a plain cache, whatever its slots weigh.
+    Every method keeps the same sinks and window.
 
     \b
     Examples:
       keepkv eval
-      keepkv eval --task all --method all --budget 0.05 --budget 0.1 --items 50 --out results
+      keepkv eval --task all --method all --budget 5%bytes --budget 10%bytes --items 50 --out results
+      keepkv eval --add results --import my_score.py --method my-score
       keepkv eval --model Qwen/Qwen3-0.6B -t niah-multikey-1 -t qa-2 -m keepkv -m keepkv:key=zip -l 4096
       keepkv eval -t long-decode -m tova -b 64 --every 8 --json
     """
     from keepkv.methods import METHODS as REGISTRY
 
-    names = method or list(METHODS)
-    names = [name for name in REGISTRY if name != "full"] if names == ["all"] else names
-    chosen = task or list(TASKS)
+    if add is not None and out is not None:
+        raise KeepKVError("--add names the directory that is added to: leave out --out")
+    names = [name for name in REGISTRY if name != "full"] if method == ["all"] else method or list(METHODS)
     is_plain = plain if plain is not None else model is not None
-    setup = Setup(
-        model="embedded" if model is None else model,
-        tasks=known_tasks.names() if chosen == ["all"] else tuple(chosen),
-        variants=tuple(arguments.variant(name) for name in names),
-        budgets=tuple(budget or BUDGETS),
-        lengths=tuple(length or (1024,)),
-        modes=tuple(mode or ("agnostic",)),
-        items=items,
-        seeds=tuple(seed or (0,)),
-        batch=batch,
-        sinks=None if sinks < 0 else sinks,
-        window=None if window < 0 else window,
-        every=every,
-        plain=is_plain,
-        slack=24 if is_plain else 0,
-    )
-    network, tokenizer = load(model, device)
+    given: dict[str, Any] = {
+        "model": "embedded" if model is None else model,
+        "tasks": known_tasks.chosen(task or TASKS),
+        "variants": tuple(arguments.variant(name) for name in names),
+        "budgets": tuple(budget or BUDGETS),
+        "lengths": tuple(length or (1024,)),
+        "modes": tuple(mode or ("agnostic",)),
+        "items": items,
+        "seeds": tuple(seed or (0,)),
+        "batch": batch,
+        "sinks": None if sinks < 0 else sinks,
+        "window": None if window < 0 else window,
+        "every": every,
+        "plain": is_plain,
+        "slack": 24 if is_plain else 0,
+    }
+    if add is not None:
+        typed = {FIELDS.get(name, name) for name in context.params if _typed(context, name)}
+        given = _held(add) | {name: value for name, value in given.items() if name in typed}
+    setup = Setup(**given)
+    network, tokenizer = load(None if setup.model == "embedded" else setup.model, device)
     check_tokens(network, max(setup.lengths), "a context")
-    with tempfile.TemporaryDirectory() as scratch, progress_rows(total(setup), resume(out)) as step:
-        cells = evaluate(network, tokenizer, setup, folder(out or scratch), step)
+    where = add or out
+    with tempfile.TemporaryDirectory() as scratch, progress_rows(total(setup), resume(where)) as step:
+        cells = evaluate(network, tokenizer, setup, where or scratch, step, add=add is not None)
     if as_json:
         print_json(cells)
     else:
         _show(cells)
-        if out is not None:
-            typer.echo(f"wrote {Path(out)}; keepkv report {out} makes a page of it")
+        if where is not None:
+            typer.echo(f"wrote {Path(where)}; keepkv report {where} makes a page of it")
     if failed := sum(cell.failed for cell in cells):
         reason = next(cell.error for cell in cells if cell.error)
         raise KeepKVError(f"{failed} items could not be run, e.g.: {reason}")
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _held(folder: str) -> dict[str, Any]:
+    """The fields of the ``Setup`` of what is in ``folder``."""
+    if not (Path(folder).expanduser() / RUN).exists():
+        raise KeepKVError(f"{folder!r} holds no evaluation to add to: make one with `keepkv eval --out {folder}`")
+    setup = Setup.from_dict(read_run(Path(folder).expanduser()))
+    return {one.name: getattr(setup, one.name) for one in fields(setup)}
 
 
 def _show(cells: list[CellRow]) -> None:
@@ -118,9 +162,11 @@ def _show(cells: list[CellRow]) -> None:
                 _span(cell.minus_full_low, cell.minus_full_high), str(cell.n),
             )  # fmt: skip
         out.print(made)
-    if any(task in known_tasks.names() for task, _, _ in groups):
+    if any(known_tasks.group_of(task) == "ruler" for task, _, _ in groups):
         out.print("\nText of our own, shaped like RULER's tasks: not to be compared with published RULER numbers.")
     out.print("ratio: bytes kept / bytes of a plain cache. − full: paired difference to the full cache, same items.")
+    if any(isinstance(cell.budget, float) and cell.budget < 1 for cell in cells):
+        out.print("Budgets are shares of the tokens, so bytes differ: see ratio, or give 10%bytes to hold them equal.")
 
 
 def _number(value: float | None, sign: str = "") -> str:

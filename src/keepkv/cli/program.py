@@ -89,6 +89,7 @@ VERBS = (
     Verb("methods", "methods:methods", USE, long=False),
     Verb("check", "check:check", USE, long=False),
     Verb("eval", "eval:evaluation", COMPARE),
+    Verb("tasks", "tasks:tasks", COMPARE, long=False),
     Verb("fidelity", "fidelity:fidelity", COMPARE),
     Verb("report", "report:report", COMPARE),
     Verb("bench", "bench:bench", COMPARE),

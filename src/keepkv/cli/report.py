@@ -10,30 +10,37 @@ from typer import Option
 
 from keepkv.cli.options import AsJson
 from keepkv.cli.output import one_line_errors, print_json, progress
-from keepkv.report import arrange, read, write
+from keepkv.errors import KeepKVError
+from keepkv.report import arrange, join, read, write
 
 
 @one_line_errors
 def report(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="What an evaluation wrote.")],
-    out: Annotated[str | None, Option(help="Where to write; DIR itself if absent.")] = None,
+    directories: Annotated[
+        list[str], typer.Argument(metavar="DIR...", help="What an evaluation wrote; several are joined.")
+    ],
+    out: Annotated[str | None, Option(help="Where to write; DIR itself if absent. Needed for several.")] = None,
     show: Annotated[bool, Option("--open", help="Open the page in a browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report of an evaluation: report.html, report.md and figures/*.png.
+    """Write the report of an evaluation, or of several as one: report.html, report.md and figures/*.png.
 
-    The page is one file that fetches nothing. The figures need matplotlib: pip install 'keepkv[plots]'.
+    Several directories are joined where they are of one model and one setting, and agree where they overlap. The page
+    is one file that fetches nothing. The figures need matplotlib: pip install 'keepkv[plots]'.
 
     \b
     Examples:
       keepkv report results
       keepkv report results --out report --open
+      keepkv report results more-results --out report
       keepkv report results --json
     """
+    if len(directories) > 1 and out is None:
+        raise KeepKVError("several directories are joined in a new one: name it with --out DIRECTORY")
     with progress(100) as step:
         step("reading")
-        found = arrange(read(directory), step)
-        written = write(found, out or directory, step)
+        found = arrange(join([read(one) for one in directories]), step)
+        written = write(found, out or directories[0], step)
     if as_json:
         figures = [str(path) for path in written.figures]
         print_json({"page": str(written.page), "table": str(written.table), "figures": figures, "notes": found.notes})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -10,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from keepkv import tasks
-from keepkv.errors import KeepKVError
-from keepkv.evaluation.journal import Journal
+from keepkv.errors import KeepKVError, UnknownName
+from keepkv.evaluation.journal import Journal, read_run
 from keepkv.evaluation.records import Found, failed
-from keepkv.evaluation.rows import CellRow, ItemRow
+from keepkv.evaluation.rows import RUN, CellRow, ItemRow
 from keepkv.evaluation.setup import HELD_OUT, Setup, Unit
+from keepkv.evaluation.stages import stages_of
 from keepkv.evaluation.summary import summarise
 from keepkv.evaluation.unit import build, run
 from keepkv.measure.alone import alone
-from keepkv.measure.environment import MadeWith
+from keepkv.measure.environment import MadeWith, imports
 from keepkv.measure.files import folder as make_folder
+from keepkv.methods import method_info
 from keepkv.tasks.asking import Encoded
 
 Step = Callable[[int, str], None]  # rows done, and what comes next
@@ -36,7 +39,10 @@ def evaluate(
     writes to ``folder``.
     """
     where = make_folder(folder)
+    check_methods(setup, where)
     check_lengths(tokenizer, setup)
+    for doubt in setup.doubts():
+        warnings.warn(doubt, stacklevel=2)
     with alone(where):
         journal = Journal(where, setup, MadeWith.of(model, setup.model), ItemRow, add)
         _finish(model, tokenizer, journal, step or (lambda rows, what: None), total(setup))
@@ -64,6 +70,21 @@ def _finish(model: Any, tokenizer: Any, journal: Journal[ItemRow], report: Step,
         else:
             journal.add(stage, unit, _run(model, tokenizer, setup, unit, made))
         report(len(unit.budgets) * len(unit.items), "")
+
+
+def check_methods(setup: Setup, folder: Path) -> None:
+    """Raise ``KeepKVError`` where a method is not known, with the file that registered it for rows in ``folder``."""
+    for variant in setup.variants:
+        try:
+            method_info(variant.method)
+        except UnknownName as error:
+            stages = stages_of(read_run(folder)) if (folder / RUN).exists() else []
+            files = {name: None for stage in stages for name in stage["environment"].get("imports") or {}}
+            missing = [name for name in files if name not in (imports() or {})]
+            if not missing:
+                raise
+            flags = " ".join(f"--import {name}" for name in missing)
+            raise KeepKVError(f"{error} Rows in {str(folder)!r} were made with {flags}: give it again.") from error
 
 
 def check_lengths(tokenizer: Any, setup: Setup) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from itertools import product
@@ -12,11 +13,13 @@ from keepkv.core.budget import Budget
 from keepkv.core.options import between, taken
 from keepkv.core.when import When
 from keepkv.errors import KeepKVError
+from keepkv.measure.interval import Z
 from keepkv.measure.rows import method_label, plain
 
 BASELINES = ("full", "random", "snapkv")  # the reference, the null, and a plain eviction: always measured
 MODES = ("agnostic", "aware")  # compressed before the question is seen, or with it
 SEEDS = 100_000  # from the items of one seed of an evaluation to those of the next
+FEW = 20  # items of a cell, below which its interval is not to be trusted
 HELD_OUT = 1_000_000  # seeds of items from here on are for evaluation
 
 
@@ -79,6 +82,7 @@ class Setup:
     questions: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", tuple(map(tasks.named, self.tasks)))
         for name in self.tasks:
             held = tasks.get(name).size
             if held is not None and held < self.items:
@@ -124,6 +128,26 @@ class Setup:
                     for variant in self.methods():
                         budgets = (1.0,) if variant == FULL else self.budgets
                         yield Unit(name, length, mode, variant, budgets, chosen, draw, first)
+
+    def doubts(self) -> list[str]:
+        """What makes results of this setup say less than they seem to, a sentence each."""
+        found, count = [], self.items * len(self.seeds)
+        pins = (self.sinks or 0) + (self.window or 0)
+        for length, budget in product(self.lengths, map(Budget.of, self.budgets)):
+            slots = int(length * budget.rate()) if budget.grows else budget.slots
+            if slots is not None and slots < 2 * pins:
+                found.append(
+                    f"of {length} tokens, a budget of {budget} is about {slots} slots per head, of which {pins} are "
+                    f"the same for every method (sinks={self.sinks}, window={self.window}): methods differ in "
+                    f"{max(0, slots - pins)}. Give longer contexts, a larger budget or a smaller window."
+                )
+        if count < FEW:
+            half = 100 * Z / (2 * math.sqrt(count + Z * Z))  # of Wilson's interval in the middle
+            found.append(
+                f"{count} items of each task: a score near 50 % is known to ± {half:.0f} points, and intervals over so "
+                f"few are too narrow. Take {FEW} items or more to compare methods."
+            )
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as ``run.json`` holds it."""

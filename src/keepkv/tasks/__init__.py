@@ -1,8 +1,11 @@
 """Long-context tasks: a context to compress, and questions asked afterwards. Generated ones need no network; benchmarks
 of others are read from files or a hub."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
+from keepkv.core.plugins import load_packages
+from keepkv.core.registry import known_as, owner
 from keepkv.tasks import instructions, long_decode, niah, notes, perplexity, qa, secret, variable_tracking, word_lists
 from keepkv.tasks.base import Item, Question, Task, TaskError
 from keepkv.tasks.demo import demo_document
@@ -11,22 +14,52 @@ from keepkv.tasks.scoring import Score, grade, score, score_item
 
 # The thirteen shapes of RULER (arXiv 2404.06654), in text of our own: never to be compared with published numbers.
 RULER = (*niah.TASKS, variable_tracking.TASK, *word_lists.TASKS, *qa.TASKS)
-_OTHERS = (notes.TASK, long_decode.TASK, secret.TASK, perplexity.TASK, instructions.TASK)
-_TASKS: dict[str, Task] = {task.name: task for task in (*RULER, niah.NEEDLE, niah.SHARED_CONTEXT, *_OTHERS)}
+GROUPS: dict[str, tuple[Task, ...]] = {
+    "ruler": RULER,
+    "facts": (niah.NEEDLE, niah.SHARED_CONTEXT, notes.TASK),
+    "rules": (secret.TASK, instructions.TASK),
+    "replies": (long_decode.TASK,),
+    "text": (perplexity.TASK,),
+}
+OWN = "registered"  # the group of tasks that others have added
+_TASKS: dict[str, Task] = {task.name: task for group in GROUPS.values() for task in group}
 
 
 def names() -> tuple[str, ...]:
     """Names of all generated tasks."""
+    load_packages()
     return tuple(_TASKS)
+
+
+def group_of(name: str) -> str:
+    """The group of a generated task."""
+    return next((group for group, held in GROUPS.items() if name in (task.name for task in held)), OWN)
+
+
+def chosen(given: Iterable[str]) -> tuple[str, ...]:
+    """The tasks that are meant: ``all`` generated ones, those of a group, or one by its name, whatever its case."""
+    found: list[str] = []
+    for name in given:
+        if name == "all":
+            found += names()
+        elif name in GROUPS:
+            found += [task.name for task in GROUPS[name]]
+        else:
+            found.append(named(name))
+    return tuple(dict.fromkeys(found))
+
+
+def named(name: str) -> str:
+    """``name`` as the task is called, whatever its case. Raises ``UnknownName`` with the nearest one."""
+    if name not in _TASKS:
+        load_packages()
+    return name if is_file_task(name) else known_as(name, [*_TASKS, *BENCHMARKS], "task")
 
 
 def get(name: str) -> Task:
     """The task of that name: of a generated one, or of a benchmark and its file, as ``open`` takes them."""
-    if name in _TASKS:
-        return _TASKS[name]
-    if is_file_task(name):
-        return open(name)
-    raise TaskError(f"no task {name!r}; known: {', '.join(_TASKS)}; from files: {', '.join(BENCHMARKS)}")
+    name = named(name)
+    return _TASKS[name] if name in _TASKS else open(name)
 
 
 def pooled(name: str) -> bool:
@@ -42,15 +75,20 @@ def open(name: str, path: str | Path | None = None) -> FileTask:
     return open_task(name, path)
 
 
-def register(task: Task) -> Task:
-    """Adds a task under its own name."""
-    if task.name in _TASKS:
-        raise TaskError(f"a task named {task.name!r} is already registered")
+def register(task: Task, *, replace: bool = False) -> Task:
+    """Adds a task under its own name. What is built by the same function again takes its former place; ``replace``
+    takes that of another one."""
+    held = _TASKS.get(task.name)
+    if held is not None and not replace and owner(held.build) != owner(task.build):
+        raise TaskError(
+            f"a task named {task.name!r} is already registered, by {owner(held.build)}: give it another name, or "
+            "register it with replace=True to take the place of the first"
+        )
     _TASKS[task.name] = task
     return task
 
 
 __all__ = [
-    "BENCHMARKS", "FileTask", "Item", "Question", "Score", "Task", "TaskError", "demo_document", "get", "grade",
-    "names", "open", "pooled", "register", "score", "score_item",
+    "BENCHMARKS", "GROUPS", "FileTask", "Item", "Question", "Score", "Task", "TaskError", "chosen", "demo_document",
+    "get", "grade", "group_of", "named", "names", "open", "pooled", "register", "score", "score_item",
 ]  # fmt: skip

@@ -168,7 +168,7 @@ def weave(
         rng.shuffle(facts)
     used = sum(count(fact) for fact in facts)
     if used > length:
-        raise TaskError(f"{len(facts)} facts need {used} tokens, the context has {length}: ask for fewer facts or more")
+        raise TaskError(f"{len(facts)} facts need {used} tokens, the context has {length}: give longer contexts")
     source = prose() if haystack is None else haystack
     start, body, missed = rng.randrange(len(source)), [], 0
     for i in range(len(source)):
