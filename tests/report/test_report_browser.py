@@ -15,8 +15,8 @@ import pytest
 from evaluation_rows import rows
 
 from keepkv.report import Report, arrange, read
-from keepkv.report.numbers import ALL
 from keepkv.report.page import page
+from keepkv.report.pool import ALL
 
 pytest_plugins = ["report_run"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
