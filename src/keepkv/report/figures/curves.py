@@ -53,7 +53,7 @@ def fidelity(report: Report) -> Figure | None:
     names = sorted(means, key=lambda name: sum(means[name]) / len(means[name]))
     shown = axes_of(row.budget for row in rows)
     points = [len(axis.budgets) for axis in shown]
-    figure = Figure(figsize=(min(8.5, 3.6 + 0.9 * sum(points)), 3.8), layout="constrained")
+    figure = Figure(figsize=(min(9.5, 4.5 + 1.2 * sum(points)), 3.8), layout="constrained")
     grid = figure.subplots(1, len(shown), squeeze=False, sharey=True, width_ratios=[1 + n for n in points])[0]
     for axis, axes in zip(shown, grid, strict=True):
         places = dict(zip(axis.budgets, axis.at, strict=True))

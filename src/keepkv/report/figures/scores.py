@@ -36,10 +36,11 @@ def tasks(report: Report, mode: str, length: int) -> Figure | None:
     shown = [(task, axis) for task in report.tasks for axis in report.axes(task, mode, length)]
     if len({task for task, _ in shown}) < 2:
         return None
-    figure, grid = panels(len(shown), 5, 2.4, 1.9, alike=len({axis.title for _, axis in shown}) == 1)
+    alike = len({axis.title for _, axis in shown}) == 1
+    figure, grid = panels(len(shown), 5 if alike else 6, 2.4, 1.9, alike)
     for place, (task, axis) in zip(grid, shown, strict=True):
         _scores(report, place, axis, task, mode, length, bands=False)
-        place.set_title(task, fontsize=9)
+        place.set_title(task if alike else f"{task}, {axis.title.split(': ')[1]}", fontsize=9 if alike else 7)
     legend(figure, report.methods)
     return headed(figure, f"Score against budget, {where(mode, length)}")
 
