@@ -19,10 +19,11 @@ from typer.testing import CliRunner
 
 from keepkv.cli.program import program
 from keepkv.evaluation.summary import over_tasks
+from keepkv.measure import wilson
 from keepkv.report import Report, ReportError, arrange, output, read, write
 from keepkv.report import page as page_of
 from keepkv.report.budgets import axes, budget_label
-from keepkv.report.notes import failures
+from keepkv.report.notes import failures, spread_of
 from keepkv.report.numbers import front, peaks
 from keepkv.report.page import page
 from keepkv.report.pool import ALL
@@ -233,6 +234,8 @@ def test_few_items_are_said(tmp_path: Path) -> None:
     sizes = evaluation_rows.Sizes(tasks=("qa-1", "secret"), lengths=(512,), modes=("agnostic",), items=4, layers=1)
     found = arrange(read(evaluation_rows.write(tmp_path / "run", sizes, leakage=False, fidelity=False)))
     assert found.notes[0].startswith("4 items per cell: a task's score is known to ± 0.3 at worst")
+    wide = [spread_of(n) for n in (4, 16, 100)]
+    assert wide == pytest.approx([(high - low) / 2 for low, high in (wilson(2, 4), wilson(8, 16), wilson(50, 100))])
     assert "<dd>4 as a rule, 3 to 4</dd>" in page(found)
 
 

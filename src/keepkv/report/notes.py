@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -9,7 +10,7 @@ from statistics import mode
 
 from keepkv.evaluation.rows import CellKey, ItemRow
 from keepkv.evaluation.setup import BASELINES
-from keepkv.measure.interval import wilson
+from keepkv.measure.interval import Z
 from keepkv.report.budgets import budget_label
 from keepkv.report.pool import Short
 from keepkv.report.read import Evaluation
@@ -40,8 +41,7 @@ def failures(items: Iterable[ItemRow]) -> list[Failure]:
 
 def spread_of(items: int) -> float:
     """Half the width of the widest 95 % interval that a share of ``items`` can have."""
-    low, high = wilson(items // 2, items)
-    return (high - low) / 2
+    return Z / (2 * math.sqrt(items + Z * Z))  # Wilson's, of a half
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

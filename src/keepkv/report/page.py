@@ -18,6 +18,7 @@ from typing import Any
 
 from keepkv.evaluation.rows import CellRow, MapRow
 from keepkv.evaluation.setup import BASELINES
+from keepkv.measure.interval import Z
 from keepkv.report.budgets import TITLES, budget_label, place
 from keepkv.report.notes import FEW
 from keepkv.report.numbers import SAME, Report, peaks
@@ -86,6 +87,7 @@ def data(report: Report) -> dict[str, Any]:
         "places": {label: place(budget) for label, budget in asked.items()},
         "same": SAME,
         "few": FEW,
+        "z": Z,
         "start": {"task": task, "mode": mode, "length": length, "budget": budget, "methods": report.chosen},
         "columns": COLUMNS,
         "cells": [

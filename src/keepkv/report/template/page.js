@@ -80,7 +80,7 @@ function describe(cell) {
     cell.leaked !== null && `leaked ${num(cell.leaked)}`, `n = ${cell.n}${cell.failed ? `, ${cell.failed} failed` : ""}`];
 }
 // Half the widest 95 % interval of a share of n items: what an interval over a few items that agree does not say.
-const unsure = (n) => 0.98 / Math.sqrt(n + 3.84);
+const unsure = (n) => D.z / (2 * Math.sqrt(n + D.z ** 2));
 const fewItems = (cell) => cell && cell.n > 0 && cell.n < D.few;
 
 // Shares, slots and bytes are different things: a chart for each, side by side.
