@@ -119,7 +119,7 @@ def test_browser_draws_ten_methods_and_each_kind_of_budget_on_its_own_axis(tmp_p
     ten = found["ten"]
     assert len(set(ten["before"])) == len(set(ten["after"])) == 10
     assert ten["full"] and ten["free"] and len(set(ten["after"]) - set(ten["before"])) == 1
-    assert "4 items: ± 0.3" in found["lead"]
+    assert "4 items: ±\u00a00.3" in found["lead"]
 
 
 def test_browser_says_what_is_worse_than_random(copy: Path, tmp_path: Path) -> None:

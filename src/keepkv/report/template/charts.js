@@ -17,7 +17,7 @@ function lines(host, o) {
   }
   let end = -Infinity;
   for (const { at, text } of o.xs) {
-    const room = text.length * (small ? 5.4 : 6.6), x = Math.min(X(at), width - room / 2);
+    const room = text.length * (small ? 6.2 : 6.8), x = Math.min(X(at), width - room / 2);
     if (x - room / 2 < end + 3) continue;
     end = x + room / 2;
     svg.append(draw("text", { x, y: height - pad.b + (small ? 14 : 19), "text-anchor": "middle", "font-size": small ? 10 : 12 }, text));

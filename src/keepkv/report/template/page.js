@@ -130,7 +130,8 @@ function scores() {
     + (few ? ` With ${count(few.n, "item")} a score is known to ± ${unsure(few.n).toFixed(1)} at worst: read smaller differences as chance.` : "");
   for (const table of document.querySelectorAll("table.summary")) table.hidden = table.dataset.mode !== state.mode || Number(table.dataset.length) !== state.length;
   if (!found) { put("score-chart", make("p", { class: "hint" }, "Not measured: choose another task, mode or length.")); put("rank"); return; }
-  onAxes(byId("score-chart"), budgetsIn(found), (host, axis) => lines(host, { series: scoreSeries(found, axis), xs: axis.xs, ys: scoreAxis, domain: [0, 1], range: [0, 1], height: onPaper() ? 300 : 430, xLabel: axis.title, title: `Score against ${axis.title}: ${where()}` }));
+  if (!budgetsIn(found).length) put("score-chart", make("p", { class: "hint" }, "Only the full cache was measured here."));
+  else onAxes(byId("score-chart"), budgetsIn(found), (host, axis) => lines(host, { series: scoreSeries(found, axis), xs: axis.xs, ys: scoreAxis, domain: [0, 1], range: [0, 1], height: onPaper() ? 300 : 430, xLabel: axis.title, title: `Score against ${axis.title}: ${where()}` }));
   const full = at(found, FULL);
   rank(byId("rank"), ranked(found).map((m) => {
     const cell = at(found, m);
@@ -193,8 +194,8 @@ function lead() {
   const cell = at(found, first), b = (text) => make("b", {}, text), around = (one) => (one.low === null ? "" : `\u00a0±\u00a0${((one.high - one.low) / 2).toFixed(2)}`);
   const spread = fewItems(cell) ? () => "" : around, near = order.slice(1).filter((m) => at(found, m).high !== null && cell.low !== null && at(found, m).high >= cell.low);
   const worse = worseThanRandom().filter((row) => row.method === first);
-  put("lead", `On ${task}, ${MODE[state.mode]}, with ${state.length.toLocaleString("en")} tokens of context, the full cache scores `, b(num(full.score)), `${spread(full)}. At a budget of ${state.budget} the best of ${order.length} methods, `, b(NAMES[first]), ", scores ", b(num(cell.score)),
+  put("lead", `On ${task}, ${MODE[state.mode]}, with ${state.length.toLocaleString("en")} tokens of context, the full cache scores `, b(num(full.score)), `${spread(full)}. At a budget of ${state.budget} the best of ${order.length} methods, `, make("b", {}, breakable(NAMES[first])), ", scores ", b(num(cell.score)),
     `${spread(cell)}${cell.ratio === null ? "" : ` with ${num(100 * cell.ratio, 1)} % of the bytes`}.`,
-    fewItems(cell) ? [" ", b(`${count(cell.n, "item")}: ± ${unsure(cell.n).toFixed(1)}`), "."] : near.length ? ` ${count(near.length, "other")} ${near.length === 1 ? "is" : "are"} not clearly worse: the intervals meet.` : "",
+    fewItems(cell) ? [" ", b(`${count(cell.n, "item")}: ±\u00a0${unsure(cell.n).toFixed(1)}`), "."] : near.length ? ` ${count(near.length, "other")} ${near.length === 1 ? "is" : "are"} not clearly worse: the intervals meet.` : "",
     worse.length ? ` In fidelity, though, ${NAMES[first]} is further from the full cache than random drops (at ${listed(worse.map((row) => row.budget))}).` : "");
 }

@@ -130,7 +130,7 @@ function fidelity() {
   const found = looks([...new Set(rows.map((row) => row.method))].sort((a, b) => mean(a) - mean(b)));
   const high = Math.max(1e-6, ...rows.map((row) => row.kl[2] ?? row.kl[0])), worse = worseThanRandom();
   const names = [...new Set(worse.map((row) => row.method))].map((m) => `${NAMES[m]} (${listed(worse.filter((row) => row.method === m).map((row) => row.budget))})`);
-  byId("fidelity-word").textContent = names.length ? `Worse than random drops: ${listed(names)}. What a method answers, and how near it stays to the full cache, are different things.` : "";
+  put("fidelity-word", breakable(names.length ? `Worse than random drops: ${listed(names)}. What a method answers, and how near it stays to the full cache, are different things.` : ""));
   key("fidelity-key", found);
   onAxes(byId("fidelity-chart"), labels, (host, axis) => lines(host, { series: [...found].map(([m, look]) => ({ m, look, name: NAMES[m], flat: m === FULL, points: rows.filter((row) => row.method === m && (m === FULL || axis.place.has(row.budget))).map((row) => ({ x: axis.place.get(row.budget) ?? 0.5, y: row.kl[0], low: row.kl[1], high: row.kl[2],
     tip: [`${NAMES[m]} at ${row.budget}`, `KL ${num(row.kl[0])}${range(row.kl[1], row.kl[2])} nats`, `ratio ${num(row.ratio)}`, count(row.segments, "segment")] })) })),
