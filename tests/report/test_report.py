@@ -19,11 +19,15 @@ from typer.testing import CliRunner
 
 from keepkv.cli.program import program
 from keepkv.evaluation.summary import over_tasks
+from keepkv.measure import wilson
 from keepkv.report import Report, ReportError, arrange, output, read, write
 from keepkv.report import page as page_of
-from keepkv.report.numbers import ALL, budget_label, front, peaks
+from keepkv.report.budgets import axes, budget_label
+from keepkv.report.notes import failures, spread_of
+from keepkv.report.numbers import front, peaks
 from keepkv.report.page import page
-from keepkv.report.style import styles
+from keepkv.report.pool import ALL
+from keepkv.report.style import MOST
 
 pytest_plugins = ["report_run"]
 OPTIONAL = ("speed", "maps", "leakage", "fidelity")
@@ -158,7 +162,9 @@ def test_a_method_that_missed_items_is_not_pooled(copy: Path) -> None:
     evaluation_rows.lines(copy / "items.jsonl", held)
     found = arrange(read(copy))
     assert not [cell for cell in found.cells if cell.task == ALL and cell.method == "keepkv"]
-    assert any(note.startswith("keepkv (agnostic, 512 tokens): given 8 of 16 items") for note in found.notes)
+    where = [f"{mode}, {length} tokens" for mode in ("agnostic", "aware") for length in ("512", "1,024")]
+    notes = [note for note in found.notes if note.startswith("keepkv: given 8 of 16 items")]
+    assert len(notes) == 1 and all(f"8 of 16 items ({place})" in notes[0] for place in where)
     assert any("cells count other items than items.jsonl holds" in note for note in found.notes)
     assert "keepkv" in found.methods
 
@@ -181,20 +187,64 @@ def test_methods_are_ranked_and_baselines_always_shown(report: Report) -> None:
     assert {"full", "random", "snapkv"} <= set(report.chosen)
 
 
+def test_ten_methods_are_chosen_and_of_each_family_the_best_first(tmp_path: Path) -> None:
+    variants = [f"keepkv:threshold={i}" for i in range(8)]
+    others = ["knorm", "tova", "h2o", "cam"]
+    sizes = evaluation_rows.Sizes(
+        tasks=("qa-1",), lengths=(512,), modes=("agnostic",), budgets=(0.1,), layers=1,
+        methods=("snapkv", "random", *variants, *others),
+    )  # fmt: skip
+    found = arrange(read(evaluation_rows.write(tmp_path / "run", sizes, leakage=False, fidelity=False)))
+    chosen = [name for name in found.chosen if name not in ("full", "random", "snapkv")]
+    assert len(chosen) == MOST == 7 and len(found.chosen) == 10
+    assert set(others) < set(chosen)
+    best = [name for name in found.methods if name in variants][:3]
+    assert [name for name in chosen if name in variants] == best
+    assert chosen == sorted(chosen, key=found.methods.index)
+
+
 def test_failures_are_counted(directory: Path, report: Report) -> None:
     failed = [row for row in rows(directory, "items") if row["score"] is None]
     assert report.failures == [("kvpress/snapkv", failed[0]["error"], len(failed), ["qa-1"])]
 
 
-def test_losses_lie_below_the_full_cache(report: Report) -> None:
-    assert report.lost and all(cell.minus_full_high < 0 for cell in report.lost if cell.minus_full_high is not None)
-    assert [cell.minus_full for cell in report.lost] == sorted(cell.minus_full or 0 for cell in report.lost)
+def test_failures_that_differ_in_numbers_alone_are_one(report: Report) -> None:
+    one = report.evaluation.items[0]
+    errors = [f"a ({n}) must match b ({n + 318}) at dimension 3" for n in (674, 669, 672)] + ["out of memory"]
+    items = [replace(one, score=None, error=error, task=f"qa-{i}") for i, error in enumerate(errors)]
+    assert failures(items) == [
+        (one.method, "a (…) must match b (…) at dimension 3", 3, ["qa-0", "qa-1", "qa-2"]),
+        (one.method, "out of memory", 1, ["qa-3"]),
+    ]
+
+
+def test_losses_are_summed_up_by_method(report: Report) -> None:
+    below = [cell for cell in report.cells if cell.task != ALL and (cell.minus_full_high or 0) < 0]
+    below = [cell for cell in below if cell.method not in ("full", "random")]
+    assert below and sum(one.below for one in report.losses) == len(below)
+    for one in report.losses:
+        own = [cell for cell in below if cell.method == one.method]
+        assert one.below == len(own) and one.worst.minus_full == min(cell.minus_full or 0 for cell in own)
+        assert one.cells == len(report.tasks) * len(report.lengths) * len(report.modes) * len(report.budgets)
+    shares = [one.below / one.cells for one in report.losses]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_few_items_are_said(tmp_path: Path) -> None:
+    sizes = evaluation_rows.Sizes(tasks=("qa-1", "secret"), lengths=(512,), modes=("agnostic",), items=4, layers=1)
+    found = arrange(read(evaluation_rows.write(tmp_path / "run", sizes, leakage=False, fidelity=False)))
+    assert found.notes[0].startswith("4 items per cell: a task's score is known to ± 0.3 at worst")
+    wide = [spread_of(n) for n in (4, 16, 100)]
+    assert wide == pytest.approx([(high - low) / 2 for low, high in (wilson(2, 4), wilson(8, 16), wilson(50, 100))])
+    assert "<dd>4 as a rule, 3 to 4</dd>" in page(found)
 
 
 def test_front() -> None:
     points = [(1.0, 0.5, "a"), (2.0, 0.4, "b"), (3.0, 0.9, "c"), (3.0, 0.8, "d")]
     assert [name for _, _, name in front(points, small=True)] == ["a", "c"]
     assert [name for _, _, name in front(points, small=False)] == ["c"]
+    points = [(1.0, 0.1, "a"), (1.02, 0.9, "b"), (2.0, 0.95, "c")]  # two per cent fewer bytes are no merit
+    assert [name for _, _, name in front(points, small=True)] == ["b", "c"]
 
 
 def test_peaks_are_the_worst_of_each_curve(report: Report) -> None:
@@ -210,10 +260,14 @@ def test_labels() -> None:
     assert labels == ["10 %", "100 %", "1 slots", "512 slots", "256MiB"]
 
 
-def test_styles_differ() -> None:
-    names = [f"method-{i}" for i in range(30)]
-    found = styles([*names, "full"])
-    assert len({(found[name].colour, found[name].dash) for name in [*names, "full", "random", "snapkv"]}) == 33
+def test_shares_slots_and_bytes_have_an_axis_each() -> None:
+    found = axes([64, 0.5, "2MiB", 0.05, 0.1, 256, 128, "1MiB"])
+    assert [axis.budgets for axis in found] == [
+        ["5 %", "10 %", "50 %"], ["64 slots", "128 slots", "256 slots"], ["1MiB", "2MiB"],
+    ]  # fmt: skip
+    assert found[1].at == pytest.approx([0, 0.5, 1]) and found[2].at == [0, 1]
+    assert found[0].at[1] == pytest.approx(0.301, abs=1e-3)
+    assert [axis.at for axis in axes([64, 0.1])] == [[0.5], [0.5]]
 
 
 # What is written
@@ -255,7 +309,7 @@ def test_tables_have_the_scores(report: Report, text: str, tmp_path: Path) -> No
     table = re.search(r'<table class="summary" data-mode="aware" data-length="512">.*?</table>', text, re.DOTALL)
     assert table
     by_html = {
-        unescape(name): [float(score) for score in re.findall(r"<td>([\d.]+)", cells)]
+        unescape(name).replace("<wbr>", ""): [float(score) for score in re.findall(r"<td>([\d.]+)", cells)]
         for name, cells in re.findall(r"<th scope=row>(.*?)</th>(.*?)</tr>", table[0])
     }
     section = markdown(report).split("## Query-aware, 512 tokens")[1].split("\n## ")[0]
@@ -285,8 +339,8 @@ def test_strings_from_data_are_never_markup(copy: Path) -> None:
     from keepkv.report.markdown import markdown
 
     links = "[a](http://b) **c** `d` | e & <f> www.g.h ~~i~~ #1 @j"
-    written = markdown(replace(found, notes=[links], budgets=["<b>|"] * len(found.budgets)))
-    assert "<script>" not in written and "<b>" not in written and r"&lt;b&gt;\|" in written
+    written = markdown(replace(found, notes=[links]))
+    assert "<script>" not in written and "<img" not in written and "&lt;script&gt;" in written
     note = next(line for line in written.splitlines() if line.startswith("> "))
     assert note == r"> \[a\](http:\//b) \*\*c\*\* \`d\` \| e &amp; &lt;f&gt; www\.g.h \~\~i\~\~ \#1 \@j"
 
@@ -343,7 +397,7 @@ def test_every_figure_is_drawn(tmp_path: Path) -> None:
     }  # fmt: skip
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in written.figures)
     assert written.page.read_text("utf-8").count("<figure><svg") == 1
-    assert found.budgets == ["10 %", "64 slots", "1MiB"] and found.positions == [0, 0.5, 1]
+    assert found.budgets == ["10 %", "64 slots", "1MiB"] and len(found.axes("qa-1", "decode", 512)) == 3
 
 
 # The command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,8 +16,8 @@ import pytest
 from evaluation_rows import rows
 
 from keepkv.report import Report, arrange, read
-from keepkv.report.numbers import ALL
 from keepkv.report.page import page
+from keepkv.report.pool import ALL
 
 pytest_plugins = ["report_run"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -25,12 +26,31 @@ console.error = (...all) => problems.push(all.join(" "));</script>"""
 AFTER = f"<script>{Path(__file__).with_name('report_probe.js').read_text('utf-8')}</script>"
 
 
-def look(text: str, folder: Path, fragment: str = "", size: str = "1280,2000") -> dict[str, Any]:
+# Serious faults that axe finds, written into the page when it is done.
+AXE = """<script>axe.run(document, { resultTypes: ["violations"] }).then(({ violations }) => {
+  const found = violations.filter(({ impact }) => impact === "serious" || impact === "critical");
+  const list = found.map(({ id, nodes }) => [id, nodes.length, nodes[0].html.slice(0, 200)]);
+  document.body.append(make("pre", { id: "probe" }, JSON.stringify({ problems, list })));
+});</script>"""
+
+
+def axe() -> str:
+    """The source of axe-core, where npm put it: beside us, globally, or where AXE_CORE says."""
+    folders = [Path("node_modules/axe-core"), Path("/usr/lib/node_modules/axe-core")]
+    folders += [Path("/usr/local/lib/node_modules/axe-core")]
+    places = [Path(os.environ.get("AXE_CORE", "nowhere")), *(folder / "axe.min.js" for folder in folders)]
+    found = next((path for path in places if path.is_file()), None)
+    if found is None:
+        pytest.skip("no axe-core here: npm install axe-core, or set AXE_CORE to its axe.min.js")
+    return found.read_text("utf-8").replace("</script", "<\\/script")
+
+
+def look(text: str, folder: Path, fragment: str = "", size: str = "1280,2000", after: str = AFTER) -> dict[str, Any]:
     """What the page says of itself in a browser, before and after some of its buttons are pressed."""
     if CHROMIUM is None:
         pytest.skip("no chromium here: install it to test the page in a browser")
     path = folder / "page.html"
-    path.write_text(text.replace("<body>", "<body>" + BEFORE).replace("</body>", AFTER + "</body>"), encoding="utf-8")
+    path.write_text(text.replace("<body>", "<body>" + BEFORE).replace("</body>", after + "</body>"), encoding="utf-8")
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     flags += f"--disable-component-update --disable-sync --virtual-time-budget=5000 --window-size={size} --dump-dom"
     command = [CHROMIUM, *flags.split(), f"--user-data-dir={folder / 'profile'}", path.as_uri() + fragment]
@@ -49,6 +69,10 @@ def test_browser_draws_everything(report: Report, text: str, tmp_path: Path) -> 
     for name, boxes in found["charts"].items():
         assert boxes and all(width > 20 and height > 5 for width, height in boxes), (name, boxes)
     assert found["answer"] == " 4821" and found["rings"] > 0
+    assert found["bare"] == 0
+    by_method, by_colour = (dict(pairs) for pairs in (found["colours"], [pair[::-1] for pair in found["colours"]]))
+    assert all(by_method[m] == colour for m, colour in found["colours"])  # a method has one colour
+    assert all(by_colour[colour] == m for m, colour in found["colours"] if "grey" not in colour)  # and a colour one
 
     def marks(task: str, mode: str) -> list[list[str]]:
         return [[cell.method, f"{cell.score:.3f}"] for cell in report.at(task, mode, 1024, "10 %")]
@@ -71,6 +95,7 @@ def test_browser_opens_at_a_view_and_fits_a_phone(report: Report, text: str, tmp
     expected = [[cell.method, f"{cell.score:.3f}"] for cell in report.at("needle", "aware", 512, "25 %")]
     assert sorted(found["first"]["marks"]) == sorted(expected)
     assert found["wide"][0] <= found["wide"][1]  # nothing sticks out
+    assert {"summary", "table"} <= set(found["edges"])  # what is cut off shows it
 
 
 def test_browser_hides_what_was_not_measured(copy: Path, tmp_path: Path) -> None:
@@ -79,6 +104,43 @@ def test_browser_hides_what_was_not_measured(copy: Path, tmp_path: Path) -> None
     found = look(page(arrange(read(copy))), tmp_path)
     assert found["problems"] == []
     assert not {"s-map", "s-text", "s-leak", "s-fidelity"} & set(found["charts"])
+
+
+def test_browser_draws_ten_methods_and_each_kind_of_budget_on_its_own_axis(tmp_path: Path) -> None:
+    methods = ("snapkv", "random", "keepkv", "knorm", "tova", "h2o", "cam", "d2o", "adakv", "keydiff", "streaming-llm")
+    sizes = evaluation_rows.Sizes(
+        tasks=("qa-1", "secret"), lengths=(512,), methods=methods, budgets=(0.1, 0.25, 64), items=2, layers=1
+    )
+    run = evaluation_rows.write(tmp_path / "run", sizes, leakage=False, fidelity=False)
+    found = look(page(arrange(read(run))), tmp_path)
+    assert found["problems"] == []
+    titles = [f"Score against budget: {what}" for what in ("share of the full cache", "slots per head")]
+    assert [axis.split(": all tasks")[0] for axis in found["axes"]] == titles
+    ten = found["ten"]
+    assert len(set(ten["before"])) == len(set(ten["after"])) == 10
+    assert ten["full"] and ten["free"] and len(set(ten["after"]) - set(ten["before"])) == 1
+    assert "4 items: ±\u00a00.3" in found["lead"]
+
+
+def test_browser_says_what_is_worse_than_random(copy: Path, tmp_path: Path) -> None:
+    held = rows(copy, "fidelity")
+    for row in held:
+        if row["method"] == "keepkv" and row["budget"] == 0.1:
+            row["metrics"]["kl"] |= {"mean": 9.0, "high": 9.5}
+    evaluation_rows.lines(copy / "fidelity.jsonl", held)
+    word, table = look(page(arrange(read(copy))), tmp_path)["fidelity"]
+    assert word.startswith("Worse than random drops: keepkv:key=zip (10 %).")
+    divergences = [float(re.match(r"[\d.]+", shown)[0]) for _, shown in table]  # type: ignore[index]
+    assert divergences == sorted(divergences) and divergences[-1] == 9
+    assert [name for name, shown in table if "above random" in shown] == ["keepkv:key=zip"]
+
+
+@pytest.mark.parametrize(("scheme", "size"), [("light", "1280,2000"), ("dark", "500,900")])
+def test_axe_finds_no_serious_fault(text: str, tmp_path: Path, scheme: str, size: str) -> None:
+    if scheme == "dark":
+        text = text.replace("screen and (prefers-color-scheme:dark)", "screen")
+    found = look(text, tmp_path, size=size, after=f"<script>{axe()}</script>{AXE}")
+    assert found == {"problems": [], "list": []}
 
 
 def test_browser_goes_where_there_is_something(copy: Path, tmp_path: Path) -> None:

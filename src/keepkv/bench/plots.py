@@ -10,6 +10,7 @@ from keepkv.bench.rows import BenchRow
 from keepkv.errors import KeepKVError
 
 MIB = 1 << 20
+LINES = 10  # in one panel, at most
 AXES = {"context": ("tokens of the context", "tokens"), "batch": ("rows of the batch", "rows")}
 # What is drawn against what, in which unit of the row's; what is dotted beside it.
 PICTURES = {
@@ -46,10 +47,11 @@ def draw(rows: Sequence[BenchRow], into: Path, name: str = "bench") -> list[Path
 
 
 def _picture(rows: Sequence[BenchRow], title: str, x: str, y: str, unit: float, dotted: str | None) -> str:
-    """Each value of what else varies has a line of its own, except batches that a cap decided."""
+    """Each value of what else varies has a line of its own, except batches that a cap decided. A panel has ten lines at
+    most, each with a mark and a dash of its own."""
     from keepkv.report.figures import svg
-    from keepkv.report.figures.look import headed, legend, panels
-    from keepkv.report.style import PALETTE
+    from keepkv.report.figures.look import headed, look, panels
+    from keepkv.report.style import MOST, styles
 
     other = "batch" if x == "context" else "context"
     several = len({getattr(row, other) for row in rows if row.cap is None}) > 1
@@ -59,15 +61,19 @@ def _picture(rows: Sequence[BenchRow], title: str, x: str, y: str, unit: float, 
 
     places = list(dict.fromkeys((row.made_with.model or "", row.made_with.device) for row in rows))
     names = list(dict.fromkeys(map(line, rows)))
-    figure, axes = panels(len(places), 2, 5.2, 3.4)
-    for axis, place in zip(axes, places, strict=True):
-        for i, name in enumerate(names):
+    parts = [names[i : i + LINES] for i in range(0, len(names), LINES)]
+    shown = [(place, part) for place in places for part in parts]
+    figure, axes = panels(len(shown), 2, 6.8, 3.4)
+    for axis, (place, part) in zip(axes, shown, strict=True):
+        drawn = styles(part[:MOST], part[MOST:])
+        for name in part:
             mine = [row for row in rows if (row.made_with.model, row.made_with.device) == place and line(row) == name]
             # The plain cache is in every block: its first measurement is drawn.
             first = {getattr(row, x): row for row in reversed(mine)}
-            at, colour = sorted(first), PALETTE[i % len(PALETTE)]
+            at, style = sorted(first), look(drawn[name], 4)
+            colour = style["color"]
             own = [first[one] for one in at]
-            axis.plot(at, [_number(row, y, unit) for row in own], "o-", ms=3.5, color=colour, label=name)
+            axis.plot(at, [_number(row, y, unit) for row in own], label=name, **style)
             if y == "decode" and (spreads := [(z.p20 / unit, z.p80 / unit) for row in own if (z := row.decode)]):
                 axis.fill_between(at, *zip(*spreads, strict=True), color=colour, alpha=0.15, lw=0)
             if dotted is not None:
@@ -76,7 +82,7 @@ def _picture(rows: Sequence[BenchRow], title: str, x: str, y: str, unit: float, 
         axis.set(xlabel=AXES[x][0], ylim=(0, None))
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.set_title("\n".join(wrap(",".join(place).replace(",", ", "), 50)), fontsize=7)
-    legend(figure, names)
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
     return svg(headed(figure, title))
 
 

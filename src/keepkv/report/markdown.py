@@ -40,8 +40,9 @@ def markdown(report: Report) -> str:
 
 
 def _table(report: Report, mode: str, length: int) -> list[str]:
-    rows = [f"| method | {' | '.join(map(_plain, report.budgets))} |", "|---" + "|---:" * len(report.budgets) + "|"]
-    for method, cells in report.table(report.main(mode, length), mode, length).items():
+    budgets, table = report.table(report.main(mode, length), mode, length)
+    rows = [f"| method | {' | '.join(map(_plain, budgets))} |", "|---" + "|---:" * len(budgets) + "|"]
+    for method, cells in table.items():
         rows.append(f"| {_plain(method)} | {' | '.join(map(_cell, cells))} |")
     return rows
 

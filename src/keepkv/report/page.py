@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 from keepkv.evaluation.rows import CellRow, MapRow
 from keepkv.evaluation.setup import BASELINES
-from keepkv.report.numbers import ALL, Report, budget_label, peaks
-from keepkv.report.style import styles
+from keepkv.measure.interval import Z
+from keepkv.report.budgets import TITLES, budget_label, place
+from keepkv.report.notes import FEW
+from keepkv.report.numbers import SAME, Report, peaks
+from keepkv.report.pool import ALL
+from keepkv.report.style import OF_BASELINES, OTHERS, SERIES, palette
 
 COLUMNS = (
     "n", "failed", "score", "low", "high", "minus_full", "minus_full_low", "minus_full_high", "ratio", "bytes",
@@ -40,14 +47,14 @@ def page(report: Report, figures: Sequence[str] = ()) -> str:
     """The whole document. figures: SVGs for readers without scripts."""
     parts = {
         "title": escape(f"keepkv: {report.evaluation.run.model}"),
-        "style": _part("page.css"),
+        "style": palette() + _part("page.css"),
         "headline": _headline(report),
-        "notes": "".join(f"<li>{escape(note)}</li>" for note in report.notes),
+        "notes": _notes(report),
         "summary": "".join(_summary(report, *panel) for panel in report.panels()),
         "figures": "".join(f"<figure>{svg}</figure>" for svg in figures),
         # A closing tag within a string would end the script.
         "data": json.dumps(_finite(data(report)), separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"),
-        "script": _part("charts.js") + _part("page.js"),
+        "script": "".join(_part(f"{name}.js") for name in ("elements", "charts", "page", "sections", "start")),
     }
     text = _part("page.html")
     # In one pass, so that nothing in the data is taken for a place to fill.
@@ -58,22 +65,29 @@ def page(report: Report, figures: Sequence[str] = ()) -> str:
 def data(report: Report) -> dict[str, Any]:
     """What the page's script draws from, as plain data; tasks, modes, methods and budgets as indices into lists."""
     ev = report.evaluation
-    extra = [row.label for row in ev.fidelity] + [row.method for row in ev.leakage]
-    methods = list(dict.fromkeys([*report.methods, *(m.method for m in ev.maps), *extra]))
-    style = styles(methods)
+    methods = list(dict.fromkeys([*report.methods, *report.also, *(m.method for m in ev.maps)]))
     tasks = [ALL, *report.tasks]
     budgets = list(dict.fromkeys([*report.budgets, *(budget_label(c.budget) for c in report.cells)]))
+    asked = {budget_label(one): one for one in [cell.budget for cell in ev.cells] + [row.budget for row in ev.fidelity]}
+    cell_of = {id(cell): i for i, cell in enumerate(report.cells)}
     maps, left_out = _maps(report, methods)
     task, mode, length, budget = report.start
     return {
         "tasks": tasks,
         "modes": [[mode, MODES[mode]] for mode in report.modes],
         "lengths": report.lengths,
-        "methods": [{"name": m, "hue": style[m].hue, "dash": style[m].dash, "base": m in BASELINES} for m in methods],
+        "methods": [{"name": m, "base": m in BASELINES} for m in methods],
+        "series": [asdict(one) for one in SERIES],
+        "baselines": {name: asdict(one) for name, one in OF_BASELINES.items()},
+        "others": [asdict(one) for one in OTHERS],
         "measured": [methods.index(m) for m in report.methods],
         "budgets": budgets,
         "asked": len(report.budgets),
-        "positions": report.positions,
+        "axes": TITLES,
+        "places": {label: place(budget) for label, budget in asked.items()},
+        "same": SAME,
+        "few": FEW,
+        "z": Z,
         "start": {"task": task, "mode": mode, "length": length, "budget": budget, "methods": report.chosen},
         "columns": COLUMNS,
         "cells": [
@@ -90,6 +104,7 @@ def data(report: Report) -> dict[str, Any]:
         "maps": maps,
         "maps_left_out": left_out,
         "failures": [[m, e, n, t] for m, e, n, t in report.failures],
+        "losses": [[methods.index(one.method), one.below, one.cells, cell_of[id(one.worst)]] for one in report.losses],
         "leakage": [
             {"method": methods.index(row.method)} | {name: getattr(row, name) for name in LEAKAGE} for row in ev.leakage
         ],
@@ -110,13 +125,11 @@ def _part(name: str) -> str:
 def _headline(report: Report) -> str:
     run = report.evaluation.run
     made = run.environment
-    counts = sorted({cell.n for cell in report.cells if cell.task != ALL})
-    items = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
     commit, _, state = (made.revision or "").partition("-")
     facts = {
         "Model": run.model,
         "Tasks": f"{len(report.tasks)}",
-        "Items per cell": items,
+        "Items per cell": _items(report),
         "Tokens": ", ".join(f"{length:,}" for length in report.lengths),
         "Methods": f"{len(report.methods)}",
         "Budgets": ", ".join(report.budgets),
@@ -128,14 +141,36 @@ def _headline(report: Report) -> str:
     return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts.items())
 
 
+def _items(report: Report) -> str:
+    """How many items most cells have, and the fewest and most."""
+    counts = Counter(cell.n for cell in report.cells if cell.task != ALL and cell.n)
+    if len(counts) < 2:
+        return f"{max(counts, default=0)}"
+    return f"{counts.most_common(1)[0][0]} as a rule, {min(counts)} to {max(counts)}"
+
+
+def _notes(report: Report) -> str:
+    if not report.notes:
+        return ""
+    lines = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
+    return f'<aside class="notes" aria-label="Notes on this run"><ul>{lines}</ul></aside>'
+
+
+def _breakable(name: str) -> str:
+    """The name of a method in HTML, which may go on in a new line after a separator and nowhere else."""
+    return re.sub(r"([:,/=])", r"\1<wbr>", escape(name))
+
+
 def _summary(report: Report, mode: str, length: int) -> str:
     """The scores of a mode and length as a table: what a reader without scripts has."""
     task = report.main(mode, length)
-    ranked = {cell.method for cell in report.at(task, mode, length, report.start[3])}
-    head = "".join(f"<th scope=col>{escape(budget)}</th>" for budget in report.budgets)
+    budgets, table = report.table(task, mode, length)
+    budget = report.start[3] if report.start[3] in budgets else None
+    ranked = {cell.method for cell in report.at(task, mode, length, budget)}
+    head = "".join(f"<th scope=col>{escape(budget)}</th>" for budget in budgets)
     rows = [
-        f"<tr><th scope=row>{escape(method)}</th>{''.join(map(_score, cells))}</tr>"
-        for method, cells in report.table(task, mode, length).items()
+        f"<tr><th scope=row>{_breakable(method)}</th>{''.join(map(_score, cells))}</tr>"
+        for method, cells in table.items()
         if method in ranked
     ]
     where = f"{MODES[mode].split(':')[0]}, {length:,} tokens, {task}"

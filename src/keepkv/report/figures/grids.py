@@ -9,10 +9,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from keepkv.evaluation.rows import CellRow, MapRow
-from keepkv.report.figures.look import HEAT, SPLIT, headed, panels, where
-from keepkv.report.numbers import ALL, Report, budget_label
+from keepkv.report.budgets import budget_label
+from keepkv.report.figures.look import HEAT, SPLIT, folded, headed, ink_on, panels, shades, where
+from keepkv.report.numbers import Report
 from keepkv.report.page import MODES
-from keepkv.report.style import INK
+from keepkv.report.pool import ALL
 
 
 def heat(report: Report, mode: str, length: int) -> Figure | None:
@@ -24,17 +25,17 @@ def heat(report: Report, mode: str, length: int) -> Figure | None:
     found = {(cell.method, task): cell for task in shown for cell in report.at(task, mode, length, budget)}
     ranked = [cell.method for cell in report.at(shown[0], mode, length, budget)]
     methods = list(dict.fromkeys([*ranked, *(name for name, _ in found)]))
-    figure = Figure(figsize=(0.84 * len(shown) + 3.2, 0.27 * len(methods) + 1.9), layout="constrained")
+    figure = Figure(figsize=(0.84 * len(shown) + 3.2, 0.27 * len(methods) + 2.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, column, colours, least, most in ((left, "score", HEAT, 0, 1), (right, "minus_full", SPLIT, -0.8, 0.8)):
         values = [[_value(found.get((method, task)), column) for task in shown] for method in methods]
-        axes.imshow(values, cmap=colours, vmin=least, vmax=most, aspect="auto")
+        image = axes.imshow(values, cmap=colours, vmin=least, vmax=most, aspect="auto")
+        figure.colorbar(image, ax=axes, location="bottom", shrink=0.5, aspect=24, pad=0.02)
         for y, row in enumerate(values):
             for x, value in enumerate(row):
                 if math.isfinite(value):
-                    colour = "white" if abs(value) > 0.55 else INK
                     text = f"{value:.2f}".replace("0.", ".")
-                    axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color=colour)
+                    axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color=ink_on(image.to_rgba(value)))
         axes.set_xticks(range(len(shown)), shown, rotation=90)
         axes.set_yticks(range(len(methods)), methods)
         axes.grid(False)
@@ -53,14 +54,15 @@ def needle(report: Report) -> Figure | None:
     depths, lengths = sorted({p.depth for p in own}), sorted({p.length for p in own})
     found = {(p.method, p.depth, p.length): p.score for p in own}
 
-    def fill(axes: Any, method: str) -> None:
+    def fill(axes: Any, method: str) -> Any:
         values = [[found.get((method, depth, length), math.nan) for length in lengths] for depth in depths]
-        axes.imshow(values, cmap=HEAT, vmin=0, vmax=1, aspect="auto")
+        image = axes.imshow(values, cmap=HEAT, vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
         axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
+        return image
 
     methods = [name for name in report.methods if any(p.method == name for p in own)]
-    figure = _grids(methods, fill)
+    figure = _grids(methods, fill, ("tokens of context", "depth: 0 % is the start", "score"))
     return headed(figure, f"{own[0].task}: depth by length, {MODES[mode].split(':')[0].lower()}, budget {budget}")
 
 
@@ -71,15 +73,16 @@ def kept(report: Report) -> Figure | None:
     if not counts:
         return None
 
-    def fill(axes: Any, method: str) -> None:
+    def fill(axes: Any, method: str) -> Any:
         layers = found[method].kept
         heads = max(map(len, layers))
         rows = [[*layer, *[math.nan] * (heads - len(layer))] for layer in layers]
-        axes.imshow(rows, cmap=HEAT, vmin=0, vmax=max(counts), aspect="auto")
         axes.set_xticks(range(heads))
+        return axes.imshow(rows, cmap=HEAT, vmin=0, vmax=max(counts), aspect="auto")
 
-    title = f"{next(iter(found.values())).task}: slots kept by layer (down) and KV head (across)"
-    return headed(_grids(list(found), fill), f"{title}, budget {report.start[3]}")
+    title = f"{next(iter(found.values())).task}: slots kept by layer and KV head"
+    figure = _grids(list(found), fill, ("KV head", "layer", "slots"))
+    return headed(figure, f"{title}, budget {report.start[3]}")
 
 
 def survival(report: Report) -> Figure | None:
@@ -90,10 +93,11 @@ def survival(report: Report) -> Figure | None:
     figure = Figure(figsize=(9, 0.28 * len(found) + 1.2), layout="constrained")
     axes = figure.subplots()
     rows = [[math.sqrt(max(0.0, value)) for value in one.survival] for one in found.values()]
-    axes.imshow(rows, cmap=HEAT, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    image = axes.imshow(rows, cmap=HEAT, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axes.set_yticks(range(len(found)), list(found))
     axes.grid(False)
-    axes.set_xlabel("token; the shade is the root of the share of layers and heads that hold it")
+    axes.set_xlabel("token")
+    shades(figure, image, "root of the share of\nlayers and heads that hold it")
     return headed(figure, f"{next(iter(found.values())).task}: tokens that survive, budget {report.start[3]}")
 
 
@@ -105,12 +109,19 @@ def _maps(report: Report) -> dict[str, MapRow]:
     return {name: own[name] for name in report.methods if name in own and name != "full"}
 
 
-def _grids(methods: list[str], fill: Callable[[Any, str], None]) -> Figure:
-    figure, grid = panels(len(methods), 6, 1.7, 2.0)
+def _grids(methods: list[str], fill: Callable[[Any, str], Any], titles: tuple[str, str, str]) -> Figure:
+    """A grid for each method, which ``fill`` draws and returns. titles: of what goes across and down, and of the
+    shades."""
+    figure, grid = panels(len(methods), 6, 1.7, 2.1)
+    images = []
     for axes, method in zip(grid, methods, strict=True):
-        fill(axes, method)
+        images.append(fill(axes, method))
         axes.grid(False)
-        axes.set_title(method if len(method) < 20 else method[:19] + "…", fontsize=8)
+        axes.set_title(folded(method, 20), fontsize=8)
+    across, down, shade = titles
+    figure.supxlabel(across, fontsize=9)
+    figure.supylabel(down, fontsize=9)
+    shades(figure, images[0], shade)
     return figure
 
 
