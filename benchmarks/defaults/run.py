@@ -3,7 +3,8 @@
     python -m benchmarks.defaults.run --model NAME=PATH [--model …] --contexts 8 --out benchmarks/defaults/results
 
 Everyday facts stand in real prose (task ``notes``). A context is read, compressed to a share of the bytes of a plain
-cache before any question is known, and asked ten questions, each on a copy. The reference is the full cache's own
+cache before any question is known, and asked ten questions, each on a copy; with ``--aware`` three questions are each
+read with the context before it is compressed, but for their last token. The reference is the full cache's own
 greedy reply: a row says how much of it is kept. Every method keeps the same first and last tokens. Models take turns,
 context by context, so that a run that is stopped is balanced; a run that is repeated goes on.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,14 @@ LENGTH, WORDS = 800, 12  # tokens of a context, and of a reply
 class Kept(Row):
     """What one method at one budget keeps of the full cache's replies about one context.
 
-    budget, ratio: share of the bytes of a plain cache, asked and held. kl: of each question, the mean over the tokens
-    of the full cache's reply of KL(full cache ‖ this one), in nats. same: whether this cache gives the same reply.
-    known: whether the full cache's reply has the answer.
+    aware: whether the question was read before the compression. budget: share of the bytes of a plain cache, in the
+    layers that are compressed. ratio: of the bytes of all layers that is held. kl: of each question, the mean over the
+    tokens of the full cache's reply of KL(full cache ‖ this one), in nats. same: whether this cache gives the same
+    reply. known: whether the full cache's reply has the answer.
     """
 
     context: int
+    aware: bool = False
     tokens: int
     method: str
     budget: float
@@ -67,13 +70,15 @@ def references(model: Any, cache: Any, mask: torch.Tensor, item: Encoded, end: i
 
 def forced(model: Any, cache: Any, mask: torch.Tensor, item: Encoded, replies: list[Ids]) -> list[torch.Tensor]:
     """Logits (tokens,V) of each reply's tokens, given those before."""
-    twin, own = rows_of(cache, mask, [0] * len(replies))
+    twin, own = rows_of(cache, mask, range(len(replies)) if len(mask) > 1 else [0] * len(replies))
     ids, new = pad([one.prompt + said[:-1] for one, said in zip(item.asked, replies, strict=True)], model.device)
     logits = step(model, twin, ids, torch.cat((own, new), dim=1), keep=max(map(len, replies)))
     return [row[len(row) - len(said) :] for row, said in zip(logits, replies, strict=True)]
 
 
-def measure(model: Any, tokenizer: Any, item: Encoded, methods: list[Variant], **facts: Any) -> Iterator[Kept]:
+def measure(
+    model: Any, tokenizer: Any, item: Encoded, methods: list[Variant], aware: bool, **facts: Any
+) -> Iterator[Kept]:
     """A row for each method and budget."""
     setup = Setup("", ("notes",), (), (1.0,))
     reader = make_cache(model, setup, FULL, 1.0, 0, When("deferred"))
@@ -83,19 +88,22 @@ def measure(model: Any, tokenizer: Any, item: Encoded, methods: list[Variant], *
     truth = forced(model, reader, mask, item, said)
     text = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
     known = [any(v in words for v in one.question.values) for one, words in zip(item.asked, text, strict=True)]
+    rows, rest = [item.context], item
+    if aware:
+        rows = [item.context + one.prompt[:-1] for one in item.asked]
+        rest = replace(item, asked=tuple(replace(one, prompt=one.prompt[-1:]) for one in item.asked))
     for one in methods:
         cache = make_cache(model, setup, one, 1.0, 0, When("deferred"))
-        read(model, cache, [item.context])
-        look_again(model, cache, [item.context])
-        slot = cache.compressible[0].store.slot_bytes()
+        mask = read(model, cache, rows)
+        look_again(model, cache, rows)
         for budget in BUDGETS:
-            small = compressed(cache, budget * slot.plain / (slot.content + slot.beside))
-            found = forced(model, small, mask, item, said)
+            small = compressed(cache, f"{100 * budget:g}%bytes")
+            found = forced(model, small, mask, rest, said)
             same = [
                 bool((x.argmax(-1).cpu() == torch.tensor(words)).all()) for x, words in zip(found, said, strict=True)
             ]
             yield Kept(
-                tokens=len(item.context), method=one.label, budget=budget, ratio=small.report().ratio,
+                aware=aware, tokens=len(item.context), method=one.label, budget=budget, ratio=small.report().ratio,
                 kl=[float(kl(a, b).mean()) for a, b in zip(truth, found, strict=True)], same=same, known=known, **facts,
             )  # fmt: skip
 
@@ -105,6 +113,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", required=True, help="NAME=PATH; repeatable")
     parser.add_argument("--method", action="append", help="repeatable; all of the study if absent")
     parser.add_argument("--contexts", type=int, default=8)
+    parser.add_argument("--aware", action="store_true", help="read each question before compressing")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
     methods = [variant(text) for text in given.method or METHODS]
@@ -115,17 +124,17 @@ def main() -> None:
         loaded[name] = (model, AutoTokenizer.from_pretrained(path))
     given.out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(given.out / "rows.jsonl", Kept)
-    done = {(row.made_with.model, row.context, row.method) for row in ledger.rows()}
+    done = {(row.made_with.model, row.context, row.method) for row in ledger.rows() if row.aware == given.aware}
     with torch.inference_mode():
         for context in range(given.contexts):
             for name, (model, tokenizer) in loaded.items():
                 left = [one for one in methods if (name, context, one.label) not in done]
                 made = tasks.get("notes").generate(
-                    tokenizer, LENGTH, HELD_OUT + context, plain=True, alike=1, questions=10
+                    tokenizer, LENGTH, HELD_OUT + context, plain=True, alike=1, questions=3 if given.aware else 10
                 )
                 item, with_ = encode(tokenizer, made), MadeWith.of(model, name)
                 if left:
-                    ledger.append(measure(model, tokenizer, item, left, context=context, made_with=with_))
+                    ledger.append(measure(model, tokenizer, item, left, given.aware, context=context, made_with=with_))
                 print(name, context, len(left), "methods", flush=True)
 
 
