@@ -2,10 +2,16 @@
 
 from importlib import resources
 
+# Its tokenizer has no chat template. This one puts a question behind a text as the model was trained to read them.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m.content }}"
+    "{% if m.role == 'assistant' %}{{ '\\n' }}{% endif %}{% endfor %}"
+)
+
 
 def embedded_model() -> str:
     """Directory that ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained`` load, offline."""
     return str(resources.files("keepkv.embedded") / "weights")
 
 
-__all__ = ["embedded_model"]
+__all__ = ["CHAT_TEMPLATE", "embedded_model"]

@@ -47,7 +47,7 @@ class Receipt:
     """Report of one cache, from ``Cache.report()``; prints as a table.
 
     method: what was asked. compressed: whether any compression ran; if not, nothing below is the method's doing.
-    seen: tokens of each row. kept: slots[layer][row][head] held now by each compressible layer. bytes: storage
+    seen: tokens of each row. kept: ``slots[layer][row][head]`` held now by each compressible layer. bytes: storage
     really allocated, all layers, votes, positions and statistics included. full_bytes: a plain cache of the same
     tokens. merged, dropped: slots, summed over layers, rows and heads. mass_dropped: share of the last query's
     attention that the dropped slots held when they were dropped, mean over layers; None where it could not be
