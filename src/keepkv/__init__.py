@@ -1,6 +1,6 @@
 """keepkv: KV-cache compression with real memory freed, and a receipt.
 
->>> cache = keepkv.Cache(model, method="keepkv", budget=0.1)  # doctest: +SKIP
+>>> cache = keepkv.Cache(model, budget=0.1)  # doctest: +SKIP
 >>> model.generate(**inputs, cache=cache)  # doctest: +SKIP
 >>> print(cache.report())  # doctest: +SKIP
 

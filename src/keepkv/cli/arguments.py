@@ -15,7 +15,7 @@ from keepkv.core.when import When
 from keepkv.engine.state import Settings
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.setup import Variant
-from keepkv.methods.base import make_method, method_info, method_name
+from keepkv.methods.base import expanded, make_method, method_info, method_name
 
 _OF_CACHES = ("store", "seed", "calibration")  # options that are no method's
 _WHEN = ("when.prefill", "when.every")
@@ -52,10 +52,12 @@ def options(pairs: list[str], method: str) -> dict[str, Any]:
 
 
 def variant(text: str, more: Sequence[str] = ()) -> Variant:
-    """``keepkv`` or ``keepkv:key=zip,window=64``; more: further pairs."""
+    """``keepkv`` or ``keepkv:key=zip,window=64``; more: further pairs. A preset becomes the method it stands for."""
     name, _, rest = text.partition(":")
     name = method_name(name.strip())
-    return Variant(name, options([*(pair for pair in rest.split(",") if pair), *more], name))
+    given = options([*(pair for pair in rest.split(",") if pair), *more], name)
+    method, own = expanded(name)
+    return Variant(method, {**own, **given})
 
 
 def pairs(texts: list[str]) -> dict[str, Any]:

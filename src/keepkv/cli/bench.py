@@ -28,6 +28,7 @@ from keepkv.embedded import embedded_model
 from keepkv.errors import KeepKVError
 from keepkv.measure.files import folder, write
 from keepkv.measure.interval import Percentiles
+from keepkv.methods.presets import DEFAULT
 from keepkv.store import STORES
 from keepkv.store.base import FORMER
 
@@ -91,7 +92,7 @@ def bench(
         raise KeepKVError("--cap decides the batch: give either --cap or --batch")
     into = None if out is None else folder(out)
     budgets: list[float | int | str] = [Budget.of(text).value for text in budget or ("0.1",)]
-    ours = _ours(method or ["keepkv"], store or ["auto"], budgets)
+    ours = _ours(method or [DEFAULT], store or ["auto"], budgets)
     theirs = peers([name for name in peer or ["plain"] if name != "none"], budgets)
     if kvpress_python is None and any(one.library == "kvpress" for one in theirs):
         raise KeepKVError("kvpress runs in an environment of its own: name its Python with --kvpress-python")

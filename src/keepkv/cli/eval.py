@@ -21,10 +21,11 @@ from keepkv.evaluation.journal import read_run
 from keepkv.evaluation.rows import RUN, CellRow
 from keepkv.evaluation.runner import evaluate, total
 from keepkv.evaluation.setup import Setup
+from keepkv.methods.presets import DEFAULT
 from keepkv.tasks.length import check_tokens
 
 TASKS = ("niah-multikey-1", "niah-multiquery", "variable-tracking", "qa-1")
-METHODS = ("keepkv",)
+METHODS = (DEFAULT, "keepkv")
 BUDGETS = ("10%bytes", "20%bytes")
 # Fields of a ``Setup`` that an option is called otherwise than.
 FIELDS = {

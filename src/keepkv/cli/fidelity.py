@@ -19,9 +19,10 @@ from keepkv.evaluation.fidelity.segments import cut, tokenise
 from keepkv.evaluation.setup import BASELINES
 from keepkv.measure.files import folder, write
 from keepkv.measure.interval import Estimate
+from keepkv.methods.presets import DEFAULT
 from keepkv.tasks.text import document
 
-METHODS = ("streaming-llm", "expected-attention", "keepkv")
+METHODS = ("streaming-llm", "expected-attention", DEFAULT, "keepkv")
 BUDGETS = ("0.1", "0.25")
 
 

@@ -14,6 +14,7 @@ from keepkv.cli.options import Budget, Device, Import, Model, Texts
 from keepkv.cli.output import one_line_errors, print_json, waiting
 from keepkv.cli.small_model import NAME, OFFER
 from keepkv.errors import KeepKVError
+from keepkv.methods.presets import DEFAULT
 
 UNFINISHED = "The answer is unfinished; the same command starts anew."
 EMBEDDED = (
@@ -31,7 +32,7 @@ def generate(
         bool | None, Option("--chat/--no-chat", help="Use the model's chat template; the default where it has one.")
     ] = None,
     model: Model = None,
-    method: Annotated[str, Option("--method", "-m", help="NAME or NAME:key=value,key=value.")] = "keepkv",
+    method: Annotated[str, Option("--method", "-m", help="NAME or NAME:key=value,key=value.")] = DEFAULT,
     budget: Budget = "0.1",
     option: Annotated[
         Texts, Option("--option", "-o", help="key=value of the method, or when.every=64. Repeatable.")

@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from keepkv.cli.options import AsJson, Import
 from keepkv.cli.output import console, one_line_errors, print_json, table
+from keepkv.errors import KeepKVError
+from keepkv.measure.rows import method_label, plain
+from keepkv.methods import PRESETS
 from keepkv.methods.base import MethodInfo, method_info
 from keepkv.methods.base import methods as all_methods
 
@@ -17,6 +21,7 @@ _PREFILL = "immediate: while a prompt is read; deferred: with the first decoded 
 @one_line_errors
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, with its documentation and options.")] = None,
+    advise: Annotated[bool, Option("--advise", help="Say which to take for which work.")] = False,
     imports: Import = None,
     as_json: AsJson = False,
 ) -> None:
@@ -26,8 +31,14 @@ def methods(
     Examples:
       keepkv methods
       keepkv methods snapkv
+      keepkv methods --advise
       keepkv methods --json
     """
+    if advise:
+        if name is not None:
+            raise KeepKVError(f"methods {name} --advise: leave out the name, or --advise")
+        _advise(as_json)
+        return
     if name is None:
         found = all_methods()
         if as_json:
@@ -43,6 +54,25 @@ def methods(
         print_json(info)
         return
     _describe(info)
+
+
+def _advise(as_json: bool) -> None:
+    """The presets: for which work, what they stand for, what was measured, what they need."""
+    if as_json:
+        print_json(
+            {name: {**plain(preset), "options": plain(dict(preset.options))} for name, preset in PRESETS.items()}
+        )
+        return
+    out = console()
+    for name, preset in PRESETS.items():
+        stands_for = method_label(preset.method, {key: _value(x) for key, x in preset.options.items()})
+        out.print(f"[bold]{name}[/bold]: {preset.work}")
+        out.print(f"  takes   {stands_for}", markup=False)
+        out.print(f"  because {preset.why}", markup=False)
+        out.print(f"  needs   {preset.needs}", markup=False)
+        out.print()
+    out.print(f"In Python: keepkv.Cache(model, {next(iter(PRESETS))!r}, budget=0.25); options beside it count more.")
+    out.print("Measure on your own text: keepkv fidelity --model NAME --text FILE -m METHOD -b 0.25")
 
 
 def _describe(info: MethodInfo) -> None:

@@ -1,4 +1,4 @@
-"""The cache a user makes: ``cache = keepkv.Cache(model, method="keepkv", budget=0.1)``."""
+"""The cache a user makes: ``cache = keepkv.Cache(model, budget=0.1)``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from keepkv.engine.receipt import Receipt, make_receipt, summary
 from keepkv.engine.state import CacheState, Settings
 from keepkv.engine.stock_layers import free_past
 from keepkv.errors import BudgetError, KeepKVError, UnsupportedModel
-from keepkv.methods import Method, make_method
+from keepkv.methods import DEFAULT, Method, make_method
 from keepkv.spans import RowSpans, Span, SpanPolicy
 from keepkv.store import CODECS, STORES, Held, choose, guarded
 
@@ -44,7 +44,8 @@ class Cache(stock.Cache):
 
     model: switched to the attention implementation "keepkv" (its text part) until its last cache goes; refused with
         ``UnsupportedModel`` if it cannot be served.
-    method: a name from ``keepkv.methods()`` with its options as keywords, or a ``keepkv.Method``.
+    method: a name from ``keepkv.methods()`` or of a preset (``keepkv methods --advise``), with its options as keywords,
+        or a ``keepkv.Method``. "auto": what measured best where the question is not known.
     budget: share of the tokens (float), slots per KV head (int), or bytes for the whole cache ("256MiB").
     store: layout of the slots: "auto", "dense", "ragged", "static" (compiled decode), or one of your own.
     codec: how keys and values are written: "none", "int8", or one of your own.
@@ -61,7 +62,7 @@ class Cache(stock.Cache):
     def __init__(
         self,
         model: PreTrainedModel,
-        method: str | Method = "keepkv",
+        method: str | Method = DEFAULT,
         budget: Budget | float | int | str | None = None,
         *,
         store: str | None = None,

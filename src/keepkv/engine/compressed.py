@@ -13,13 +13,13 @@ from keepkv.engine import contexts
 from keepkv.engine.attached import attach
 from keepkv.engine.cache import Cache
 from keepkv.engine.model import inner_model
-from keepkv.methods import Method
+from keepkv.methods import DEFAULT, Method
 
 
 @contextmanager
 def compressed(
     model: PreTrainedModel,
-    method: str | Method = "keepkv",
+    method: str | Method = DEFAULT,
     budget: Budget | float | int | str | None = None,
     **options: Any,
 ) -> Iterator[list[Cache]]:

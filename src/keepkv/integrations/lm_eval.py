@@ -22,6 +22,7 @@ from keepkv.engine.cache import Cache
 from keepkv.engine.versions import CACHE
 from keepkv.errors import KeepKVError
 from keepkv.methods import method_info
+from keepkv.methods.presets import DEFAULT
 from keepkv.tasks.asking import Ids, pad, read, rows_of, step
 
 try:
@@ -72,7 +73,7 @@ class KeepKVLM(HFLM):  # type: ignore[misc]
     """
 
     def __init__(
-        self, pretrained: Any, method: str = "keepkv", budget: float | int | str | None = None, **kwargs: Any
+        self, pretrained: Any, method: str = DEFAULT, budget: float | int | str | None = None, **kwargs: Any
     ) -> None:
         chosen = arguments.variant(str(method))
         mine = {*method_info(chosen.method).options, "store", "seed", "when.prefill", "when.every"}

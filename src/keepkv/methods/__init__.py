@@ -2,8 +2,9 @@
 
 from keepkv.methods import agnostic, attention, baselines, decoding, fitting, keepkv, keepkv2, merging
 from keepkv.methods.base import METHODS, Method, MethodInfo, make_method, method_info, methods, register_method
+from keepkv.methods.presets import DEFAULT, PRESETS, Preset
 
 __all__ = [
-    "METHODS", "Method", "MethodInfo", "agnostic", "attention", "baselines", "decoding", "fitting", "keepkv", "keepkv2",
-    "make_method", "merging", "method_info", "methods", "register_method",
+    "DEFAULT", "METHODS", "PRESETS", "Method", "MethodInfo", "Preset", "agnostic", "attention", "baselines", "decoding",
+    "fitting", "keepkv", "keepkv2", "make_method", "merging", "method_info", "methods", "register_method",
 ]  # fmt: skip

@@ -72,7 +72,6 @@ class MethodInfo:
 
 
 METHODS: Registry[Method] = Registry("method")
-DEFAULT = "auto"  # the preset that is taken where no method is named
 _PAPERS: dict[str, str] = {}
 
 
@@ -115,13 +114,14 @@ def make_method(method: str | Method, options: Mapping[str, Any]) -> Method:
         if options:
             raise KeepKVError(f"options {sorted(options)} were given beside a Method object; put them into the Method")
         return method
-    _, factory, own = _named(method)
-    return factory(**{**own, **options})
+    name, own = expanded(method)
+    return METHODS.factory(name)(**{**own, **options})
 
 
 def method_info(name: str) -> MethodInfo:
     """Paper, documentation and options of the method ``name``, or of what a preset of that name stands for."""
-    method, factory, own = _named(name)
+    method, own = expanded(name)
+    factory = METHODS.factory(method)
     doc = inspect.getdoc(factory) or ""
     options = {p.name: p.default for p in inspect.signature(factory).parameters.values()} | own
     hints = hints_of(factory)
@@ -142,12 +142,11 @@ def method_name(name: str) -> str:
     return name if known else known_as(name, [*METHODS, *PRESETS], METHODS.kind)
 
 
-def _named(name: str) -> tuple[str, Callable[..., Method], dict[str, Any]]:
-    """What ``name``, of a method or a preset, stands for: the method's name, its factory, and options of the preset."""
+def expanded(name: str) -> tuple[str, dict[str, Any]]:
+    """The method that ``name``, a method's or a preset's, stands for, and the preset's options."""
     known = method_name(name)
     preset = PRESETS.get(known)
-    method = known if preset is None else preset.method
-    return method, METHODS.factory(method), {} if preset is None else dict(preset.options)
+    return (known, {}) if preset is None else (preset.method, dict(preset.options))
 
 
 def methods() -> list[MethodInfo]:

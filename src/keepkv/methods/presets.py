@@ -1,4 +1,7 @@
-"""Presets: for a kind of work, the method and options that measured best at it."""
+"""Presets: for a kind of work, the method and options that measured best at it.
+
+What they were chosen on is in ``benchmarks/defaults``: two real models that no method was tuned on, at equal bytes.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +11,29 @@ from typing import Any
 
 from keepkv.core.when import When
 
+DEFAULT = "auto"  # the preset that is taken where no method is named
+
 
 @dataclass(frozen=True)
 class Preset:
     """A method by the work it is for.
 
     work: what it is for. method, options: what it stands for; options that are given beside its name count more. why:
-    what was measured. cost: time and memory beyond a plain eviction. needs: what has to be done beside making a cache.
+    what was measured. needs: time, memory and calls beyond those of any method.
     """
 
     work: str
     method: str
     why: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    cost: str = "none to speak of"
     needs: str = "nothing"
 
 
 PRESETS: dict[str, Preset] = {
-    "auto": Preset(
-        work="a prompt, a reply; nothing is known of the question",
-        method="compactor",
+    DEFAULT: Preset(
+        work="a prompt, and nothing known of the question",
+        method="adakv",
+        options={"score": "keydiff", "window": 16},
         why="",
     ),
     "long-document": Preset(
@@ -40,19 +45,18 @@ PRESETS: dict[str, Preset] = {
         work="a document that is compressed once and asked about many times",
         method="kvzip",
         why="",
-        cost="the text is read twice",
-        needs="keepkv.ask or keepkv.Context, which read it twice; by hand: keepkv.reread",
+        needs="the text is read twice (keepkv.ask and keepkv.Context do; else keepkv.reread), and is whole until then",
     ),
     "chat": Preset(
         work="a conversation of many turns",
-        method="compactor",
+        method="adakv",
+        options={"score": "keydiff", "window": 16, "when": When(every=256)},
         why="",
-        options={"when": When(every=256)},
     ),
     "reasoning": Preset(
         work="a short prompt and a long reply",
         method="h2o",
-        why="",
         options={"when": When(every=64)},
+        why="",
     ),
 }

@@ -16,6 +16,7 @@ from keepkv.core.options import Size, keywords, taken
 from keepkv.engine.state import Settings
 from keepkv.errors import KeepKVError, UnsupportedModel
 from keepkv.methods import Method, make_method
+from keepkv.methods.presets import DEFAULT
 from keepkv.plan.estimate import Choice, Compressed, Full
 from keepkv.plan.network import Network
 from keepkv.plan.result import MOST_TOKENS, TIGHT, Case, Fit
@@ -34,7 +35,7 @@ def fit(
     context: int | str,
     *,
     budget: Budget | float | int | str = 0.2,
-    method: str | Method = "keepkv",
+    method: str | Method = DEFAULT,
     batch: int = 1,
     memory: int | str | None = None,
     chunk: int | str | None = None,

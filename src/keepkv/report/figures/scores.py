@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from keepkv.report.budgets import Axis
+from keepkv.report.budgets import Axis, tick
 from keepkv.report.figures.look import headed, legend, look, panels, where
 from keepkv.report.numbers import Report, front
 from keepkv.report.style import FAINT, INK, styles
