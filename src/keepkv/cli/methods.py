@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Option
 
 from keepkv.cli.options import AsJson, Import
 from keepkv.cli.output import console, one_line_errors, print_json, table
+from keepkv.core.when import When
 from keepkv.errors import KeepKVError
 from keepkv.measure.rows import method_label, plain
-from keepkv.methods import PRESETS
+from keepkv.methods import PRESETS, Preset
 from keepkv.methods.base import MethodInfo, method_info
 from keepkv.methods.base import methods as all_methods
 
@@ -59,20 +60,28 @@ def methods(
 def _advise(as_json: bool) -> None:
     """The presets: for which work, what they stand for, what was measured, what they need."""
     if as_json:
-        print_json(
-            {name: {**plain(preset), "options": plain(dict(preset.options))} for name, preset in PRESETS.items()}
-        )
+        print_json([{"name": name, "takes": _typed(one), **plain(one)} for name, one in PRESETS.items()])
         return
     out = console()
     for name, preset in PRESETS.items():
-        stands_for = method_label(preset.method, {key: _value(x) for key, x in preset.options.items()})
         out.print(f"[bold]{name}[/bold]: {preset.work}")
-        out.print(f"  takes   {stands_for}", markup=False)
+        out.print(f"  takes   {_typed(preset)}", markup=False)
         out.print(f"  because {preset.why}", markup=False)
         out.print(f"  needs   {preset.needs}", markup=False)
         out.print()
     out.print(f"In Python: keepkv.Cache(model, {next(iter(PRESETS))!r}, budget=0.25); options beside it count more.")
     out.print("Measure on your own text: keepkv fidelity --model NAME --text FILE -m METHOD -b 0.25")
+
+
+def _typed(preset: Preset) -> str:
+    """What a preset stands for, as the command line takes it."""
+    parts: dict[str, Any] = {}
+    for key, value in preset.options.items():
+        if isinstance(value, When):
+            parts |= {f"when.{part}": x for part, x in vars(value).items() if x != getattr(When(), part)}
+        else:
+            parts[key] = value
+    return method_label(preset.method, parts)
 
 
 def _describe(info: MethodInfo) -> None:

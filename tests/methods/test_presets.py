@@ -1,0 +1,51 @@
+"""A preset's name stands for a method and options, wherever a method's name is taken."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import zoo
+from typer.testing import CliRunner
+
+import keepkv
+from keepkv.cli.arguments import variant
+from keepkv.cli.program import program
+from keepkv.errors import KeepKVError
+from keepkv.methods import DEFAULT, PRESETS
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_its_method(name: str) -> None:
+    preset = PRESETS[name]
+    mine = keepkv.Cache(zoo.model("llama"), name.upper(), 64).settings.method
+    assert mine == keepkv.Cache(zoo.model("llama"), preset.method, 64, **preset.options).settings.method
+    assert mine.name == preset.method and preset.work
+
+
+def test_options_beside_a_preset_count_more() -> None:
+    assert keepkv.Cache(zoo.model("llama"), "auto", 64, window=3).settings.method.window == 3
+    assert variant("auto:window=3").options["window"] == 3
+
+
+def test_the_default_is_the_same_everywhere() -> None:
+    model = zoo.model("llama")
+    mine = keepkv.Cache(model, budget=64).settings.method
+    assert mine == keepkv.Cache(model, DEFAULT, 64).settings.method
+    with keepkv.compressed(model, budget=64):
+        pass
+    assert keepkv.fit(model.config, 512, memory="1GiB").method == variant(DEFAULT).label
+
+
+def test_an_unknown_name_suggests_presets_too() -> None:
+    with pytest.raises(KeepKVError, match="'many-questions'"):
+        keepkv.Cache(zoo.model("llama"), "many-question", 64)
+
+
+def test_advice_is_printed() -> None:
+    said = CliRunner().invoke(program, ["methods", "--advise"]).stdout
+    listed = json.loads(CliRunner().invoke(program, ["methods", "--advise", "--json"]).stdout)
+    assert [one["name"] for one in listed] == list(PRESETS)
+    for one in listed:
+        assert one["name"] in said and variant(one["takes"]).method == one["method"]
+    assert CliRunner().invoke(program, ["methods", "snapkv", "--advise"]).exit_code != 0
