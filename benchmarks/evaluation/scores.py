@@ -7,7 +7,7 @@ from typing import Any
 
 from keepkv.evaluation.summary import over_tasks
 from keepkv.measure import Estimate
-from keepkv.report.numbers import budget_label
+from keepkv.report.budgets import budget_label
 
 Record = dict[str, Any]
 PEER = "kvpress/"

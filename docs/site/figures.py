@@ -12,12 +12,12 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "benchmarks/keepkv2/results/real.jsonl.gz"
-SHOWN = {
-    "keepkv2": ("#1f86c7", "circle"),
-    "kvzip": ("#d55e00", "square"),
-    "expected-attention": ("#189a72", "triangle"),
-    "snapkv": ("#b8629b", "diamond"),
-    "random": ("#85888c", "circle"),
+SHOWN = {  # colour, mark and dash: no two lines differ by colour alone
+    "keepkv2": ("#1f86c7", "circle", ""),
+    "kvzip": ("#d55e00", "square", "9 3"),
+    "expected-attention": ("#189a72", "triangle", "4 2.5"),
+    "snapkv": ("#b8629b", "diamond", "9 2.5 2 2.5"),
+    "random": ("#85888c", "circle", "1.5 3"),
 }
 BUDGETS = (0.2, 0.3, 0.5)
 
@@ -104,12 +104,15 @@ def answers() -> str:
         text(LEFT + 6, TOP - 8, "of the questions are answered right"),
     ]
     ends = {method: down(points[-1][1]) for method, points in lines.items()} | {"the full cache": down(full)}
-    drawn += [text(WIDTH - RIGHT + 12, y + 5, name, kind="name") for name, y in apart(ends).items()]
+    beside = apart(ends)
+    drawn += [text(WIDTH - RIGHT + 28, y + 5, name, kind="name") for name, y in beside.items()]
     for method, points in lines.items():
-        colour, shape = SHOWN[method]
+        colour, shape, dash = SHOWN[method]
         path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points)
-        drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
+        look = f'stroke="{colour}" stroke-width="2.5" stroke-dasharray="{dash}"'
+        drawn.append(f'<polyline points="{path}" fill="none" {look}/>')
         drawn += [mark(shape, across(x), down(y), colour) for x, y in points]
+        drawn.append(mark(shape, WIDTH - RIGHT + 16, beside[method], colour))
     said = "; ".join(f"{method} {', '.join(f'{y:.0%}' for _, y in points)}" for method, points in lines.items())
     label = f"Questions answered right at {', '.join(f'{b:.0%}' for b in BUDGETS)} of the bytes: {said}"
     start = f'<svg xmlns="http://www.w3.org/2000/svg" class="figure-answers" viewBox="0 0 {WIDTH} {HEIGHT}"'

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from decimal import ROUND_HALF_UP, Decimal
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ def look(text: str, folder: Path, fragment: str = "", size: str = "1280,2000", a
     return found
 
 
+def shown(score: float | None) -> str:
+    """As a script rounds: halves up."""
+    return str(Decimal(score or 0).quantize(Decimal("0.001"), ROUND_HALF_UP))
+
+
 def test_browser_draws_everything(report: Report, text: str, tmp_path: Path) -> None:
     found = look(text, tmp_path)
     assert found["problems"] == [] and found["ready"] == "yes"
@@ -75,7 +81,7 @@ def test_browser_draws_everything(report: Report, text: str, tmp_path: Path) -> 
     assert all(by_colour[colour] == m for m, colour in found["colours"] if "grey" not in colour)  # and a colour one
 
     def marks(task: str, mode: str) -> list[list[str]]:
-        return [[cell.method, f"{cell.score:.3f}"] for cell in report.at(task, mode, 1024, "10 %")]
+        return [[cell.method, shown(cell.score)] for cell in report.at(task, mode, 1024, "10 %")]
 
     first, clicked, baselines, task = (found[name] for name in ("first", "clicked", "baselines", "task"))
     assert sorted(first["marks"]) == sorted(marks(ALL, "agnostic"))
@@ -92,7 +98,7 @@ def test_browser_opens_at_a_view_and_fits_a_phone(report: Report, text: str, tmp
     found = look(text, tmp_path, "#task=needle&mode=aware&length=512&budget=25+%25&methods=keepkv", "500,900")
     assert found["problems"] == []
     assert found["first"]["sub"].startswith("needle, query-aware, 512 tokens") and found["first"]["shown"] == 4
-    expected = [[cell.method, f"{cell.score:.3f}"] for cell in report.at("needle", "aware", 512, "25 %")]
+    expected = [[cell.method, shown(cell.score)] for cell in report.at("needle", "aware", 512, "25 %")]
     assert sorted(found["first"]["marks"]) == sorted(expected)
     assert found["wide"][0] <= found["wide"][1]  # nothing sticks out
     assert {"summary", "table"} <= set(found["edges"])  # what is cut off shows it
@@ -114,7 +120,7 @@ def test_browser_draws_ten_methods_and_each_kind_of_budget_on_its_own_axis(tmp_p
     run = evaluation_rows.write(tmp_path / "run", sizes, leakage=False, fidelity=False)
     found = look(page(arrange(read(run))), tmp_path)
     assert found["problems"] == []
-    titles = [f"Score against budget: {what}" for what in ("share of the full cache", "slots per head")]
+    titles = [f"Score against budget: {what}" for what in ("share of the tokens", "slots per head")]
     assert [axis.split(": all tasks")[0] for axis in found["axes"]] == titles
     ten = found["ten"]
     assert len(set(ten["before"])) == len(set(ten["after"])) == 10

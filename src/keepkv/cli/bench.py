@@ -51,7 +51,7 @@ def bench(
     ] = None,
     kvpress_python: Annotated[str | None, Option(help="Python of the environment of kvpress 0.5.5.")] = None,
     context: Annotated[list[int] | None, Option("--context", "-c", help="Tokens read. Repeatable.")] = None,
-    batch: Annotated[list[int] | None, Option(help="Rows at once. Repeatable.")] = None,
+    batch: Annotated[list[int] | None, Option(help="Batch size. Repeatable.")] = None,
     cap: Annotated[
         str | None,
         Option(help="Memory for the cache: 2GiB, or plain@2, the plain cache at batch 2. The batch follows."),
@@ -59,19 +59,19 @@ def bench(
     device: Annotated[Texts, Option(help="cpu, cuda, cuda:1 …; a GPU where there is one. Repeatable.")] = None,
     dtype: Annotated[str, Option(help="auto (the model's), float32, bfloat16, float16.")] = "auto",
     new: Annotated[int, Option(help="Tokens decoded in a turn.")] = 32,
-    repeats: Annotated[int, Option(help="Measurement of each row.")] = 5,
-    prefills: Annotated[int, Option(help="Measurement that read the prompt anew.")] = 3,
+    repeats: Annotated[int, Option(help="Measurements of each row.")] = 5,
+    prefills: Annotated[int, Option(help="Of these, how many read the prompt anew.")] = 3,
     chunk: Annotated[int | None, Option(help="Tokens of the prompt read at once; all if absent.")] = None,
-    threads: Annotated[int | None, Option(help="Of torch, in every process.")] = None,
+    threads: Annotated[int | None, Option(help="CPU threads per process.")] = None,
     together: Annotated[int, Option(help="Processes alive at once, which take turns.")] = 4,
     overhead: Annotated[bool, Option(help="Also rows of what Python costs per layer.")] = True,
     plots: Annotated[bool, Option(help="Pictures beside the files of --out.")] = False,
-    seed: Annotated[int, Option(help="Of weights, tokens and methods that draw.")] = 0,
+    seed: Annotated[int, Option(help="Random seed.")] = 0,
     out: Annotated[str | None, Option(help="Directory for bench.jsonl, bench.csv and pictures.")] = None,
     imports: Import = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure reading, compressing and decoding, memory, and how far from the memory's bandwidth a token is.
+    """Benchmark prefill, compression, decoding and memory, against the memory-bandwidth limit.
 
     Each row is a process of its own; rows at the same place take turns, so that what disturbs one disturbs all. The
     floor is the time that memory takes for the weights, slots and votes of a token, at the speed at which it copies.

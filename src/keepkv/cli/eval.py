@@ -56,13 +56,16 @@ def evaluation(
     length: Annotated[list[int] | None, Option("--length", "-l", help="Tokens of a context. Repeatable.")] = None,
     mode: Annotated[Texts, Option(help="agnostic: compressed before the question is seen; aware. Repeatable.")] = None,
     items: Annotated[int, Option(min=1, help="Contexts per task, length and seed.")] = 25,
-    seed: Annotated[list[int] | None, Option("--seed", "--seeds", help="Repeatable.")] = None,
-    batch: Annotated[int, Option(min=1, help="Contexts read together.")] = 8,
-    sinks: Annotated[int, Option(help="First tokens that every method keeps; -1: its own choice.")] = 4,
-    window: Annotated[int, Option(help="Last tokens that every method keeps; -1: its own choice.")] = 16,
+    seed: Annotated[
+        list[int] | None, Option("--seed", "--seeds", help="Random seed; each has items of its own. Repeatable.")
+    ] = None,
+    batch: Annotated[int, Option(min=1, help="Batch size: contexts read together.")] = 8,
+    sinks: Annotated[int, Option(help="First tokens that every method keeps; -1 keeps each method's default.")] = 4,
+    window: Annotated[int, Option(help="Last tokens that every method keeps; -1 keeps each method's default.")] = 16,
     every: Annotated[int, Option(min=1, help="Decoded tokens between compressions, in long replies.")] = 16,
     plain: Annotated[
-        bool | None, Option("--plain/--terse", help="Plain English; the default for models not our own.")
+        bool | None,
+        Option("--plain/--terse", help="Plain-English prompts: the default for every model but the embedded one."),
     ] = None,
     device: Device = "auto",
     out: Annotated[

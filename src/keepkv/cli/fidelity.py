@@ -43,7 +43,7 @@ def fidelity(
     context: Annotated[int, Option(min=1, help="Tokens of a segment that are compressed.")] = 384,
     after: Annotated[int, Option("--continue", min=1, help="Tokens after them, teacher-forced.")] = 128,
     greedy: Annotated[int, Option(min=1, help="Tokens of a greedy reply, at most.")] = 32,
-    seed: Annotated[int, Option(help="Of the bootstrap, and of methods that draw at random.")] = 0,
+    seed: Annotated[int, Option(help="Random seed.")] = 0,
     device: Device = "auto",
     out: Annotated[str | None, Option(help="Directory for fidelity.jsonl and fidelity.csv.")] = None,
     imports: Import = None,

@@ -17,7 +17,7 @@ from keepkv.report import arrange, join, read, write
 @one_line_errors
 def report(
     directories: Annotated[
-        list[str], typer.Argument(metavar="DIR...", help="What an evaluation wrote; several are joined.")
+        list[str], typer.Argument(metavar="DIR", help="What an evaluation wrote; several are joined.")
     ],
     out: Annotated[str | None, Option(help="Where to write; DIR itself if absent. Needed for several.")] = None,
     show: Annotated[bool, Option("--open", help="Open the page in a browser.")] = False,

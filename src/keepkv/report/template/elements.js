@@ -61,14 +61,8 @@ const breakable = (name) => name.split(/(?<=[:,/=])/).flatMap((part, i) => (i ? 
 
 // What can be scrolled shows it: a shadow at the edge that hides something.
 function edges(host) {
-  const look = () => {
-    host.classList.toggle("more-left", host.scrollLeft > 2);
-    host.classList.toggle("more-right", host.scrollLeft + host.clientWidth < host.scrollWidth - 2);
-  };
-  host.addEventListener("scroll", look, { passive: true });
-  const seen = new ResizeObserver(look);
-  seen.observe(host);
-  new MutationObserver(look).observe(host, { childList: true, subtree: true });
+  host.classList.toggle("more-left", host.scrollLeft > 2);
+  host.classList.toggle("more-right", host.scrollLeft + host.clientWidth < host.scrollWidth - 2);
 }
 
 // A table that sorts by the column whose head is pressed. columns: [{name, word, rising, show(row), value(row)}].

@@ -7,9 +7,11 @@ function render() {
   heat(); needle();
   const rows = mapsHere();
   budgetMap(rows); tokens(rows); leakage(); fidelity(); lost(); everything();
+  regions.forEach(edges);
   document.body.dataset.ready = "yes";
 }
-document.querySelectorAll(".scroll").forEach(edges);
+const regions = document.querySelectorAll(".scroll");
+for (const region of regions) region.addEventListener("scroll", () => edges(region), { passive: true });
 if (innerWidth <= 820) document.querySelector(".reading").open = false;
 readHash();
 settle(true);
