@@ -34,7 +34,7 @@ def test_the_default_is_the_same_everywhere() -> None:
     assert mine == keepkv.Cache(model, DEFAULT, 64).settings.method
     with keepkv.compressed(model, budget=64):
         pass
-    assert keepkv.fit(model.config, 512, memory="1GiB").method == variant(DEFAULT).label
+    assert keepkv.fit(model.config, 512, memory="1GiB").method == variant(DEFAULT).method
 
 
 def test_an_unknown_name_suggests_presets_too() -> None:
