@@ -48,11 +48,7 @@ SHAPES = {
         v_head_dim=64, n_routed_experts=8, num_experts_per_tok=2, n_group=1, topk_group=1, first_k_dense_replace=1,
     ),
 }  # fmt: skip
-METHODS = {
-    "llama": ["none", "keepkv", "keepkv2"],
-    "gemma3": ["none", "keepkv", "keepkv2"],
-    "deepseek": ["none", "snapkv", "keepkv2"],
-}
+METHODS = {"llama": ["none", "keepkv"], "gemma3": ["none", "keepkv2"], "deepseek": ["none", "snapkv"]}
 
 
 def main() -> None:

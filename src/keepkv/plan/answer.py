@@ -206,7 +206,7 @@ def _notes(
 
 def _settings(found: Fit, model: Any, options: dict[str, Any], given: str | None) -> tuple[str, str]:
     """What to set, in Python and as a command."""
-    name = str(model) if isinstance(model, (str, Path)) else "MODEL"
+    name = str(model).removesuffix("/config.json") if isinstance(model, (str, Path)) else "MODEL"
     chunk = found.chunk if found.way in (None, "compressed in chunks", "full in chunks") else None
     feed = "model.generate(**inputs, {}max_new_tokens=256)"
     chunked = f"prefill_chunk_size={chunk}, " if chunk is not None and chunk < found.context else ""

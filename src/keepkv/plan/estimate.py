@@ -84,12 +84,15 @@ class Full:
     def _stock(self, context: int, batch: int) -> tuple[list[Any], list[int]]:
         """Layers of transformers' cache that have read ``context`` tokens, those that are like another empty; and the
         bytes of each."""
-        cache = DynamicCache(config=self.network.text)
+        cache = self._plain_cache()
         with self._attending(self.network.attention), Live(), Fused():
             self.network.read(cache, batch, context)
         for layer in cache.layers:
             free_past(layer)
         return cache.layers, [sum(x.nbytes for x in tensors_in(cache.layers[index])) for index in self.network.stand_in]
+
+    def _plain_cache(self) -> Any:
+        return DynamicCache(config=self.network.text)
 
     @contextmanager
     def _attending(self, implementation: str) -> Iterator[None]:
@@ -100,7 +103,7 @@ class Full:
             set_attention(self.network.model, before)
 
     def _peak(self, past: int, end: int, batch: int) -> int:
-        cache = DynamicCache(config=self.network.text)
+        cache = self._plain_cache()
         with self._attending(self.network.attention), Live() as live, Fused():
             if past:
                 self._read(live, cache, batch, past)
@@ -134,6 +137,11 @@ class Compressed(Full):
 
     # --- what is held ------------------------------------------------------------------------------------------------
 
+    def _plain_cache(self) -> Any:
+        if self.static is None:
+            return super()._plain_cache()
+        return StaticCache(config=self.network.text, max_cache_len=self.static)
+
     def held(self, context: int, batch: int) -> int:
         stock = self.stock_bytes(context, batch)
         return sum(
@@ -146,14 +154,14 @@ class Compressed(Full):
         """Slots of each head of layer ``index`` that are left of ``seen`` tokens."""
         if self.method.when.prefill is None:
             return seen
-        layer, rows = self._sample_layer(index, batch), torch.full((batch,), seen)
-        layer.shared.positions.seen = rows
-        allowance.check_buffers(layer)
-        budget = allowance.layer_budget(layer)
-        with warnings.catch_warnings():
+        with torch.device("cpu"), warnings.catch_warnings():  # not on "meta", though a forward is there
             warnings.simplefilter("ignore")
+            layer, rows = self._sample_layer(index, batch), torch.full((batch,), seen)
+            layer.shared.positions.seen = rows
+            allowance.check_buffers(layer)
+            budget = allowance.layer_budget(layer)
             allowance.check(layer, budget, budget < rows)
-        return min(seen, int(budget.max()))
+            return min(seen, int(budget.max()))
 
     def _bytes(self, index: int, slots: int, seen: int, batch: int) -> int:
         """Bytes of layer ``index`` with ``slots`` a head of ``seen`` tokens."""
@@ -236,10 +244,7 @@ class Compressed(Full):
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def _cache(self, live: Live, batch: int, dry: bool = True) -> DryCache:
-        if self.static is None:
-            layers = self.network.stock_layers()
-        else:
-            layers = StaticCache(config=self.network.text, max_cache_len=self.static).layers
+        layers = list(self._plain_cache().layers)
         shared = CacheState(self.choice.settings)
         for i, (info, form) in self.ours.items():
             made = DryLayer(info, form, shared, self.choice.store(replace(self.choice.held, layer=info)))

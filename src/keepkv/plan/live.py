@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 Place = tuple[tuple[CodeType, int], ...]
 
+_LOGSUMEXP = torch.ops.aten.logsumexp.default
 _NUMBER = torch.ops.aten._local_scalar_dense.default
 _NONZERO = torch.ops.aten.nonzero.default
 _GROUPED = torch.ops.aten._grouped_mm.default
@@ -25,7 +26,7 @@ _GROUPED = torch.ops.aten._grouped_mm.default
 class Live(TorchDispatchMode):
     """``with Live() as live: …``: ``live.now`` and ``live.peak`` count the bytes of tensors that were made inside.
 
-    What was there before counts nothing, nor does what an operator needs beside its results. answer: to whoever asks
+    What was there before counts nothing, nor what operators need inside, but for the one of which that is much. answer: to whoever asks
     whether anything in a tensor without memory is true: whether slots have votes, that is. places: where it is a dict,
     it gets the most bytes at each place of the source that calls torch, by the lines that lead there.
     """
@@ -48,10 +49,11 @@ class Live(TorchDispatchMode):
             if isinstance(x, Tensor):
                 self._meet(x, counts=True)
         if self._watched:
-            self.peak = max(self.peak, self.now)
+            most = self.now + (args[0].nbytes if func is _LOGSUMEXP else 0)  # of what it exponentiates
+            self.peak = max(self.peak, most)
             if self.places is not None:
                 place = tuple(_lines(sys._getframe(1)))
-                self.places[place] = max(self.places.get(place, 0), self.now)
+                self.places[place] = max(self.places.get(place, 0), most)
         return made
 
     def _meet(self, x: Tensor, counts: bool) -> None:

@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from keepkv.engine.examine import model_of
 from keepkv.engine.versions import CACHE
 from keepkv.errors import UnsupportedModel
+from keepkv.plan.live import Fused, Live
 
 _SIMPLE = (int, float, str, bool, type(None))
 
@@ -67,7 +68,7 @@ class Network:
             return list(range(len(layers)))
         for i, (block, layer) in enumerate(zip(blocks, layers, strict=True)):
             alike.setdefault((_form(block), type(layer), getattr(layer, "sliding_window", None)), []).append(i)
-        with _outputs(blocks) as made:
+        with _outputs(blocks) as made, Live(), Fused():
             try:
                 self.read(DynamicCache(config=self.text), 1, 4)
             except Exception as error:  # whatever a model's own code raises without numbers

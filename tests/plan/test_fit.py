@@ -1,0 +1,130 @@
+"""``keepkv.fit`` and ``keepkv fit``: what fits, what to set, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as t
+import zoo
+from typer.testing import CliRunner
+
+import keepkv
+from keepkv.cli.program import program
+from keepkv.engine.versions import CACHE
+from keepkv.plan.live import Live
+from keepkv.plan.units import read_bytes, read_tokens
+
+LLAMA = t.LlamaConfig(
+    vocab_size=1000, hidden_size=256, intermediate_size=512, num_hidden_layers=6, num_attention_heads=8,
+    num_key_value_heads=4, head_dim=64, max_position_embeddings=8192, dtype="float32",
+)  # fmt: skip
+ASKED: dict[str, Any] = {"method": "streaming-llm", "chunk": 512}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    LLAMA.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def run(*args: str, code: int = 0) -> Any:
+    result = CliRunner().invoke(program, ["fit", *args])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def test_the_simplest_way_that_fits_is_set() -> None:
+    peaks = keepkv.fit(LLAMA, "4k", memory=1, **ASKED)
+    full, ours = peaks.full, peaks.compressed
+    assert ours is not None and ours.chunked_peak < min(ours.peak, full.chunked_peak) and ours.peak < full.peak
+    assert peaks.way is None and "weights alone" in peaks.sentence
+    said = {
+        "full": (full.peak, "even the full cache"),
+        "compressed": (ours.peak, "it fits in"),
+        "compressed in chunks": (ours.chunked_peak, "chunks of 512"),
+    }
+    for way, (memory, words) in said.items():
+        found = keepkv.fit(LLAMA, "4k", memory=memory, **ASKED)
+        assert found.way == way and words in found.sentence, found.sentence
+        assert found.fits and ("prefill_chunk_size" in found.python) == ("chunks" in way)
+        if way == "compressed":  # as long as was asked, to half a per cent
+            assert found.compressed is not None and 4096 * 0.99 < (found.compressed.longest or 0) < 4096 * 1.02
+
+
+def test_a_smaller_budget_is_found() -> None:
+    least = keepkv.fit(LLAMA, "4k", memory=1, budget=0.05, **ASKED).compressed
+    assert least is not None
+    found = keepkv.fit(LLAMA, "4k", memory=least.chunked_peak, budget=0.9, **ASKED)
+    assert not found.fits and found.smaller == 0.05 and "At a budget of 0.05 it fits" in found.sentence
+    assert "budget=0.05" in found.python and "--budget 0.05" in found.command
+
+
+@pytest.mark.parametrize("chunk", [None, 256])
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_the_peak_is_that_of_tensors_alive(name: str, chunk: int | None) -> None:
+    """``benchmarks/fit`` compares with the allocator, in processes of their own."""
+    model, tokens = zoo.model(name), 1024
+    found = keepkv.fit(model.config, tokens, method="streaming-llm", budget=0.2, memory=1, chunk=256, dtype="float32")
+    said = (found.full.peak if chunk is None else found.full.chunked_peak) - found.weights
+    ids = torch.ones(1, tokens, dtype=torch.long)
+    with torch.no_grad(), Live() as live:
+        cache = t.DynamicCache(config=model.config)
+        for piece in ids.split(chunk or tokens, dim=1):
+            model(input_ids=piece, logits_to_keep=1, **{CACHE: cache})
+    assert said == pytest.approx(live.peak, rel=0.05)
+
+
+def test_a_refused_model_is_told_with_its_full_cache() -> None:
+    found = keepkv.fit(t.BloomConfig(n_layer=2, hidden_size=64, n_head=4, vocab_size=100), 512, memory="1GiB")
+    assert found.compressed is None and "attention interface" in (found.refused or "")
+    assert found.full.cache == 2 * 2 * 64 * 512 * 2 and "does not serve" in str(found)
+
+
+def test_what_else_there_is_to_know() -> None:
+    found = keepkv.fit(LLAMA, "16k", memory="1GiB", **ASKED)
+    assert any("8,192 tokens" in note for note in found.notes)
+
+
+def test_the_command_says_the_same(folder: str) -> None:
+    words = ["--model", folder, "--context", "2k", "--memory", "1GiB", "-m", "streaming-llm", "--chunk", "512"]
+    plain = run(*words).stdout
+    assert plain.startswith("2k tokens need") and "Set this:" in plain and "max_new_tokens" in plain
+    found = json.loads(run(*words, "--json").stdout)
+    assert found["context"] == 2048 and found["fits"] and found["full"]["cache"] == 2 * 4 * 64 * 4 * 6 * 2048
+    assert "fit" in run(*words[:-4], "-m", "streaming-llm", "--memory", "1MiB", code=1).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--context", "lots"], "is no number of tokens"),
+        (["--context", "1k", "--memory", "24"], "is no amount of memory"),
+        (["--context", "1k", "--memory", "24 gigs"], "is no amount of memory"),
+        (["--context", "1k", "--budget", "8"], "always keeps"),
+        (["--context", "1k", "--budget", "1KiB"], "always keeps"),
+        (["--context", "1k", "--dtype", "int3"], "expected one of"),
+        (["--context", "1k", "--codec", "int9"], "unknown codec"),
+        (["--context", "1k", "--store-option", "x"], "expected key=value"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(folder: str, words: list[str], reason: str) -> None:
+    error = run("--model", folder, *words, code=2).stderr
+    assert error.startswith("error: ") and error.count("\n") == 1 and reason in error
+
+
+def test_a_name_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(name: str, **how: Any) -> Any:
+        raise OSError("We couldn't connect to the Hub")
+
+    monkeypatch.setattr(t.AutoConfig, "from_pretrained", offline)
+    assert "folder with the model's config.json" in run("--model", "a/b", "--context", "1k", code=2).stderr
+    assert "no folder or file" in run("--model", "./nowhere", "--context", "1k", code=2).stderr
+
+
+def test_numbers_as_people_write_them() -> None:
+    assert [read_tokens(x) for x in (7, "7", "131,072", "128k", "1M", "1.5K")] == [7, 7, 131072, 131072, 2**20, 1536]
+    assert [read_bytes(x) for x in (7, "24GiB", "1.5 MB")] == [7, 24 << 30, 1500000]

@@ -1,0 +1,101 @@
+"""Bytes of caches, said beforehand: those of the receipt, over architectures, methods, stores and codecs."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import matrix
+import pytest
+import torch
+import zoo
+
+import keepkv
+from keepkv.core.budget import Budget
+from keepkv.engine.state import Settings
+from keepkv.engine.versions import CACHE
+from keepkv.methods import make_method
+from keepkv.plan.estimate import Choice, Compressed, Full
+from keepkv.plan.network import Network
+from keepkv.store import CODECS, Held, choose
+
+CONTEXT = 80
+METHODS = [("snapkv", matrix.SMALL), ("keepkv", matrix.SMALL), ("full", {})]
+MORE = [("pyramidkv", matrix.SMALL), ("h2o", matrix.SMALL), ("snapkv", {**matrix.SMALL, "when": keepkv.When(every=4)})]
+CASES = [
+    pytest.param(arch, m, id=f"{arch}-{m[0]}-{len(m[1])}")
+    for arch in zoo.ZOO
+    for m in [*METHODS, *(MORE if arch == "gemma3" else [])]
+]
+CASES += [
+    pytest.param(arch, *one.values, id=f"{arch}-{one.id}")
+    for arch in matrix.STORE_ARCHITECTURES
+    for one in matrix.store_variants()
+]
+
+
+@cache
+def network(arch: str) -> Network:
+    return Network(zoo.model(arch).config, torch.float32)
+
+
+def estimate(arch: str, method: tuple[str, dict[str, Any]], budget: Any) -> Compressed:
+    options = dict(method[1])
+    store, codec, more = (options.pop(name, x) for name, x in (("store", None), ("codec", "none"), ("store_options", {})))
+    chosen = make_method(method[0], options)
+    settings = Settings(chosen, Budget.of(budget))
+    layout, codec = choose(store or chosen.store, codec, chosen.allocate.ragged)
+    held = Held(settings.stats, chosen.reduce.merges, CODECS.build(codec), settings.room)
+    return Compressed(network(arch), zoo.model(arch).config, Choice(settings, layout, more, held), CONTEXT)
+
+
+def read(arch: str, method: tuple[str, dict[str, Any]], budget: Any, batch: int) -> keepkv.Cache:
+    made = matrix.cache(arch, method, budget)
+    ids = torch.randint(2, zoo.VOCAB, (batch, CONTEXT), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        zoo.model(arch)(input_ids=ids, **{CACHE: made})
+        if method[0] != "full":
+            made.compress()  # and what the score remembers is let go, as before the first token of a reply
+        if made.layout == "static":
+            zoo.model(arch)(input_ids=ids[:, :1], **{CACHE: made})  # which moves slots into their buffers
+    return made
+
+
+@pytest.mark.parametrize(("arch", "method"), CASES)
+def test_a_cache_weighs_what_was_said(arch: str, method: tuple[str, dict[str, Any]]) -> None:
+    for batch in (1, 2):
+        made = read(arch, method, 0.3, batch)
+        compare(made, estimate(arch, method, 0.3).held(CONTEXT, batch), Full(network(arch)).held(CONTEXT, batch))
+
+
+def compare(made: keepkv.Cache, found: int, full: int) -> None:
+    receipt = made.report()
+    if made.layout == "ragged":  # tiles of slots that heads share are counted at their most
+        assert receipt.bytes <= found
+    elif made.settings.method.reduce.merges:  # so are votes: a layer in which nothing merged has none
+        votes = sum(4 * n for layer in receipt.kept.values() for row in layer for n in row)
+        assert found - votes <= receipt.bytes <= found
+    else:
+        assert receipt.bytes == found
+    if made.layout != "static":
+        assert receipt.full_bytes == full
+
+
+@pytest.mark.parametrize("budget", [24, 0.11, "24KiB"])
+def test_budgets_of_every_kind(budget: Any) -> None:
+    method = ("snapkv", matrix.SMALL)
+    found = estimate("llama", method, budget).held(CONTEXT, 1)
+    assert found == read("llama", method, budget, 1).report().bytes
+    if isinstance(budget, str):
+        assert found <= Budget.of(budget).bytes < 1.2 * found
+
+
+def test_a_budget_that_cannot_hold_what_is_always_kept() -> None:
+    with pytest.raises(keepkv.KeepKVError, match="always keeps"):
+        estimate("llama", ("snapkv", matrix.SMALL), "1KiB").held(CONTEXT, 1)
+
+
+@pytest.mark.parametrize("arch", zoo.ZOO)
+def test_weights(arch: str) -> None:
+    model = zoo.model(arch)
+    assert network(arch).weights == sum(x.nbytes for x in [*model.parameters(), *model.buffers()])
