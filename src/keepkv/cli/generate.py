@@ -14,7 +14,6 @@ from keepkv.cli.options import Budget, Device, Import, Model, Texts
 from keepkv.cli.output import one_line_errors, print_json, waiting
 from keepkv.cli.small_model import NAME, OFFER
 from keepkv.errors import KeepKVError
-from keepkv.methods.presets import DEFAULT
 
 UNFINISHED = "The answer is unfinished; the same command starts anew."
 EMBEDDED = (
@@ -32,7 +31,9 @@ def generate(
         bool | None, Option("--chat/--no-chat", help="Use the model's chat template; the default where it has one.")
     ] = None,
     model: Model = None,
-    method: Annotated[str, Option("--method", "-m", help="NAME or NAME:key=value,key=value.")] = DEFAULT,
+    method: Annotated[
+        str | None, Option("--method", "-m", help="NAME or NAME:key=value,key=value; auto if absent.")
+    ] = None,
     budget: Budget = "0.1",
     option: Annotated[
         Texts, Option("--option", "-o", help="key=value of the method, or when.every=64. Repeatable.")
@@ -70,11 +71,12 @@ def generate(
     from keepkv.cli import arguments
     from keepkv.cli.load import load
     from keepkv.engine.versions import CACHE
+    from keepkv.methods.presets import DEFAULT
     from keepkv.tasks.length import check_text, check_tokens
 
     if (prompt is None) == (prompt_file is None):
         raise KeepKVError("give the prompt with either --prompt TEXT or --prompt-file FILE")
-    chosen = arguments.variant(method, option or [])
+    chosen = arguments.variant(method or DEFAULT, option or [])
     asked = arguments.budget(budget, [chosen])
     text = arguments.read_text(prompt_file) if prompt_file is not None else str(prompt)
     network, tokenizer = load(model, device, dtype=dtype, device_map=device_map)

@@ -14,4 +14,7 @@ def app() -> None:
         if package not in ("typer", "rich"):
             raise
         sys.exit(f"error: the command line needs {package}, which is not installed: pip install 'keepkv[cli]'")
-    program()
+    try:
+        program()
+    except KeyboardInterrupt:  # before a verb had begun
+        sys.exit(130)

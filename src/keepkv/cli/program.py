@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from keepkv.cli.info import versions_line
+from keepkv.cli.output import one_line_errors
 from keepkv.cli.progress import VARIABLE, How, chosen, waiting
 from keepkv.cli.wording import escaped, flowed, value_word, without_types
 
@@ -101,7 +102,7 @@ VERBS = (
 class _Verbs(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, next((verb.load() for verb in VERBS if verb.name == name), command), rest
+        return name, next((one_line_errors(verb.load)() for verb in VERBS if verb.name == name), command), rest
 
     def get_params(self, ctx: Any) -> list[Any]:
         return without_types(super().get_params(ctx))
