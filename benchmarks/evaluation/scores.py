@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
+from keepkv import tasks
 from keepkv.evaluation.summary import over_tasks
 from keepkv.measure import Estimate
 from keepkv.report.budgets import budget_label
@@ -23,7 +24,8 @@ def tables(cells: list[Record], items: list[Record], run: Record) -> str:
     scores: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in items:
         scores[row["mode"], row["method"], row["budget"]][row["task"]].append(row["score"] or 0.0)
-    means = {key: over_tasks(by_task) for key, by_task in scores.items()}
+    given = {mode: set(by_task) for (mode, method, _), by_task in scores.items() if method == "full"}
+    means = {key: over_tasks(by_task) if set(by_task) == given[key[0]] else None for key, by_task in scores.items()}
     made_with = run["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in made_with["versions"].items())
     lines = [
@@ -38,7 +40,33 @@ def tables(cells: list[Record], items: list[Record], run: Record) -> str:
         for budget in dict.fromkeys(cell["budget"] for cell in mine if cell["method"] != "full"):
             over_all = {m: means[mode, m, 1.0 if m == "full" else budget] for m in _methods(mine, budget)}
             lines += ["", f"## {words}, {budget_label(budget)}", "", *_table(mine, budget, over_all)]
+        lines += _common(words, {key[1:]: by_task for key, by_task in scores.items() if key[0] == mode})
     return "\n".join(lines) + "\n"
+
+
+def _common(words: str, scores: dict[tuple[str, Any], dict[str, list[float]]]) -> list[str]:
+    """Where some methods were not given every task: means over the tasks that all were given, methods down."""
+    scores = {key: by_task for key, by_task in scores.items() if not key[0].startswith(PEER)}
+    common = set.intersection(*map(set, scores.values())) if scores else set()
+    counted = sorted(name for name in common if tasks.pooled(name))
+    if len(counted) < 2 or all(set(by_task) == common for by_task in scores.values()):
+        return []
+    found = {key: over_tasks({name: by_task[name] for name in counted}) for key, by_task in scores.items()}
+    budgets = [b for b in dict.fromkeys(b for _, b in scores) if b != 1.0]
+    methods = [m for m in dict.fromkeys(m for m, _ in scores) if m == "full" or (m, budgets[0]) in found]
+    rows = {m: [found.get((m, 1.0 if m == "full" else b)) for b in budgets] for m in methods}
+    order = {m: row[1].mean if row[1] else -1.0 for m, row in rows.items()}
+    lines = [
+        "",
+        f"## {words}: every method, over the tasks that all were given",
+        "",
+        f"Means over {', '.join(counted)}.",
+        "",
+    ]
+    lines += ["| method | " + " | ".join(map(budget_label, budgets)) + " |", "|---" * (1 + len(budgets)) + "|"]
+    for method in sorted(methods, key=lambda m: (m != "full", -order[m])):
+        lines.append(f"| {method} | " + " | ".join(map(_mean, rows[method])) + " |")
+    return lines
 
 
 def _methods(cells: list[Record], budget: Any) -> list[str]:
@@ -70,7 +98,9 @@ def _mean(found: Estimate | None) -> str:
 
 
 def _cell(cell: Record | None) -> str:
-    if cell is None or cell["score"] is None:
+    if cell is None:
+        return "–"
+    if cell["score"] is None:
         return "failed"
     half = "" if cell["low"] is None else f" ±{(cell['high'] - cell['low']) / 2:.2f}"
     return f"{cell['score']:.3f}{half}" + (f" ({cell['failed']} failed)" if cell["failed"] else "")
