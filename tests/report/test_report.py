@@ -268,6 +268,8 @@ def test_shares_slots_and_bytes_have_an_axis_each() -> None:
     assert found[1].at == pytest.approx([0, 0.5, 1]) and found[2].at == [0, 1]
     assert found[0].at[1] == pytest.approx(0.301, abs=1e-3)
     assert [axis.at for axis in axes([64, 0.1])] == [[0.5], [0.5]]
+    assert [axis.budgets for axis in axes([1.0, "10%bytes"])] == [["10 % of bytes", "100 %"]]
+    assert [axis.budgets for axis in axes([1.0, 0.1, "10%bytes"])] == [["10 %", "100 %"], ["10 % of bytes"]]
 
 
 # What is written

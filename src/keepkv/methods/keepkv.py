@@ -27,8 +27,8 @@ def keepkv(
         zip     k_r = (ℓ*/ℓ̄)·k̄, b_r = ln P: the paper (Eq. 7) with raw scores e^{q·k}, many-to-one in log space
         code    k_r = k̄, b_r = ln P, the number of tokens: the released code
 
-    ``zip`` is here to be compared with, not to be used: at 20 % of SmolLM2-135M's tokens its KL to the full cache is 7.2
-    nats, where dropping at random has 0.83.
+    ``zip`` is here to be compared with, not to be used: at 20 % of SmolLM2-135M's tokens its KL to the full cache is
+    7.2 nats, where dropping at random has 0.83.
 
     At one query and one query head, ``fixed``, ``bias`` and ``zip`` change neither numerator nor denominator of the
     attention. The defaults are what measured best where the context is compressed before the question is known

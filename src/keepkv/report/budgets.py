@@ -41,19 +41,30 @@ def tick(label: str) -> str:
     return label.removesuffix(" slots").removesuffix(" of bytes")
 
 
-def place(budget: BudgetAsked) -> tuple[int, float]:
-    """Which of ``TITLES`` a budget belongs to, and the logarithm of what it asks for."""
-    asked = Budget.of(budget)
-    amounts = (asked.share, asked.share_of_bytes, asked.slots, asked.bytes)
-    return next((kind, math.log(amount)) for kind, amount in enumerate(amounts) if amount is not None)
+def places(asked: Iterable[BudgetAsked]) -> dict[str, tuple[int, float]]:
+    """Which of ``TITLES`` each budget belongs to, and the logarithm of what it asks for.
+
+    All of the tokens are all of the bytes: where shares of bytes were asked for, and of tokens only that, it is theirs.
+    """
+    found = {}
+    for budget in asked:
+        one = Budget.of(budget)
+        amounts = (one.share, one.share_of_bytes, one.slots, one.bytes)
+        kind, amount = next((kind, amount) for kind, amount in enumerate(amounts) if amount is not None)
+        found[budget_label(budget)] = (kind, math.log(amount))
+    if [place for place in found.values() if place[0] == 0] == [(0, 0.0)] and any(
+        kind == 1 for kind, _ in found.values()
+    ):
+        found[budget_label(1.0)] = (1, 0.0)
+    return found
 
 
 def axes(asked: Iterable[BudgetAsked]) -> list[Axis]:
     """One axis for each kind of budget that there is."""
-    places = {budget_label(one): place(one) for one in asked}
+    found = places(asked)
     made = []
     for kind, title in enumerate(TITLES):
-        own = sorted((size, label) for label, (of, size) in places.items() if of == kind)
+        own = sorted((size, label) for label, (of, size) in found.items() if of == kind)
         if own:
             first, last = own[0][0], own[-1][0]
             at = [(size - first) / (last - first) if last > first else 0.5 for size, _ in own]

@@ -12,7 +12,7 @@ from keepkv.evaluation.leakage.curves import curves, peak
 from keepkv.evaluation.leakage.rows import LeakageRow
 from keepkv.evaluation.rows import CellRow, ItemRow
 from keepkv.evaluation.setup import BASELINES
-from keepkv.report.budgets import Axis, axes, budget_label, place, share_of
+from keepkv.report.budgets import Axis, axes, budget_label, places, share_of
 from keepkv.report.notes import Failure, failures, notes
 from keepkv.report.pool import ALL, pooled
 from keepkv.report.read import Evaluation
@@ -125,7 +125,8 @@ def arrange(evaluation: Evaluation, step: Callable[[str], None] = lambda what: N
     modes = _order(run.modes, (cell.mode for cell in cells))
     lengths = sorted({cell.length for cell in cells})
     asked = list({budget_label(c.budget): c.budget for c in cells if c.method != "full"}.values()) or [1.0]
-    asked.sort(key=place)
+    order = places(asked)
+    asked.sort(key=lambda one: order[budget_label(one)])
     shares = {one: share for one in asked if (share := share_of(one)) is not None}
     usual = min(shares, key=lambda one: abs(math.log(shares[one] / USUAL))) if shares else asked[0]
     budget = budget_label(usual)

@@ -19,7 +19,7 @@ from typing import Any
 from keepkv.evaluation.rows import CellRow, MapRow
 from keepkv.evaluation.setup import BASELINES
 from keepkv.measure.interval import Z
-from keepkv.report.budgets import TITLES, budget_label, place
+from keepkv.report.budgets import TITLES, budget_label, places
 from keepkv.report.notes import FEW
 from keepkv.report.numbers import SAME, Report, peaks
 from keepkv.report.pool import ALL
@@ -68,7 +68,6 @@ def data(report: Report) -> dict[str, Any]:
     methods = list(dict.fromkeys([*report.methods, *report.also, *(m.method for m in ev.maps)]))
     tasks = [ALL, *report.tasks]
     budgets = list(dict.fromkeys([*report.budgets, *(budget_label(c.budget) for c in report.cells)]))
-    asked = {budget_label(one): one for one in [cell.budget for cell in ev.cells] + [row.budget for row in ev.fidelity]}
     cell_of = {id(cell): i for i, cell in enumerate(report.cells)}
     maps, left_out = _maps(report, methods)
     task, mode, length, budget = report.start
@@ -84,7 +83,7 @@ def data(report: Report) -> dict[str, Any]:
         "budgets": budgets,
         "asked": len(report.budgets),
         "axes": TITLES,
-        "places": {label: place(budget) for label, budget in asked.items()},
+        "places": places([cell.budget for cell in ev.cells] + [row.budget for row in ev.fidelity]),
         "same": SAME,
         "few": FEW,
         "z": Z,
