@@ -1,10 +1,10 @@
-"""Measured peaks beside those that ``keepkv.fit`` says beforehand, on models of random weights.
+"""Measured peaks beside those that ``keepkv.fit`` says beforehand, on random weights.
 
     python -m benchmarks.fit.measure                # each case in a process of its own, one after the other
 
 A case is a model, a method and a chunk. Its process reads a prompt with ``generate`` and two meters: ``allocated``, the
-largest sum of what torch's CPU allocator has given out and not yet got back, as torch.profiler saw it; and ``resident``,
-how far the high-water mark of the process's memory rose above what it had before. The first counts every tensor, those
+largest sum of what torch's CPU allocator has given out and not yet got back, as torch.profiler saw it; and
+``resident``, how far the high-water mark of the process's memory rose, the profiler's own included. The first counts every tensor, those
 inside of kernels too; the second has in it what allocators round up and keep. Weights are there before and in neither.
 """
 
@@ -30,25 +30,29 @@ from keepkv.measure import environment
 from keepkv.measure.meters import Peak
 
 RESULTS = Path(__file__).parent / "results"
-CONTEXT, CHUNK, BUDGET, SEED = 4096, 512, 0.2, 0
+CONTEXT, CHUNK, BUDGET, SEED = 2048, 512, 0.2, 0
 _BASE: dict[str, Any] = dict(
     vocab_size=512, hidden_size=512, max_position_embeddings=65536, pad_token_id=0, bos_token_id=1, eos_token_id=None
 )
 SHAPES = {
     "llama": lambda: transformers.LlamaConfig(
-        **_BASE, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4, head_dim=128
+        **_BASE, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4, head_dim=128
     ),
     "gemma3": lambda: transformers.Gemma3TextConfig(
-        **_BASE, intermediate_size=1024, num_hidden_layers=12, num_attention_heads=8, num_key_value_heads=4,
-        head_dim=128, sliding_window=512, layer_types=(["sliding_attention"] * 5 + ["full_attention"]) * 2,
+        **_BASE, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4,
+        head_dim=128, sliding_window=512, layer_types=["sliding_attention"] * 5 + ["full_attention"],
     ),
     "deepseek": lambda: transformers.DeepseekV3Config(
-        **_BASE, intermediate_size=1024, moe_intermediate_size=256, num_hidden_layers=6, num_attention_heads=8,
+        **_BASE, intermediate_size=1024, moe_intermediate_size=256, num_hidden_layers=4, num_attention_heads=8,
         num_key_value_heads=8, q_lora_rank=256, kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=64,
         v_head_dim=64, n_routed_experts=8, num_experts_per_tok=2, n_group=1, topk_group=1, first_k_dense_replace=1,
     ),
 }  # fmt: skip
-METHODS = {"llama": ["none", "keepkv"], "gemma3": ["none", "keepkv2"], "deepseek": ["none", "snapkv"]}
+METHODS = {
+    "llama": ["none", "keepkv"],
+    "gemma3": ["none", "keepkv2"],
+    "deepseek": ["none", "snapkv"],
+}  # "none": transformers' own cache
 
 
 def main() -> None:
@@ -77,10 +81,11 @@ def measured(shape: str, method: str, chunk: int) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_config(config).eval()
     ids = torch.randint(2, config.vocab_size, (1, CONTEXT))
     read(model, ids[:, :128], method, 64)  # what is made once is there before
-    with Peak(torch.device("cpu")) as resident:
-        before = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-        read(model, ids, method, chunk)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    with (
+        Peak(torch.device("cpu")) as resident,
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen,
+    ):
         cache = read(model, ids, method, chunk)
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda e: e.start_ns())
@@ -132,16 +137,16 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
         f"{about['device']}, float32, one prompt of {CONTEXT:,} tokens, budget {BUDGET}, seed {SEED}; MiB beside the "
         "weights.",
         "",
-        "| model | method | prompt read | predicted | allocated | predicted / allocated | resident | cache predicted | cache |",
+        "| model | method | prompt read | predicted | allocated | ratio | resident | cache predicted | cache |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         chunk = f"in chunks of {r['chunk']}" if r["chunk"] < CONTEXT else "in one piece"
         held = "" if r["held"] is None else f"{r['held'] / 2**20:.2f}"
         lines.append(
-            f"| {r['shape']} | {r['method']} | {chunk} | {r['predicted'] / 2**20:.1f} | {r['allocated'] / 2**20:.1f} | "
-            f"{r['predicted'] / r['allocated']:.3f} | {r['resident'] / 2**20:.1f} | {r['predicted_held'] / 2**20:.2f} | "
-            f"{held} |"
+            f"| {r['shape']} | {r['method']} | {chunk} | {r['predicted'] / 2**20:.1f} | "
+            f"{r['allocated'] / 2**20:.1f} | {r['predicted'] / r['allocated']:.3f} | {r['resident'] / 2**20:.1f} | "
+            f"{r['predicted_held'] / 2**20:.2f} | {held} |"
         )
     (out / "cpu.md").write_text("\n".join(lines) + "\n")
 

@@ -51,8 +51,8 @@ def test_the_simplest_way_that_fits_is_set() -> None:
         found = keepkv.fit(LLAMA, "4k", memory=memory, **ASKED)
         assert found.way == way and words in found.sentence, found.sentence
         assert found.fits and ("prefill_chunk_size" in found.python) == ("chunks" in way)
-        if way == "compressed":  # as long as was asked, to half a per cent
-            assert found.compressed is not None and 4096 * 0.99 < (found.compressed.longest or 0) < 4096 * 1.02
+        if way == "compressed":  # as long as was asked, to one per cent
+            assert found.compressed is not None and 4096 * 0.98 < (found.compressed.longest or 0) < 4096 * 1.02
 
 
 def test_a_smaller_budget_is_found() -> None:

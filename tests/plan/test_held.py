@@ -41,7 +41,9 @@ def network(arch: str) -> Network:
 
 def estimate(arch: str, method: tuple[str, dict[str, Any]], budget: Any) -> Compressed:
     options = dict(method[1])
-    store, codec, more = (options.pop(name, x) for name, x in (("store", None), ("codec", "none"), ("store_options", {})))
+    store, codec, more = (
+        options.pop(name, x) for name, x in (("store", None), ("codec", "none"), ("store_options", {}))
+    )
     chosen = make_method(method[0], options)
     settings = Settings(chosen, Budget.of(budget))
     layout, codec = choose(store or chosen.store, codec, chosen.allocate.ragged)

@@ -26,6 +26,7 @@ from keepkv.store import CODECS, Held, choose
 
 CHUNKS = 8192, 4096, 2048, 1024, 512  # of these the largest that fits, where none is given
 MOST_ROWS = 1 << 16
+TRIES = 12  # after which a search goes by halves
 SHARES = 0.75, 0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01  # smaller budgets to look at
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -112,9 +113,9 @@ class _Look:
         peak, chunked = (self.weights + cache.peak(self.context, self.batch, x) for x in (None, chunk))
         if self.memory is None:
             return Case(held, peak, chunked)
-        longest = _most(lambda n: self._left(cache, n, self.batch, None), MOST_TOKENS)
-        in_chunks = _most(lambda n: self._left(cache, n, self.batch, chunk), MOST_TOKENS)
-        rows = _most(lambda n: self._left(cache, self.context, n, chunk), MOST_ROWS)
+        longest = _most(lambda n: self._left(cache, n, self.batch, None), self.context, MOST_TOKENS)
+        in_chunks = _most(lambda n: self._left(cache, n, self.batch, chunk), self.context, MOST_TOKENS)
+        rows = _most(lambda n: self._left(cache, self.context, n, chunk), self.batch, MOST_ROWS)
         return Case(held, peak, chunked, longest, in_chunks, rows)
 
     def smaller(self, cache: Compressed, chunk: int) -> float | None:
@@ -135,26 +136,30 @@ class _Look:
         return self.memory - self.weights - cache.peak(context, batch, chunk)
 
 
-def _most(left: Callable[[int], int], cap: int) -> int:
-    """The largest number up to ``cap`` of which some memory is ``left``, to half a per cent, 0 where there is none.
+def _most(left: Callable[[int], int], start: int, cap: int) -> int:
+    """The largest number up to ``cap`` of which some memory is ``left``, to one per cent, 0 where there is none.
 
-    What is left falls about evenly with the number, or faster, so that the line between two of them says where to look.
+    What is left falls about evenly with the number, so that the line through two of them says where to look.
     """
-    low, high, over = 0, 1, left(1)
-    if over < 0:
-        return 0
-    under = over
-    while under >= 0:
-        if high >= cap:
-            return cap
-        low, over, high = high, under, min(cap, high * 8)
-        under = left(high)
-    while high - low > max(1, low // 200):
-        guess = low + (high - low) * over // (over - under)
-        guess = min(max(guess, low + max(1, (high - low) // 50)), high - max(1, (high - low) // 50))
-        rest = left(guess)
-        low, over, high, under = (guess, rest, high, under) if rest >= 0 else (low, over, guess, rest)
-    return low
+    known: dict[int, int] = {}
+    guess = min(start, cap)
+    while True:
+        known[guess] = left(guess)
+        good = sorted(n for n, rest in known.items() if rest >= 0)
+        bad = sorted(n for n, rest in known.items() if rest < 0)
+        low, high = good[-1] if good else 0, bad[0] if bad else cap + 1
+        if high - low <= max(1, low // 100):
+            return low
+        ends = [low, high] if good and bad else good[-2:] or bad[:2]
+        if len(known) > TRIES and bad:
+            guess = (low + high) // 2
+        elif len(ends) == 1:
+            guess = 2 * low or high // 2
+        else:
+            one, two = (known[n] for n in ends)
+            zero = ends[0] + (ends[1] - ends[0]) * one // (one - two) if one != two else cap
+            guess = zero - zero // 400 if zero - zero // 400 > low else low + max(1, low // 100)
+        guess = min(max(guess, low + 1), high - 1)
 
 
 def _dtype(given: str | torch.dtype | None, config: PreTrainedConfig) -> torch.dtype:

@@ -55,6 +55,7 @@ class Full:
     def __init__(self, network: Network) -> None:
         self.network = network
 
+    @lru_cache(maxsize=1024)  # noqa: B019
     def peak(self, context: int, batch: int, chunk: int | None) -> int:
         """Bytes beside the weights at the peak of reading ``context`` tokens, ``chunk`` at a time, into ``batch`` rows.
         The last chunk is the largest but for its own length, so that the last two are looked at."""

@@ -26,9 +26,10 @@ _GROUPED = torch.ops.aten._grouped_mm.default
 class Live(TorchDispatchMode):
     """``with Live() as live: …``: ``live.now`` and ``live.peak`` count the bytes of tensors that were made inside.
 
-    What was there before counts nothing, nor what operators need inside, but for the one of which that is much. answer: to whoever asks
-    whether anything in a tensor without memory is true: whether slots have votes, that is. places: where it is a dict,
-    it gets the most bytes at each place of the source that calls torch, by the lines that lead there.
+    What was there before counts nothing, nor what operators need inside, but for the one of which that is much.
+    answer: to whoever asks whether anything in a tensor without memory is true: whether slots have votes, that is.
+    places: where it is a dict, it gets the most bytes at each place of the source that calls torch, by the lines that
+    lead there.
     """
 
     def __init__(self, answer: bool = False) -> None:
