@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,6 +44,8 @@ def load(
     _quiet()
     placed = {} if device_map is None else {"device_map": device_map}
     local = Path(name).is_dir()
+    if not local and sys.stderr.isatty():
+        print(f"loading {name}", file=sys.stderr)
     try:
         with waiting(f"loading {name}") if local else nullcontext():  # else transformers shows how far a download is
             tokenizer = AutoTokenizer.from_pretrained(name, **read)

@@ -11,7 +11,6 @@ from typer import Option
 from keepkv.cli.options import AsJson
 from keepkv.cli.output import one_line_errors, print_json, progress
 from keepkv.errors import KeepKVError
-from keepkv.report import arrange, join, read, write
 
 
 @one_line_errors
@@ -35,6 +34,8 @@ def report(
       keepkv report results more-results --out report
       keepkv report results --json
     """
+    from keepkv.report import arrange, join, read, write
+
     if len(directories) > 1 and out is None:
         raise KeepKVError("several directories are joined in a new one: name it with --out DIRECTORY")
     with progress(100) as step:

@@ -32,9 +32,11 @@ def value_word(hint: Any) -> str | None:
     return _WORDS.get(hint)
 
 
-def without_types(options: list[Any]) -> list[Any]:
-    """``options`` of the command line, of which flags show no type."""
-    for one in options:
+def without_types(parameters: list[Any]) -> list[Any]:
+    """``parameters`` of the command line, of which flags and arguments show no type: arguments are named by one."""
+    for one in parameters:
         if getattr(one, "is_flag", False) and one.metavar is None:
             one.metavar = ""
-    return options
+        if one.param_type_name == "argument":
+            one.display_type_rich = lambda **context: None
+    return parameters
