@@ -84,14 +84,14 @@ const unsure = (n) => D.z / (2 * Math.sqrt(n + D.z ** 2));
 const fewItems = (cell) => cell && cell.n > 0 && cell.n < D.few;
 
 // Shares, slots and bytes are different things: a chart for each, side by side.
-function onAxes(host, labels, render) {
-  const kinds = D.axes.map((title, kind) => ({ title, budgets: labels.filter((label) => D.places[label][0] === kind) })).filter((axis) => axis.budgets.length);
+function onAxes(host, labels, places, render) {
+  const kinds = D.axes.map((title, kind) => ({ title, budgets: labels.filter((label) => places[label][0] === kind) })).filter((axis) => axis.budgets.length);
   const hosts = kinds.map((axis) => make("div", { style: `flex:${axis.budgets.length + 1} 1 0` }));
   host.classList.toggle("axes", kinds.length > 1);
   put(host, hosts);
   kinds.forEach(({ title, budgets }, i) => {
-    const places = budgets.map((label) => D.places[label][1]), low = Math.min(...places), high = Math.max(...places);
-    const ticks = budgets.map((text, b) => ({ at: high > low ? (places[b] - low) / (high - low) : 0.5, text: text.replace(/ slots$| of bytes$/, "") }));
+    const sizes = budgets.map((label) => places[label][1]), low = Math.min(...sizes), high = Math.max(...sizes);
+    const ticks = budgets.map((text, b) => ({ at: high > low ? (sizes[b] - low) / (high - low) : 0.5, text: text.replace(/ slots$| of bytes$/, "") }));
     render(hosts[i], { title, budgets, xs: ticks, place: new Map(budgets.map((label, b) => [label, ticks[b].at])) });
   });
 }
@@ -131,7 +131,7 @@ function scores() {
   for (const table of document.querySelectorAll("table.summary")) table.hidden = table.dataset.mode !== state.mode || Number(table.dataset.length) !== state.length;
   if (!found) { put("score-chart", make("p", { class: "hint" }, "Not measured: choose another task, mode or length.")); put("rank"); return; }
   if (!budgetsIn(found).length) put("score-chart", make("p", { class: "hint" }, "Only the full cache was measured here."));
-  else onAxes(byId("score-chart"), budgetsIn(found), (host, axis) => lines(host, { series: scoreSeries(found, axis), xs: axis.xs, ys: scoreAxis, domain: [0, 1], range: [0, 1], height: onPaper() ? 300 : 430, xLabel: axis.title, title: `Score against ${axis.title}: ${where()}` }));
+  else onAxes(byId("score-chart"), budgetsIn(found), D.places, (host, axis) => lines(host, { series: scoreSeries(found, axis), xs: axis.xs, ys: scoreAxis, domain: [0, 1], range: [0, 1], height: onPaper() ? 300 : 430, xLabel: axis.title, title: `Score against ${axis.title}: ${where()}` }));
   const full = at(found, FULL);
   rank(byId("rank"), ranked(found).map((m) => {
     const cell = at(found, m);
@@ -161,7 +161,7 @@ function multiples() {
   byId("multiples").classList.toggle("wide", shown.length < 5 || several);
   put("multiples", hosts.map(([, , node]) => node));
   key("tasks-key", new Map(D.measured.filter(drawn).map((m) => [m, lookOf(m)])));
-  for (const [task, host] of hosts) onAxes(host, budgetsIn(panel(task)), (part, axis) => lines(part, { series: scoreSeries(panel(task), axis), xs: axis.xs, ys: [0, 0.5, 1].map((v) => ({ at: v, text: String(v) })), domain: [0, 1], range: [0, 1], height: 138, small: true, title: `Score against ${axis.title}: ${task}` }));
+  for (const [task, host] of hosts) onAxes(host, budgetsIn(panel(task)), D.places, (part, axis) => lines(part, { series: scoreSeries(panel(task), axis), xs: axis.xs, ys: [0, 0.5, 1].map((v) => ({ at: v, text: String(v) })), domain: [0, 1], range: [0, 1], height: 138, small: true, title: `Score against ${axis.title}: ${task}` }));
 }
 // Points that no other beats: none has a larger score with as few bytes, or as high a speed, or one that is the same but for SAME.
 function front(points, smaller) {
