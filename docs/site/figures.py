@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-ROWS = ROOT / "benchmarks/keepkv2/results/real.jsonl.gz"
+ROWS = ROOT / "benchmarks/defaults/results/rows.jsonl"
+MODELS = ("SmolLM2-135M-Instruct", "Gemma-3-270M")
 SHOWN = {  # colour, mark and dash: no two lines differ by colour alone
-    "keepkv2": ("#1f86c7", "circle", ""),
     "kvzip": ("#d55e00", "square", "9 3"),
-    "expected-attention": ("#189a72", "triangle", "4 2.5"),
+    "adakv:score=keydiff": ("#1f86c7", "circle", ""),
+    "keepkv2": ("#189a72", "triangle", "4 2.5"),
     "snapkv": ("#b8629b", "diamond", "9 2.5 2 2.5"),
     "random": ("#85888c", "circle", "1.5 3"),
 }
-BUDGETS = (0.2, 0.3, 0.5)
+NAMES = {"kvzip": "many-questions (kvzip)", "adakv:score=keydiff": "auto (adakv, keydiff)"}
 
-WIDTH, HEIGHT = 720, 380
-LEFT, RIGHT, TOP, BOTTOM = 58, 168, 24, 52
+WIDTH, HEIGHT = 860, 360
+PANEL, GAP, LEFT, TOP, BOTTOM = 280, 40, 52, 62, 54
+MOST = 0.45  # of the bytes, at the right edge
 # On the site the figure takes the theme's colours; as a picture, those of the reader's system.
 STYLE = """
 .figure-answers text { font: 14px system-ui, sans-serif; fill: var(--md-default-fg-color, #1f2328) }
@@ -36,27 +36,24 @@ STYLE = """
 
 
 def rows() -> list[dict[str, Any]]:
-    with gzip.open(ROWS, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    """Of contexts that were compressed before any question was seen."""
+    found = [json.loads(line) for line in ROWS.read_text("utf-8").splitlines()]
+    return [row for row in found if not row.get("aware")]
 
 
-def curves(found: Iterable[dict[str, Any]]) -> tuple[dict[str, list[tuple[float, float]]], float]:
-    """For each method that is shown (share of the bytes, mean score) by budget, and the score of the full cache."""
-    cells: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
-    for row in found:
-        cells[row["method"], row["budget"]].append(row)
-    lines = {
-        method: [
-            (mean(row["ratio"] for row in cells[method, budget]), mean(row["score"] for row in cells[method, budget]))
-            for budget in BUDGETS
-        ]
-        for method in SHOWN
-    }
-    return lines, mean(row["score"] for row in cells["full", 1.0])
+def curves(model: str) -> dict[str, list[tuple[float, float]]]:
+    """For each method that is shown (budget, share of the full cache's right replies that are kept)."""
+    kept: dict[str, dict[float, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows():
+        if row["model"] == model:
+            kept[row["method"]][row["budget"]] += [
+                same for same, known in zip(row["same"], row["known"], strict=True) if known
+            ]
+    return {method: [(budget, mean(same)) for budget, same in sorted(kept[method].items())] for method in SHOWN}
 
 
-def across(share: float) -> float:
-    return LEFT + share / 0.55 * (WIDTH - LEFT - RIGHT)
+def across(panel: int, share: float) -> float:
+    return LEFT + panel * (PANEL + GAP) + share / MOST * PANEL
 
 
 def down(score: float) -> float:
@@ -67,8 +64,9 @@ def text(x: float, y: float, said: str, anchor: str = "start", kind: str = "soft
     return f'<text class="{kind}" x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{said}</text>'
 
 
-def level(score: float, style: str = "") -> str:
-    return f'<line x1="{LEFT}" y1="{down(score):.1f}" x2="{WIDTH - RIGHT}" y2="{down(score):.1f}" style="{style}"/>'
+def level(panel: int, score: float) -> str:
+    y = f"{down(score):.1f}"
+    return f'<line x1="{across(panel, 0):.0f}" y1="{y}" x2="{across(panel, MOST):.0f}" y2="{y}"/>'
 
 
 def mark(shape: str, x: float, y: float, colour: str) -> str:
@@ -83,40 +81,39 @@ def mark(shape: str, x: float, y: float, colour: str) -> str:
     return f'<polygon points="{points}" fill="{colour}"/>'
 
 
-def apart(places: dict[str, float], least: float = 18) -> dict[str, float]:
-    """Heights of labels, moved down where they would overlap."""
-    found: dict[str, float] = {}
-    lowest = -least
-    for name in sorted(places, key=places.__getitem__):
-        lowest = found[name] = max(places[name], lowest + least)
-    return found
+def drawn(panel: int, model: str) -> list[str]:
+    """One model: a line a method."""
+    parts = [text(across(panel, 0), TOP - 14, model, kind="name")]
+    parts += [text(across(panel, x), HEIGHT - 30, f"{x:.0%}", "middle") for x in (0, 0.1, 0.2, 0.3, 0.4)]
+    parts += [level(panel, score) for score in (0, 0.25, 0.5, 0.75, 1)]
+    for method, points in curves(model).items():
+        colour, shape, dash = SHOWN[method]
+        path = " ".join(f"{across(panel, x):.1f},{down(y):.1f}" for x, y in points)
+        look = f'stroke="{colour}" stroke-width="2.5" stroke-dasharray="{dash}"'
+        parts.append(f'<polyline points="{path}" fill="none" {look}/>')
+        parts += [mark(shape, across(panel, x), down(y), colour) for x, y in points]
+    return parts
 
 
 def answers() -> str:
-    """Answers by the share of the bytes, one line a method."""
-    lines, full = curves(rows())
-    drawn = [
-        *(text(across(share), HEIGHT - 30, f"{share:.0%}", "middle") for share in (0, 0.1, 0.2, 0.3, 0.4, 0.5)),
-        *(text(LEFT - 8, down(score) + 5, f"{score:.0%}", "end") for score in (0, 0.25, 0.5, 0.75, 1)),
-        *(level(score) for score in (0, 0.25, 0.5, 0.75, 1)),
-        level(full, "stroke-width: 2; stroke-dasharray: 6 4"),
-        text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "of the full cache’s bytes are kept", "middle"),
-        text(LEFT + 6, TOP - 8, "of the questions are answered right"),
-    ]
-    ends = {method: down(points[-1][1]) for method, points in lines.items()} | {"the full cache": down(full)}
-    beside = apart(ends)
-    drawn += [text(WIDTH - RIGHT + 28, y + 5, name, kind="name") for name, y in beside.items()]
-    for method, points in lines.items():
-        colour, shape, dash = SHOWN[method]
-        path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points)
-        look = f'stroke="{colour}" stroke-width="2.5" stroke-dasharray="{dash}"'
-        drawn.append(f'<polyline points="{path}" fill="none" {look}/>')
-        drawn += [mark(shape, across(x), down(y), colour) for x, y in points]
-        drawn.append(mark(shape, WIDTH - RIGHT + 16, beside[method], colour))
-    said = "; ".join(f"{method} {', '.join(f'{y:.0%}' for _, y in points)}" for method, points in lines.items())
-    label = f"Questions answered right at {', '.join(f'{b:.0%}' for b in BUDGETS)} of the bytes: {said}"
+    """What is kept of the full cache's replies, by the share of the bytes."""
+    parts = [text(LEFT - 8, down(score) + 5, f"{score:.0%}", "end") for score in (0, 0.25, 0.5, 0.75, 1)]
+    parts.append(text(LEFT, 18, "Replies that stay as with the full cache, of those that were right"))
+    for panel, model in enumerate(MODELS):
+        parts += drawn(panel, model)
+    legend = across(len(MODELS) - 1, MOST) + 24
+    last = curves(MODELS[-1])
+    for place, (method, (colour, shape, _)) in enumerate(SHOWN.items()):
+        parts.append(mark(shape, legend, TOP + 12 + 24 * place, colour))
+        parts.append(text(legend + 14, TOP + 17 + 24 * place, NAMES.get(method, method), kind="name"))
+    parts.append(text(LEFT, HEIGHT - 8, "of the full cache’s bytes are kept"))
+    said = "; ".join(
+        f"{model}: " + ", ".join(f"{method} {points[-1][1]:.0%}" for method, points in curves(model).items())
+        for model in MODELS
+    )
+    label = f"Right replies of the full cache that are kept at {last['random'][-1][0]:.0%} of the bytes. {said}"
     start = f'<svg xmlns="http://www.w3.org/2000/svg" class="figure-answers" viewBox="0 0 {WIDTH} {HEIGHT}"'
-    return f'{start} role="img" aria-label="{label}">\n<style>{STYLE}</style>\n' + "\n".join(drawn) + "\n</svg>\n"
+    return f'{start} role="img" aria-label="{label}">\n<style>{STYLE}</style>\n' + "\n".join(parts) + "\n</svg>\n"
 
 
 if __name__ == "__main__":
