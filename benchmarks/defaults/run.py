@@ -112,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", required=True, help="NAME=PATH; repeatable")
     parser.add_argument("--method", action="append", help="repeatable; all of the study if absent")
+    parser.add_argument("--first", type=int, default=0, help="number of the first context")
     parser.add_argument("--contexts", type=int, default=8)
     parser.add_argument("--aware", action="store_true", help="read each question before compressing")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -126,7 +127,7 @@ def main() -> None:
     ledger = Ledger(given.out / "rows.jsonl", Kept)
     done = {(row.made_with.model, row.context, row.method) for row in ledger.rows() if row.aware == given.aware}
     with torch.inference_mode():
-        for context in range(given.contexts):
+        for context in range(given.first, given.first + given.contexts):
             for name, (model, tokenizer) in loaded.items():
                 left = [one for one in methods if (name, context, one.label) not in done]
                 made = tasks.get("notes").generate(

@@ -32,13 +32,14 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     DEFAULT: Preset(
         work="a prompt, and nothing known of the question",
-        method="adakv",
-        options={"score": "keydiff", "window": 16},
+        method="keepkv2",
+        options={"allocate": "adakv"},
         why="",
     ),
     "long-document": Preset(
         work="a document with its question behind it, in one prompt",
         method="keepkv2",
+        options={"allocate": "adakv"},
         why="",
     ),
     "many-questions": Preset(
@@ -49,8 +50,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "chat": Preset(
         work="a conversation of many turns",
-        method="adakv",
-        options={"score": "keydiff", "window": 16, "when": When(every=256)},
+        method="keepkv2",
+        options={"allocate": "adakv", "when": When(every=256)},
         why="",
     ),
     "reasoning": Preset(
