@@ -4,8 +4,9 @@
 
 A case is a model, a method and a chunk. Its process reads a prompt with ``generate`` and two meters: ``allocated``, the
 largest sum of what torch's CPU allocator has given out and not yet got back, as torch.profiler saw it; and
-``resident``, how far the high-water mark of the process's memory rose, the profiler's own included. The first counts every tensor, those
-inside of kernels too; the second has in it what allocators round up and keep. Weights are there before and in neither.
+``resident``, how far the high-water mark of the process's memory rose, the profiler's own included. The first counts
+every tensor, those inside of kernels too; the second has in it what allocators round up and keep. Weights are there
+before and in neither.
 """
 
 from __future__ import annotations
@@ -118,7 +119,9 @@ def predicted(shape: str, method: str, chunk: int) -> dict[str, Any]:
     """The same as ``keepkv.fit`` says it."""
     config: PreTrainedConfig = SHAPES[shape]()
     name = "full" if method == "none" else method
-    found = keepkv.fit(config, CONTEXT, method=name, budget=BUDGET, dtype="float32", chunk=CHUNK, memory=1)
+    found = keepkv.fit(
+        config, CONTEXT, method=name, budget=BUDGET, dtype="float32", chunk=CHUNK, memory=1, device="cpu"
+    )
     case = found.full if method == "none" else found.compressed
     assert case is not None
     peak = case.chunked_peak if chunk == CHUNK else case.peak

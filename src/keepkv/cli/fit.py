@@ -31,6 +31,7 @@ def fit(
     codec_option: Annotated[Texts, Option(help="key=value of the codec. Repeatable.")] = None,
     dtype: Annotated[Text, Option(help="float32, bfloat16 or float16; the configuration's if absent.")] = None,
     weights: Annotated[Text, Option(help="What quantised weights take, such as 5GiB.")] = None,
+    device: Annotated[Text, Option(help="cuda or cpu; cpu only where --memory and a GPU are absent.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say whether a context fits your memory, and what to set. Only the model's configuration is read.
@@ -49,7 +50,7 @@ def fit(
     found = find(
         model, context, budget=budget, method=chosen.method, batch=batch, memory=memory, chunk=chunk,
         store=store or chosen.options.get("store"), codec=codec, store_options=pairs(store_option or []),
-        codec_options=pairs(codec_option or []), dtype=dtype, weights=weights, **options,
+        codec_options=pairs(codec_option or []), dtype=dtype, weights=weights, device=device, **options,
     )  # fmt: skip
     if as_json:
         print_json(found.to_dict())

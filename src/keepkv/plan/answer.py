@@ -46,6 +46,7 @@ def fit(
     codec_options: dict[str, Any] | None = None,
     dtype: str | torch.dtype | None = None,
     weights: int | str | None = None,
+    device: str | None = None,
     **options: Any,
 ) -> Fit:
     """Whether ``context`` tokens fit a memory, with the full cache and compressed, and what to set; no weight is read.
@@ -55,6 +56,7 @@ def fit(
     batch: rows. memory: bytes such as "24GiB"; None: the first GPU's, or this machine's. chunk: tokens of the prompt
     that are read at once where it is read in chunks; None: 8,192, or fewer where these do not fit. dtype: of weights
     and cache; None: the configuration's. weights: their bytes where they are quantised, such as "5GiB".
+    device: "cuda" or "cpu", on which attention takes other memory; None: a GPU unless ``memory`` is this machine's RAM.
 
     Peaks are of tensors. What is beside them, a few per cent for the allocator and half a GiB for CUDA, is not counted.
     Raises ``KeepKVError`` where something cannot be read, ``UnsupportedModel`` where a model cannot be run without its
@@ -70,7 +72,7 @@ def fit(
     )  # fmt: skip
     choice = Choice(settings, layout, keywords("fit", "store_options", store_options), held)
     room = (read_bytes(memory), "as given") if memory is not None else own_memory()
-    network = Network(config, _dtype(dtype, config))
+    network = Network(config, _dtype(dtype, config), _on_cpu(device, memory))
     full: Full = Full(network)
     ours, refused = None, None
     try:
@@ -160,6 +162,14 @@ def _most(left: Callable[[int], int], start: int, cap: int) -> int:
             zero = ends[0] + (ends[1] - ends[0]) * one // (one - two) if one != two else cap
             guess = zero - zero // 400 if zero - zero // 400 > low else low + max(1, low // 100)
         guess = min(max(guess, low + 1), high - 1)
+
+
+def _on_cpu(device: str | None, memory: int | str | None) -> bool:
+    if device is None:
+        return memory is None and not torch.cuda.is_available()
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise KeepKVError(f"device={device!r}: expected cpu or cuda")
+    return device == "cpu"
 
 
 def _dtype(given: str | torch.dtype | None, config: PreTrainedConfig) -> torch.dtype:

@@ -29,7 +29,7 @@ from keepkv.plan.live import Fused, Live
 from keepkv.plan.network import Network
 from keepkv.plan.sample import NOTHING, Costs, Sample, Shape
 from keepkv.store import STORES, Held
-from keepkv.store.base import Store, tensors_in
+from keepkv.store.base import Store, allocated, tensors_in
 
 SEEN = 256  # tokens of a sample after which a score remembers as much as it ever will
 
@@ -86,7 +86,7 @@ class Full:
         """Layers of transformers' cache that have read ``context`` tokens, those that are like another empty; and the
         bytes of each."""
         cache = self._plain_cache()
-        with self._attending(self.network.attention), Live(), Fused():
+        with self._attending(self.network.attention), Live(), Fused(self.network.cpu):
             self.network.read(cache, batch, context)
         for layer in cache.layers:
             free_past(layer)
@@ -105,14 +105,16 @@ class Full:
 
     def _peak(self, past: int, end: int, batch: int) -> int:
         cache = self._plain_cache()
-        with self._attending(self.network.attention), Live() as live, Fused():
+        with self._attending(self.network.attention), Live() as live, Fused(self.network.cpu):
             if past:
                 self._read(live, cache, batch, past)
             live.restart()
             self.network.read(cache, batch, end - past)
             peak: int = live.peak
-        rest = self.stock_bytes(end, batch)
-        return peak + sum(size for i, size in enumerate(rest) if self.network.stand_in[i] != i)
+        # A window is a view into all that was read at once, which stays alive with it.
+        return peak + sum(
+            allocated(tensors_in(cache.layers[like])) for i, like in enumerate(self.network.stand_in) if like != i
+        )
 
     def _read(self, live: Live, cache: Any, batch: int, tokens: int) -> None:
         with live.unwatched():
@@ -214,7 +216,7 @@ class Compressed(Full):
     def _by_index(self) -> dict[int, Sample]:
         """A sample for every layer of ours that is run."""
         cache = self._cache(Live(), 1, dry=False)
-        with self._attending(NAME), Live(), Fused():
+        with self._attending(NAME), Live(), Fused(self.network.cpu):
             self.network.read(cache, 1, 4)
         found = {}
         for i, (info, form) in self.ours.items():
@@ -259,7 +261,7 @@ class Compressed(Full):
         return self.slots(index, seen, batch)
 
     def _peak(self, past: int, end: int, batch: int) -> int:
-        with self._attending(NAME), Live(answer=self.method.reduce.merges) as live, Fused():
+        with self._attending(NAME), Live(answer=self.method.reduce.merges) as live, Fused(self.network.cpu):
             cache = self._cache(live, batch)
             if past:
                 self._read(live, cache, batch, past)

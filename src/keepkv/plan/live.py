@@ -99,13 +99,22 @@ def _lines(frame: FrameType | None) -> Iterator[tuple[CodeType, int]]:
 
 
 class Fused(TorchFunctionMode):
-    """Attention of tensors without memory takes what fused kernels take: no logits, and a mask in the query's dtype."""
+    """Attention of tensors without memory takes what fused kernels take: no logits, and a mask in the query's dtype.
+
+    cpu: as on CPUs, where torch has no fused kernel for values of another width than keys.
+    """
+
+    def __init__(self, cpu: bool = False) -> None:
+        super().__init__()
+        self.cpu = cpu
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is not torch.nn.functional.scaled_dot_product_attention or not args[0].is_meta:
             return func(*args, **kwargs)
         query, _, value, *rest = args
+        if self.cpu and value.shape[-1] != query.shape[-1]:
+            return func(*args, **kwargs)  # which computes every logit there
         mask = rest[0] if rest else kwargs.get("attn_mask")
         bias = mask.to(query.dtype) if mask is not None and mask.dtype == torch.bool else None
         sums = query.new_empty(query.shape[:-1], dtype=torch.float32)

@@ -20,13 +20,13 @@ _SIMPLE = (int, float, str, bool, type(None))
 
 
 class Network:
-    """A model of ``config`` on the device "meta", in ``dtype``.
+    """A model of ``config`` on the device "meta", in ``dtype``; cpu: it is to run on one.
 
     Layers that are alike are run once or twice, the first and the last of them; ``stand_in`` says for each layer which
     one of these is like it. Raises ``UnsupportedModel`` where the model cannot be run without numbers.
     """
 
-    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, cpu: bool = False) -> None:
         before = torch.get_default_dtype()
         try:
             torch.set_default_dtype(dtype)
@@ -38,7 +38,7 @@ class Network:
         self.weights = sum({x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in held}.values())
         self.text = self.model.config.get_text_config(decoder=True)
         self.attention: str = self.text._attn_implementation
-        self.dtype = dtype
+        self.dtype, self.cpu = dtype, cpu
         self.stand_in = self._thin()
 
     @property
@@ -68,7 +68,7 @@ class Network:
             return list(range(len(layers)))
         for i, (block, layer) in enumerate(zip(blocks, layers, strict=True)):
             alike.setdefault((_form(block), type(layer), getattr(layer, "sliding_window", None)), []).append(i)
-        with _outputs(blocks) as made, Live(), Fused():
+        with _outputs(blocks) as made, Live(), Fused(self.cpu):
             try:
                 self.read(DynamicCache(config=self.text), 1, 4)
             except Exception as error:  # whatever a model's own code raises without numbers

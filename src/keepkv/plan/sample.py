@@ -59,10 +59,11 @@ class Growth:
 
 
 class Costs:
-    """Bytes for a row that a method needs beside slots and queries, of layers of so many KV heads."""
+    """Bytes for a row that a method needs beside slots and queries, of layers of so many KV heads; joint: they are
+    compressed together."""
 
-    def __init__(self, heads: int, observing: Growth, compressing: Growth) -> None:
-        self.heads, self.observing, self.compressing = heads, observing, compressing
+    def __init__(self, heads: int, joint: bool, observing: Growth, compressing: Growth) -> None:
+        self.heads, self.joint, self.observing, self.compressing = heads, joint, observing, compressing
 
     def observe(self, queries: int, slots: int) -> int:
         """While the score sees a forward of ``queries`` over ``slots`` of a head."""
@@ -70,7 +71,7 @@ class Costs:
 
     def compress(self, layers: int, slots: int) -> int:
         """While ``layers`` of ``slots`` are compressed at once, what is kept of them included."""
-        return self.compressing.at(*_compressed(self.heads, layers, slots))
+        return self.compressing.at(*_compressed(self.heads, layers, slots, self.joint))
 
 
 def _observed(heads: int, queries: int, slots: int) -> tuple[float, ...]:
@@ -78,12 +79,12 @@ def _observed(heads: int, queries: int, slots: int) -> tuple[float, ...]:
     return 1, heads, heads * queries, heads * slots
 
 
-def _compressed(heads: int, layers: int, slots: int) -> tuple[float, ...]:
-    """What the memory for compressing grows with. A single layer is like none of several that wait for each other."""
-    return (1, heads, heads * slots) + ((heads * layers, heads * layers * slots) if layers > 1 else ())
+def _compressed(heads: int, layers: int, slots: int, joint: bool) -> tuple[float, ...]:
+    """What the memory for compressing grows with; joint: layers wait for each other."""
+    return (1, heads, heads * slots) + ((heads * layers, heads * layers * slots) if joint else ())
 
 
-NOTHING = Costs(1, Growth([]), Growth([]))
+NOTHING = Costs(1, False, Growth([]), Growth([]))
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,10 @@ class Sample:
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
             observing = Growth([(_observed(*x), self._of(x[0])._observing(*x[1:])) for x in observed])
-            compressing = Growth([(_compressed(*x), self._of(x[0])._compressing(*x[1:], share)) for x in compressed])
-        return Costs(self.shape.heads, observing, compressing)
+            compressing = Growth(
+                [(_compressed(*x, joint), self._of(x[0])._compressing(*x[1:], share)) for x in compressed]
+            )
+        return Costs(self.shape.heads, joint, observing, compressing)
 
     def _of(self, heads: int) -> Sample:
         return replace(self, shape=self.shape.with_heads(heads))
