@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any
@@ -17,7 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 Place = tuple[tuple[CodeType, int], ...]
 
-_LOGSUMEXP = torch.ops.aten.logsumexp.default
+# Bytes that operators need inside: what is exponentiated, and which rows are masked as a whole.
+_INSIDE: dict[Any, Callable[[Tensor], int]] = {
+    torch.ops.aten.logsumexp.default: lambda x: x.nbytes,
+    torch.ops.aten._safe_softmax.default: Tensor.numel,
+}
 _NUMBER = torch.ops.aten._local_scalar_dense.default
 _NONZERO = torch.ops.aten.nonzero.default
 _GROUPED = torch.ops.aten._grouped_mm.default
@@ -26,7 +30,7 @@ _GROUPED = torch.ops.aten._grouped_mm.default
 class Live(TorchDispatchMode):
     """``with Live() as live: …``: ``live.now`` and ``live.peak`` count the bytes of tensors that were made inside.
 
-    What was there before counts nothing, nor what operators need inside, but for the one of which that is much.
+    What was there before counts nothing, nor what operators need inside, but for two of which that is much.
     answer: to whoever asks whether anything in a tensor without memory is true: whether slots have votes, that is.
     places: where it is a dict, it gets the most bytes at each place of the source that calls torch, by the lines that
     lead there.
@@ -50,7 +54,7 @@ class Live(TorchDispatchMode):
             if isinstance(x, Tensor):
                 self._meet(x, counts=True)
         if self._watched:
-            most = self.now + (args[0].nbytes if func is _LOGSUMEXP else 0)  # of what it exponentiates
+            most = self.now + (_INSIDE[func](args[0]) if func in _INSIDE else 0)
             self.peak = max(self.peak, most)
             if self.places is not None:
                 place = tuple(_lines(sys._getframe(1)))
