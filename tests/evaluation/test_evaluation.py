@@ -231,7 +231,7 @@ def test_a_length_that_a_task_cannot_make_is_refused_before_anything_is_run(tmp_
 def test_what_makes_results_say_less_is_said() -> None:
     """Before: 25 slots, 20 of them the same for every method, and a table of 4 items, without a word."""
     pinned, few = setup(budgets=("10%bytes", 0.5), items=4).doubts()
-    assert "of 256 tokens, a budget of 0.1 of the bytes is about 25 slots per head, of which 20 are the same" in pinned
+    assert "of 256 tokens, a budget of 10% of the bytes is about 25 slots per head, of which 20 are the same" in pinned
     assert "methods differ in 5." in pinned and few.startswith(
         "4 items of each task: a score near 50 % is known to ± 35"
     )
