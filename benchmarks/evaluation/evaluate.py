@@ -6,7 +6,7 @@
 Runs ``keepkv eval`` once per group of tasks, as many at a time as there are workers; each resumes what an earlier call
 left unfinished in ``--work``. Then joins them, sums up, and writes what belongs under version control to ``--out``.
 ``--share`` scales the number of items. Hours on two cores. ``--add`` runs these methods alone and joins them with the
-rows that are there: the full cache, random and snapkv run again beside them and must score every item as before.
+rows that are there: the full cache, random and snapkv run again beside them and must score every item as before, to rounding.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ METHODS = (
 CHEAP = tuple(name for name in METHODS if name not in ("cam", "d2o"))
 AGREEMENT = "agreement-kvpress.json"
 Record = dict[str, Any]
+ROUNDING = 1e-5
 BUDGETS = ("5%bytes", "10%bytes", "20%bytes", "50%bytes", "1.0")
 SLOTS = ("32", "64", "128")  # of replies that grow: a fixed memory, whatever has been seen
 
@@ -164,11 +165,16 @@ def beside(held: list[Record], made: list[Record], name: str) -> list[Record]:
     fresh = [row for row in made if place(row) not in known]
     if name == ITEMS:
         again = [row for row in made if place(row) in known]
-        other = [row for row in again if row["score"] != known[place(row)]["score"]]
+        other = [row for row in again if not _same(row["score"], known[place(row)]["score"])]
         print(f"{len(again)} items were run again, {len(other)} of them with another score")
         if other:
             raise SystemExit(f"e.g. {place(other[0])}: the rows cannot be compared, nothing was written")
     return held + fresh
+
+
+def _same(one: float | None, other: float | None) -> bool:
+    """Equal, or probabilities that were rounded otherwise."""
+    return one == other or (one is not None and other is not None and abs(one - other) < ROUNDING)
 
 
 def place(row: Record) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from keepkv import tasks
@@ -24,8 +25,8 @@ def tables(cells: list[Record], items: list[Record], run: Record) -> str:
     scores: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in items:
         scores[row["mode"], row["method"], row["budget"]][row["task"]].append(row["score"] or 0.0)
-    given = {mode: set(by_task) for (mode, method, _), by_task in scores.items() if method == "full"}
-    means = {key: over_tasks(by_task) if set(by_task) == given[key[0]] else None for key, by_task in scores.items()}
+    given = {mode: _pooled(by_task) for (mode, method, _), by_task in scores.items() if method == "full"}
+    means = {key: over_tasks(by_task) if _pooled(by_task) == given[key[0]] else None for key, by_task in scores.items()}
     made_with = run["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in made_with["versions"].items())
     lines = [
@@ -47,9 +48,9 @@ def tables(cells: list[Record], items: list[Record], run: Record) -> str:
 def _common(words: str, scores: dict[tuple[str, Any], dict[str, list[float]]]) -> list[str]:
     """Where some methods were not given every task: means over the tasks that all were given, methods down."""
     scores = {key: by_task for key, by_task in scores.items() if not key[0].startswith(PEER)}
-    common = set.intersection(*map(set, scores.values())) if scores else set()
-    counted = sorted(name for name in common if tasks.pooled(name))
-    if len(counted) < 2 or all(set(by_task) == common for by_task in scores.values()):
+    common = set.intersection(*map(_pooled, scores.values())) if scores else set()
+    counted = sorted(common)
+    if len(counted) < 2 or all(_pooled(by_task) == common for by_task in scores.values()):
         return []
     found = {key: over_tasks({name: by_task[name] for name in counted}) for key, by_task in scores.items()}
     budgets = [b for b in dict.fromkeys(b for _, b in scores) if b != 1.0]
@@ -67,6 +68,10 @@ def _common(words: str, scores: dict[tuple[str, Any], dict[str, list[float]]]) -
     for method in sorted(methods, key=lambda m: (m != "full", -order[m])):
         lines.append(f"| {method} | " + " | ".join(map(_mean, rows[method])) + " |")
     return lines
+
+
+def _pooled(names: Iterable[str]) -> set[str]:
+    return {name for name in names if tasks.pooled(name)}
 
 
 def _methods(cells: list[Record], budget: Any) -> list[str]:
