@@ -35,6 +35,17 @@ def table(rows: list[Kept]) -> list[str]:
     return lines + [line for _, line in sorted(found)]
 
 
+def alike(rows: list[Kept]) -> list[set[int]]:
+    """Contexts by the methods that were measured on them: a table compares methods on the same ones."""
+    methods: dict[int, set[str]] = defaultdict(set)
+    for row in rows:
+        methods[row.context].add(row.method)
+    groups: dict[frozenset[str], set[int]] = defaultdict(set)
+    for context, held in methods.items():
+        groups[frozenset(held)].add(context)
+    return list(groups.values())
+
+
 def main() -> None:
     where = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "results"
     rows = Ledger(where / "rows.jsonl", Kept).rows()
@@ -42,9 +53,9 @@ def main() -> None:
         for model in dict.fromkeys(row.made_with.model for row in rows if row.aware == aware):
             mine = [row for row in rows if row.aware == aware and row.made_with.model == model]
             seen = "with the question in sight" if aware else "before the question is seen"
-            contexts = len({row.context for row in mine})
-            print(f"\n## {model}, compressed {seen}: {contexts} contexts\n")
-            print("\n".join(table(mine)))
+            for contexts in alike(mine):
+                print(f"\n## {model}, compressed {seen}: contexts {min(contexts)} to {max(contexts)}\n")
+                print("\n".join(table([row for row in mine if row.context in contexts])))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 Runs ``keepkv eval`` once per group of tasks, as many at a time as there are workers; each resumes what an earlier call
 left unfinished in ``--work``. Then joins them, sums up, and writes what belongs under version control to ``--out``.
 ``--share`` scales the number of items. Hours on two cores. ``--add`` runs these methods alone and joins them with the
-rows that are there: the full cache, random and snapkv run again beside them and must score every item as before, to rounding.
+rows that are there: the full cache, random and snapkv run again beside them and must score every item as before, to
+rounding.
 """
 
 from __future__ import annotations

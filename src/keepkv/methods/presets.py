@@ -34,30 +34,39 @@ PRESETS: dict[str, Preset] = {
         work="a prompt, and nothing known of the question",
         method="keepkv2",
         options={"allocate": "adakv"},
-        why="",
+        why=(
+            "of the methods that read a text once none diverges less from the full cache's replies (SmolLM2-135M and "
+            "Gemma 3 270M), and with the question in sight it is level with snapkv"
+        ),
     ),
     "long-document": Preset(
         work="a document with its question behind it, in one prompt",
         method="keepkv2",
         options={"allocate": "adakv"},
-        why="",
+        why=(
+            "level with snapkv where the question is in the prompt (KL apart by .004 ± .02 on SmolLM2-135M and Gemma 3 "
+            "270M), and it keeps what a second question asks for"
+        ),
     ),
     "many-questions": Preset(
         work="a document that is compressed once and asked about many times",
         method="kvzip",
-        why="",
+        why=(
+            "it keeps 56 of 97 replies of two real models at 40 % of the bytes, 25 at 20 %; the best that reads a text "
+            "once keeps 43 and 25"
+        ),
         needs="the text is read twice (keepkv.ask and keepkv.Context do; else keepkv.reread), and is whole until then",
     ),
     "chat": Preset(
         work="a conversation of many turns",
         method="keepkv2",
         options={"allocate": "adakv", "when": When(every=256)},
-        why="",
+        why="as auto, since the next question is not known; compressing every 256 tokens was not measured by itself",
     ),
     "reasoning": Preset(
         work="a short prompt and a long reply",
         method="h2o",
         options={"when": When(every=64)},
-        why="",
+        why="it led the long replies of the model in the package at 64 slots; no real model was measured on them",
     ),
 }
