@@ -116,7 +116,13 @@ class _Look:
         if self.memory is None:
             return Case(held, peak, chunked)
         longest = _most(lambda n: self._left(cache, n, self.batch, None), self.context, MOST_TOKENS)
-        in_chunks = _most(lambda n: self._left(cache, n, self.batch, chunk), self.context, MOST_TOKENS)
+        # Whole chunks: a prompt between them takes as much at its peak as the next one, and each look takes seconds.
+        whole = _most(
+            lambda n: self._left(cache, n * chunk, self.batch, chunk),
+            max(1, self.context // chunk),
+            MOST_TOKENS // chunk,
+        )
+        in_chunks = whole * chunk
         rows = _most(lambda n: self._left(cache, self.context, n, chunk), self.batch, MOST_ROWS)
         return Case(held, peak, chunked, longest, in_chunks, rows)
 
