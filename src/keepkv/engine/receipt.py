@@ -124,12 +124,12 @@ class Receipt:
 
     def _notes(self) -> list[str]:
         """What must not be misread."""
+        if not self.kept and self.bytes:
+            return ["nothing was compressed: no layer of this model can be"]
         if not self.seen:
             return ["nothing read yet"]
         notes = []
-        if not self.kept:
-            notes.append("no layer of this model can be compressed")
-        elif not self.compressed and self.method != "full":
+        if not self.compressed and self.method != "full":
             notes.append("nothing was compressed: the tokens fit the budget, or no compression was due")
         if self.ratio > 1:
             notes.append(

@@ -102,7 +102,9 @@ def _blind(method: Method, view: LayerView, budget: Tensor) -> Tensor:
     for name, kind in method.score.stats.items():
         if name in slots.stats:
             seen.append((slots.stats[name] != kind.start) & slots.valid)
-    return over & ~torch.stack([x.reshape(len(over), -1).any(1).to(over.device) for x in seen]).any(0)
+    blind = over & ~torch.stack([x.reshape(len(over), -1).any(1).to(over.device) for x in seen]).any(0)
+    # A row of NaN leaves no trace of its queries: the model is broken there, and the other rows go on.
+    return blind & (slots.keys.isfinite() | ~slots.valid[..., None]).flatten(1).all(1) if bool(blind.any()) else blind
 
 
 def share(
