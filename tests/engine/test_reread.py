@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import keepkv
+from keepkv.engine.passes import again
 from keepkv.engine.passes.reread import LEAD
 from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheStateError, KeepKVError, UnsupportedInput
@@ -179,7 +180,7 @@ def test_an_evaluation_reads_twice_what_is_to_be_read_twice(
     method: str, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    monkeypatch.setattr(units, "reread", lambda model, cache, ids, mask: read.append(int(mask.sum())))
+    monkeypatch.setattr(again, "reread", lambda model, cache, ids, mask, chunk: read.append(int(mask.sum())))
     monkeypatch.setattr(units, "within", lambda cache, unit, budget: cache.missing)  # goes no further
     setup = units.Setup("zoo", ("secret",), (units.Variant(method),), (0.25,), (64,), batch=2)
     unit = units.Unit("secret", 64, "agnostic", units.Variant(method), (0.25,), (0,), 0, True)

@@ -13,8 +13,7 @@ from keepkv.core.budget import Budget
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
 from keepkv.engine.model import inner_model
-from keepkv.engine.passes.rehearse import rehearse
-from keepkv.engine.passes.reread import reread
+from keepkv.engine.passes.again import look_again
 from keepkv.engine.receipt import Receipt
 from keepkv.engine.versions import CACHE
 from keepkv.errors import KeepKVError
@@ -108,14 +107,11 @@ class Context:
     @torch.inference_mode()
     def _read(self, cache: Cache) -> Cache:
         """Read the text into ``cache`` and compress it."""
-        score, ids = cache.settings.method.score, torch.tensor([self.ids], device=self.model.device)
-        if len(self.ids) > self.chunk or score.needs_second_reading or score.needs_questions:
+        ids = torch.tensor([self.ids], device=self.model.device)
+        if len(self.ids) > self.chunk or cache.settings.method.score.looks_again:
             cache = cache.copy(when=When("deferred"))  # read in chunks as in one piece
         self._feed(cache, ids)
-        if score.needs_second_reading:
-            reread(self.model, cache, ids, chunk=min(max(2, self.chunk), 2048))
-        if score.needs_questions:
-            rehearse(self.model, cache, ids)
+        look_again(self.model, cache, ids, chunk=min(max(2, self.chunk), 2048))
         cache.compress()
         cache.compressing = False
         return cache

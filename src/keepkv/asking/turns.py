@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keepkv.errors import KeepKVError
+from keepkv.tasks.chat import render
 
 _DOCUMENT, _QUESTION, _REPLY, _SYSTEM = "<<document>>", "<<question>>", "<<reply>>", "<<system>>"
 _HEADER = "\n\nQuestion: "
@@ -47,10 +48,10 @@ def turns_of(tokenizer: Any, system: str | None = None, chat: bool | None = None
     asked = {"role": "user", "content": f"{_DOCUMENT}\n\n{_QUESTION}"}
     more = [{"role": "assistant", "content": _REPLY}, {"role": "user", "content": _QUESTION}]
     opening = [] if system is None else [{"role": "system", "content": _SYSTEM}]
-    one, two = _render(tokenizer, [*opening, asked]), _render(tokenizer, [*opening, asked, *more])
+    one, two = render(tokenizer, [*opening, asked]), render(tokenizer, [*opening, asked, *more])
     if system is not None and (one is None or _SYSTEM not in one):
         asked = {"role": "user", "content": f"{_SYSTEM}\n\n{asked['content']}"}
-        one, two = _render(tokenizer, [asked]), _render(tokenizer, [asked, *more])
+        one, two = render(tokenizer, [asked]), render(tokenizer, [asked, *more])
     if one is None or two is None or one.count(_DOCUMENT) != 1 or _REPLY not in two:
         raise KeepKVError(
             "the tokenizer's chat template does not repeat a document, a question and a reply as they are: chat=False "
@@ -60,17 +61,3 @@ def turns_of(tokenizer: Any, system: str | None = None, chat: bool | None = None
     first, _, reply = rest.partition(_QUESTION)
     again = two.partition(_REPLY)[2].partition(_QUESTION)[0]
     return Turns(before.replace(_SYSTEM, system or ""), first, reply, again)
-
-
-def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str | None:
-    """The template's text, or None where it refuses these roles."""
-    from jinja2.exceptions import TemplateError
-
-    try:
-        # Templates that do not know the switch ignore it; those that do would begin the reply with reasoning.
-        made: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-    except TemplateError:
-        return None
-    return made

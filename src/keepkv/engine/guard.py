@@ -138,7 +138,7 @@ def _start_over(model: PreTrainedModel, inputs: dict[str, Any], cache: Any) -> N
     if not seen:
         return
     score, shared = cache.settings.method.score, cache.shared
-    once = score.needs_second_reading or score.needs_questions or shared.observing or not shared.compressing
+    once = score.looks_again or shared.observing or not shared.compressing
     if tokens <= seen or once:
         raise CacheStateError(
             f"{type(model).__name__} dropped its keepkv cache of {seen} tokens to go on with "

@@ -11,8 +11,7 @@ import torch
 from keepkv import tasks
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
-from keepkv.engine.passes.rehearse import rehearse
-from keepkv.engine.passes.reread import reread
+from keepkv.engine.passes import again
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.answers import ask, in_turn, separately
 from keepkv.evaluation.records import Batch, Found, enter, map_of
@@ -61,11 +60,7 @@ def make_cache(model: Any, setup: Setup, variant: Variant, budget: Any, draw: in
 
 def look_again(model: Any, cache: Cache, rows: Sequence[Ids], questions: Sequence[Ids] = ()) -> None:
     """What the method of ``cache`` does between reading the contexts ``rows`` and compressing them."""
-    score = cache.settings.method.score
-    if score.needs_second_reading:
-        reread(model, cache, *pad(rows, model.device))
-    if score.needs_questions:
-        rehearse(model, cache, *pad(rows, model.device), questions=questions)
+    again.look_again(model, cache, *pad(rows, model.device), questions=questions)
 
 
 def _prefilled(

@@ -48,6 +48,11 @@ class Score(Checked):
                         )
 
     @property
+    def looks_again(self) -> bool:
+        """Whether it needs more of a text than one reading: see ``engine.passes``."""
+        return self.needs_second_reading or self.needs_questions
+
+    @property
     def remembers(self) -> dict[str, int]:
         """How many queries of each row ``observe`` keeps under each name of ``view.state``; a file that holds another
         number is refused. Names that are not given are not compared."""

@@ -42,9 +42,9 @@ def frame_of(tokenizer: Any) -> Frame:
         return PLAIN
     system, user = {"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}
     merged = {"role": "user", "content": f"{_SYSTEM}\n\n{_USER}"}
-    text = _render(tokenizer, [system, user])
+    text = render(tokenizer, [system, user])
     if text is None or _SYSTEM not in text:
-        text = _render(tokenizer, [merged])
+        text = render(tokenizer, [merged])
     if text is None or text.count(_SYSTEM) != 1 or text.count(_USER) != 1 or text.index(_SYSTEM) > text.index(_USER):
         return PLAIN
     head, rest = text.split(_SYSTEM)
@@ -52,7 +52,7 @@ def frame_of(tokenizer: Any) -> Frame:
     return Frame(head, between, tail)
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str | None:
+def render(tokenizer: Any, messages: list[dict[str, str]]) -> str | None:
     """The template's text, or None where it refuses these roles."""
     from jinja2.exceptions import TemplateError
 

@@ -99,8 +99,7 @@ class _Reading:
     @classmethod
     def of(cls, model: Any, tokenizer: Any, context: Ids, variant: Variant, budget: int | float | str) -> _Reading:
         cache = keepkv.Cache(model, method=variant.method, budget=budget, **variant.options)
-        score = cache.settings.method.score
-        if twice := score.needs_second_reading or score.needs_questions:
+        if twice := cache.settings.method.score.looks_again:
             cache = cache.copy(when=keepkv.When("deferred"))
         with Time(model.device) as time:
             mask = read(model, cache, [context])
