@@ -1,36 +1,28 @@
-"""The runner: batches score as items alone do, budgets are bytes, and a killed run goes on as if it had not been."""
+"""The runner: batches score as items alone do, and budgets are of tokens or bytes, as they say."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from evaluation_setup import setup
 
 import keepkv
 from keepkv import tasks
 from keepkv.core.when import When
-from keepkv.embedded import embedded_model
 from keepkv.engine.layer import Layer
 from keepkv.engine.versions import CACHE
 from keepkv.errors import KeepKVError
-from keepkv.evaluation.journal import Journal
 from keepkv.evaluation.rows import ITEMS, ItemRow, Run, SpeedRow
 from keepkv.evaluation.runner import evaluate, total
-from keepkv.evaluation.setup import FULL, HELD_OUT, Setup, Unit, Variant
+from keepkv.evaluation.setup import FULL, HELD_OUT, Unit, Variant
 from keepkv.evaluation.summary import cells, summarise
 from keepkv.evaluation.unit import build, make_cache, run, within
 from keepkv.measure import MadeWith, environment
-from keepkv.measure.alone import alone as one_writer
 from keepkv.measure.files import read_lines
 from keepkv.methods import METHODS
 from keepkv.report import read
@@ -38,17 +30,6 @@ from keepkv.tasks.base import Item, Question, Task, TaskError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* items of each task", "ignore:of .* tokens, a budget of")
 EVERY_METHOD = [name for name in METHODS if name != "full"]
-
-
-@pytest.fixture(scope="module")
-def loaded() -> Any:
-    path = embedded_model()
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(path)
-
-
-def setup(**changes: Any) -> Setup:
-    held = Setup("embedded", ("niah-multikey-1",), (Variant("keepkv"),), (0.25,), (256,), items=3, batch=2)
-    return replace(held, **changes)
 
 
 def unit(**changes: Any) -> Unit:
@@ -239,105 +220,6 @@ def test_what_makes_results_say_less_is_said() -> None:
     assert len(setup(budgets=(30,), items=25).doubts()) == 1
 
 
-def test_wherever_a_run_is_cut_it_ends_the_same(tmp_path: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "revision", lambda: None)  # a commit made meanwhile is another evaluation
-    some = setup(
-        tasks=("niah-multivalue",), items=4, batch=2, budgets=(0.3, 0.6), modes=("agnostic", "aware"), lengths=(160,)
-    )
-    (tmp_path / "whole").mkdir()
-    evaluate(*loaded, some, tmp_path / "whole")
-    whole = {name: (tmp_path / "whole" / name).read_bytes() for name in ("items.jsonl", "maps.jsonl", "run.json")}
-    rng = random.Random(0)
-    for k in range(10):
-        folder = tmp_path / str(k)
-        folder.mkdir()
-        for name in ("items.jsonl", "maps.jsonl", "speed.jsonl"):
-            data = (tmp_path / "whole" / name).read_bytes()
-            (folder / name).write_bytes(data[: rng.randrange(len(data) + 1)] if name == "items.jsonl" else data)
-        (folder / "run.json").write_bytes(whole["run.json"])
-        evaluate(*loaded, some, folder)
-        assert (folder / "items.jsonl").read_bytes() == whole["items.jsonl"]
-        assert sorted((folder / "maps.jsonl").read_text().splitlines()) == sorted(
-            whole["maps.jsonl"].decode().splitlines()
-        )
-        assert len(list(read_lines(folder, "speed.jsonl"))) == len(list(read_lines(tmp_path / "whole", "speed.jsonl")))
-
-
-def test_a_killed_run_is_resumed(tmp_path: Any) -> None:
-    words = [
-        sys.executable,
-        "-m",
-        "keepkv.cli",
-        "eval",
-        "-t",
-        "niah-single-2",
-        "-l",
-        "160",
-        "-b",
-        "0.3",
-        "--items",
-        "6",
-    ]
-    words += ["--batch", "1", "--out"]
-    kept = tmp_path / "killed"
-    process = subprocess.Popen([*words, str(kept)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    began = time.monotonic()
-    while not (kept / ITEMS).exists() or not (kept / ITEMS).stat().st_size:
-        assert process.poll() is None and time.monotonic() - began < 120
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    for folder in (kept, tmp_path / "whole"):
-        subprocess.run([*words, str(folder)], check=True, capture_output=True)
-    assert (kept / ITEMS).read_bytes() == (tmp_path / "whole" / ITEMS).read_bytes()
-
-
-def test_another_evaluation_in_the_directory_is_refused(tmp_path: Any, loaded: Any) -> None:
-    here, there = (MadeWith(device=device, dtype="float32", versions={}) for device in ("cpu", "cuda"))
-    Journal(tmp_path, setup(), here, ItemRow)
-    with pytest.raises(KeepKVError, match="items"):
-        Journal(tmp_path, setup(items=9), here, ItemRow)
-    with pytest.raises(KeepKVError, match="environment"):
-        Journal(tmp_path, setup(), there, ItemRow)
-
-
-@pytest.mark.parametrize("held", ["", "[]", "null", '{"model": ', "\0" * 40, "[" * 100_000, b"\xff\xfe"], ids=repr)
-def test_a_damaged_run_is_refused(tmp_path: Any, held: str | bytes) -> None:
-    """In one line that names the file. Before: errors of json and of dictionaries."""
-    (tmp_path / "run.json").write_bytes(held.encode() if isinstance(held, str) else held)
-    with pytest.raises(KeepKVError, match=r"run\.json.*is damaged"):
-        Journal(tmp_path, setup(), MadeWith(device="cpu", dtype="float32", versions={}), ItemRow)
-    with pytest.raises(KeepKVError, match=r"run\.json"):
-        summarise(tmp_path)
-
-
-def test_rows_that_stand_twice_are_refused_and_a_run_leaves_each_once(tmp_path: Any, loaded: Any) -> None:
-    """Two runs in one directory made n = 4 of 2 items, and an interval too narrow."""
-    whole = evaluate(*loaded, setup(), tmp_path)
-    items = (tmp_path / ITEMS).read_bytes()
-    lines = items.splitlines(keepends=True)
-    (tmp_path / ITEMS).write_bytes(b"".join(line + line for line in lines))
-    with pytest.raises(KeepKVError, match=r"a row stands twice: .*Run the evaluation again"):
-        summarise(tmp_path)
-    for twice in ([*lines, *lines], [lines[0], *lines], [line for line in lines for _ in range(2)]):
-        (tmp_path / ITEMS).write_bytes(b"".join(twice))
-        assert [c.score for c in evaluate(*loaded, setup(), tmp_path)] == [c.score for c in whole]
-        assert (tmp_path / ITEMS).read_bytes() == items
-    with one_writer(tmp_path), pytest.raises(KeepKVError, match="locked"):
-        evaluate(*loaded, setup(), tmp_path)
-
-
-def test_damage_in_any_file_of_rows_is_cut_and_said(tmp_path: Any, loaded: Any) -> None:
-    evaluate(*loaded, setup(), tmp_path)
-    whole = (tmp_path / ITEMS).read_bytes()
-    for name in (ITEMS, "speed.jsonl", "maps.jsonl"):
-        data = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(data[: len(data) // 2] + b"\0\n" + data[len(data) // 2 :])
-        with pytest.warns(UserWarning, match=f"{name}, line"):
-            evaluate(*loaded, setup(), tmp_path)
-        assert (tmp_path / ITEMS).read_bytes() == whole
-
-
 def test_cells_pair_each_item_with_the_full_cache() -> None:
     def item(method: str, seed: int, score: float | None, **more: Any) -> ItemRow:
         budget = 1.0 if method == "full" else 0.25
@@ -362,19 +244,6 @@ def test_cells_pair_each_item_with_the_full_cache() -> None:
     assert mine.minus_full == pytest.approx((-1 + 0 - 0.5) / 3) and mine.read_per_s is None
     assert mine.minus_full_low is not None and mine.minus_full_high is not None
     assert -1 <= mine.minus_full_low <= (mine.minus_full or 0) <= mine.minus_full_high <= 0
-
-
-def test_compressed_files_are_read_as_they_are(tmp_path: Any) -> None:
-    for name in ("items.jsonl", "items-peer.jsonl"):
-        (tmp_path / name).write_text(f'{{"from": "{name}"}}\n')
-    plain = list(read_lines(tmp_path, ITEMS))
-    assert len(plain) == 2
-    for name in ("items.jsonl", "items-peer.jsonl"):
-        data = (tmp_path / name).read_bytes()
-        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data))
-        assert list(read_lines(tmp_path, ITEMS)) == plain  # not twice
-        (tmp_path / name).unlink()
-        assert sorted(map(str, read_lines(tmp_path, ITEMS))) == sorted(map(str, plain))
 
 
 def test_every_row_says_what_it_was_made_with(tmp_path: Any, loaded: Any) -> None:

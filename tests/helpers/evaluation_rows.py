@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,3 +189,11 @@ def _fidelity(sizes: Sizes) -> Iterable[dict[str, Any]]:
 
 def rows(directory: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / f"{name}.jsonl").read_text("utf-8").splitlines()]
+
+
+def data_of(text: str) -> dict[str, Any]:
+    """The data that a page of the report holds."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert found
+    data: dict[str, Any] = json.loads(found[1])
+    return data
