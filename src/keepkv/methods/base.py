@@ -138,9 +138,8 @@ def method_info(name: str) -> MethodInfo:
 
 def method_name(name: str) -> str:
     """``name`` as the method or the preset that it means is written; raises ``UnknownName`` with the nearest one."""
-    known = isinstance(name, str) and (
-        name in PRESETS or name in METHODS
-    )  # so that packages are loaded for other names alone
+    # Asked first, so that packages are loaded for other names alone.
+    known = isinstance(name, str) and (name in PRESETS or name in METHODS)
     return name if known else known_as(name, [*METHODS, *PRESETS], METHODS.kind)
 
 
