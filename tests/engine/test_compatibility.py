@@ -38,7 +38,13 @@ def is_as_said(name: str) -> None:
     """Whatever the version, nothing is wrong; with the version of the page, it happens what the page says."""
     if not hasattr(transformers, name):
         pytest.skip(f"transformers {transformers.__version__} has no {name}")
-    found = attempt(build(name))
+    try:
+        model = build(name)
+    except Exception as error:
+        if transformers.__version__ == VERSION:
+            raise
+        pytest.skip(f"transformers {transformers.__version__} does not make it small: {error}")
+    found = attempt(model)
     assert not found.faults, found.faults
     if transformers.__version__ == VERSION:
         assert sentence(found) == SAID[name]

@@ -38,12 +38,14 @@ INVARIANTS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _written() -> Iterator[None]:
-    with every_registry():
+def _written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with every_registry(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("pages"))  # where the pages write their files
         for page in PAGES:
             names: dict[str, Any] = {"__name__": "__main__"}
             for block in blocks(DOCS / page, "python"):
                 exec(compile(block, page, "exec", dont_inherit=True), names)
+        patch.undo()
 
         @keepkv.register_method("test-neighbour")
         def neighbour(sinks: int = 2, when: keepkv.When = ONCE) -> keepkv.Method:
