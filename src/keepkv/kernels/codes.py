@@ -14,9 +14,9 @@ class Codes(NamedTuple):
     """Vectors x of W numbers: x ≈ (scale · level(code) + zero) @ turn.
 
     codes (…,⌈W·bits/8⌉) uint8: W codes of ``bits`` bits, the first in the lowest bits of the first byte. scale (…,G),
-    zero (…,G) or None, floating: of each W/G numbers that lie side by side. levels (2^bits,) float32: what a code stands
-    for; None: its number. turn (W,W) float32: orthogonal; None: the identity. Leading dimensions are those of the
-    slots: (B,H,S) in a rectangle, (N,) where they are ragged.
+    zero (…,G) or None, floating: of each W/G numbers that lie side by side. levels (2^bits,) float32: what a code
+    stands for; None: its number. turn (W,W) float32: orthogonal; None: the identity. Leading dimensions are those of
+    the slots: (B,H,S) in a rectangle, (N,) where they are ragged.
     """
 
     codes: Tensor
@@ -33,11 +33,13 @@ class Codes(NamedTuple):
         code = unpack(self.codes, self.bits, self.width)
         level = code.to(wide) if self.levels is None else self.levels.to(wide)[code.long()]
         grouped = level.unflatten(-1, (self.scale.shape[-1], -1))
-        x = grouped * self.scale.to(wide)[..., None]
-        if self.zero is not None:
-            x = x + self.zero.to(wide)[..., None]
+        x = (
+            (grouped * self.scale.to(wide)[..., None])
+            if self.zero is None
+            else torch.addcmul(self.zero.to(wide)[..., None], grouped, self.scale.to(wide)[..., None])
+        )
         x = x.flatten(-2)
-        return (x if self.turn is None else x @ self.turn.to(wide)).to(dtype)
+        return x.to(dtype) if self.turn is None else (x @ self.turn.to(wide)).to(dtype)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -48,7 +50,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if lacking := -codes.shape[-1] % each:
         codes = torch.nn.functional.pad(codes, (0, lacking))
     columns = codes.unflatten(-1, (-1, each))
-    packed = columns[..., 0]
+    packed: Tensor = columns[..., 0]
     for i in range(1, each):
         packed = packed | (columns[..., i] << (bits * i))
     return packed.contiguous()
@@ -59,5 +61,5 @@ def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
     if bits == 8:
         return packed
     mask = 2**bits - 1
-    columns = [(packed >> (bits * i)) & mask for i in range(8 // bits)]
+    columns: list[Tensor] = [(packed >> (bits * i)) & mask for i in range(8 // bits)]
     return torch.stack(columns, -1).flatten(-2)[..., :width]
