@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,11 @@ class Codes(NamedTuple):
     width: int
     levels: Tensor | None = None
     turn: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Codes:
+        """With ``change`` made to every tensor that has one entry a slot: a slice, a gather, a copy."""
+        zero = None if self.zero is None else change(self.zero)
+        return self._replace(codes=change(self.codes), scale=change(self.scale), zero=zero)
 
     def expand(self, dtype: torch.dtype) -> Tensor:
         """The vectors (…,W) in ``dtype``, computed in float32 or wider."""

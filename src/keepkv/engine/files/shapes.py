@@ -11,6 +11,7 @@ import torch
 from keepkv.core.tensorfile import Declared
 from keepkv.engine.layer import Layer
 from keepkv.store.base import Store
+from keepkv.store.codec.base import Fields
 from keepkv.store.dense import DenseStore
 from keepkv.store.ragged import RaggedStore
 from keepkv.store.static import StaticStore
@@ -144,6 +145,8 @@ class Shapes:
         for zone in sorted(known, key=lambda x: x.encoded):
             if not zone.encoded or self.names(prefix + zone.prefix):
                 self.take(prefix + zone.prefix, self._zone(zone, store, kinds))
+        if self.names(f"{prefix}shared."):
+            self.take(f"{prefix}shared.", self._shared(store, kinds))
         rest = {"appended": Field((1,), COUNTS)}
         if self.take(prefix, rest) != (type(store) is StaticStore or (not exact and self._holds(known))):
             raise ValueError(f"tensor '{prefix}appended' is missing, or is where none should be")
@@ -168,11 +171,23 @@ class Shapes:
 
     def _content(self, store: Store, kinds: tuple[torch.dtype, ...]) -> dict[str, tuple[Dims, Any]]:
         """What the codec makes of one slot of each of ``kinds``; D and V are known."""
+        made: dict[str, tuple[Dims, Any]] = {}
+        for fields, _ in self._blanks(store, kinds):
+            for name, x in fields.items():
+                made[name] = tuple(x.shape[3:]), (*made.get(name, ((), ()))[1], x.dtype)
+        return made
+
+    def _shared(self, store: Store, kinds: tuple[torch.dtype, ...]) -> dict[str, Field]:
+        """What the slots of a head share."""
+        made: dict[str, Field] = {}
+        for _, shared in self._blanks(store, kinds):
+            for name, x in shared.items():
+                dims: Dims = ("B", "H", "shared", *x.shape[3:])
+                made[name] = Field(dims, (*(made[name].dtypes if name in made else ()), x.dtype))
+        return made
+
+    def _blanks(self, store: Store, kinds: tuple[torch.dtype, ...]) -> list[tuple[Fields, Fields]]:
         if not {"D", "V"} <= self.letters.keys():
             raise ValueError("only encoded slots, and the model does not tell how wide they are")
-        made: dict[str, tuple[Dims, Any]] = {}
-        for dtype in kinds:
-            one = store.held.codec.encode(*(torch.zeros(1, self.letters[x], dtype=dtype) for x in "DV"))
-            for name, x in one.items():
-                made[name] = tuple(x.shape[1:]), (*made.get(name, ((), ()))[1], x.dtype)
-        return made
+        widths = self.letters["D"], self.letters["V"]
+        return [store.held.codec.blank(self.letters.get("H", 1), *widths, dtype) for dtype in kinds]
