@@ -42,7 +42,7 @@ def decode_attention(
     """
     segments = segments_of(keys, offsets, lengths, longest)
     slots = KeySlots(keys, log_votes, positions, segments, scaling, softcap, sinks)
-    slots.check(query, values=values[..., 0])
+    slots.check(query, keys.shape[-1], values=values[..., 0])
     if choose(backend, query, keys, values) == "reference":
         return reference.decode_attention(query, slots, values, weights)
     from keepkv.kernels.decode import triton  # only here, since Triton may be missing
