@@ -5,25 +5,22 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from torch import Tensor
 from typer import Option
 
-from keepkv.calibrate import KINDS, batches
-from keepkv.calibrate import calibrate as measure
-from keepkv.cli import arguments
 from keepkv.cli.load import load
 from keepkv.cli.options import AsJson, Device, Model, Texts
 from keepkv.cli.output import one_line_errors, print_json, progress
-from keepkv.measure.files import folder
-from keepkv.tasks.text import document
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @one_line_errors
 def calibrate(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"What to measure: {', '.join(KINDS)}.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="What to measure, such as query-statistics.")],
     out: Annotated[str, Option(help="File to write; replaced when everything is measured.")],
     model: Model = None,
     text: Annotated[Texts, Option(help="Text file; - for stdin. Repeatable; the shipped document if absent.")] = None,
@@ -43,6 +40,12 @@ def calibrate(
       keepkv calibrate query-statistics --model Qwen/Qwen3-0.6B --text a.txt --text b.txt --out qwen3.safetensors
       keepkv calibrate query-statistics --text report.txt --tokens 100000 --length 4096 --out queries.safetensors --json
     """
+    from keepkv.calibrate import KINDS, batches
+    from keepkv.calibrate import calibrate as measure
+    from keepkv.cli import arguments
+    from keepkv.measure.files import folder
+    from keepkv.tasks.text import document
+
     kind = KINDS.named(kind)  # an unknown one is refused before a model is loaded
     path = folder(str(Path(out).expanduser().parent)) / Path(out).name
     words = [arguments.read_text(one) for one in text or []] or [document()]
