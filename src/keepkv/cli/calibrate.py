@@ -26,6 +26,7 @@ def calibrate(
     text: Annotated[Texts, Option(help="Text file; - for stdin. Repeatable; the shipped document if absent.")] = None,
     tokens: Annotated[int, Option(min=1, help="Tokens read in all, at most.")] = 20_000,
     length: Annotated[int, Option(min=2, help="Tokens read at a time; each piece starts anew.")] = 1024,
+    option: Annotated[Texts, Option("--option", "-o", help="KEY=VALUE, an option of the kind. Repeatable.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -49,6 +50,7 @@ def calibrate(
     kind = KINDS.named(kind)  # an unknown one is refused before a model is loaded
     path = folder(str(Path(out).expanduser().parent)) / Path(out).name
     words = [arguments.read_text(one) for one in text or []] or [document()]
+    options = arguments.pairs(option or [])
     network, tokenizer = load(model, device)
     pieces = batches(tokenizer, words, tokens, length)
     with progress(len(pieces)) as step:
@@ -58,20 +60,23 @@ def calibrate(
                 step("reading")
                 yield ids
 
-        made = measure(kind, network, watched(), _typed(kind, out, model, text or [], tokens, length))
+        typed = _typed(kind, out, model, text or [], option or [], tokens, length)
+        made = measure(kind, network, watched(), typed, **options)
     made.save(path)
     if as_json:
         facts = {"kind": kind, "out": str(path), "bytes": path.stat().st_size, "layers": list(made.tensors)}
         print_json(facts | {"digest": made.digest, "fingerprint": made.fingerprint, "made_with": made.made_with})
     else:
+        for line in made.made_with.get("says", []):
+            typer.echo(line)
         typer.echo(
             f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): {kind} of {len(made.tensors)} layers from "
             f"{made.made_with['tokens']} tokens"
         )
 
 
-def _typed(kind: str, out: str, model: str | None, text: list[str], tokens: int, length: int) -> str:
+def _typed(kind: str, out: str, model: str | None, text: list[str], option: list[str], tokens: int, length: int) -> str:
     """The command that makes this file again."""
     words = ["keepkv", "calibrate", kind, *([] if model is None else ["--model", model])]
-    words += [word for one in text for word in ("--text", one)]
+    words += [word for one in text for word in ("--text", one)] + [word for one in option for word in ("-o", one)]
     return shlex.join([*words, "--tokens", str(tokens), "--length", str(length), "--out", out])
