@@ -16,6 +16,7 @@ from keepkv.kernels.decode import Decoded, decode_attention
 from keepkv.kernels.decode.tiles import decode_in_tiles
 from keepkv.kernels.dispatch import choose
 from keepkv.kernels.logits import cap_logits
+from keepkv.kernels.packed import decode_packed
 
 
 class Attended(NamedTuple):
@@ -28,7 +29,7 @@ class Attended(NamedTuple):
 def attend_one_token(
     query: Tensor, parts: Iterable[Part], scaling: float, softcap: float | None, sinks: Tensor | None, weights: bool
 ) -> Attended:
-    """``attend`` for a query (B,Hq,1,D). Weights are None where a part is ragged, or in codes."""
+    """``attend`` for a query (B,Hq,1,D). Weights are None where a part is ragged."""
     ahead = iter(parts)
     first, second = next(ahead), next(ahead, None)
     keys, values = first.keys, first.values
@@ -59,12 +60,17 @@ def attend_one_token(
 
 def _of_part(query: Tensor, part: Part, scaling: float, softcap: float | None, weights: bool) -> Decoded:
     """Attention of a query (B,Hq,D) over one part alone."""
-    if isinstance(part.keys, Codes):
-        tiles = [_of_part(query, tile, scaling, softcap, False) for tile in part.tiles()]
-        lses = torch.stack([one.lse for one in tiles])
-        shares = lses.softmax(0).nan_to_num_(0.0)
-        out = torch.stack([one.output for one in tiles]).mul(shares[..., None]).sum(0)
-        return Decoded(out, lses.logsumexp(0), None)
+    if isinstance(part.keys, Codes) and isinstance(part.values, Codes):
+        where = part.segments
+        if where is None:
+            return decode_packed(
+                query, part.keys, part.values, part.log_votes, part.positions, scaling=scaling, softcap=softcap,
+                weights=weights,
+            )  # fmt: skip
+        return decode_packed(
+            query, part.keys, part.values, part.log_votes, scaling=scaling, softcap=softcap, offsets=where.first,
+            lengths=where.lengths, longest=where.longest,
+        )  # fmt: skip
     keys, values = plain(part)
     weights = weights and part.segments is None
     of_part = _by_kernel if choose(None, query, keys, values) == "triton" else _in_plain_torch
