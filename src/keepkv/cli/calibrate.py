@@ -35,11 +35,15 @@ def calibrate(
     query-statistics: mean and covariance of the queries of each head, for expected-attention:statistics=stored. Give
     text like that which the model will read. The file fits this model only; another one is refused.
 
+    tada: how alike KV heads are in each layer, whether their mean pays, and which layers get 2, 4 or 8 bits, for the
+    codec tada. Options: bits (on average), mean, centre, proposals, seed. It reads the text often: give short pieces.
+
     \b
     Examples:
       keepkv calibrate query-statistics --out queries.safetensors
       keepkv calibrate query-statistics --model Qwen/Qwen3-0.6B --text a.txt --text b.txt --out qwen3.safetensors
       keepkv calibrate query-statistics --text report.txt --tokens 100000 --length 4096 --out queries.safetensors --json
+      keepkv calibrate tada --tokens 8192 --length 128 -o bits=4 --out tada.safetensors
     """
     from keepkv.calibrate import KINDS, batches
     from keepkv.calibrate import calibrate as measure

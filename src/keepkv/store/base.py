@@ -256,6 +256,12 @@ def choose(layout: str, codec: str, ragged: bool) -> tuple[str, str]:
             f"store {layout!r} holds slots as they are; codec={codec!r} needs a store that encodes them: "
             f"{', '.join(repr(x) for x in STORES if getattr(STORES.factory(x), 'encodes', False))}"
         )
+    if getattr(CODECS.factory(codec), "together", False) and (ragged or layout == "ragged"):
+        raise KeepKVError(
+            f"codec {codec!r} writes the KV heads of a token together, so that they must keep the same tokens, in "
+            "store='dense': take a Method with together=True and an allocation such as 'uniform'. Or give a codec that "
+            "writes each head by itself, such as 'int4'."
+        )
     if ragged and layout == "dense":
         raise KeepKVError(
             "store 'dense' is a rectangle as wide as the fullest head, and this method keeps different numbers of "

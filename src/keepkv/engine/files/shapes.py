@@ -159,6 +159,8 @@ class Shapes:
         plain: dict[str, tuple[Dims, Any]] = {"keys": (("D",), kinds), "values": (("V",), kinds)}
         content = self._content(store, kinds) if zone.encoded else plain
         made = {name: Field((*lead, *dims), some) for name, (dims, some) in content.items()}
+        for name in content.keys() & self._once(store, kinds) if zone.encoded else ():
+            made[name] = Field(("B", 1, *made[name].dims[2:]), made[name].dtypes)
         exact = WIDE if torch.float64 in kinds else WIDE[:1]
         made |= {"positions": Field(lead, (torch.int32,)), **{name: Field(lead, exact) for name in store.held.stats}}
         made["log_votes"] = Field(lead, exact, needed=zone.form == "buffers")
@@ -176,6 +178,10 @@ class Shapes:
             for name, x in fields.items():
                 made[name] = tuple(x.shape[3:]), (*made.get(name, ((), ()))[1], x.dtype)
         return made
+
+    def _once(self, store: Store, kinds: tuple[torch.dtype, ...]) -> set[str]:
+        """What the codec writes once for all heads of a slot."""
+        return {name for fields, _ in self._blanks(store, kinds) for name, x in fields.items() if x.shape[1] == 1}
 
     def _shared(self, store: Store, kinds: tuple[torch.dtype, ...]) -> dict[str, Field]:
         """What the slots of a head share."""
