@@ -11,8 +11,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from keepkv.attention.part import Part
 from keepkv.kernels.decode import Decoded, decode_attention
 from keepkv.kernels.decode.tiles import decode_in_tiles
-from keepkv.kernels.dispatch import choose
-from keepkv.kernels.logits import cap_logits
+from keepkv.kernels.dispatch import by_cpp, choose
+from keepkv.kernels.logits import KeySlots, cap_logits
+from keepkv.kernels.native import decode as cpp
 
 
 class Attended(NamedTuple):
@@ -33,7 +34,7 @@ def attend_one_token(
     if simple and exact and not fused and not weights:
         return Attended(_by_sdpa(query, first, scaling))
     weights = weights and all(part.segments is None for part in parts)
-    of_part = _by_kernel if fused else _in_plain_torch
+    of_part = _by_kernel if fused else _on_any_device
     decoded = [of_part(query[:, :, 0], part, scaling, softcap, weights) for part in parts]
     if len(decoded) == 1 and sinks is None:
         return Attended(decoded[0].output[:, :, None].to(query.dtype), decoded[0].weights)
@@ -72,9 +73,12 @@ def _by_kernel(query: Tensor, part: Part, scaling: float, softcap: float | None,
     )  # fmt: skip
 
 
-def _in_plain_torch(query: Tensor, part: Part, scaling: float, softcap: float | None, weights: bool) -> Decoded:
+def _on_any_device(query: Tensor, part: Part, scaling: float, softcap: float | None, weights: bool) -> Decoded:
     """As ``_by_kernel``; output, log-sum-exp and weights are float32 or float64, but for the output of a few slots."""
     if part.segments is not None:
+        if by_cpp(None, lambda: cpp.obstacle(query, part.keys, part.values)):
+            slots = KeySlots(part.keys, part.log_votes, None, part.segments, scaling, softcap, None)
+            return cpp.decode_attention(query, slots, part.keys, part.values, False)
         if part.segments.tiles is None:
             return _by_kernel(query, part, scaling, softcap, False)  # its reference: a few slots
         return decode_in_tiles(query, part.keys, part.values, part.log_votes, part.segments, scaling, softcap)
