@@ -9,8 +9,10 @@ from keepkv.kernels.decode import Decoded, decode_attention
 from keepkv.kernels.dispatch import choose
 from keepkv.kernels.leverage import key_leverage
 from keepkv.kernels.merge import Merged, merge_groups
+from keepkv.kernels.packed import decode_packed
 from keepkv.kernels.window import window_scores
 
 __all__ = [
-    "Decoded", "Merged", "choose", "decode_attention", "key_leverage", "merge_groups", "nearest_key", "window_scores",
+    "Decoded", "Merged", "choose", "decode_attention", "decode_packed", "key_leverage", "merge_groups", "nearest_key",
+    "window_scores",
 ]  # fmt: skip

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from keepkv.kernels.dispatch import check
 
 BITS = (2, 4, 8)  # of a code
 
@@ -27,19 +30,62 @@ class Codes(NamedTuple):
     levels: Tensor | None = None
     turn: Tensor | None = None
 
+    def check(self, name: str) -> None:
+        """Raise ``UnsupportedInput``, which calls the vectors ``name``, unless the fields fit together."""
+        check(self.bits in BITS, f"{name} in {self.bits} bits: a code has {', '.join(map(str, BITS))}")
+        slots, bytes_ = self.codes.shape[:-1], -(-self.width * self.bits // 8)
+        check(
+            self.codes.dtype == torch.uint8 and self.codes.shape[-1] == bytes_,
+            f"{name} of {self.width} numbers in {self.bits} bits lie in {bytes_} uint8 each, not in "
+            f"{self.codes.shape[-1]} {self.codes.dtype}",
+        )
+        groups = self.scale.shape[-1]
+        check(
+            self.scale.shape[:-1] == slots and groups > 0 and self.width % groups == 0,
+            f"scales {tuple(self.scale.shape)} for {name} of {tuple(slots)} slots and {self.width} numbers: as many "
+            "slots, and groups that divide the numbers",
+        )
+        check(
+            self.zero is None or self.zero.shape == self.scale.shape,
+            f"zeros of {name} must have the shape of their scales, {tuple(self.scale.shape)}",
+        )
+        check(
+            self.levels is None or self.levels.shape == (2**self.bits,),
+            f"{name} in {self.bits} bits stand for {2**self.bits} levels, not "
+            f"{None if self.levels is None else tuple(self.levels.shape)}",
+        )
+        check(
+            self.turn is None or self.turn.shape == (self.width, self.width),
+            f"the turn of {name} must be {self.width} × {self.width}, not "
+            f"{None if self.turn is None else tuple(self.turn.shape)}",
+        )
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Codes:
+        """With ``change`` made to every tensor that has one entry a slot: a slice, a gather, a copy."""
+        zero = None if self.zero is None else change(self.zero)
+        return self._replace(codes=change(self.codes), scale=change(self.scale), zero=zero)
+
+    def turned(self, queries: Tensor) -> Tensor:
+        """queries (…,W) as they meet the vectors before their turn, float32 or wider: q·(x @ turn) = (q @ turnᵀ)·x."""
+        wide = queries.to(torch.promote_types(queries.dtype, torch.float32))
+        return wide if self.turn is None else wide @ self.turn.to(wide.dtype).mT
+
+    def turn_back(self, sums: Tensor) -> Tensor:
+        """Σ p·(x @ turn) of sums Σ p·x (…,W), in their dtype."""
+        return sums if self.turn is None else sums @ self.turn.to(sums.dtype)
+
     def expand(self, dtype: torch.dtype) -> Tensor:
         """The vectors (…,W) in ``dtype``, computed in float32 or wider."""
         wide = torch.promote_types(dtype, torch.float32)
         code = unpack(self.codes, self.bits, self.width)
-        level = code.to(wide) if self.levels is None else self.levels.to(wide)[code.long()]
-        grouped = level.unflatten(-1, (self.scale.shape[-1], -1))
-        x = (
-            (grouped * self.scale.to(wide)[..., None])
-            if self.zero is None
-            else torch.addcmul(self.zero.to(wide)[..., None], grouped, self.scale.to(wide)[..., None])
-        )
-        x = x.flatten(-2)
-        return x.to(dtype) if self.turn is None else (x @ self.turn.to(wide)).to(dtype)
+        if self.levels is None:
+            x = code.to(wide)
+        else:
+            x = self.levels.to(wide).index_select(0, code.flatten().int()).view(code.shape)
+        grouped = x.unflatten(-1, (self.scale.shape[-1], -1)).mul_(self.scale.to(wide)[..., None])
+        if self.zero is not None:
+            grouped.add_(self.zero.to(wide)[..., None])
+        return self.turn_back(grouped.flatten(-2)).to(dtype)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

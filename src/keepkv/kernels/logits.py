@@ -33,8 +33,8 @@ def with_sinks(lse: Tensor, sinks: Tensor | None) -> Tensor:
 class KeySlots(NamedTuple):
     """The slots that queries meet, and what makes their logits: softcap(q·k·scaling) + log_votes.
 
-    keys (B,H,S,D), log_votes (B,H,S) float32 or None, positions (B,H,S) int or None, below 0 where a slot is empty; for
-    ragged slots (N,D), (N,) and (N,). sinks (Hq,) or None: see ``with_sinks``.
+    keys (B,H,S,D), or the bytes of packed ones; log_votes (B,H,S) float32 or None; positions (B,H,S) int or None, below
+    0 where a slot is empty; for ragged slots (N,D), (N,) and (N,). sinks (Hq,) or None: see ``with_sinks``.
     """
 
     keys: Tensor
@@ -45,10 +45,13 @@ class KeySlots(NamedTuple):
     softcap: float | None
     sinks: Tensor | None
 
-    def check(self, queries: Tensor, **fields: Tensor | None) -> None:
-        """Raise ``UnsupportedInput`` unless queries (B,Hq,…,D), sinks, and fields with one number a slot fit."""
+    def check(self, queries: Tensor, width: int, **fields: Tensor | None) -> None:
+        """Raise ``UnsupportedInput`` unless queries (B,Hq,…,D), sinks, and fields with one number a slot fit.
+
+        width: the dimension of a key.
+        """
         b, heads, d = *queries.shape[:2], queries.shape[-1]
-        rows, h, (*slots, width) = self.segments.rows, self.segments.heads, self.keys.shape
+        rows, h, slots = self.segments.rows, self.segments.heads, list(self.keys.shape[:-1])
         check(
             b == rows and heads % h == 0 and d == width,
             f"queries of {b} rows, {heads} query heads, dimension {d}, for keys of {rows} rows, {h} heads, dimension "

@@ -57,9 +57,12 @@ class Alone:
 
 
 def settle(cache: keepkv.Cache, prompt: bool = True, rows: bool = True) -> None:
-    """Run what the next decoded token would find due. prompt: the compression of what was read; rows: that of decoded
-    tokens."""
+    """Run what the next decoded token would find due. prompt: the end of the prompt and the compression of what was
+    read; rows: the compression of decoded tokens."""
     every, shared = cache.settings.method.when.every, cache.shared
+    seen = shared.positions.seen
+    if prompt and shared.spans is not None and seen is not None:
+        shared.spans.end_prompt(seen)
     waits = prompt and any(layer.progress.pending for layer in cache.compressible)
     over = rows and every is not None and any(n >= every for n in shared.decoded)
     if cache.compressing and (waits or over):

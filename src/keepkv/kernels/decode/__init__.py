@@ -43,7 +43,7 @@ def decode_attention(
     """
     segments = segments_of(keys, offsets, lengths, longest)
     slots = KeySlots(keys, log_votes, positions, segments, scaling, softcap, sinks)
-    slots.check(query, values=values[..., 0])
+    slots.check(query, keys.shape[-1], values=values[..., 0])
     if by_cpp(backend, lambda: cpp.obstacle(query, keys, values)):
         decoded = cpp.decode_attention(query, slots, keys, values, weights)
         return decoded._replace(output=decoded.output.to(query.dtype))

@@ -39,7 +39,7 @@ def window_scores(
     denominators, then for the sums. Any number of queries will do, H2O's whole prompt too.
     """
     slots = KeySlots(keys, log_votes, positions, segments_of(keys, offsets, lengths, longest), scaling, softcap, sinks)
-    slots.check(queries)
+    slots.check(queries, keys.shape[-1])
     b, w = queries.shape[0], queries.shape[2]
     check(query_positions.shape == (b, w), f"query_positions {tuple(query_positions.shape)} of {b} rows × {w} queries")
     counts = mean and not peak
