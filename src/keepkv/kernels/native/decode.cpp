@@ -100,6 +100,7 @@ inline float brain(uint16_t x) {  // bfloat16
 // What the j-th numbers of a block are, by how rows are written.
 template <int BITS> struct Uniform {
     static constexpr int J = 32 / BITS;
+    static constexpr bool CODED = true;
     static F number(U x, int j, [[maybe_unused]] const float* table) {
 #if defined(__AVX512F__)
         if constexpr (BITS <= 4) return look_up<(1 << BITS)>(table, x >> (BITS * j));
@@ -109,10 +110,12 @@ template <int BITS> struct Uniform {
 };
 template <int BITS> struct Levels {
     static constexpr int J = 32 / BITS;
+    static constexpr bool CODED = true;
     static F number(U x, int j, const float* table) { return look_up<(1 << BITS)>(table, x >> (BITS * j)); }
 };
 struct Half {
     static constexpr int J = 2;
+    static constexpr bool CODED = false;
     static F number(U x, int j, const float*) {
 #if defined(__AVX512F__)
         return (F)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)(x >> (16 * j))));
@@ -128,19 +131,21 @@ struct Half {
 };
 struct Brain {
     static constexpr int J = 2;
+    static constexpr bool CODED = false;
     static F number(U x, int j, const float*) { return (F)(j ? x & 0xffff0000u : x << 16); }
 };
 struct Float {
     static constexpr int J = 1;
+    static constexpr bool CODED = false;
     static F number(U x, int, const float*) { return (F)x; }
 };
 
 inline F select(I mask, F a, F b) { return (F)(((I)a & mask) | ((I)b & ~mask)); }
 inline F larger(F a, F b) { return select(a > b, a, b); }
 
-// e^x within 2 units of the last place, 0 below −87, NaN for NaN.
+// e^x within 2 units of the last place, NaN for NaN; 0 below −80, so that no product is a slow denormal.
 inline F exponential(F x) {
-    F bounded = select(x > all(-87.0f), x, all(-87.0f));
+    F bounded = select(x > all(-80.0f), x, all(-80.0f));
     bounded = select(bounded < all(88.0f), bounded, all(88.0f));
     I n = __builtin_convertvector(bounded * 1.44269504f + select(bounded > all(0), all(0.5f), all(-0.5f)), I);
     F whole = __builtin_convertvector(n, F);
@@ -153,7 +158,7 @@ inline F exponential(F x) {
     y = y * r + 5.0000001201e-1f;
     y = y * r * r + r + 1.0f;
     y *= (F)((n + 127) << 23);
-    y = select(x < all(-87.0f), all(0), y);
+    y = select(x < all(-80.0f), all(0), y);
     return select(x == x, y, x);
 }
 
@@ -270,6 +275,7 @@ struct Tile {
         const int codes = v.bits <= 8 ? 1 << v.bits : 1;
         for (int i = 0; i < 256; ++i) table[i] = v.levels ? v.levels[i % codes] : (float)(i % codes);
     }
+    // bias: of each slot, to find empty ones; null: none is.
     void move(int64_t row, int64_t head, int64_t slot, int n, const float* bias) {
         slots = n;
         rows = (const uint8_t*)v.rows.data + row * v.rows.row + head * v.rows.head + slot * s.bytes;
@@ -279,6 +285,11 @@ struct Tile {
     }
     // Rows from the first of LANES slots.
     const uint8_t* from(int slot) const { return slot + LANES <= slots ? rows + (size_t)slot * s.bytes : tail.at; }
+    // Has LANES slots of the tile that may follow brought near; an address where nothing lies does no harm.
+    void ahead(int slot) const {
+        const uint8_t* at = rows + (size_t)(slot + TILE) * s.bytes;
+        for (int i = 0; i < LANES * s.bytes; i += 64) __builtin_prefetch(at + i);
+    }
     // The k-th piece of a row, or several rows.
     U block(const uint8_t* from, int k) const {
         const int begin = k * 4 * LANES;
@@ -301,6 +312,7 @@ struct Tile {
 #endif
         for (; i < n; ++i) to[i] = number(f, start + i);
         std::fill(to + n, to + TILE * s.G, 0.0f);
+        if (!bias) return;
         for (int k = 0; k < slots; ++k)
             if (bias[k] == NONE) std::fill(to + k * s.G, to + (k + 1) * s.G, 0.0f);
     }
@@ -311,42 +323,70 @@ typedef float Line[TILE + LANES];  // one number for each slot of a tile; what i
 // Products u (N) of N queries, q (K,J,N) and its sums over J, ``ones`` (K,N), with the keys of a tile.
 template <class Kind, int N> struct Products {
     static void of(const Tile& t, const F* q, const F* ones, Line* u) {
+        constexpr int M = Kind::CODED ? 2 : 1;
+        const Shape& s = t.s;
+        F whole[N] = {};  // of each query: the sum of its numbers, for zeros of whole rows
+        for (int n = 0; n < N; ++n) {
+            float sum = 0;
+            for (int k = 0; k < s.K; ++k)
+                for (int w = 0; w < LANES / s.R; ++w) sum += ones[k * N + n][w];
+            whole[n] = all(sum);
+        }
+        for (int slot = 0; slot < t.slots; slot += LANES) {
+            F parts[N][LANES];
+            if (Kind::CODED) t.ahead(slot);
+            if (s.blocks() < M) blocks<1>(t, slot, 0, q, ones, parts);
+            for (int i = 0; i + M <= s.blocks(); i += M) blocks<M>(t, slot, i, q, ones, parts);
+            for (int n = 0; n < N; ++n) {
+                F x = fold(parts[n], s.blocks());
+                if (Kind::CODED && s.G == 1) x *= load<F>(t.scale.at + slot);
+                if (Kind::CODED && s.G == 1 && t.zero.at) x += load<F>(t.zero.at + slot) * whole[n];
+                store(u[n] + slot, x);
+            }
+        }
+    }
+    // The i-th block of LANES slots and, for M = 2, the next, so that a query is loaded once for both.
+    template <int M>
+    __attribute__((always_inline)) static void blocks(const Tile& t, int slot, int i, const F* q, const F* ones, F (*parts)[LANES]) {
         constexpr int J = Kind::J;
         const Shape& s = t.s;
-        const bool scaled = t.v.scale.data, shifted = t.v.zero.data;
-        for (int slot = 0; slot < t.slots; slot += LANES) {
-            const uint8_t* rows = t.from(slot);
-            F parts[N][LANES];
-            for (int i = 0; i < s.blocks(); ++i, rows += (size_t)s.R * s.bytes) {
-                F sums[N] = {};
-                for (int k = 0; k < s.K; ++k) {
-                    const U x = t.block(rows, k);
-                    const size_t group = (size_t)(slot + i * s.R) * s.G;
-                    F of[N] = {};
+        const uint8_t* rows = t.from(slot) + (size_t)i * s.R * s.bytes;
+        F sums[N][M] = {};
+        for (int k = 0; k < s.K; ++k) {
+            U x[M];
+            F of[N][M] = {};
+            for (int m = 0; m < M; ++m) x[m] = t.block(rows + (size_t)m * s.R * s.bytes, k);
 #pragma GCC unroll 16
-                    for (int j = 0; j < J; ++j) {
-                        const F number = Kind::number(x, j, t.table.at);
-                        for (int n = 0; n < N; ++n) of[n] += number * q[(k * J + j) * N + n];
-                    }
-                    const F scale = scaled ? spread(t.scale.at + group, s.group[k]) : all(1);
-                    for (int n = 0; n < N; ++n) sums[n] += of[n] * scale;
-                    if (!shifted) continue;
-                    const F zero = spread(t.zero.at + group, s.group[k]);
-                    for (int n = 0; n < N; ++n) sums[n] += zero * ones[k * N + n];
-                }
-                for (int n = 0; n < N; ++n) parts[n][i] = sums[n];
+            for (int j = 0; j < J; ++j) {
+                F number[M];
+                for (int m = 0; m < M; ++m) number[m] = Kind::number(x[m], j, t.table.at);
+                for (int n = 0; n < N; ++n)
+                    for (int m = 0; m < M; ++m) of[n][m] += number[m] * q[(k * J + j) * N + n];
             }
-            for (int n = 0; n < N; ++n) store(u[n] + slot, fold(parts[n], s.blocks()));
+            for (int m = 0; m < M; ++m) {
+                if (!Kind::CODED || s.G == 1) {
+                    for (int n = 0; n < N; ++n) sums[n][m] += of[n][m];
+                    continue;
+                }
+                const size_t group = (size_t)(slot + (i + m) * s.R) * s.G;
+                const F scale = spread(t.scale.at + group, s.group[k]);
+                for (int n = 0; n < N; ++n) sums[n][m] += of[n][m] * scale;
+                if (!t.zero.at) continue;
+                const F zero = spread(t.zero.at + group, s.group[k]);
+                for (int n = 0; n < N; ++n) sums[n][m] += zero * ones[k * N + n];
+            }
         }
+        for (int n = 0; n < N; ++n)
+            for (int m = 0; m < M; ++m) parts[n][i + m] = sums[n][m];
     }
 };
 
-// Adds the values of a tile times ``shares`` (N) to sums (K,N,J), and their zeros to ``zeros`` (K,N).
+// Adds the values of a tile times ``shares`` (N) to sums (K,N,J), and their zeros to ``zeros`` (K,N). Spoils the shares.
 template <class Kind, int N> struct Means {
-    static void of(const Tile& t, const Line* shares, F* sums, F* zeros) {
+    static void of(const Tile& t, Line* shares, F* sums, F* zeros) {
         constexpr int J = Kind::J, FIT = SUMS / N, STEP = std::min(J, FIT >= 8 ? 8 : FIT >= 4 ? 4 : 2);
         const Shape& s = t.s;
-        const bool scaled = t.v.scale.data, shifted = t.v.zero.data;
+        if (Kind::CODED && s.G == 1) whole(t, shares, zeros);
         for (int k = 0; k < s.K; ++k)
             for (int from = 0; from < J; from += STEP) {
                 F of[N][STEP], shift[N] = {};
@@ -355,15 +395,16 @@ template <class Kind, int N> struct Means {
                     for (int j = 0; j < STEP; ++j) of[n][j] = to[j * N + n];
                 for (int slot = 0; slot < t.slots; slot += LANES) {
                     const uint8_t* rows = t.from(slot);
+                    if (Kind::CODED && from == 0 && k == 0) t.ahead(slot);
                     for (int i = slot; i < slot + LANES; i += s.R, rows += (size_t)s.R * s.bytes) {
                         const U x = t.block(rows, k) >> (from * (32 / J));
                         F share[N];
                         for (int n = 0; n < N; ++n) share[n] = spread(shares[n] + i, s.row);
-                        if (shifted && from == 0) {
-                            const F zero = spread(t.zero.at + (size_t)i * s.G, s.group[k]);
-                            for (int n = 0; n < N; ++n) shift[n] += share[n] * zero;
-                        }
-                        if (scaled) {
+                        if (Kind::CODED && s.G > 1) {
+                            if (t.zero.at && from == 0) {
+                                const F zero = spread(t.zero.at + (size_t)i * s.G, s.group[k]);
+                                for (int n = 0; n < N; ++n) shift[n] += share[n] * zero;
+                            }
                             const F scale = spread(t.scale.at + (size_t)i * s.G, s.group[k]);
                             for (int n = 0; n < N; ++n) share[n] *= scale;
                         }
@@ -379,6 +420,20 @@ template <class Kind, int N> struct Means {
                     for (int j = 0; j < STEP; ++j) to[j * N + n] = of[n][j];
                 }
             }
+    }
+    // Scales and zeros of whole rows: they meet the shares, not the numbers.
+    static void whole(const Tile& t, Line* shares, F* zeros) {
+        for (int n = 0; n < N; ++n) {
+            F shift{};
+            for (int slot = 0; slot < t.slots; slot += LANES) {
+                const F share = load<F>(shares[n] + slot);
+                if (t.zero.at) shift += share * load<F>(t.zero.at + slot);
+                store(shares[n] + slot, share * load<F>(t.scale.at + slot));
+            }
+            float sum = 0;
+            for (int w = 0; w < LANES; ++w) sum += shift[w];
+            for (int k = 0; k < t.s.K; ++k) zeros[k * N + n] += all(sum / t.s.R);  // once for each row of a block
+        }
     }
 };
 
@@ -497,8 +552,9 @@ void attend(const Call& c, const Shape& ks, const Shape& vs, int64_t segment, in
         else if (c.positions.data)
             for (int i = 0; i < n; ++i) bias[i] = ((const int64_t*)c.positions.data)[held + i] < 0 ? NONE : bias[i];
         std::fill(bias + n, bias + TILE + LANES, NONE);
-        keys.move(row, head, slot, n, bias);
-        values.move(row, head, slot, n, bias);
+        const bool empty = std::find(bias, bias + n, NONE) != bias + n;
+        keys.move(row, head, slot, n, empty ? bias : nullptr);
+        values.move(row, head, slot, n, empty ? bias : nullptr);
         float* logits = c.logits ? c.logits + row * c.logits_row + head * c.logits_head + slot : nullptr;
         for (int g = 0; g < groups; g += HEADS) {
             Heads& h = heads[g / HEADS];
