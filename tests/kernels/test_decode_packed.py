@@ -33,6 +33,12 @@ def naive(slots: dict[str, Any], **options: Any) -> kernels.Decoded:
     return kernels.decode_attention(**expanded(slots), **exact, backend="reference")
 
 
+@pytest.fixture(autouse=True)
+def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test does not say; ``test_native`` is about C++."""
+    monkeypatch.setenv("KEEPKV_KERNELS", "reference")
+
+
 @pytest.fixture(params=[None, 1500], ids=["one tile", "many tiles"])
 def tiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few bytes a tile, so that small inputs make many."""

@@ -14,8 +14,9 @@ from keepkv.attention.part import Part, plain
 from keepkv.kernels.codes import Codes
 from keepkv.kernels.decode import Decoded, decode_attention
 from keepkv.kernels.decode.tiles import decode_in_tiles
-from keepkv.kernels.dispatch import choose
-from keepkv.kernels.logits import cap_logits
+from keepkv.kernels.dispatch import by_cpp, choose
+from keepkv.kernels.logits import KeySlots, cap_logits
+from keepkv.kernels.native import decode as cpp
 from keepkv.kernels.packed import decode_packed
 
 
@@ -73,7 +74,7 @@ def _of_part(query: Tensor, part: Part, scaling: float, softcap: float | None, w
         )  # fmt: skip
     keys, values = plain(part)
     weights = weights and part.segments is None
-    of_part = _by_kernel if choose(None, query, keys, values) == "triton" else _in_plain_torch
+    of_part = _by_kernel if choose(None, query, keys, values) == "triton" else _on_any_device
     return of_part(query, part, scaling, softcap, weights)
 
 
@@ -103,10 +104,13 @@ def _by_kernel(query: Tensor, part: Part, scaling: float, softcap: float | None,
     )  # fmt: skip
 
 
-def _in_plain_torch(query: Tensor, part: Part, scaling: float, softcap: float | None, weights: bool) -> Decoded:
+def _on_any_device(query: Tensor, part: Part, scaling: float, softcap: float | None, weights: bool) -> Decoded:
     """As ``_by_kernel``; output, log-sum-exp and weights are float32 or float64, but for the output of a few slots."""
     keys, values = plain(part)
     if part.segments is not None:
+        if by_cpp(None, lambda: cpp.obstacle(query, keys, values)):
+            slots = KeySlots(keys, part.log_votes, None, part.segments, scaling, softcap, None)
+            return cpp.decode_attention(query, slots, keys, values, False)
         if part.segments.tiles is None:
             return _by_kernel(query, part, scaling, softcap, False)  # its reference: a few slots
         return decode_in_tiles(query, keys, values, part.log_votes, part.segments, scaling, softcap)

@@ -1,8 +1,9 @@
-"""The one rule that decides what computes: the Triton kernel on a GPU that can run it, otherwise plain torch."""
+"""The one rule that decides what computes: Triton on a GPU that can run it, C++ on a CPU, otherwise plain torch."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from keepkv.errors import KeepKVError, UnknownName, UnsupportedInput
 
-VARIABLE = "KEEPKV_KERNELS"  # environment: "auto", "triton" or "reference", where a call does not say
+VARIABLE = "KEEPKV_KERNELS"  # environment: one of ``BACKENDS`` where a call does not say
 BACKENDS = ("auto", "triton", "reference")
+CPU = "cpu"  # a call of a kernel that has a form in C++ may insist on it
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256  # a tile of keys and one of values must fit into shared memory
 CAPABILITY = (8, 0)  # bfloat16 and asynchronous copies
@@ -27,9 +29,7 @@ def choose(backend: str | None, *tensors: Tensor | None) -> str:
     """
     if backend is None and torch.compiler.is_compiling():
         return "reference"
-    asked = backend or os.environ.get(VARIABLE) or "auto"
-    if asked not in BACKENDS:
-        raise UnknownName("kernel backend", asked, BACKENDS)
+    asked = _asked(backend)
     if asked == "reference":
         return asked
     given = [x for x in tensors if x is not None]
@@ -37,6 +37,27 @@ def choose(backend: str | None, *tensors: Tensor | None) -> str:
     if asked == "triton" and obstacle:
         raise KeepKVError(f"the Triton kernels were asked for, but {obstacle}. Use backend='auto' or 'reference'.")
     return "reference" if obstacle else "triton"
+
+
+def by_cpp(backend: str | None, obstacle: Callable[[], str | None]) -> bool:
+    """Whether a kernel with a form in C++ takes it, rather than what ``choose`` says.
+
+    obstacle: what stands against it, None if nothing does; asked only where it matters, since it may build the library.
+    backend: "auto" takes it where nothing stands against it; "cpu" insists, and raises ``KeepKVError`` with what does.
+    """
+    if backend != CPU and _asked(backend) != "auto":
+        return False
+    found = obstacle()
+    if backend == CPU and found:
+        raise KeepKVError(f"the kernel in C++ was asked for, but {found}. Use backend='auto' or 'reference'.")
+    return found is None
+
+
+def _asked(backend: str | None) -> str:
+    asked = backend or os.environ.get(VARIABLE) or "auto"
+    if asked not in BACKENDS:
+        raise UnknownName("kernel backend", asked, BACKENDS)
+    return asked
 
 
 def computing(device: torch.device) -> str:

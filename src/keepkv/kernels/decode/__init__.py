@@ -6,8 +6,9 @@ from torch import Tensor
 
 from keepkv.kernels.decode import reference
 from keepkv.kernels.decode.reference import Decoded
-from keepkv.kernels.dispatch import choose
+from keepkv.kernels.dispatch import by_cpp, choose
 from keepkv.kernels.logits import KeySlots
+from keepkv.kernels.native import decode as cpp
 from keepkv.kernels.segments import segments_of
 
 __all__ = ["Decoded", "decode_attention"]
@@ -43,6 +44,9 @@ def decode_attention(
     segments = segments_of(keys, offsets, lengths, longest)
     slots = KeySlots(keys, log_votes, positions, segments, scaling, softcap, sinks)
     slots.check(query, keys.shape[-1], values=values[..., 0])
+    if by_cpp(backend, lambda: cpp.obstacle(query, keys, values)):
+        decoded = cpp.decode_attention(query, slots, keys, values, weights)
+        return decoded._replace(output=decoded.output.to(query.dtype))
     if choose(backend, query, keys, values) == "reference":
         return reference.decode_attention(query, slots, values, weights)
     from keepkv.kernels.decode import triton  # only here, since Triton may be missing

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from keepkv.kernels.codes import Codes
 from keepkv.kernels.decode.reference import Decoded
-from keepkv.kernels.dispatch import check
+from keepkv.kernels.dispatch import CPU, by_cpp, check
 from keepkv.kernels.logits import KeySlots
+from keepkv.kernels.native import decode as cpp
 from keepkv.kernels.packed import reference
 from keepkv.kernels.segments import segments_of
 
@@ -37,12 +38,15 @@ def decode_packed(
     the values the output, so none is applied to slots. The content of empty slots, if only their codes are bytes, does
     not matter. Raises ``UnsupportedInput`` where shapes do not fit together.
     """
-    check(backend in (None, "auto", "reference"), f"backend {backend!r}: plain torch alone serves codes so far")
+    check(backend in (None, "auto", CPU, "reference"), f"backend {backend!r}: plain torch and C++ serve codes so far")
     keys.check("keys")
     values.check("values")
     segments = segments_of(keys.codes, offsets, lengths, longest)
     slots = KeySlots(keys.codes, log_votes, positions, segments, scaling, softcap, sinks)
     slots.check(query, keys.width, values=values.codes[..., 0])
+    compute = reference.decode_packed
+    if by_cpp(backend, lambda: cpp.obstacle(query, keys, values)):
+        compute = cpp.decode_attention
     turned = keys.turned(query)
-    decoded = reference.decode_packed(turned, slots, keys._replace(turn=None), values._replace(turn=None), weights)
+    decoded = compute(turned, slots, keys._replace(turn=None), values._replace(turn=None), weights)
     return decoded._replace(output=values.turn_back(decoded.output).to(query.dtype))
