@@ -85,6 +85,8 @@ class Cache(stock.Cache):
         self.store_options = keywords("Cache", "store_options", store_options)
         self.codec_options = keywords("Cache", "codec_options", codec_options)
         writes = CODECS.build(self.codec, **self.codec_options)
+        if writes.together:
+            settings = replace(settings, method=replace(chosen, together=True))
         held = Held(settings.stats, chosen.reduce.merges, writes, settings.room)
         template = guarded(STORES.build(self.layout, held, **self.store_options))
         prepared = prepare_model(model, chosen, template.static_length, self.codec if held.codec.unrotated else None)

@@ -54,7 +54,9 @@ def save(cache: CacheParts, path: Path, key: bytes | None) -> None:
     """Write ``cache`` to ``path``; see ``Cache.save``."""
     shared, settings = cache.shared, cache.shared.settings
     positions, spans, method = shared.positions, shared.spans, settings.method
-    if method.name in METHODS and make_method(method.name, method.options) != method:
+    heads = any(isinstance(x, Layer) and x.store.held.codec.together for x in cache.layers)
+    named = make_method(method.name, method.options) if method.name in METHODS else method
+    if method not in (named, replace(named, together=heads)):
         raise CacheStateError(
             f"the method of this cache has the name {method.name!r} and other pieces: a file would load as the method "
             "of that name. Give it a name of its own: dataclasses.replace(method, name='mine')."

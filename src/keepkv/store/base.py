@@ -262,6 +262,11 @@ def choose(layout: str, codec: str, ragged: bool) -> tuple[str, str]:
             "store='dense': take a Method with together=True and an allocation such as 'uniform'. Or give a codec that "
             "writes each head by itself, such as 'int4'."
         )
+    if ragged and CODECS.factory(codec).together:  # type: ignore[attr-defined]
+        raise KeepKVError(
+            f"codec {codec!r} writes the heads of a token together, and this method keeps different numbers of slots "
+            "in each head. Use an allocation such as 'uniform', or a codec that writes each head by itself: 'int4'."
+        )
     if ragged and layout == "dense":
         raise KeepKVError(
             "store 'dense' is a rectangle as wide as the fullest head, and this method keeps different numbers of "
