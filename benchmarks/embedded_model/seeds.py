@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -65,15 +66,19 @@ def main() -> None:
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(len(a.seeds) if a.parallel else 1) as pool:
-        list(pool.map(lambda seed: train(seed, a.out / f"seed-{seed}", a), a.seeds))
+        list(pool.map(lambda seed: _train(seed, a), a.seeds))
 
 
-def train(seed: int, out: Path, a: argparse.Namespace) -> None:
-    """All stages; one that lies there is not trained again."""
+def _train(seed: int, a: argparse.Namespace) -> None:
     options = ["--workers", str(a.workers), "--device", a.device, "--loaders", str(a.loaders)] + ["--eager"] * a.eager
-    log = out.with_name(f"{out.name}.log") if a.parallel else None
+    out = a.out / f"seed-{seed}"
+    train(seed, out, STAGES, options, out.with_name(f"{out.name}.log") if a.parallel else None)
+
+
+def train(seed: int, out: Path, stages: Sequence[Stage], options: list[str], log: Path | None = None) -> None:
+    """All ``stages``; one that lies there is not trained again. options: arguments of the training of each."""
     last = None
-    for number, stage in enumerate(STAGES, start=1):
+    for number, stage in enumerate(stages, start=1):
         here = out.with_name(f"{out.name}.stage-{number}")
         if not (here / "done").exists():
             began = time.monotonic()

@@ -271,6 +271,9 @@ def main() -> None:
     parser.add_argument("--stop", type=int, help="stop after this step of the schedule")
     parser.add_argument("--adamw", action="store_true", help="AdamW for all parameters instead of Muon for matrices")
     parser.add_argument("--eager", action="store_true", help="do not compile or record (slower, needs no C++ compiler)")
+    parser.add_argument(
+        "--shape", default="", help="fields of the configuration that differ, name:number, comma separated"
+    )
     parser.add_argument("--tokenizer", type=Path, help="directory of a tokenizer to take instead of a new one")
     parser.add_argument("--workers", type=int, default=2, help="processes that share each step on a CPU, one core each")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -296,6 +299,7 @@ def _work(rank: int, a: argparse.Namespace, meet: str) -> None:
         dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=a.workers)
     phases = [phase.split(":") for phase in a.curriculum.split(",")]
     mix = {kind: float(share) for kind, share in (pair.split(":") for pair in a.mix.split(",") if pair)}
+    shape = {field: int(number) for field, number in (pair.split(":") for pair in a.shape.split(",") if pair)}
     curriculum = tuple((int(length), float(share), int(size)) for length, share, size in phases)
     tokenizer = None
     if a.tokenizer:
@@ -314,7 +318,7 @@ def _work(rank: int, a: argparse.Namespace, meet: str) -> None:
         train(
             seed=a.seed, tokens=a.tokens, out=a.out, start=a.start, rate=a.rate, stop=a.stop, mix=mix, mixed=a.mixed,
             muon=not a.adamw, compiled=not a.eager, curriculum=curriculum, tokenizer=tokenizer, device=a.device,
-            loaders=a.loaders, report=report if rank == 0 else None,
+            loaders=a.loaders, report=report if rank == 0 else None, **shape,
         )  # fmt: skip
     if meet:
         dist.destroy_process_group()

@@ -57,7 +57,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     words += ["--out", str(out), "--plots", "--json"]
     device = ["--device", "cpu", "--device", "cuda:99"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("keepkv.cli.bench.Sweep", partial(Sweep, probe=1 << 20))
+        patch.setattr("keepkv.bench.plan.Sweep", partial(Sweep, probe=1 << 20))
         return CliRunner().invoke(program, [*words, *device]), out
 
 

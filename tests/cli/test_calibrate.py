@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from test_cli import TEXT, run, tiny  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import keepkv
-from keepkv.calibrate import batches
+from keepkv.calibrate import KINDS, Found, batches
 from keepkv.engine.versions import CACHE
 from keepkv.errors import CalibrationError
 
@@ -58,6 +59,21 @@ def test_errors_are_one_line_and_nothing_is_written(tmp_path: Path) -> None:
 def test_help_shows_kinds_and_examples() -> None:
     output = run("calibrate", "--help").output
     assert "query-statistics" in output and "keepkv calibrate" in output.split("Examples:")[1]
+
+
+def test_a_kind_has_options_and_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted(model: object, batches: Iterable[torch.Tensor], times: int = 1) -> Found:
+        tokens = times * sum(ids.numel() for ids in batches)
+        return Found({0: {"count": torch.tensor(tokens)}}, {"tokens": tokens}, [f"{tokens} tokens"])
+
+    monkeypatch.setitem(KINDS._factories, "counted", counted)
+    words, out = ["calibrate", "counted", "--tokens", "100", "-o", "times=3"], str(tmp_path / "counted.safetensors")
+    assert "300 tokens\nwrote" in run(*words, "--out", out).stdout
+    made = keepkv.Calibration.load(out).made_with
+    assert made["options"] == {"times": 3} and made["found"] == {"tokens": 300} and "-o times=3" in made["command"]
+    assert json.loads(run(*words, "--out", out, "--json").stdout)["made_with"]["says"] == ["300 tokens"]
+    assert "Its options: times" in run(*words[:-1], "rank=3", "--out", out, code=2).stderr
+    assert "'x' is not a whole number" in run(*words[:-1], "times=x", "--out", out, code=2).stderr
 
 
 def test_texts_take_turns_and_every_piece_begins_as_a_text_does() -> None:

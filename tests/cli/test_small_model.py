@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -30,12 +31,14 @@ def test_other_models_are_no_files(tmp_path: Path) -> None:
     assert small_model.file_of(str(tmp_path / "absent.gguf")) is None
 
 
-def test_gguf_files_need_their_reader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("absent", small_model.READERS)
+def test_gguf_files_need_their_readers(absent: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF")
-    monkeypatch.setattr(small_model, "find_spec", lambda name: None)
-    with pytest.raises(KeepKVError, match="pip install gguf"):
+    monkeypatch.setattr(small_model, "find_spec", lambda name: None if name == absent else find_spec("pytest"))
+    with pytest.raises(KeepKVError, match=f"pip install {absent}"):
         small_model.file_of(str(file))
+    assert f" {absent} " in small_model.INSTALL
 
 
 @pytest.mark.slow

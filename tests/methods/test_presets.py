@@ -10,7 +10,10 @@ import zoo
 from typer.testing import CliRunner
 
 import keepkv
+from keepkv.cli import eval as evaluation
+from keepkv.cli import fidelity
 from keepkv.cli.arguments import variant
+from keepkv.cli.fit import fit
 from keepkv.cli.program import program
 from keepkv.errors import KeepKVError
 from keepkv.methods import DEFAULT, PRESETS
@@ -36,6 +39,8 @@ def test_the_default_is_the_same_everywhere() -> None:
     with keepkv.compressed(model, budget=64):
         pass
     assert inspect.signature(keepkv.fit).parameters["method"].default == DEFAULT
+    assert inspect.signature(fit).parameters["method"].default == DEFAULT
+    assert DEFAULT in evaluation.METHODS and DEFAULT in fidelity.METHODS
 
 
 def test_an_unknown_name_suggests_presets_too() -> None:

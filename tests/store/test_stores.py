@@ -19,7 +19,14 @@ B, H, G, D = 2, 3, 2, 8
 STATS = {"mass": 0.0, "log_seen": -1.0}
 
 
-KINDS = [("dense", "none"), ("ragged", "none"), ("static", "none"), ("dense", "int8"), ("ragged", "int8")]
+LOSS = {"none": 0.0, "int8": 0.08, "fp8": 0.3, "int4": 0.5, "hadamard": 0.5}  # of a normal number; 2 at 2 bits
+# Heads of these slots hold different tokens; codecs that write heads together have tests of their own.
+BY_HEAD = [codec for codec in CODECS if not CODECS.factory(codec).together]  # type: ignore[attr-defined]
+KINDS = [("static", "none"), *((layout, codec) for codec in BY_HEAD for layout in ("dense", "ragged"))]
+GENERATING = [
+    ("ragged", "none"), ("static", "none"), ("dense", "int8"), ("ragged", "int8"), ("dense", "kvquant"),
+    ("ragged", "kivi"), ("dense", "hadamard"), ("ragged", "lloyd-max"),
+]  # fmt: skip
 EXACT = [kind for kind in KINDS if kind[1] == "none"]
 per_kind = pytest.mark.parametrize("kind", KINDS, ids="-".join)
 per_exact_kind = pytest.mark.parametrize("kind", EXACT, ids="-".join)
@@ -176,12 +183,11 @@ def test_joined_rows_are_those_of_each(kind: tuple[str, str]) -> None:
     stores[0].join(stores[1])
     got = stores[0].view()
     assert stores[0].lengths.tolist() == [*(LENS + 2).tolist(), *(LENS[:1] + 4).tolist()]
-    exact = 0.0 if kind[1] == "none" else 0.02  # what was appended is encoded when a ragged store joins
     for i, (slots, source) in enumerate([(alone[0], 0), (alone[0], 1), (alone[1], 0)]):
         valid, there = got.valid[i], slots.valid[source]
         for name in ("keys", "values"):
             ours, theirs = getattr(got, name)[i][valid], getattr(slots, name)[source][there]
-            assert torch.allclose(ours, theirs, atol=exact * 4, rtol=0), name
+            assert torch.allclose(ours, theirs, atol=LOSS.get(kind[1], 2.0), rtol=0), name  # a ragged store encodes
         assert torch.equal(got.log_votes[i][valid], slots.log_votes[source][there])
         assert all(torch.equal(got.stats[name][i][valid], slots.stats[name][source][there]) for name in STATS)
     if kind == ("ragged", "none"):
@@ -204,7 +210,7 @@ def test_rows_join_after_all_that_was_appended_is_taken_back(kind: tuple[str, st
 
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "gpt-neox", "gpt-oss", "deepseek-v3"])
 @pytest.mark.parametrize("every", [None, 3])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != ("dense", "none")], ids="-".join)
+@pytest.mark.parametrize("kind", GENERATING, ids="-".join)
 def test_every_store_generates_what_dense_does(arch: str, kind: tuple[str, str], every: int | None) -> None:
     """Through the one handle, on a left-padded batch: exact codecs to rounding; int8 rows equal rows alone."""
     model, options = zoo.model(arch), {"sinks": 2, "when": keepkv.When(every=every)}
@@ -220,7 +226,7 @@ def test_every_store_generates_what_dense_does(arch: str, kind: tuple[str, str],
         alone = keepkv.Cache(model, "random", 14, store=layout, codec=codec, **options)
         scores = generate(model, row(batch(), i), alone).scores_
         # Which tokens are encoded when depends on padded columns only in time, not in content: small differences.
-        assert torch.allclose(scores[0], out.scores_[i], atol=0.1)
+        assert torch.allclose(scores[0], out.scores_[i], atol=0.1 if codec == "int8" else 1.0)
 
 
 def test_a_full_static_store_says_so() -> None:

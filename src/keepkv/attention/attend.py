@@ -5,12 +5,13 @@ Works part by part with a running log-sum-exp, so a store may hand over its slot
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from keepkv.attention.part import Part
+from keepkv.attention.part import Part, plain
 from keepkv.attention.step import Attended, attend_one_token
 from keepkv.kernels.logits import MASKED, cap_logits
 
@@ -35,46 +36,60 @@ def attend(
     one token over rectangles; no key is read again for it.
     """
     t = query.shape[2]
-    parts = list(parts)
     if t == 1 and block is None:
         return attend_one_token(query, parts, scaling, softcap, sinks, weights)
-    parts = [rectangle for part in parts for rectangle in part.rectangles()]
-    b, heads = query.shape[:2]
-    tile = max(1, TILE_BYTES // (4 * b * heads * max(p.positions.shape[-1] for p in parts)))
-    if t > tile:  # long chunk on a compressed past: bound the logits held at once
-        blocks = [None if block is None else block[:, :, i : i + tile] for i in range(0, t, tile)]
-        queries = query.split(tile, dim=2)
-        pieces = [_attend(q, parts, scaling, m, softcap, sinks) for q, m in zip(queries, blocks, strict=True)]
-        return Attended(torch.cat(pieces, dim=2))
-    return Attended(_attend(query, parts, scaling, block, softcap, sinks))
+    # Rectangle after rectangle, each for all queries: what a store hands over in tiles is held one tile at a time.
+    running: _Running | None = None
+    rectangles = (rectangle for part in parts for rectangle in part.rectangles())
+    for part, last in _with_last(rectangles):
+        mask = block if last else None  # the last part ends with the newest tokens
+        step = max(1, TILE_BYTES // (4 * query.shape[0] * query.shape[1] * part.positions.shape[-1]))
+        # A long chunk on a compressed past: the logits held at once are bounded.
+        spans = [slice(i, i + step) for i in range(0, t, step)]
+        of_part = [
+            _attend(query[:, :, at], part, scaling, None if mask is None else mask[:, :, at], softcap) for at in spans
+        ]
+        one = _Running(torch.cat([x.out for x in of_part], 3), torch.cat([x.lse for x in of_part], 3))
+        running = one if running is None else running.joined(one)
+    assert running is not None
+    out, lse = running
+    h = lse.shape[1]
+    if sinks is not None:
+        out = out * torch.sigmoid(lse - sinks.to(lse.dtype).view(1, h, -1, 1, 1))
+    return Attended(out.reshape(query.shape[0], query.shape[1], t, -1).to(query.dtype))
 
 
-def _attend(
-    query: Tensor, parts: list[Part], scaling: float, block: Tensor | None, softcap: float | None, sinks: Tensor | None
-) -> Tensor:
-    """Output (B,Hq,T,Dv) over rectangles."""
-    b, heads, t, d = query.shape
-    h = parts[0].positions.shape[1]
+class _Running(NamedTuple):
+    """Output (B,H,G,T,Dv) over the slots so far, and the log-sum-exp (B,H,G,T,1) of their logits."""
+
+    out: Tensor
+    lse: Tensor
+
+    def joined(self, other: _Running) -> _Running:
+        total = torch.logaddexp(self.lse, other.lse)
+        return _Running(self.out * (self.lse - total).exp() + other.out * (other.lse - total).exp(), total)
+
+
+def _attend(query: Tensor, part: Part, scaling: float, block: Tensor | None, softcap: float | None) -> _Running:
+    """Attention of ``query`` (B,Hq,T,D) over one rectangle; block (B|1,1,T,N): which of its last N slots each sees."""
+    (b, heads, t, d), h = query.shape, part.positions.shape[1]
     wide = torch.promote_types(query.dtype, torch.float32)
     grouped = (query.to(wide) * scaling).reshape(b, h, heads // h * t, d)
-    out: Tensor | None = None
-    lse: Tensor | None = None
-    for i, part in enumerate(parts):
-        logits = cap_logits(grouped @ part.keys.to(wide).mT, softcap)
-        logits = logits.view(b, h, heads // h, t, -1) + part.bias()[:, :, None, None]
-        if block is not None and i == len(parts) - 1:
-            new = logits[..., logits.shape[-1] - block.shape[-1] :]
-            new.masked_fill_(~block[:, :, None], MASKED)
-        part_lse = logits.logsumexp(-1, keepdim=True)
-        weights = (logits - part_lse).exp_().view(b, h, -1, logits.shape[-1])
-        part_out = (weights @ part.values.to(wide)).view(b, h, heads // h, t, -1)
-        if out is None or lse is None:
-            out, lse = part_out, part_lse
-            continue
-        total = torch.logaddexp(lse, part_lse)
-        out = out * (lse - total).exp() + part_out * (part_lse - total).exp()
-        lse = total
-    assert out is not None and lse is not None
-    if sinks is not None:
-        out = out * torch.sigmoid(lse - sinks.to(wide).view(1, h, heads // h, 1, 1))
-    return out.reshape(b, heads, t, -1).to(query.dtype)
+    keys, values = plain(part)
+    logits = cap_logits(grouped @ keys.to(wide).mT, softcap)
+    logits = logits.view(b, h, heads // h, t, -1) + part.bias()[:, :, None, None]
+    if block is not None:
+        logits[..., logits.shape[-1] - block.shape[-1] :].masked_fill_(~block[:, :, None], MASKED)
+    lse = logits.logsumexp(-1, keepdim=True)
+    weights = (logits - lse).exp_().view(b, h, -1, logits.shape[-1])
+    return _Running((weights @ values.to(wide)).view(b, h, heads // h, t, -1), lse)
+
+
+def _with_last(parts: Iterable[Part]) -> Iterator[tuple[Part, bool]]:
+    """Each of ``parts``, and whether none follows."""
+    ahead = iter(parts)
+    one = next(ahead)
+    for following in ahead:
+        yield one, False
+        one = following
+    yield one, True

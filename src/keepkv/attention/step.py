@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from keepkv.attention.part import Part
+from keepkv.attention.part import Part, plain
+from keepkv.kernels.codes import Codes
 from keepkv.kernels.decode import Decoded, decode_attention
 from keepkv.kernels.decode.tiles import decode_in_tiles
 from keepkv.kernels.dispatch import by_cpp, choose
 from keepkv.kernels.logits import KeySlots, cap_logits
 from keepkv.kernels.native import decode as cpp
+from keepkv.kernels.packed import decode_packed
 
 
 class Attended(NamedTuple):
@@ -24,18 +28,23 @@ class Attended(NamedTuple):
 
 
 def attend_one_token(
-    query: Tensor, parts: list[Part], scaling: float, softcap: float | None, sinks: Tensor | None, weights: bool
+    query: Tensor, parts: Iterable[Part], scaling: float, softcap: float | None, sinks: Tensor | None, weights: bool
 ) -> Attended:
     """``attend`` for a query (B,Hq,1,D). Weights are None where a part is ragged."""
-    first = parts[0]
-    fused = choose(None, query, first.keys, first.values) == "triton"
-    simple = len(parts) == 1 and first.segments is None and softcap is None and sinks is None
-    exact = query.dtype in (torch.float32, torch.float64) or first.log_votes is None
-    if simple and exact and not fused and not weights:
-        return Attended(_by_sdpa(query, first, scaling))
-    weights = weights and all(part.segments is None for part in parts)
-    of_part = _by_kernel if fused else _on_any_device
-    decoded = [of_part(query[:, :, 0], part, scaling, softcap, weights) for part in parts]
+    ahead = iter(parts)
+    first, second = next(ahead), next(ahead, None)
+    keys, values = first.keys, first.values
+    if second is None and isinstance(keys, Tensor) and isinstance(values, Tensor) and not weights:
+        simple = first.segments is None and softcap is None and sinks is None
+        exact = query.dtype in (torch.float32, torch.float64) or first.log_votes is None
+        if simple and exact and choose(None, query, keys, values) != "triton":
+            return Attended(_by_sdpa(query, first, scaling))
+    heads, decoded = first.positions.shape[1] if first.segments is None else first.segments.heads, []
+    parts = chain([first], [] if second is None else [second], ahead)
+    del first, second, keys, values  # a store may hand over tiles that it has made for this: one is held at a time
+    for part in parts:
+        decoded.append(_of_part(query[:, :, 0], part, scaling, softcap, weights))
+    weights = all(one.weights is not None for one in decoded)
     if len(decoded) == 1 and sinks is None:
         return Attended(decoded[0].output[:, :, None].to(query.dtype), decoded[0].weights)
     lses = [one.lse for one in decoded]
@@ -45,9 +54,28 @@ def attend_one_token(
     out = torch.stack([one.output for one in decoded]).mul(shares[..., None]).sum(0)
     if not weights:
         return Attended(out[:, :, None].to(query.dtype))
-    shares = shares.view(len(decoded), query.shape[0], first.positions.shape[1], -1, 1)
+    shares = shares.view(len(decoded), query.shape[0], heads, -1, 1)
     shared = [one.weights * share for one, share in zip(decoded, shares, strict=True) if one.weights is not None]
     return Attended(out[:, :, None].to(query.dtype), torch.cat(shared, dim=-1))
+
+
+def _of_part(query: Tensor, part: Part, scaling: float, softcap: float | None, weights: bool) -> Decoded:
+    """Attention of a query (B,Hq,D) over one part alone."""
+    if isinstance(part.keys, Codes) and isinstance(part.values, Codes):
+        where = part.segments
+        if where is None:
+            return decode_packed(
+                query, part.keys, part.values, part.log_votes, part.positions, scaling=scaling, softcap=softcap,
+                weights=weights,
+            )  # fmt: skip
+        return decode_packed(
+            query, part.keys, part.values, part.log_votes, scaling=scaling, softcap=softcap, offsets=where.first,
+            lengths=where.lengths, longest=where.longest,
+        )  # fmt: skip
+    keys, values = plain(part)
+    weights = weights and part.segments is None
+    of_part = _by_kernel if choose(None, query, keys, values) == "triton" else _on_any_device
+    return of_part(query, part, scaling, softcap, weights)
 
 
 def _by_sdpa(query: Tensor, part: Part, scaling: float) -> Tensor:
@@ -59,33 +87,37 @@ def _by_sdpa(query: Tensor, part: Part, scaling: float) -> Tensor:
     b, heads, _, d = query.shape
     lowest = torch.finfo(query.dtype).min / 2  # finite in half precision too: see MASKED
     mask = part.bias().to(query.dtype).clamp_min(lowest)[:, :, None]
-    grouped = query.view(b, part.positions.shape[1], -1, d)
-    return scaled_dot_product_attention(grouped, part.keys, part.values, mask, scale=scaling).view(b, heads, 1, -1)
+    grouped, (keys, values) = query.view(b, part.positions.shape[1], -1, d), plain(part)
+    return scaled_dot_product_attention(grouped, keys, values, mask, scale=scaling).view(b, heads, 1, -1)
 
 
 def _by_kernel(query: Tensor, part: Part, scaling: float, softcap: float | None, weights: bool) -> Decoded:
     """Attention of a query (B,Hq,D) over one part alone, by ``decode_attention``."""
+    keys, values = plain(part)
     if part.segments is None:
-        return decode_attention(query, *part[:4], scaling=scaling, softcap=softcap, weights=weights)
+        return decode_attention(
+            query, keys, values, part.log_votes, part.positions, scaling=scaling, softcap=softcap, weights=weights
+        )
     return decode_attention(
-        query, part.keys, part.values, part.log_votes, scaling=scaling, softcap=softcap,
+        query, keys, values, part.log_votes, scaling=scaling, softcap=softcap,
         offsets=part.segments.first, lengths=part.segments.lengths, longest=part.segments.longest,
     )  # fmt: skip
 
 
 def _on_any_device(query: Tensor, part: Part, scaling: float, softcap: float | None, weights: bool) -> Decoded:
     """As ``_by_kernel``; output, log-sum-exp and weights are float32 or float64, but for the output of a few slots."""
+    keys, values = plain(part)
     if part.segments is not None:
-        if by_cpp(None, lambda: cpp.obstacle(query, part.keys, part.values)):
-            slots = KeySlots(part.keys, part.log_votes, None, part.segments, scaling, softcap, None)
-            return cpp.decode_attention(query, slots, part.keys, part.values, False)
+        if by_cpp(None, lambda: cpp.obstacle(query, keys, values)):
+            slots = KeySlots(keys, part.log_votes, None, part.segments, scaling, softcap, None)
+            return cpp.decode_attention(query, slots, keys, values, False)
         if part.segments.tiles is None:
             return _by_kernel(query, part, scaling, softcap, False)  # its reference: a few slots
-        return decode_in_tiles(query, part.keys, part.values, part.log_votes, part.segments, scaling, softcap)
+        return decode_in_tiles(query, keys, values, part.log_votes, part.segments, scaling, softcap)
     b, heads, d = query.shape
     wide = torch.promote_types(query.dtype, torch.float32)
     grouped = (query.to(wide) * scaling).view(b, part.positions.shape[1], -1, d)
-    u = cap_logits(grouped @ part.keys.to(wide).mT, softcap) + part.bias()[:, :, None]  # (B,H,G,s)
+    u = cap_logits(grouped @ keys.to(wide).mT, softcap) + part.bias()[:, :, None]  # (B,H,G,s)
     share = u.softmax(-1)
-    out = share @ part.values.to(wide)
+    out = share @ values.to(wide)
     return Decoded(out.view(b, heads, -1), u.logsumexp(-1).view(b, heads), share if weights else None)

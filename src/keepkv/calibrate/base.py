@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -16,14 +16,24 @@ from keepkv.errors import CalibrationError
 from keepkv.measure.environment import device_name, versions
 
 Tensors: TypeAlias = dict[int, dict[str, Tensor]]  # by layer of the model, then by name
-Collect: TypeAlias = Callable[[PreTrainedModel, Iterable[Tensor]], Tensors]
-F = TypeVar("F", bound=Collect)
 
-KINDS: Registry[Tensors] = Registry("kind of calibration")
+
+class Found(NamedTuple):
+    """What a kind found. tensors: what pieces read. facts: plain data for the record, such as how well it does. says:
+    lines of the same for a reader."""
+
+    tensors: Tensors
+    facts: dict[str, Any]
+    says: list[str]
+
+
+F = TypeVar("F", bound=Callable[..., Tensors | Found])
+
+KINDS: Registry[Tensors | Found] = Registry("kind of calibration")
 
 
 def register_kind(name: str) -> Callable[[F], F]:
-    """Register a function ``(model, batches) -> tensors by layer`` as the kind ``name``.
+    """Register a function ``(model, batches, **options) -> tensors by layer``, or ``Found``, as the kind ``name``.
 
     batches: token ids (B,T) int64 on the model's device, without padding, each a text or a piece of one. They can be
     iterated once; a kind that needs them again makes a list. A piece reads the tensors from ``LayerView.calibration``,
@@ -32,14 +42,17 @@ def register_kind(name: str) -> Callable[[F], F]:
     return KINDS.register(name)
 
 
-def calibrate(kind: str, model: PreTrainedModel, batches: Iterable[Tensor], command: str = "") -> Calibration:
+def calibrate(
+    kind: str, model: PreTrainedModel, batches: Iterable[Tensor], command: str = "", **options: Any
+) -> Calibration:
     """Measure ``kind`` on ``model`` while it reads ``batches``, token ids (B,T) without padding.
 
-    command: the line that was typed, for the record. Raises ``UnknownName`` for a kind that is not registered, and
+    command: the line that was typed, for the record. options: those of the kind; ``KeepKVError`` names them where these
+    do not fit. Raises ``UnknownName`` for a kind that is not registered, and
     ``CalibrationError`` where the model has no layer that can be compressed.
     """
     kind = KINDS.named(kind)
-    collect, sha, tokens = KINDS.factory(kind), hashlib.sha256(), 0
+    sha, tokens = hashlib.sha256(), 0
 
     def recorded() -> Iterator[Tensor]:
         nonlocal tokens
@@ -48,15 +61,20 @@ def calibrate(kind: str, model: PreTrainedModel, batches: Iterable[Tensor], comm
             sha.update(f"{tuple(ids.shape)}".encode() + ids.cpu().long().numpy().tobytes())
             yield ids.to(model.device)
 
-    tensors = collect(model, recorded())
+    made = KINDS.build(kind, model, recorded(), **options)
+    tensors, facts, says = made if isinstance(made, Found) else Found(made, {}, [])
     if not any(tensors.values()):
         raise CalibrationError(f"{type(model).__name__} has no layer that a cache compresses: nothing to calibrate")
-    made_with = {
-        "command": command,
-        "tokens": tokens,
-        "texts": sha.hexdigest(),
-        "versions": versions(),
-        "device": device_name(model),
-        "dtype": str(model.dtype),
-    }
+    made_with = (
+        {
+            "command": command,
+            "tokens": tokens,
+            "texts": sha.hexdigest(),
+            "versions": versions(),
+            "device": device_name(model),
+            "dtype": str(model.dtype),
+        }
+        | ({"options": options} if options else {})
+        | ({"found": facts, "says": says} if says else {})
+    )
     return Calibration(kind, tensors, fingerprint(model), made_with)

@@ -7,30 +7,19 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from transformers.utils import logging
 from typer import Option
 
-from keepkv.bench.plan import Sweep, by_budget, total
-from keepkv.bench.plots import draw, name_of, need_matplotlib
-from keepkv.bench.rows import BenchRow
-from keepkv.bench.run import run
-from keepkv.bench.shapes import Shape
-from keepkv.bench.systems import System, peers
-from keepkv.cli import arguments
 from keepkv.cli.options import AsJson, Import, Methods, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, table
-from keepkv.core.budget import Budget
-from keepkv.embedded import embedded_model
 from keepkv.errors import KeepKVError
-from keepkv.measure.files import folder, write
-from keepkv.measure.interval import Percentiles
-from keepkv.methods.presets import DEFAULT
-from keepkv.store import STORES
-from keepkv.store.base import FORMER
+
+if TYPE_CHECKING:
+    from keepkv.bench.rows import BenchRow
+    from keepkv.bench.systems import System
+    from keepkv.measure.interval import Percentiles
 
 MIB = 1 << 20
 
@@ -84,6 +73,18 @@ def bench(
       keepkv bench --model Qwen/Qwen3-0.6B --device cuda --dtype bfloat16 --batch 1 --batch 8 --plots --out speed
       keepkv bench -m adakv -p plain -p kvpress:adakv --kvpress-python kvpress-environment/bin/python
     """
+    import torch
+    from transformers.utils import logging
+
+    from keepkv.bench.plan import Sweep, by_budget, total
+    from keepkv.bench.plots import draw, name_of, need_matplotlib
+    from keepkv.bench.run import run
+    from keepkv.bench.shapes import Shape
+    from keepkv.bench.systems import peers
+    from keepkv.core.budget import Budget
+    from keepkv.embedded import embedded_model
+    from keepkv.measure.files import folder, write
+
     if plots:
         need_matplotlib()
         if out is None:
@@ -92,7 +93,7 @@ def bench(
         raise KeepKVError("--cap decides the batch: give either --cap or --batch")
     into = None if out is None else folder(out)
     budgets: list[float | int | str] = [Budget.of(text).value for text in budget or ("0.1",)]
-    ours = _ours(method or [DEFAULT], store or ["auto"], budgets)
+    ours = _ours(method or ["auto"], store or ["auto"], budgets)
     theirs = peers([name for name in peer or ["plain"] if name != "none"], budgets)
     if kvpress_python is None and any(one.library == "kvpress" for one in theirs):
         raise KeepKVError("kvpress runs in an environment of its own: name its Python with --kvpress-python")
@@ -129,8 +130,11 @@ def bench(
 
 def _ours(methods: list[str], stores: list[str], budgets: list[float | int | str]) -> list[System]:
     """Raises ``KeepKVError`` where a name or an option is not known, before anything is measured."""
+    from keepkv.bench.systems import System
+    from keepkv.cli.arguments import variant as read
+
     made = []
-    for variant in map(arguments.variant, methods):
+    for variant in map(read, methods):
         one = System("keepkv", variant.method, options=variant.options)
         for layout in stores:
             placed = _placed(one, layout)
@@ -139,6 +143,9 @@ def _ours(methods: list[str], stores: list[str], budgets: list[float | int | str
 
 
 def _placed(one: System, layout: str) -> System:
+    from keepkv.store import STORES
+    from keepkv.store.base import FORMER
+
     name, _, rest = layout.partition(":")
     if name == "auto":
         return one
@@ -152,6 +159,8 @@ def _placed(one: System, layout: str) -> System:
 
 
 def _show(rows: Sequence[BenchRow]) -> None:
+    from keepkv.bench.plots import name_of
+
     groups: dict[tuple[Any, ...], list[BenchRow]] = defaultdict(list)
     for row in rows:
         groups[row.kind, row.made_with.model, row.made_with.device, row.context].append(row)

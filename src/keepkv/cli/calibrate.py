@@ -5,30 +5,28 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from torch import Tensor
 from typer import Option
 
-from keepkv.calibrate import KINDS, batches
-from keepkv.calibrate import calibrate as measure
-from keepkv.cli import arguments
 from keepkv.cli.load import load
 from keepkv.cli.options import AsJson, Device, Model, Texts
 from keepkv.cli.output import one_line_errors, print_json, progress
-from keepkv.measure.files import folder
-from keepkv.tasks.text import document
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @one_line_errors
 def calibrate(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"What to measure: {', '.join(KINDS)}.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="What to measure, such as query-statistics.")],
     out: Annotated[str, Option(help="File to write; replaced when everything is measured.")],
     model: Model = None,
     text: Annotated[Texts, Option(help="Text file; - for stdin. Repeatable; the shipped document if absent.")] = None,
     tokens: Annotated[int, Option(min=1, help="Tokens read in all, at most.")] = 20_000,
     length: Annotated[int, Option(min=2, help="Tokens read at a time; each piece starts anew.")] = 1024,
+    option: Annotated[Texts, Option("--option", "-o", help="KEY=VALUE, an option of the kind. Repeatable.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -37,15 +35,26 @@ def calibrate(
     query-statistics: mean and covariance of the queries of each head, for expected-attention:statistics=stored. Give
     text like that which the model will read. The file fits this model only; another one is refused.
 
+    tada: how alike KV heads are in each layer, whether their mean pays, and which layers get 2, 4 or 8 bits, for the
+    codec tada. Options: bits (on average), mean, centre, proposals, seed. It reads the text often: give short pieces.
+
     \b
     Examples:
       keepkv calibrate query-statistics --out queries.safetensors
       keepkv calibrate query-statistics --model Qwen/Qwen3-0.6B --text a.txt --text b.txt --out qwen3.safetensors
       keepkv calibrate query-statistics --text report.txt --tokens 100000 --length 4096 --out queries.safetensors --json
+      keepkv calibrate tada --tokens 8192 --length 128 -o bits=4 --out tada.safetensors
     """
+    from keepkv.calibrate import KINDS, batches
+    from keepkv.calibrate import calibrate as measure
+    from keepkv.cli import arguments
+    from keepkv.measure.files import folder
+    from keepkv.tasks.text import document
+
     kind = KINDS.named(kind)  # an unknown one is refused before a model is loaded
     path = folder(str(Path(out).expanduser().parent)) / Path(out).name
     words = [arguments.read_text(one) for one in text or []] or [document()]
+    options = arguments.pairs(option or [])
     network, tokenizer = load(model, device)
     pieces = batches(tokenizer, words, tokens, length)
     with progress(len(pieces)) as step:
@@ -55,20 +64,23 @@ def calibrate(
                 step("reading")
                 yield ids
 
-        made = measure(kind, network, watched(), _typed(kind, out, model, text or [], tokens, length))
+        typed = _typed(kind, out, model, text or [], option or [], tokens, length)
+        made = measure(kind, network, watched(), typed, **options)
     made.save(path)
     if as_json:
         facts = {"kind": kind, "out": str(path), "bytes": path.stat().st_size, "layers": list(made.tensors)}
         print_json(facts | {"digest": made.digest, "fingerprint": made.fingerprint, "made_with": made.made_with})
     else:
+        for line in made.made_with.get("says", []):
+            typer.echo(line)
         typer.echo(
             f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): {kind} of {len(made.tensors)} layers from "
             f"{made.made_with['tokens']} tokens"
         )
 
 
-def _typed(kind: str, out: str, model: str | None, text: list[str], tokens: int, length: int) -> str:
+def _typed(kind: str, out: str, model: str | None, text: list[str], option: list[str], tokens: int, length: int) -> str:
     """The command that makes this file again."""
     words = ["keepkv", "calibrate", kind, *([] if model is None else ["--model", model])]
-    words += [word for one in text for word in ("--text", one)]
+    words += [word for one in text for word in ("--text", one)] + [word for one in option for word in ("-o", one)]
     return shlex.join([*words, "--tokens", str(tokens), "--length", str(length), "--out", out])

@@ -6,26 +6,21 @@ import tempfile
 from collections import defaultdict
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
 
-from keepkv import tasks as known_tasks
-from keepkv.cli import arguments
 from keepkv.cli.load import load
 from keepkv.cli.options import AsJson, Device, Import, Model, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, resume, table
 from keepkv.errors import KeepKVError
-from keepkv.evaluation.journal import read_run
-from keepkv.evaluation.rows import RUN, CellRow
-from keepkv.evaluation.runner import evaluate, total
-from keepkv.evaluation.setup import Setup
-from keepkv.methods.presets import DEFAULT
-from keepkv.tasks.length import check_tokens
+
+if TYPE_CHECKING:
+    from keepkv.evaluation.rows import CellRow
 
 TASKS = ("niah-multikey-1", "niah-multiquery", "variable-tracking", "qa-1")
-METHODS = (DEFAULT, "keepkv")
+METHODS = ("auto", "keepkv")
 BUDGETS = ("10%bytes", "20%bytes")
 # Fields of a ``Setup`` that an option is called otherwise than.
 FIELDS = {
@@ -95,7 +90,12 @@ def evaluation(
       keepkv eval --model Qwen/Qwen3-0.6B -t niah-multikey-1 -t qa-2 -m keepkv -m keepkv:key=zip -l 4096
       keepkv eval -t long-decode -m tova -b 64 --every 8 --json
     """
+    from keepkv import tasks as known
+    from keepkv.cli import arguments
+    from keepkv.evaluation.runner import evaluate, total
+    from keepkv.evaluation.setup import Setup
     from keepkv.methods import METHODS as REGISTRY
+    from keepkv.tasks.length import check_tokens
 
     if add is not None and out is not None:
         raise KeepKVError("--add names the directory that is added to: leave out --out")
@@ -103,7 +103,7 @@ def evaluation(
     is_plain = plain if plain is not None else model is not None
     given: dict[str, Any] = {
         "model": "embedded" if model is None else model,
-        "tasks": known_tasks.chosen(task or TASKS),
+        "tasks": known.chosen(task or TASKS),
         "variants": tuple(arguments.variant(name) for name in names),
         "budgets": tuple(budget or BUDGETS),
         "lengths": tuple(length or (1024,)),
@@ -144,6 +144,10 @@ def _typed(context: typer.Context, name: str) -> bool:
 
 def _held(folder: str) -> dict[str, Any]:
     """The fields of the ``Setup`` of what is in ``folder``."""
+    from keepkv.evaluation.journal import read_run
+    from keepkv.evaluation.rows import RUN
+    from keepkv.evaluation.setup import Setup
+
     if not (Path(folder).expanduser() / RUN).exists():
         raise KeepKVError(f"{folder!r} holds no evaluation to add to: make one with `keepkv eval --out {folder}`")
     setup = Setup.from_dict(read_run(Path(folder).expanduser()))
@@ -151,6 +155,8 @@ def _held(folder: str) -> dict[str, Any]:
 
 
 def _show(cells: list[CellRow]) -> None:
+    from keepkv.tasks import group_of
+
     groups: dict[tuple[str, int, str], list[CellRow]] = defaultdict(list)
     for cell in cells:
         groups[cell.task, cell.length, cell.mode].append(cell)
@@ -166,7 +172,7 @@ def _show(cells: list[CellRow]) -> None:
                 _span(cell.minus_full_low, cell.minus_full_high), str(cell.n),
             )  # fmt: skip
         out.print(made)
-    if any(known_tasks.group_of(task) == "ruler" for task, _, _ in groups):
+    if any(group_of(task) == "ruler" for task, _, _ in groups):
         out.print("\nText of our own, shaped like RULER's tasks: not to be compared with published RULER numbers.")
     out.print("ratio: bytes kept / bytes of a plain cache. − full: paired difference to the full cache, same items.")
     if any(isinstance(cell.budget, float) and cell.budget < 1 for cell in cells):

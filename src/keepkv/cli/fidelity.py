@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
 
-from keepkv.cli import arguments
 from keepkv.cli.load import load
 from keepkv.cli.options import AsJson, Device, Import, Model, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress, table
-from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
-from keepkv.evaluation.fidelity import FidelityRow
-from keepkv.evaluation.fidelity import fidelity as measure
-from keepkv.evaluation.fidelity.segments import cut, tokenise
-from keepkv.evaluation.setup import BASELINES
-from keepkv.measure.files import folder, write
-from keepkv.measure.interval import Estimate
-from keepkv.methods.presets import DEFAULT
-from keepkv.tasks.text import document
 
-METHODS = ("streaming-llm", "expected-attention", DEFAULT, "keepkv")
+if TYPE_CHECKING:
+    from keepkv.evaluation.fidelity import FidelityRow
+    from keepkv.measure.interval import Estimate
+
+METHODS = ("streaming-llm", "expected-attention", "auto", "keepkv")
 BUDGETS = ("0.1", "0.25")
 
 
@@ -61,6 +55,14 @@ def fidelity(
       keepkv fidelity -m keepkv -m keepkv:key=zip -b 0.1 -b 0.5 --out results
       keepkv fidelity --segments 4 --context 800 --continue 200 --json
     """
+    from keepkv.cli import arguments
+    from keepkv.core.budget import Budget
+    from keepkv.evaluation.fidelity import fidelity as measure
+    from keepkv.evaluation.fidelity.segments import cut, tokenise
+    from keepkv.evaluation.setup import BASELINES
+    from keepkv.measure.files import folder, write
+    from keepkv.tasks.text import document
+
     variants = [arguments.variant(one) for one in method or METHODS]
     budgets = [Budget.of(one) for one in budget or BUDGETS]
     words = document() if text is None else arguments.read_text(text)

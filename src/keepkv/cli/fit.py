@@ -9,7 +9,6 @@ from typer import Option
 
 from keepkv.cli.options import AsJson, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, table
-from keepkv.methods.presets import DEFAULT
 
 Text = str | None
 
@@ -21,7 +20,7 @@ def fit(
     budget: Annotated[
         str, Option("--budget", "-b", help="Share of the tokens (0.1), slots per head (512) or bytes (64MiB).")
     ] = "0.2",
-    method: Annotated[str, Option("--method", "-m", help="NAME or NAME:key=value,key=value.")] = DEFAULT,
+    method: Annotated[str, Option("--method", "-m", help="NAME or NAME:key=value,key=value.")] = "auto",
     batch: Annotated[int, Option(min=1, help="Prompts that are read at once.")] = 1,
     memory: Annotated[Text, Option(help="What there is, such as 24GiB; this machine's GPU or RAM if absent.")] = None,
     chunk: Annotated[Text, Option(help="Tokens that are read at once; 8192, or what fits, if absent.")] = None,

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
 
 from keepkv.cli.options import AsJson, Import
 from keepkv.cli.output import console, one_line_errors, print_json, table
-from keepkv.core.when import When
 from keepkv.errors import KeepKVError
-from keepkv.measure.rows import method_label, plain
-from keepkv.methods import PRESETS, Preset
-from keepkv.methods.base import MethodInfo, method_info
-from keepkv.methods.base import methods as all_methods
+
+if TYPE_CHECKING:
+    from keepkv.methods.base import MethodInfo
+    from keepkv.methods.presets import Preset
 
 _PREFILL = "immediate: while a prompt is read; deferred: with the first decoded token; none: never"
 
@@ -35,6 +34,9 @@ def methods(
       keepkv methods --advise
       keepkv methods --json
     """
+    from keepkv.methods import method_info
+    from keepkv.methods import methods as all_methods
+
     if advise:
         if name is not None:
             raise KeepKVError(f"methods {name} --advise: leave out the name, or --advise")
@@ -59,6 +61,9 @@ def methods(
 
 def _advise(as_json: bool) -> None:
     """The presets: for which work, what they stand for, what was measured, what they need."""
+    from keepkv.measure.rows import plain
+    from keepkv.methods import PRESETS
+
     if as_json:
         print_json([{"name": name, "takes": _typed(one), **plain(one)} for name, one in PRESETS.items()])
         return
@@ -75,6 +80,9 @@ def _advise(as_json: bool) -> None:
 
 def _typed(preset: Preset) -> str:
     """What a preset stands for, as the command line takes it."""
+    from keepkv.core.when import When
+    from keepkv.measure.rows import method_label
+
     parts: dict[str, Any] = {}
     for key, value in preset.options.items():
         if isinstance(value, When):

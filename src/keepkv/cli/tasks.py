@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from keepkv import tasks as known
 from keepkv.cli.options import AsJson, Import
 from keepkv.cli.output import console, one_line_errors, print_json, table
+
+if TYPE_CHECKING:
+    from keepkv.tasks.base import Task
+    from keepkv.tasks.files import Benchmark
 
 GROUPS = {
     "ruler": "the thirteen shapes of RULER, in text of our own",
@@ -14,7 +17,7 @@ GROUPS = {
     "rules": "rules in the prompt that a reply must keep",
     "replies": "long replies: the cache is compressed while they are decoded",
     "text": "no question: how likely a text's continuation stays",
-    known.OWN: "registered by you or by an installed package",
+    "registered": "registered by you or by an installed package",
     "files": "benchmarks of others, from files or a hub",
 }
 
@@ -30,7 +33,10 @@ def tasks(imports: Import = None, as_json: AsJson = False) -> None:
       keepkv eval --task ruler --task notes
       keepkv eval --task longbench:qasper=/data/qasper.jsonl --length 8192
     """
-    found = [*map(_generated, known.names()), *map(_read, known.BENCHMARKS)]
+    from keepkv import tasks as known
+
+    found = [_generated(known.get(name), known.group_of(name)) for name in known.names()]
+    found += [_read(name, held) for name, held in known.BENCHMARKS.items()]
     if as_json:
         print_json(found)
         return
@@ -46,14 +52,12 @@ def tasks(imports: Import = None, as_json: AsJson = False) -> None:
             out.print(listing)
 
 
-def _generated(name: str) -> dict[str, Any]:
-    task = known.get(name)
+def _generated(task: Task, group: str) -> dict[str, Any]:
     needs = "a model that follows instructions" if task.english else ""
-    return {"name": name, "group": known.group_of(name), "summary": task.summary, "needs": needs}
+    return {"name": task.name, "group": group, "summary": task.summary, "needs": needs}
 
 
-def _read(name: str) -> dict[str, Any]:
-    held = known.BENCHMARKS[name]
+def _read(name: str, held: Benchmark) -> dict[str, Any]:
     whole = f"{name}:PART" if held.parts else name
     needs = f"{whole}=FILE; or the extra eval and a network"
     return {"name": name, "group": "files", "summary": held.summary, "needs": needs, "parts": list(held.parts)}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from keepkv.attention.part import Part
+from keepkv.attention.part import Part, plain
+from keepkv.core.layer_info import LayerInfo
 from keepkv.core.slots import Slots
 from keepkv.engine.devices import in_memory
 
@@ -26,9 +29,13 @@ class KVForm:
         """Attention's output (B,Hq,T,Dv) of the weighted values of ``part``."""
         return out
 
-    def part(self, part: Part) -> Part:
+    def of_stored(self, layer: LayerInfo) -> LayerInfo:
+        """``layer`` as it is true of stored keys."""
+        return layer
+
+    def parts(self, parts: Iterator[Part]) -> Iterator[Part]:
         """Stored slots as attention reads them."""
-        return part
+        return parts
 
     def view(self, slots: Slots) -> Slots:
         """Stored slots as scores see them."""
@@ -61,8 +68,14 @@ class LatentForm(KVForm):
         _, to_value = _projections(module, out)
         return torch.einsum("bhtr,hvr->bhtv", out, to_value)
 
-    def part(self, part: Part) -> Part:
-        return part._replace(keys=torch.cat((part.values, part.keys), dim=-1), values=part.keys)
+    def of_stored(self, layer: LayerInfo) -> LayerInfo:
+        """Stored keys are latents, which are not rotated."""
+        return replace(layer, rope=None)
+
+    def parts(self, parts: Iterator[Part]) -> Iterator[Part]:
+        for tile in (tile for part in parts for tile in part.tiles()):
+            keys, values = plain(tile)
+            yield tile._replace(keys=torch.cat((values, keys), dim=-1), values=keys)
 
     def view(self, slots: Slots) -> Slots:
         """The rotated dims come first, as ``Rope`` expects."""

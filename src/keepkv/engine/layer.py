@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from keepkv.attention.attend import attend
+from keepkv.attention.part import plain
 from keepkv.core.layer_info import LayerInfo
 from keepkv.engine.compression import compress, compress_waiting
 from keepkv.engine.handle import KVHandle
@@ -102,8 +103,7 @@ class Layer(CacheLayerMixin):
         self.store.append(key_states.detach(), value_states.detach(), positions.positions)
         self.progress.seen += length
         if self.form.model_expands and self._holds_all():
-            part = next(iter(self.store.parts()))
-            return part.keys, part.values
+            return plain(next(iter(self.store.parts())))
         return self._handed_out(key_states, value_states, self.progress.seen)
 
     def _handed_out(self, keys: Tensor, values: Tensor, length: int) -> Any:
@@ -202,13 +202,12 @@ class Layer(CacheLayerMixin):
         is_own = getattr(module, "layer_idx", self.info.index) == self.info.index  # not a layer sharing our slots
         inner, weights = self.form.query(module, query), None
         if self._holds_all():
-            part = next(iter(self.store.parts()))
-            keys, values = dense or (part.keys, part.values)
+            keys, values = dense or plain(next(iter(self.store.parts())))
             out = plain_attention(
                 module, query, keys, values, rule.dense(), scaling=scaling, softcap=softcap, s_aux=s_aux, **kwargs
             )
         else:
-            parts = map(self.form.part, self.store.parts())
+            parts = self.form.parts(self.store.parts())
             block = None if query.shape[2] == 1 else rule.new_block()
             out, weights = attend(
                 inner, parts, scaling, block=block, softcap=softcap, sinks=s_aux, weights=is_own and self._follows()

@@ -62,10 +62,13 @@ def inner_model(model: Any) -> PreTrainedModel:
     raise UnsupportedModel(f"{type(model).__name__} is no PreTrainedModel of transformers. {remedy}.")
 
 
-def prepare_model(model: PreTrainedModel, method: Method, static_length: int | None = None) -> PreparedModel:
+def prepare_model(
+    model: PreTrainedModel, method: Method, static_length: int | None = None, unrotated: str | None = None
+) -> PreparedModel:
     """Switch the text part of ``model`` to "keepkv" and describe its layers.
 
-    static_length: build the layers that stay stock for compiled decode, for so many tokens. Raises
+    static_length: build the layers that stay stock for compiled decode, for so many tokens. unrotated: name of a codec
+    that writes keys as they are before the rotary embedding. Raises
     ``UnsupportedModel`` with the reason and the remedy; the model is then left as it was.
     """
     warn_if_untested()
@@ -97,7 +100,7 @@ def prepare_model(model: PreTrainedModel, method: Method, static_length: int | N
         modules = _interfaced(model, indices)
         _check_devices(name, [modules[i] for i in indices])
         check_forward(model, frozenset(type(modules[i]) for i in indices))
-        ours = _ours(model, modules, indices, method)
+        ours = _ours(model, modules, indices, method, unrotated)
     except UnsupportedModel:
         set_attention(model, previous)
         raise
@@ -186,12 +189,17 @@ def _interfaced(model: PreTrainedModel, indices: list[int]) -> dict[int, nn.Modu
 
 
 def _ours(
-    model: PreTrainedModel, modules: dict[int, nn.Module], indices: list[int], method: Method
+    model: PreTrainedModel, modules: dict[int, nn.Module], indices: list[int], method: Method, unrotated: str | None
 ) -> dict[int, tuple[LayerInfo, KVForm]]:
-    ropes = rope_of(model) if method.score.needs_rope else {}
+    ropes = rope_of(model) if method.score.needs_rope or unrotated is not None else {}
     found = {}
     for rank, i in enumerate(indices):
         rope: Rope | UnknownRope | None = ropes.get(i)
+        if isinstance(rope, UnknownRope) and not method.score.needs_rope:
+            raise UnsupportedModel(
+                f"codec {unrotated!r} must undo the rotary embedding of {type(model).__name__}: {rope.reason}. "
+                "Choose a codec that does not, such as 'int4' or 'hadamard'."
+            )
         if isinstance(rope, UnknownRope):
             raise UnsupportedModel(
                 f"method {method.name!r} must undo the rotary embedding of {type(model).__name__}: {rope.reason}. "

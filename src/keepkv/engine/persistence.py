@@ -281,7 +281,7 @@ def _restore_layer(layer: Any, entry: dict[str, Any], tensors: dict[str, Tensor]
     layer.score_state = groups["state"]
     if groups["store"]:
         layer.store.restore(groups["store"])
-        if (part := next(iter(layer.store.parts()), None)) is not None:
-            layer.lazy_initialization(part.keys, part.values)
+        if layer.store.length:
+            layer.lazy_initialization(*layer.store.like())
     if entry["attention"]:
         layer.attention = {**entry["attention"], "sink_logits": tensors.get("sinks")}

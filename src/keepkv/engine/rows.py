@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from keepkv.core.budget import Budget
 from keepkv.core.calibration import digests
 from keepkv.core.slots import EMPTY
-from keepkv.engine.compression import compress, compress_waiting
+from keepkv.engine.compression import compress, compress_waiting, end_prompt
 from keepkv.engine.layer import Layer
 from keepkv.engine.state import CacheParts, CacheState, Settings
 from keepkv.engine.stock_layers import free_past
@@ -48,6 +48,8 @@ def join(cache: CacheParts, other: CacheParts) -> None:
         raise CacheStateError(
             "of the caches that join one rehearsed questions and the other did not: call keepkv.rehearse on both"
         )
+    for one in (cache, other):
+        _check_prompt(one)
     for one in (cache, other):
         _compress_prompt(one)
         if one.shared.positions.gaps:
@@ -203,19 +205,26 @@ def _facts(cache: CacheParts) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _check_prompt(cache: CacheParts) -> None:
+    """Raise what ``_compress_prompt`` would, before any layer of a cache has changed."""
+    shared = cache.shared
+    if shared.spans is not None and shared.positions.seen is not None:
+        shared.spans.check_prompt(shared.positions.seen)
+    if shared.compressing:
+        end_prompt([x for x in cache.layers if isinstance(x, Layer) and x.progress.pending])
+
+
 def _compress_prompt(cache: CacheParts) -> None:
     """Run what waits for the first decoded token, so that no row waits for another."""
     shared, when = cache.shared, cache.shared.settings.method.when
     layers = [x for x in cache.layers if isinstance(x, Layer)]
     if shared.spans is not None and shared.positions.seen is not None:
-        shared.spans.check_prompt(shared.positions.seen)
         shared.spans.end_prompt(shared.positions.seen)
     if not shared.compressing:
         return
     if any(layer.progress.pending for layer in layers):
         for layer in layers:
             if layer.progress.pending:
-                layer.progress.prefilling = False  # the prompt ends here
                 compress(layer)
         compress_waiting(shared)
         shared.restart()

@@ -72,11 +72,16 @@ def score(method: Method, view: LayerView, budget: Tensor, spans: RowSpans | Non
     close_gaps(view)
     check_seen(method, view, budget)
     view.protected, view.budget = protected(method, view, spans), budget
-    scores = checked_scores(method.score, view, method.score(view))
+    scores = _shared(method, checked_scores(method.score, view, method.score(view)))
     trims = spans is not None and spans.demanding and spans.policy.on_overflow == "trim"
     if spans is not None and trims and _demand(method, view, spans, budget) is not None:
         view.protected = trim(scores, budget, view, pins(method, view))
     return Scored(scores, tiers(view), view.protected, view.memo)
+
+
+def _shared(method: Method, scores: Tensor) -> Tensor:
+    """``scores`` (B,H,S), or their mean over heads where these keep the same tokens."""
+    return scores.mean(1, keepdim=True).expand_as(scores) if method.together else scores
 
 
 def check_seen(method: Method, view: LayerView, budget: Tensor) -> None:
@@ -127,7 +132,7 @@ def choose(
     scores = scored.scores
     if view.spans is not None:
         within = method.score.span_scores(view, scores)
-        scores = checked_scores(method.score, view, within, "returned within spans")
+        scores = _shared(method, checked_scores(method.score, view, within, "returned within spans"))
     return keep_by_span(scores, counts, view, spans, scored.scores), scores
 
 

@@ -30,7 +30,8 @@ class Method(Checked):
     """What ``keepkv.Cache`` runs.
 
     sinks, window: the first tokens and the most recent tokens of a row that are always kept, part of the budget.
-    store: name of the layout, or ``"auto"``: rectangular, and ragged where the allocation is.
+    store: name of the layout, or ``"auto"``: rectangular, and ragged where the allocation is. together: whether the
+    heads of a layer keep the same tokens, those whose scores are highest on the mean over heads.
     name, options: under which the method is registered, and every option it was made with: what a saved cache says of
     its method. ``register_method`` sets both.
     """
@@ -42,6 +43,7 @@ class Method(Checked):
     store: str = "auto"
     sinks: Count = 4
     window: Count = 0
+    together: bool = False
     name: str = "custom"
     options: dict[str, Any] = field(default_factory=dict, compare=False)
 

@@ -30,14 +30,15 @@ _tiles: Any = import_module("keepkv.attention.attend")
 def _one_tile() -> Iterator[None]:
     """Inside, of the tiles of queries that attention goes through one by one only the first is, and one of each other
     shape: all take the same."""
-    inner, known = _tiles._attend, set()
+    inner = _tiles._attend
+    known: dict[Any, Any] = {}
 
-    def attend(query: Tensor, parts: Sequence[Part], *rest: Any) -> Tensor:
-        if query.shape in known:
-            return query.new_empty(*query.shape[:3], parts[0].values.shape[-1])
-        known.add(query.shape)
-        found: Tensor = inner(query, parts, *rest)
-        return found
+    def attend(query: Tensor, part: Part, *rest: Any) -> Any:
+        shape = query.shape, part.positions.shape
+        if shape in known:
+            return known[shape]._make(torch.empty_like(x) for x in known[shape])
+        known[shape] = inner(query, part, *rest)
+        return known[shape]
 
     _tiles._attend = attend
     try:
@@ -103,13 +104,11 @@ class DryLayer(Layer):
         """Hold as many slots as are left, and no others."""
         old, count = self.store, self.slots(self.progress.seen)
         with self.live.unwatched():
-            like = next(next(iter(old.parts())).rectangles())
-            b, h = like.positions.shape[:2]
-            keys = like.keys.new_empty(b, h, count, like.keys.shape[3])
-            values = like.values.new_empty(b, h, count, like.values.shape[3])
-            positions = like.positions.new_empty(b, h, count)
+            like, (b, h) = old.like(), old.lengths.shape
+            keys, values = (x.new_empty(b, h, count, x.shape[-1]) for x in like)
+            positions = keys.new_empty(b, h, count, dtype=torch.int32)
             stats = {name: keys.new_empty(b, h, count, dtype=torch.float32) for name in old.held.stats}
-            self.store = self.store.successor()
+            self.store = self.store.empty()
             self.store.load(Slots(keys, values, keys.new_empty(b, h, count, dtype=torch.float32), positions, stats))
             if isinstance(self.store, RaggedStore) and self.store.body.segments is not None:
                 self.store.body.segments = replace(self.store.body.segments, longest=count)

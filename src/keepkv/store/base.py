@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 from torch.nn import Module
 
-from keepkv.attention.part import Part
+from keepkv.attention.part import Part, plain
 from keepkv.core.layer_info import LayerInfo
 from keepkv.core.options import taken
 from keepkv.core.registry import Registry, known_as
@@ -180,21 +180,24 @@ class Store(ABC):
         """A store of the same kind and options that holds nothing; ``held``: for another layer."""
         return type(self)(held or self.held)
 
+    def like(self) -> tuple[Tensor, Tensor]:
+        """Keys (·,H,·,D) and values (·,H,·,Dv) of any slots, of a store that holds something: for shapes and dtype."""
+        return plain(next(next(iter(self.parts())).rectangles()))
+
     def slot_bytes(self) -> SlotBytes:
         """What one slot takes; of a store that holds something."""
-        part = next(next(iter(self.parts())).rectangles())
-        return self._bytes_of(part.keys, part.values, part.positions.shape[1])
+        return self._bytes_of(*self.like())
 
     @property
     def row_bytes(self) -> int:
         """What a row takes beside its slots."""
         return 0
 
-    def _bytes_of(self, keys: Tensor, values: Tensor, heads: int) -> SlotBytes:
-        """From any keys (…,D) and values (…,Dv)."""
-        widths, dtype = (keys.shape[-1], values.shape[-1]), keys.dtype
-        content = self.held.codec.slot_bytes(*widths, dtype)
-        return SlotBytes(heads * content, heads * self.held.beside, heads * sum(widths) * dtype.itemsize)
+    def _bytes_of(self, keys: Tensor, values: Tensor) -> SlotBytes:
+        """From any keys (·,H,·,D) and values (·,H,·,Dv)."""
+        heads, widths, dtype = keys.shape[1], (keys.shape[-1], values.shape[-1]), keys.dtype
+        content = self.held.codec.token_bytes(heads, *widths, dtype)
+        return SlotBytes(content, heads * self.held.beside, heads * sum(widths) * dtype.itemsize)
 
     @property
     def nbytes(self) -> int:
@@ -252,6 +255,12 @@ def choose(layout: str, codec: str, ragged: bool) -> tuple[str, str]:
         raise KeepKVError(
             f"store {layout!r} holds slots as they are; codec={codec!r} needs a store that encodes them: "
             f"{', '.join(repr(x) for x in STORES if getattr(STORES.factory(x), 'encodes', False))}"
+        )
+    if getattr(CODECS.factory(codec), "together", False) and (ragged or layout == "ragged"):
+        raise KeepKVError(
+            f"codec {codec!r} writes the KV heads of a token together, so that they must keep the same tokens, in "
+            "store='dense': take a Method with together=True and an allocation such as 'uniform'. Or give a codec that "
+            "writes each head by itself, such as 'int4'."
         )
     if ragged and layout == "dense":
         raise KeepKVError(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
 from torch import Tensor
 
-from keepkv.attention.part import Part
+from keepkv.attention.part import Part, plain
 from keepkv.core.slots import EMPTY, Slots
 from keepkv.errors import CacheStateError
+from keepkv.kernels.codes import Codes
 from keepkv.store.base import Held, SlotBytes, Store
 
 SWITCH = "KEEPKV_CANARY"
@@ -26,26 +27,21 @@ def guarded(store: Store) -> Store:
 
 @dataclass
 class Hashes:
-    """What each column of a store must hold, (B,H,S) int64. positions: ``EMPTY`` where it is no slot. given: as it was
-    stored; written: as the codec makes of it."""
+    """What each column of a store must hold, (B,H,S) int64. positions: ``EMPTY`` where it is no slot. content: a hash
+    of what was stored, or where that was encoded since, of what was read back then."""
 
     positions: Tensor
-    given: Tensor
-    written: Tensor
+    content: Tensor
 
     @classmethod
-    def of(cls, slots: Slots, held: Held, keep: Tensor | None = None) -> Hashes:
+    def of(cls, slots: Slots, keep: Tensor | None = None) -> Hashes:
         """Of ``slots``, those alone where ``keep`` (B,H,S) bool is true."""
         positions = slots.positions if keep is None else slots.positions.masked_fill(~keep, EMPTY)
-        given = written = hashed(slots)
-        if held.codec.exact is not None:
-            keys, values = held.codec.decode(held.codec.encode(slots.keys, slots.values))
-            written = hashed(slots.with_(keys=keys, values=values))
-        return cls(positions.clone(), given, written)
+        return cls(positions.clone(), hashed(slots))
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The three."""
-        return self.positions, self.given, self.written
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """The two."""
+        return self.positions, self.content
 
     def rows(self, which: Tensor) -> Hashes:
         """Those of rows ``which``."""
@@ -85,18 +81,18 @@ class Canary(Store):
         self.inner.append(keys, values, positions)
         places = positions[:, None].expand(keys.shape[:3]).to(torch.int32)
         votes = torch.zeros(places.shape, device=keys.device)
-        new = Hashes.of(Slots(keys, values, votes, places), self.held)
+        new = Hashes.of(Slots(keys, values, votes, places))
         self.hashes = new if self.hashes is None else self.hashes.then(new)
 
     def load(self, slots: Slots) -> None:
-        hashes = Hashes.of(slots, self.held)
+        hashes = Hashes.of(slots)
         self.inner.load(slots)
-        self.hashes = hashes
+        self.hashes = self._encoded(hashes)
 
     def load_kept(self, slots: Slots, keep: Tensor) -> None:
-        hashes = Hashes.of(slots, self.held, keep)
+        hashes = Hashes.of(slots, keep)
         self.inner.load_kept(slots, keep)
-        self.hashes = hashes
+        self.hashes = self._encoded(hashes)
 
     def index(self, rows: Tensor) -> None:
         self.inner.index(rows)
@@ -104,12 +100,14 @@ class Canary(Store):
 
     def join(self, other: Store) -> None:
         assert isinstance(other, Canary) and self.hashes is not None and other.hashes is not None
-        if self.held.codec.exact is None:
-            hashes = self.hashes.above(other.hashes)
-        else:  # what is encoded may be encoded again
-            hashes = Hashes.of(self.view(), self.held).above(Hashes.of(other.view(), self.held))
+        self.view(), other.view()
+        hashes = self.hashes.above(other.hashes)
         self.inner.join(other.inner)
-        self.hashes = hashes
+        self.hashes = self._encoded(hashes)
+
+    def _encoded(self, hashes: Hashes) -> Hashes:
+        """``hashes``, or where the codec may have written slots anew, those of what it is read back as."""
+        return hashes if self.held.codec.exact is None else Hashes.of(self.inner.view())
 
     def crop(self, tokens: int) -> None:
         self.inner.crop(tokens)
@@ -118,7 +116,7 @@ class Canary(Store):
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         self.inner.restore(tensors)
-        self.hashes = Hashes.of(self.inner.view(), self.held) if self.inner.length else None
+        self.hashes = Hashes.of(self.inner.view()) if self.inner.length else None
 
     def hide(self, first: Tensor) -> None:
         self.inner.hide(first)
@@ -133,10 +131,19 @@ class Canary(Store):
         self.inner.write_stats(stats)
 
     def after_prefill(self) -> None:
-        self.inner.after_prefill()
+        self._encoding(self.inner.after_prefill)
 
     def begin_decode(self) -> None:
-        self.inner.begin_decode()
+        self._encoding(self.inner.begin_decode)
+
+    def _encoding(self, step: Callable[[], None]) -> None:
+        """Run a step that may encode slots."""
+        if self.hashes is not None and self.held.codec.exact is not None:
+            self.view()
+            step()
+            self.hashes = Hashes.of(self.inner.view())
+        else:
+            step()
 
     # --- what reads slots ----------------------------------------------------------------------------------------
 
@@ -149,7 +156,9 @@ class Canary(Store):
     def parts(self) -> Iterator[Part]:
         parts = list(self.inner.parts())
         rectangles = [_slots(rectangle) for part in parts for rectangle in part.rectangles()]
-        if rectangles:
+        if any(isinstance(part.keys, Codes) for part in parts):  # expanded otherwise: rounded otherwise, too
+            self.view()
+        elif rectangles:
             self._checked(reduce(Slots.join, rectangles), "attention")
         yield from parts
 
@@ -174,13 +183,12 @@ class Canary(Store):
         if hashes is None:
             return slots
         stored = hashes.positions >= 0
-        given, written = (_ordered(x, stored) for x in (hashes.given, hashes.written))
-        found, places = _ordered(hashed(slots), slots.valid), _ordered(slots.positions.long(), slots.valid, EMPTY)
-        (given, found), (written, places) = _aligned(given, found, 0), _aligned(written, places, EMPTY)
-        wrong = ((found != given) & (found != written)).nonzero()
+        held, found = _aligned(_ordered(hashes.content, stored), _ordered(hashed(slots), slots.valid), 0)
+        wrong = (found != held).nonzero()
         if len(wrong):
             row, head, column = wrong[0].tolist()
-            count, place = int(stored[row, head].sum()), int(places[row, head, column])
+            count, places = int(stored[row, head].sum()), slots.positions[row, head][slots.valid[row, head]]
+            place = int(places[column - found.shape[2] + len(places)])
             slot = column - found.shape[2] + count  # counted among those of the head
             raise CacheStateError(
                 f"canary: {reader} of layer {self.held.layer.index}, row {row}, head {head} found in slot {slot} of "
@@ -250,7 +258,7 @@ def _slots(part: Part) -> Slots:
     """A rectangle of a part as slots."""
     votes = part.log_votes
     votes = torch.zeros(part.positions.shape, device=part.positions.device) if votes is None else votes
-    return Slots(part.keys, part.values, votes, part.positions)
+    return Slots(*plain(part), votes, part.positions)
 
 
 def _ordered(x: Tensor, valid: Tensor, empty: int = 0) -> Tensor:

@@ -18,7 +18,7 @@ class DenseStore(Zones):
             return {**self.recent.tensors(), **({"counts": self._counts()} if self.recent.fields else {})}
         named = {f"body.{name}": x for name, x in self.coded.tensors().items()}
         named |= {f"tail.{name}": x for name, x in self.recent.tensors().items()}
-        return {**named, "appended": torch.tensor([self._appended])} if named else {}
+        return {**named, **self.content.tensors(), "appended": torch.tensor([self._appended])} if named else {}
 
     def _counts(self) -> Tensor:
         return torch.tensor([self.recent.length, self._appended])
@@ -30,4 +30,5 @@ class DenseStore(Zones):
             return
         for prefix, zone in (("body.", self.coded), ("tail.", self.recent)):
             zone.restore({name[5:]: x for name, x in tensors.items() if name.startswith(prefix)})
+        self.content.restore(tensors)
         self._appended = int(tensors["appended"][0])

@@ -12,6 +12,7 @@ from keepkv.attention.part import Part
 from keepkv.core.slots import Slots
 from keepkv.kernels.segments import TILE
 from keepkv.store.base import Held, SlotBytes, Store, register_store
+from keepkv.store.codec.base import Fields
 from keepkv.store.columns import Columns
 from keepkv.store.ragged_fields import RaggedFields
 from keepkv.store.zones import Zones, fields_of
@@ -44,39 +45,53 @@ class RaggedStore(Zones):
     def holds_all(self) -> bool:
         return self.body.lengths is None and super().holds_all
 
-    def _older(self) -> list[dict[str, Tensor]]:
+    def _older(self) -> list[Fields]:
         return ([self.body.rectangle()] if self.body.length else []) + super()._older()
 
     def _older_parts(self) -> Iterator[Part]:
         if self.body.length and self.held.codec.exact is None:
             f = self.body.fields
             yield Part(f["keys"], f["values"], f.get("log_votes"), f["positions"], self.body.segments)
+        elif self.body.length and (packed := self.held.codec.packed(self.body.fields)) is not None:
+            f = self.body.fields
+            yield Part(*packed, f.get("log_votes"), f["positions"], self.body.segments, f["like"])
         elif self.body.length:
             step = self._tile()
             for start in range(0, self.body.length, step):
                 yield self._part(self.body.rectangle(start, start + step))
         yield from super()._older_parts()
 
-    def _one(self) -> dict[str, Tensor]:
+    def _one(self) -> Fields:
         return self.body.rectangle(0, 1) if self.body.length else super()._one()
 
-    def _bytes_of(self, keys: Tensor, values: Tensor, heads: int) -> SlotBytes:
-        sizes = super()._bytes_of(keys, values, heads)
+    def _bytes_of(self, keys: Tensor, values: Tensor) -> SlotBytes:
+        sizes, heads = super()._bytes_of(keys, values), keys.shape[1]
         # Which slots of a tile are its head's: tiles are read where nothing is encoded.
         return sizes._replace(beside=sizes.beside + 2 * heads) if self.held.codec.exact is None else sizes
 
     @property
     def row_bytes(self) -> int:
-        heads = (self._one() if self.body.length else (self.recent.fields or self.coded.fields))["positions"].shape[1]
-        return heads * HEAD
+        return self._heads * HEAD + super().row_bytes
 
-    def load(self, slots: Slots) -> None:
-        self.load_kept(slots, slots.valid)
+    @property
+    def _heads(self) -> int:
+        if self.body.lengths is not None:
+            return self.body.lengths.shape[1]
+        return (self.recent.fields or self.coded.fields)["positions"].shape[1]
 
     def load_kept(self, slots: Slots, keep: Tensor) -> None:
+        if self.content.exact:  # no rectangle in between
+            self._hold_kept(fields_of(slots), keep)
+        else:
+            super().load_kept(slots, keep)
+
+    def _hold(self, fields: Fields) -> None:
+        self._hold_kept(fields, fields["positions"] >= 0)
+
+    def _hold_kept(self, fields: Fields, keep: Tensor) -> None:
         where = keep.flatten().nonzero()[:, 0]  # once, as the host waits for it
-        kept = {name: x.flatten(0, 2).index_select(0, where) for name, x in fields_of(slots).items()}
-        self.body.set(self._written(kept), keep.sum(-1))
+        kept = {name: x.flatten(0, 2).index_select(0, where) for name, x in fields.items()}
+        self.body.set(kept, keep.sum(-1))
         self.coded, self.recent = Columns(self.coded.starts), Columns(self.recent.starts)
         self._appended = 0
 
@@ -96,21 +111,31 @@ class RaggedStore(Zones):
     def join(self, other: Store) -> None:
         """As ``Store.join``; everything moves into segments, so that no empty column is held for a shorter row."""
         assert isinstance(other, RaggedStore)
-        for store in (self, other):
-            if store.length > store.body.length or store.body.lengths is None:
-                store.load(store.view())
-        self.body.join(other.body)
+        mine, theirs, rows = self._in_segments(), other._in_segments(), (self._rows, other._rows)
+        mine.body.join(theirs.body)
+        mine.content.join(theirs.content, rows)
+        self.body, self.content = mine.body, mine.content
         self.coded, self.recent = Columns(self.coded.starts), Columns(self.recent.starts)  # empty, for fewer rows
+        self._appended = 0
+
+    def _in_segments(self) -> RaggedStore:
+        """This store, or one that holds its slots in segments alone."""
+        if self.length == self.body.length and self.body.lengths is not None:
+            return self
+        twin, slots = self.successor(), self.view()
+        assert isinstance(twin, RaggedStore)
+        twin.load_kept(slots, slots.valid)
+        return twin
 
     def tensors(self) -> dict[str, Tensor]:
         named = {f"body.{name}": x for name, x in self.body.tensors().items()}
         named |= {f"coded.{name}": x for name, x in self.coded.tensors().items()}
-        named |= {f"tail.{name}": x for name, x in self.recent.tensors().items()}
+        named |= {f"tail.{name}": x for name, x in self.recent.tensors().items()} | self.content.tensors()
         encodes = self.held.codec.exact is not None  # otherwise all that lies in the tail was appended
         return {**named, "appended": torch.tensor([self._appended])} if named and encodes else named
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        found: dict[str, dict[str, Tensor]] = {"body": {}, "coded": {}, "tail": {}}
+        found: dict[str, Fields] = {"body": {}, "coded": {}, "tail": {}, "shared": {}}
         for name, x in tensors.items():
             zone, _, rest = name.partition(".")
             if rest:
@@ -120,4 +145,5 @@ class RaggedStore(Zones):
             self.body.restore(found["body"])
         self.coded.restore(found["coded"])
         self.recent.restore(found["tail"])
+        self.content.restore(tensors)
         self._appended = int(tensors["appended"][0]) if "appended" in tensors else self.recent.length

@@ -162,8 +162,8 @@ class StaticStore(Store):
             f["keys"], f["values"], f["log_votes"], f["positions"], {name: f[name] for name in self.held.stats}
         )
 
-    def _bytes_of(self, keys: Tensor, values: Tensor, heads: int) -> SlotBytes:
-        sizes = super()._bytes_of(keys, values, heads)
+    def _bytes_of(self, keys: Tensor, values: Tensor) -> SlotBytes:
+        sizes, heads = super()._bytes_of(keys, values), keys.shape[1]
         return sizes._replace(beside=heads * replace(self.held, votes=True).beside)  # the buffers have votes anyway
 
     def write_stats(self, stats: dict[str, Tensor]) -> None:

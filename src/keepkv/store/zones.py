@@ -10,10 +10,11 @@ from torch import Tensor
 
 from keepkv.attention.part import Part
 from keepkv.core.slots import Slots
-from keepkv.store.base import Held, SlotBytes, Store
+from keepkv.store.base import Held, Store
+from keepkv.store.codec.base import Fields
 from keepkv.store.columns import Columns
+from keepkv.store.content import TILE_BYTES, Content, by_position, check_together, in_order, moved
 
-TILE_BYTES = 8 << 20  # decoded at once for attention
 SLACK = 8  # columns allocated beyond need when a single token does not fit, or 1/16 of the length if more
 
 
@@ -21,7 +22,8 @@ class Zones(Store):
     """Slots in zones, oldest first; the last, ``recent``, grows by every token and is never encoded.
 
     With a codec, ``coded`` stands before it: tokens move there so many at a time, at the end of a multi-token forward
-    and while decoding; ``Codec.recent`` to twice that stay exact.
+    and while decoding; ``Codec.exact`` to twice that stay exact. What was encoded once is not encoded again: a
+    ``successor`` takes its codes from the store before, where they are those of the same content.
     """
 
     def __init__(self, held: Held) -> None:
@@ -29,6 +31,8 @@ class Zones(Store):
         starts = dict(held.stats)
         self.coded = Columns(starts)
         self.recent = Columns(starts)
+        self.content = Content(held)
+        self._before: Zones | None = None  # whose place it takes, until something is loaded
         self._appended = 0
 
     # --- lengths -------------------------------------------------------------------------------------------------
@@ -95,14 +99,13 @@ class Zones(Store):
 
     # --- slots ---------------------------------------------------------------------------------------------------
 
-    def _written(self, fields: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Keys and values of ``fields`` as the codec writes them, the rest as it is."""
-        rest = {name: x for name, x in fields.items() if name not in ("keys", "values")}
-        return {**self.held.codec.encode(fields["keys"], fields["values"]), **rest}
+    def _written(self, fields: Fields) -> Fields:
+        """A rectangle of fields, its keys and values as the codec writes them, the rest as it is."""
+        return {**self.content.write(fields["keys"], fields["values"], fields["positions"]), **beside(fields)}
 
-    def _slots(self, fields: dict[str, Tensor], encoded: bool = True) -> Slots:
+    def _slots(self, fields: Fields, encoded: bool = True) -> Slots:
         """A rectangle of fields as slots."""
-        keys, values = self.held.codec.decode(fields) if encoded else (fields["keys"], fields["values"])
+        keys, values = self.content.read(fields) if encoded else (fields["keys"], fields["values"])
         votes = fields.get("log_votes")
         if votes is None:
             votes = torch.zeros(fields["positions"].shape, dtype=torch.float32, device=keys.device)
@@ -116,18 +119,27 @@ class Zones(Store):
 
     def _older_parts(self) -> Iterator[Part]:
         """What stands before ``recent``, decoded a tile at a time."""
+        if self.coded.length and (packed := self.held.codec.packed(self.coded.used())) is not None:
+            used = self.coded.used()
+            yield Part(*packed, used.get("log_votes"), used["positions"], like=used["like"])
+            return
         step = self._tile() if self.coded.length else 1
         for start in range(0, self.coded.length, step):
             yield self._part({name: x[:, :, start : start + step] for name, x in self.coded.used().items()})
 
-    def slot_bytes(self) -> SlotBytes:
-        if self.recent.fields:
-            fields = self.recent.fields
-            return self._bytes_of(fields["keys"], fields["values"], fields["positions"].shape[1])
-        one = self._one()
-        return self._bytes_of(*self.held.codec.decode(one), one["positions"].shape[1])
+    @property
+    def row_bytes(self) -> int:
+        if self.content.exact:
+            return 0
+        keys, values = self.like()
+        return self.held.codec.row_bytes(keys.shape[1], keys.shape[-1], values.shape[-1], keys.dtype)
 
-    def _one(self) -> dict[str, Tensor]:
+    def like(self) -> tuple[Tensor, Tensor]:
+        if self.recent.fields:
+            return self.recent.fields["keys"], self.recent.fields["values"]
+        return self.content.read(self._one())
+
+    def _one(self) -> Fields:
         """One encoded slot of each head of a row, (1,H,1,…)."""
         return {name: x[:1, :, :1] for name, x in self.coded.fields.items()}
 
@@ -135,8 +147,8 @@ class Zones(Store):
         """Columns that are decoded at once."""
         return max(1, TILE_BYTES // (self._rows * self.slot_bytes().plain))
 
-    def _part(self, fields: dict[str, Tensor]) -> Part:
-        keys, values = self.held.codec.decode(fields)
+    def _part(self, fields: Fields) -> Part:
+        keys, values = self.content.read(fields)
         return Part(keys, values, fields.get("log_votes"), fields["positions"])
 
     def view(self) -> Slots:
@@ -145,18 +157,73 @@ class Zones(Store):
             zones.append(self._slots(self.recent.used(), encoded=False))
         return reduce(Slots.join, zones)
 
-    def _older(self) -> list[dict[str, Tensor]]:
+    def _older(self) -> list[Fields]:
         """What stands before ``recent`` as rectangles of encoded fields (B,H,S,…)."""
         return [self.coded.used()] if self.coded.length else []
 
+    def successor(self) -> Store:
+        twin = self.empty()
+        assert isinstance(twin, Zones)
+        if not self.content.exact:
+            twin.content.shared, twin._before = dict(self.content.shared), self
+        return twin
+
     def load(self, slots: Slots) -> None:
         fields = fields_of(slots)
+        if not self.content.exact:
+            fields = {**self._content_of(slots), **beside(fields)}
+        self._hold(fields)
+
+    def load_kept(self, slots: Slots, keep: Tensor) -> None:
+        if self._before is None:
+            self.load(slots.select(keep))
+            return
+        written, positions = self._before._codes(self.content)
+        content = moved(written, in_order(slots, keep, positions))
+        del written
+        kept = slots.with_(keys=slots.keys[..., :0], values=slots.values[..., :0]).select(keep)
+        self._hold({**self._pruned(content, kept), **beside(fields_of(kept))})
+
+    def _hold(self, fields: Fields) -> None:
+        """Hold a rectangle of fields and nothing else."""
         self.coded, self.recent = Columns(self.coded.starts), Columns(self.recent.starts)
-        if self.held.codec.exact is None:
-            self.recent.set(fields)
-        else:
-            self.coded.set(self._written(fields))
+        (self.recent if self.content.exact else self.coded).set(fields)
         self._appended = 0
+
+    def _content_of(self, slots: Slots) -> Fields:
+        """The content of ``slots`` as it was written in the store before; written now where it is new."""
+        if self._before is None:
+            return self._pruned(self.content.write(slots.keys, slots.values, slots.positions), slots)
+        written, positions = self._before._codes(self.content)
+        where, before = by_position(slots, positions), self._before.view()
+        at, same = where.clamp_min(0)[..., None], where >= 0
+        for one, two in ((slots.keys, before.keys), (slots.values, before.values)):
+            same &= (two.gather(2, at.expand(*at.shape[:3], two.shape[-1])) == one).all(-1)
+        if self.held.codec.together:
+            same = same.all(1, keepdim=True)
+        content = moved(written, where)
+        if not bool((same | ~slots.valid).all()):
+            new = self.content.write(slots.keys, slots.values, slots.positions)
+            content = {name: _chosen(same, x, new[name]) for name, x in content.items()}
+        return self._pruned(content, slots)
+
+    def _pruned(self, content: Fields, slots: Slots) -> Fields:
+        """``content`` of ``slots``, all that this store is going to hold; nothing was before it from now on."""
+        if self.held.codec.together:
+            check_together(slots.positions)
+        self._before = None
+        return self.content.prune(content, slots.valid)
+
+    def _codes(self, content: Content) -> tuple[Fields, Tensor]:
+        """The content of all slots, (B,H,S,·), what is exact as ``content`` writes it, and positions (B,H,S)."""
+        zones = self._older()
+        if self.recent.length:
+            used = self.recent.used()
+            positions = {"positions": used["positions"]}
+            zones.append({**content.write(used["keys"], used["values"], used["positions"]), **positions})
+        names = [name for name in zones[0] if name not in ("positions", "log_votes", *self.held.stats)]
+        joined = {name: torch.cat([x[name] for x in zones], 2) for name in (*names, "positions")}
+        return joined, joined.pop("positions")
 
     def write_stats(self, stats: dict[str, Tensor]) -> None:
         start = self.length - self.recent.length - self.coded.length
@@ -175,13 +242,26 @@ class Zones(Store):
     def index(self, rows: Tensor) -> None:
         self.coded.index(rows)
         self.recent.index(rows)
+        self.content.index(rows)
 
     def join(self, other: Store) -> None:
         assert isinstance(other, Zones)
         rows = (self._rows, other._rows)
         self.coded.join(other.coded, rows)
         self.recent.join(other.recent, rows)
+        self.content.join(other.content, rows)
         self._appended = min(self.appended, other.appended)
+
+
+def _chosen(which: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """``one`` (B,H or 1,S,·) where ``which`` (B,H or 1,S), else ``other``."""
+    which = which[:, : one.shape[1]]
+    return torch.where(which if one.dim() == 3 else which[..., None], one, other)
+
+
+def beside(fields: Fields) -> Fields:
+    """Those of ``fields`` that are no content."""
+    return {name: x for name, x in fields.items() if name not in ("keys", "values")}
 
 
 def fields_of(slots: Slots) -> dict[str, Tensor]:

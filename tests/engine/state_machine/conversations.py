@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from histories import Event, History, columns, has_gaps, without_gaps, without_newest
-from invariants import changed, check, check_budget, heard, snapshot
+from invariants import changed, check, check_budget, heard
 from replaying import Alone, forward
 from torch import Tensor
 from worlds import World
@@ -125,11 +125,11 @@ class Conversation:
 
         It may be for rows with gaps beside sliding layers, and where a prompt waits that no score has seen.
         """
-        before = snapshot(other.cache)
+        before = heard(other.cache)
         blind = self.asks and any(event.kind == "freeze" for row in self.rows + other.rows for event in row)
         plain = not any(map(has_gaps, self.rows + other.rows)) and not blind
         if not self.attempt(lambda: self.cache.join(other.cache), must_work=plain and self.world.kind[0] != "static"):
-            assert not changed(snapshot(other.cache), before), "a refusal changed the cache that was to join"
+            assert not changed(heard(other.cache), before), "a refusal changed the cache that was to join"
             return False
         self.note("settle prompt")
         other.note("settle prompt")

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 )
 from invariants import changed, snapshot
 from references import watched
-from worlds import VOCABULARY, Lossless, World, worlds
+from worlds import VOCABULARY, Lossless, Masked, World, worlds
 
 from keepkv.store import CODECS
 
@@ -189,6 +189,7 @@ class Machine(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def _lossless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CODECS._factories, "lossless", Lossless)
+    monkeypatch.setitem(CODECS._factories, "masked", Masked)
 
 
 def run(runs: int, steps: int, **options: Any) -> None:

@@ -42,7 +42,10 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "latent": lambda: t.DeepseekV3ForCausalLM(t.DeepseekV3Config(**{**SHAPE, **LATENT})),
 }
 SMALL = {"window": 2, "sinks": 1, "queries": 4, "kernel": 3}  # so that a few tokens leave something to choose
-LAYOUTS = [("auto", "none"), ("ragged", "none"), ("static", "none"), ("auto", "lossless"), ("ragged", "lossless")]
+LAYOUTS = [
+    ("auto", "none"), ("ragged", "none"), ("static", "none"), ("auto", "lossless"), ("ragged", "lossless"),
+    ("auto", "masked"), ("ragged", "masked"),
+]  # fmt: skip
 SPANS = keepkv.SpanPolicy([keepkv.Span(1, 3, "protect"), keepkv.Span(4, 7, "fair")], on_overflow="grow")
 SPANNED = 8  # tokens that a first prompt must have, for the spans to lie in it
 
@@ -57,6 +60,45 @@ class Lossless(Codec):
 
     def decode(self, fields: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         return fields["keys"].flip(-1), fields["values"].flip(-1)
+
+
+class Masked(Codec):
+    """Writes the bits of keys under a mask that a few tokens of a head share, and loses nothing: a slot that were read
+    with the mask of others would be another one."""
+
+    exact = 4
+    several = 3  # tokens that share a mask
+
+    def write(
+        self, keys: torch.Tensor, values: torch.Tensor, valid: torch.Tensor, shared: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        b, h, s, _ = keys.shape
+        first = shared["mask"].shape[2] if shared else 0
+        bits = _bits(keys)
+        mask = bits[:, :, :: self.several]
+        group = torch.arange(s, device=keys.device) // self.several
+        fields = {"keys": bits ^ mask[:, :, group], "values": values, "like": keys[..., :0]}
+        fields["group"] = (group + first).view(1, 1, s, 1).expand(b, h, s, 1).contiguous()
+        return fields, {"mask": torch.cat((shared["mask"], mask), 2) if shared else mask.clone()}
+
+    def read(
+        self, fields: dict[str, torch.Tensor], shared: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        at = fields["group"].expand(*fields["keys"].shape)
+        return (fields["keys"] ^ shared["mask"].gather(2, at)).view(fields["like"].dtype), fields["values"]
+
+    def prune(
+        self, fields: dict[str, torch.Tensor], valid: torch.Tensor, shared: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        group, shared = fields["group"][..., 0], {"mask": shared["mask"].clone()}
+        needed = torch.zeros(*group.shape[:2], shared["mask"].shape[2] + 1, dtype=torch.bool)
+        needed = needed.scatter_(2, group.masked_fill(~valid, needed.shape[2] - 1), True)[..., :-1]
+        shared["mask"][~needed] = 0  # whoever still reads one that nobody needs gets other bits
+        return fields, shared
+
+
+def _bits(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
 
 
 @dataclass(frozen=True)
@@ -124,6 +166,7 @@ def possible(world: World) -> bool:
     if world.slides and world.kind[0] == "static":
         return False  # rows of transformers' fixed buffers cannot be moved; that is refused, see ``test_refusals``
     CODECS._factories.setdefault("lossless", Lossless)
+    CODECS._factories.setdefault("masked", Masked)
     try:
         world.cache()
     except keepkv.KeepKVError as error:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from keepkv.cli import arguments
-from keepkv.cli.demo.material import Material, own, shipped
-from keepkv.cli.demo.measure import Compared, measure
-from keepkv.cli.demo.show import show
-from keepkv.cli.demo.strip import cells
 from keepkv.cli.load import load
 from keepkv.cli.options import AsJson, Budget, Device, Import, Methods, Model, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress
 from keepkv.cli.small_model import for_own_text
 from keepkv.errors import KeepKVError
+
+if TYPE_CHECKING:
+    from keepkv.cli.demo.material import Material
+    from keepkv.cli.demo.measure import Compared
 
 METHODS = (
     "random", "streaming-llm", "snapkv", "expected-attention", "adakv", "keydiff", "compactor", "keepkv",
@@ -49,6 +48,11 @@ def demo(
       keepkv demo --document report.txt --question "Who wrote it?"
       keepkv demo --document report.txt --model Qwen/Qwen3-0.6B --json
     """
+    from keepkv.cli import arguments
+    from keepkv.cli.demo.material import own, shipped
+    from keepkv.cli.demo.measure import measure
+    from keepkv.cli.demo.show import show
+
     if question and document is None:
         raise KeepKVError("--question is about a text of your own: give it with --document FILE")
     variants = [arguments.variant(text) for text in method or METHODS]
@@ -80,6 +84,8 @@ def demo(
 
 
 def _as_dict(material: Material, rows: list[Compared], budget: str) -> dict[str, Any]:
+    from keepkv.cli.demo.strip import cells
+
     return {
         "tokens": len(material.context),
         "budget": budget,

@@ -72,8 +72,8 @@ def _dims(module: Any, layer: Any) -> dict[str, int]:
     """Heads and dimensions of what an attention module caches, as far as it tells them; without one, of what ``layer``
     holds."""
     if module is None and isinstance(layer, Layer) and layer.store.length:
-        part = next(iter(layer.store.parts()))
-        return {"D": part.keys.shape[-1], "V": part.values.shape[-1]}
+        keys, values = layer.store.like()
+        return {"D": keys.shape[-1], "V": values.shape[-1]}
     if isinstance(layer, Layer) and layer.form.one_content:
         return {} if module is None else {"H": 1, "D": module.kv_lora_rank, "V": module.qk_rope_head_dim}
     heads, groups = (getattr(x, name, None) for x, name in (

@@ -57,10 +57,11 @@ def state(name: str, x: Tensor, columns: int, may_be_nan: bool) -> None:
 def store(prefix: str, kind: Store, tensors: Mapping[str, Tensor], seen: Tensor, columns: int) -> None:
     """Raise ``ValueError`` unless ``tensors``, whose shapes are right, are what such a store may hold of rows that have
     ``seen`` (B,) tokens in so many ``columns``. prefix: of their names."""
+    shared = {name[len("shared.") :]: x for name, x in tensors.items() if name.startswith("shared.")}
     for zone in zones(kind) or [Zone("", "unknown")]:
         mine = {name[len(zone.prefix) :]: x for name, x in tensors.items() if name.startswith(zone.prefix)}
         if "positions" in mine:
-            _zone(prefix + zone.prefix, zone, kind, mine, seen, columns)
+            _zone(prefix + zone.prefix, zone, kind, mine, shared, seen, columns)
     for name, x in tensors.items():
         if name == "appended":
             wide = sum(y.shape[2] for n, y in tensors.items() if n.endswith("positions") and y.dim() == 3)
@@ -72,7 +73,8 @@ def store(prefix: str, kind: Store, tensors: Mapping[str, Tensor], seen: Tensor,
 
 
 def _zone(
-    prefix: str, zone: Zone, kind: Store, mine: Mapping[str, Tensor], seen: Tensor, columns: int
+    prefix: str, zone: Zone, kind: Store, mine: Mapping[str, Tensor], shared: dict[str, Tensor], seen: Tensor,
+    columns: int,
 ) -> None:  # fmt: skip
     held = mine["positions"]
     if zone.form == "segments":
@@ -94,7 +96,8 @@ def _zone(
             raise ValueError(f"tensor '{prefix}positions' has tokens behind the {int(counts[0])} columns that are used")
     if zone.encoded:
         content = {name: x for name, x in mine.items() if name not in ("positions", "lengths", "counts", "log_votes")}
-        for name, x in zip(("keys", "values"), kind.held.codec.decode(content), strict=True):
+        kind.held.codec.check(content, shared)
+        for name, x in zip(("keys", "values"), () if shared else kind.held.codec.decode(content), strict=False):
             numbers(f"{prefix}{name}", x)
 
 

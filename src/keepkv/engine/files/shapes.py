@@ -11,6 +11,7 @@ import torch
 from keepkv.core.tensorfile import Declared
 from keepkv.engine.layer import Layer
 from keepkv.store.base import Store
+from keepkv.store.codec.base import Fields
 from keepkv.store.dense import DenseStore
 from keepkv.store.ragged import RaggedStore
 from keepkv.store.static import StaticStore
@@ -144,6 +145,8 @@ class Shapes:
         for zone in sorted(known, key=lambda x: x.encoded):
             if not zone.encoded or self.names(prefix + zone.prefix):
                 self.take(prefix + zone.prefix, self._zone(zone, store, kinds))
+        if self.names(f"{prefix}shared."):
+            self.take(f"{prefix}shared.", self._shared(store, kinds))
         rest = {"appended": Field((1,), COUNTS)}
         if self.take(prefix, rest) != (type(store) is StaticStore or (not exact and self._holds(known))):
             raise ValueError(f"tensor '{prefix}appended' is missing, or is where none should be")
@@ -156,6 +159,8 @@ class Shapes:
         plain: dict[str, tuple[Dims, Any]] = {"keys": (("D",), kinds), "values": (("V",), kinds)}
         content = self._content(store, kinds) if zone.encoded else plain
         made = {name: Field((*lead, *dims), some) for name, (dims, some) in content.items()}
+        for name in content.keys() & self._once(store, kinds) if zone.encoded else ():
+            made[name] = Field(("B", 1, *made[name].dims[2:]), made[name].dtypes)
         exact = WIDE if torch.float64 in kinds else WIDE[:1]
         made |= {"positions": Field(lead, (torch.int32,)), **{name: Field(lead, exact) for name in store.held.stats}}
         made["log_votes"] = Field(lead, exact, needed=zone.form == "buffers")
@@ -168,11 +173,27 @@ class Shapes:
 
     def _content(self, store: Store, kinds: tuple[torch.dtype, ...]) -> dict[str, tuple[Dims, Any]]:
         """What the codec makes of one slot of each of ``kinds``; D and V are known."""
+        made: dict[str, tuple[Dims, Any]] = {}
+        for fields, _ in self._blanks(store, kinds):
+            for name, x in fields.items():
+                made[name] = tuple(x.shape[3:]), (*made.get(name, ((), ()))[1], x.dtype)
+        return made
+
+    def _once(self, store: Store, kinds: tuple[torch.dtype, ...]) -> set[str]:
+        """What the codec writes once for all heads of a slot."""
+        return {name for fields, _ in self._blanks(store, kinds) for name, x in fields.items() if x.shape[1] == 1}
+
+    def _shared(self, store: Store, kinds: tuple[torch.dtype, ...]) -> dict[str, Field]:
+        """What the slots of a head share."""
+        made: dict[str, Field] = {}
+        for _, shared in self._blanks(store, kinds):
+            for name, x in shared.items():
+                dims: Dims = ("B", "H", "shared", *x.shape[3:])
+                made[name] = Field(dims, (*(made[name].dtypes if name in made else ()), x.dtype))
+        return made
+
+    def _blanks(self, store: Store, kinds: tuple[torch.dtype, ...]) -> list[tuple[Fields, Fields]]:
         if not {"D", "V"} <= self.letters.keys():
             raise ValueError("only encoded slots, and the model does not tell how wide they are")
-        made: dict[str, tuple[Dims, Any]] = {}
-        for dtype in kinds:
-            one = store.held.codec.encode(*(torch.zeros(1, self.letters[x], dtype=dtype) for x in "DV"))
-            for name, x in one.items():
-                made[name] = tuple(x.shape[1:]), (*made.get(name, ((), ()))[1], x.dtype)
-        return made
+        widths = self.letters["D"], self.letters["V"]
+        return [store.held.codec.blank(self.letters.get("H", 1), *widths, dtype) for dtype in kinds]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from keepkv.core.layer_info import LayerInfo
 from keepkv.core.registry import Registry
+from keepkv.kernels.codes import Codes
 
 Fields = dict[str, Tensor]  # one entry per slot in each: (…,S,·), any leading dimensions
 
@@ -17,19 +18,26 @@ Fields = dict[str, Tensor]  # one entry per slot in each: (…,S,·), any leadin
 class Codec:
     """Writes keys and values as fields, and reads them back.
 
-    A field has one entry per slot, so a layout can move, drop and repeat slots without reading them. A codec has no
-    state; its options are attributes that ``__init__`` sets.
+    A field has one entry per slot, so a layout can move, drop and repeat slots without reading them. Most codecs
+    implement ``encode`` and ``decode``. A codec has no state; its options are attributes that ``__init__`` sets.
+
+    Where slots of a head have something in common, such as the mean of its keys, a codec implements ``write`` and
+    ``read``: they are given ``shared``, tensors (B,H,N,·) by name, that belong to the rows and not to a slot.
     """
 
     exact: ClassVar[int | None] = 32
     """Newest tokens that stay exact while tokens are appended, at least; they are encoded so many at a time. None:
     nothing is ever encoded."""
 
+    unrotated: bool = False  # keys are given, and returned, as they are before the rotary embedding
+    together: ClassVar[bool] = False  # codes of one token belong together: every head must hold the same tokens
     needs_calibration: ClassVar[str | None] = None  # the kind of calibration that ``for_layer`` must be given
 
     def for_layer(self, layer: LayerInfo, calibration: Mapping[str, Tensor] | None) -> Codec:
         """The codec of one layer: this one, unless it depends on it or on its ``calibration``, tensors by name."""
         return self
+
+    # --- content -------------------------------------------------------------------------------------------------
 
     def encode(self, keys: Tensor, values: Tensor) -> Fields:
         """Fields of keys (…,S,D) and values (…,S,Dv), without "positions", "log_votes" and names of statistics."""
@@ -39,10 +47,56 @@ class Codec:
         """Keys (…,S,D) and values (…,S,Dv) of what ``encode`` returned, in the dtype that was given there."""
         raise TypeError(f"{type(self).__name__} must implement decode(fields) -> keys, values")
 
+    def packed(self, fields: Fields) -> tuple[Codes, Codes] | None:
+        """Keys and values of ``fields`` as codes that attention reads where they lie; None where it must ``read``."""
+        return None
+
+    # --- content beside what slots share -------------------------------------------------------------------------
+
+    def learn(self, keys: Tensor, values: Tensor, valid: Tensor, shared: Fields) -> Fields:
+        """What is ``shared`` from now on: called before slots are written, with the newest of them: keys (B,H,S,D),
+        values (B,H,S,Dv), ``valid`` (B,H,S) bool. What was written before must still be read alike."""
+        return shared
+
+    def write(self, keys: Tensor, values: Tensor, valid: Tensor, shared: Fields) -> tuple[Fields, Fields]:
+        """Fields (B,H,S,·) of keys (B,H,S,D) and values (B,H,S,Dv), and what is shared then. What lies in slots that
+        are not ``valid`` (B,H,S) does not matter."""
+        return self.encode(keys, values), shared
+
+    def read(self, fields: Fields, shared: Fields) -> tuple[Tensor, Tensor]:
+        """Keys (B,H,S,D) and values (B,H,S,Dv) of what ``write`` returned."""
+        return self.decode(fields)
+
+    def prune(self, fields: Fields, valid: Tensor, shared: Fields) -> tuple[Fields, Fields]:
+        """``fields`` (B,H,S,·), all that a layer holds, and ``shared`` without what none of them needs."""
+        return fields, shared
+
+    def check(self, fields: Fields, shared: Fields) -> None:
+        """Raise ``ValueError`` where ``fields`` point to what is not in ``shared``: they come from a file."""
+
+    # --- bytes ---------------------------------------------------------------------------------------------------
+
     def slot_bytes(self, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
         """Bytes of the content of one slot of one head."""
-        fields = self.encode(torch.zeros(1, key_dim, dtype=dtype), torch.zeros(1, value_dim, dtype=dtype))
-        return sum(x.numel() * x.element_size() for x in fields.values())
+        return self.token_bytes(1, key_dim, value_dim, dtype)
+
+    def token_bytes(self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
+        """Bytes of the content of one slot of every one of ``heads`` KV heads."""
+        return _bytes(self.blank(heads, key_dim, value_dim, dtype)[0])
+
+    def row_bytes(self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
+        """Bytes of what the slots of a row share."""
+        return _bytes(self.blank(heads, key_dim, value_dim, dtype)[1])
+
+    def blank(self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> tuple[Fields, Fields]:
+        """What one slot of zeros of each head is written as: fields (1,heads,1,·) and what is shared."""
+        keys, values = (torch.zeros(1, heads, 1, width, dtype=dtype) for width in (key_dim, value_dim))
+        valid = torch.ones(1, heads, 1, dtype=torch.bool)
+        return self.write(keys, values, valid, self.learn(keys, values, valid, {}))
+
+
+def _bytes(tensors: Fields) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors.values())
 
 
 CODECS: Registry[Codec] = Registry("codec")

@@ -1,0 +1,102 @@
+"""Keys and values of each token in a few bits, by themselves: nothing is shared between tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from keepkv.core.options import shown
+from keepkv.errors import KeepKVError
+from keepkv.kernels.codes import BITS, Codes, pack
+from keepkv.store.codec.base import Codec, Fields, register_codec
+
+LEAST = 2.0**-24  # the least scale: of float16
+
+
+def quantise(x: Tensor, bits: int, groups: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Uniform codes of x (…,W): x ≈ scale·code + zero for each W/groups numbers side by side.
+
+    zero = min x, scale = (max x − min x) / (2^bits − 1); codes are taken with scale and zero as they are held. Returns
+    codes packed (…,W·bits/8) uint8, scale and zero (…,groups) float16: numbers beyond ±65,504 become NaN.
+    """
+    grouped = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (groups, -1))
+    low, high = grouped.aminmax(dim=-1)
+    zero = low.half()
+    scale = ((high - zero) / (2**bits - 1)).clamp_min(LEAST).half()
+    code = grouped.sub(zero[..., None].to(grouped.dtype)).div_(scale[..., None].to(grouped.dtype)).round_()
+    return pack(code.clamp_(0, 2**bits - 1).to(torch.uint8).flatten(-2), bits), scale, zero
+
+
+def checked_bits(bits: int) -> int:
+    """``bits`` of a code, if there is such a one."""
+    if bits not in BITS:
+        raise KeepKVError(f"bits={shown(bits)}: expected one of {', '.join(map(str, BITS))}")
+    return bits
+
+
+def checked_width(width: int, bits: int, group: int | None) -> int:
+    """How many groups a vector of ``width`` numbers has, if its codes fill whole bytes and groups."""
+    if width * bits % 8 or width % (group or width):
+        whole = f"whole bytes of {bits}-bit codes" + (f" and whole groups of {group}" if group else "")
+        raise KeepKVError(f"vectors of {width} numbers do not make {whole}. Give more bits, or another codec.")
+    return width // (group or width)
+
+
+class PerToken(Codec):
+    """Uniform codes between the least and the greatest number of each vector, or of each ``group`` of its numbers.
+
+    bits: 2, 4 or 8; key_bits, value_bits: where keys and values have different ones. group: numbers that share a scale
+    and a zero; None: all of a vector. The content of a slot takes D·key_bits/8 + Dv·value_bits/8 bytes, and 4 for each
+    group.
+    """
+
+    def __init__(
+        self, bits: int = 4, key_bits: int | None = None, value_bits: int | None = None, group: int | None = None
+    ) -> None:
+        self.bits = {"keys": checked_bits(key_bits or bits), "values": checked_bits(value_bits or bits)}
+        self.group = group
+        if group is not None and not (isinstance(group, int) and group > 0):
+            raise KeepKVError(f"group={shown(group)}: expected how many numbers share a scale, such as 32")
+
+    def turn(self, width: int, device: torch.device) -> Tensor | None:
+        """The orthogonal matrix (W,W) float32 that vectors are multiplied with when they are read; None: none."""
+        return None
+
+    def encode(self, keys: Tensor, values: Tensor) -> Fields:
+        fields: Fields = {"like": values[..., :0]}
+        for name, x in (("keys", keys), ("values", values)):
+            bits, width = self.bits[name], x.shape[-1]
+            groups, turn = checked_width(width, bits, self.group), self.turn(width, x.device)
+            if turn is not None:
+                wide = torch.promote_types(x.dtype, torch.float32)
+                x = x.to(wide) @ turn.mT.to(wide)
+            fields[name], fields[f"{name}_scale"], fields[f"{name}_zero"] = quantise(x, bits, groups)
+        return fields
+
+    def decode(self, fields: Fields) -> tuple[Tensor, Tensor]:
+        keys, values = self.packed(fields)
+        return keys.expand(fields["like"].dtype), values.expand(fields["like"].dtype)
+
+    def packed(self, fields: Fields) -> tuple[Codes, Codes]:
+        return self._codes(fields, "keys"), self._codes(fields, "values")
+
+    def _codes(self, fields: Fields, name: str) -> Codes:
+        codes, bits = fields[name], self.bits[name]
+        width = codes.shape[-1] * 8 // bits
+        turn = self.turn(width, codes.device)
+        return Codes(codes, fields[f"{name}_scale"], fields[f"{name}_zero"], bits, width, turn=turn)
+
+
+@register_codec("int4")
+class Int4(PerToken):
+    """4-bit codes for each token: as ``PerToken``."""
+
+
+@register_codec("int2")
+class Int2(PerToken):
+    """2-bit codes for each token: as ``PerToken`` with 2 bits and a scale for each 32 numbers."""
+
+    def __init__(
+        self, bits: int = 2, key_bits: int | None = None, value_bits: int | None = None, group: int | None = None
+    ) -> None:
+        super().__init__(bits, key_bits, value_bits, group)
