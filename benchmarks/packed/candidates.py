@@ -18,6 +18,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -31,6 +32,7 @@ from keepkv.measure.environment import revision, versions
 
 RESULTS = Path(__file__).parent / "results" / "candidates.jsonl"
 WARM = 2
+GROUP = 256  # slots with one scale, for the integer kernels
 Candidate = Callable[[], Tensor]  # the output (H·G,D)
 
 
@@ -95,22 +97,26 @@ def measured(shape: Shape, rounds: int) -> Iterator[dict[str, object]]:
 def candidates(query: Tensor, keys: Tensor, values: Tensor) -> Iterator[tuple[str, tuple[Candidate, float]]]:
     """Each with the bits of a number that it reads."""
     h, d = keys.shape[1], keys.shape[-1]
-    for dtype, name in ((torch.bfloat16, "bfloat16"), (torch.float32, "float32")):
+    for dtype in (torch.bfloat16, torch.float32):
         k, v, q = keys.to(dtype), values.to(dtype), query.to(dtype).view(1, h, -1, d)
-        mask = torch.zeros(1, h, 1, k.shape[2], dtype=dtype)
-        yield f"fused, {name}", (lambda q=q, k=k, v=v, m=mask: fused(q, k, v, m), k.element_size() * 8)
-        call = lambda k=k, v=v: kernels.decode_attention(query, k, v, scaling=1.0, backend="cpu").output[0]
-        yield f"C++, {name}", (call, k.element_size() * 8)
+        name, bits = str(dtype).removeprefix("torch."), 8 * dtype.itemsize
+        yield f"fused, {name}", (partial(fused, q, k, v, torch.zeros(1, h, 1, k.shape[2], dtype=dtype)), bits)
+        yield f"C++, {name}", (partial(exact_kernel, query, k, v), bits)
     for bits in (8, 4, 2):
         k, v = coded(keys, bits), coded(values, bits)
-        for backend, name in (("cpu", "C++"), ("reference", "torch, in tiles")):
-            call = lambda k=k, v=v, b=backend: kernels.decode_packed(query, k, v, scaling=1.0, backend=b).output[0]
-            yield f"{name}, {bits} bits", (call, bits)
+        yield f"C++, {bits} bits", (partial(packed_kernel, query, k, v, "cpu"), bits)
+        yield f"torch in tiles, {bits} bits", (partial(packed_kernel, query, k, v, "reference"), bits)
         if bits == 4:
-            run = torch.compile(unpack_and_sum, dynamic=False)
-            yield "torch.compile, 4 bits", (lambda k=k, v=v, r=run: r(query, k, v), bits)
-            layouts = Layouts.of(k, v)
-            yield "integer kernels, 4 bits", (lambda: integer_kernels(query, layouts), bits)
+            yield "torch.compile, 4 bits", (partial(torch.compile(unpack_and_sum, dynamic=False), query, k, v), bits)
+            yield "integer kernels, 4 bits", (partial(integer_kernels, query, Layouts.of(k, v)), bits)
+
+
+def exact_kernel(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    return kernels.decode_attention(query, keys, values, scaling=1.0, backend="cpu").output[0]
+
+
+def packed_kernel(query: Tensor, keys: Codes, values: Codes, backend: str) -> Tensor:
+    return kernels.decode_packed(query, keys, values, scaling=1.0, backend=backend).output[0]
 
 
 def fused(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
@@ -134,7 +140,7 @@ def coded(x: Tensor, bits: int) -> Codes:
 
 def unpack_and_sum(query: Tensor, keys: Codes, values: Codes) -> Tensor:
     """What inductor is given: halves of bytes times halves of queries, written as sums that it can fuse."""
-    h, s, half = keys.codes.shape[1:]
+    h, half = keys.codes.shape[1], keys.codes.shape[-1]
     q = query.view(h, -1, 1, half, 2)
     low, high = halves(keys)
     u = (low * q[..., 0]).sum(-1) + (high * q[..., 1]).sum(-1)  # (H,G,S)
@@ -152,8 +158,11 @@ def halves(x: Codes) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Layouts:
-    """What ``_weight_int4pack_mm_for_cpu`` reads, a head each. It multiplies by transposed weights with a scale for each
-    group of inputs, so values lie by dimension, not by slot, and their own scales move into the softmax shares."""
+    """What ``_weight_int4pack_mm_for_cpu`` reads, a head each: codes and their scales.
+
+    It multiplies by transposed weights with one scale for each group of inputs. So values lie by dimension, not by
+    slot, and the scales of slots move into the softmax shares.
+    """
 
     keys: list[tuple[Tensor, Tensor]]
     values: list[tuple[Tensor, Tensor]]
@@ -162,14 +171,18 @@ class Layouts:
 
     @classmethod
     def of(cls, keys: Codes, values: Codes) -> Layouts:
-        plain = lambda x: x._replace(scale=torch.ones_like(x.scale), zero=None).expand(torch.float32)[0].int()
-        d, group = keys.width, 256
+        ones = torch.ones(keys.codes.shape[2] // GROUP, values.width)
         k = [
-            (packed_for_integers(code), scales(keys.scale[0, i], keys.zero[0, i])) for i, code in enumerate(plain(keys))
+            (packed_for_integers(code), scales(keys.scale[0, i], keys.zero[0, i]))
+            for i, code in enumerate(numbers(keys))
         ]
-        ones = torch.ones(keys.codes.shape[2] // group, d)
-        v = [(packed_for_integers(code.mT.contiguous()), scales(ones, 0 * ones)) for code in plain(values)]
+        v = [(packed_for_integers(code.mT.contiguous()), scales(ones, 0 * ones)) for code in numbers(values)]
         return cls(k, v, values.scale[0, :, None, :, 0].float(), values.zero[0, :, None, :, 0].float())
+
+
+def numbers(x: Codes) -> Tensor:
+    """The codes themselves, (H,S,W) int32."""
+    return x._replace(scale=torch.ones_like(x.scale), zero=None).expand(torch.float32)[0].int()
 
 
 def packed_for_integers(code: Tensor) -> Tensor:
@@ -188,7 +201,7 @@ def integer_kernels(query: Tensor, x: Layouts) -> Tensor:
     u = torch.stack([product(q[i], code, q.shape[-1], scale) for i, (code, scale) in enumerate(x.keys)])
     share = u.float().softmax(-1)
     weighted = (share * x.scale).bfloat16()
-    sums = torch.stack([product(weighted[i], code, 256, scale) for i, (code, scale) in enumerate(x.values)])
+    sums = torch.stack([product(weighted[i], code, GROUP, scale) for i, (code, scale) in enumerate(x.values)])
     return (sums.float() + (share * x.zero).sum(-1, keepdim=True)).flatten(0, 1)
 
 
