@@ -86,7 +86,8 @@ class Codes(NamedTuple):
         if self.zero is not None:
             grouped.add_(self.zero.to(wide)[..., None])
         x = grouped.flatten(-2)
-        return (x if self.turn is None else x @ self.turn.to(wide)).to(dtype)
+        turned: Tensor = x if self.turn is None else x @ self.turn.to(wide)
+        return turned.to(dtype)
 
 
 def _by_head(x: Tensor, turn: Tensor) -> Tensor:
