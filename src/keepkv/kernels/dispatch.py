@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from keepkv.errors import KeepKVError, UnknownName, UnsupportedInput
+from keepkv.kernels.native import library
 
 VARIABLE = "KEEPKV_KERNELS"  # environment: one of ``BACKENDS`` where a call does not say
 BACKENDS = ("auto", "triton", "reference")
@@ -61,10 +62,16 @@ def _asked(backend: str | None) -> str:
 
 
 def computing(device: torch.device) -> str:
-    """What computes on ``device`` where a call does not say, in words: the kernels, or plain torch and the reason."""
+    """What computes on ``device`` where a call does not say, in words: kernels, or plain torch and the reason.
+
+    For a CPU the library in C++ is built, unless it was before.
+    """
     asked = os.environ.get(VARIABLE) or "auto"
     if asked == "reference":
         return f"plain torch, as {VARIABLE}=reference asks"
+    if device.type == "cpu":
+        built = library()
+        return f"plain torch, for {built}" if isinstance(built, str) else "C++ for one token, else plain torch"
     obstacle = (
         "it is no CUDA device" if device.type != "cuda" else _obstacle_in_call([torch.empty(0, device=device)], False)
     )
