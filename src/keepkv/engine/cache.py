@@ -125,7 +125,7 @@ class Cache(stock.Cache):
 
     def report(self) -> Receipt:
         """The receipt: what was asked, kept, merged, dropped, and what it weighs now."""
-        return make_receipt(self.layers, self.shared)
+        return make_receipt(self.layers, self.shared, self.codec, self.codec_options)
 
     def __repr__(self) -> str:
         return f"keepkv.Cache({summary(self.layers, self.shared) if 'shared' in self.__dict__ else 'not made yet'})"
