@@ -3,9 +3,10 @@
     python -m benchmarks.frontier.run --model embedded=EMBEDDED --model SmolLM2-135M-Instruct=PATH --contexts 4
 
 A context is read, compressed before any question is known, and asked questions, each on a copy. The reference of a
-question is the full cache's greedy reply until it has given the answer, where it does, else the answer itself. Reference tokens are fed to
-the compressed cache: a question is right where each is the likeliest, so where greedy decoding would give the same.
-Every arm keeps the same first and last tokens. Models take turns, context by context; a run that is repeated goes on.
+question is the full cache's greedy reply until it has given the answer, where it does, else the answer itself. Its
+tokens are fed to the compressed cache: a question is right where each is the likeliest, so where greedy decoding would
+give the same. Every arm keeps the same first and last tokens. Models take turns, context by context; a run that is
+repeated goes on.
 """
 
 from __future__ import annotations
@@ -49,7 +50,6 @@ CODED = tuple(f"full:codec={codec}" for codec in CODES)
 ARMS = (*EVICTION[:2], *BOTH[:4], *CODED[:1], *EVICTION[2:], *BOTH[4:], *CODED[1:])
 NOTES = ("notes",)
 SUITE = ("niah-multikey-1", "niah-multikey-2", "niah-multivalue", "variable-tracking", "qa-1", "common-words")
-QUESTIONS, TOKENS = 8, {"notes": 1200}  # of a context at most; elsewhere 1,024 tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +132,16 @@ def until(tokenizer: Any, reply: Ids, values: tuple[str, ...]) -> Ids | None:
     return None
 
 
-def points(model: Any, tokenizer: Any, setup: Setup, item: Encoded, arms: list[Variant], **facts: Any) -> Iterator[Row]:
+def points(
+    model: Any, tokenizer: Any, setup: Setup, item: Encoded, arms: list[Variant], budgets: list[float], **facts: Any
+) -> Iterator[Row]:
     """A row for each arm and budget; codes alone have one."""
     full = Asked.of(model, tokenizer, setup, item)
     for one in arms:
         cache = make_cache(model, setup, one, 1.0, facts["context"], When("deferred"))
         mask = read(model, cache, [item.context])
         look_again(model, cache, [item.context])
-        for budget in BUDGETS if one.method != "full" else (None,):
+        for budget in budgets if one.method != "full" else (None,):
             began = time.perf_counter()
             small = compressed(cache, 1.0 if budget is None else f"{100 * budget:g}%bytes")
             receipt = small.report()
@@ -155,6 +157,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", required=True, help="NAME=PATH; repeatable")
     parser.add_argument("--arm", action="append", help="repeatable; all of the study if absent")
+    parser.add_argument("--budget", action="append", type=float, help="share of the bytes; repeatable; all if absent")
+    parser.add_argument("--tokens", type=int, default=1024, help="of a context")
+    parser.add_argument("--questions", type=int, default=8, help="of a context at most")
     parser.add_argument("--first", type=int, default=0, help="number of the first context")
     parser.add_argument("--contexts", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -169,19 +174,21 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(given.out / "rows.jsonl", Point)
     done = {(row.made_with.model, row.task, row.context, row.arm) for row in ledger.rows()}
+    budgets = given.budget or list(BUDGETS)
     with torch.inference_mode():
         for context in range(given.first, given.first + given.contexts):
             for name, (model, tokenizer) in loaded.items():
                 for task in NOTES if tokenizer.chat_template or "Gemma" in name else SUITE:
                     left = [one for one in arms if (name, task, context, one.label) not in done]
                     plain = task in NOTES
-                    length, more = TOKENS.get(task, 1024), {"alike": 1, "questions": QUESTIONS} if plain else {}
-                    made = tasks.get(task).generate(tokenizer, length, HELD_OUT + context, plain=plain, **more)
+                    more = {"alike": 1, "questions": given.questions} if plain else {}
+                    made = tasks.get(task).generate(tokenizer, given.tokens, HELD_OUT + context, plain=plain, **more)
                     item = encode(tokenizer, made)
-                    item = Encoded(item.item, item.context, tuple(x for x in item.asked if x.prompt)[:QUESTIONS])
+                    item = Encoded(item.item, item.context, tuple(x for x in item.asked if x.prompt)[: given.questions])
                     facts = {"task": task, "context": context, "made_with": MadeWith.of(model, name)}
+                    setup = Setup("", (task,), (), (1.0,))
                     if left:
-                        for row in points(model, tokenizer, Setup("", (task,), (), (1.0,)), item, left, **facts):
+                        for row in points(model, tokenizer, setup, item, left, budgets, **facts):
                             ledger.append([row])
                     print(name, task, context, len(left), "arms", flush=True)
 

@@ -11,9 +11,9 @@ from keepkv.bench.systems import QUANTISED, System, slots_asked
 from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
 from keepkv.methods.base import METHODS, Method, own_options
-from keepkv.store import CODECS, Held, choose
+from keepkv.store import CODECS, Held, choose, settled
 from keepkv.store.base import VOTES
-from keepkv.store.ragged import HEAD
+from keepkv.store.ragged import HEAD, SEGMENT
 from keepkv.store.zones import SLACK
 
 GROUP, RECENT = 64, 128  # of transformers' quantised caches: values that share a scale, tokens in full precision
@@ -79,7 +79,8 @@ def _keepkv_bytes(geometry: Geometry, system: System, context: int, new: int) ->
     item, width = geometry.dtype.itemsize, geometry.width
     beside = Held(dict.fromkeys(method.score.stats, 0.0), votes=method.reduce.merges).beside
     layout, name = choose(system.store or method.store, system.options.get("codec", "none"), method.allocate.ragged)
-    codec = CODECS.build(name, **system.options.get("codec_options", {}))
+    name, own = settled(name, system.options.get("codec_options", {}), Budget.of(system.budget or 1.0))
+    codec = CODECS.build(name, **own)
     exact, encoded = width * item + beside, codec.slot_bytes(width // 2, width - width // 2, geometry.dtype) + beside
     if layout == "static":
         capacity: int = system.store_options.get("capacity", 4096)
@@ -93,7 +94,7 @@ def _keepkv_bytes(geometry: Geometry, system: System, context: int, new: int) ->
         mine = grown(0, recent) * exact + coded * encoded + shared
     else:
         mine = (grown(slots, new) if layout == "dense" else slots + grown(0, new)) * exact
-    mine += HEAD * (layout == "ragged")
+    mine += (HEAD if codec.exact is None else SEGMENT) * (layout == "ragged")
     return geometry.layers * geometry.heads * mine
 
 

@@ -17,7 +17,7 @@ from keepkv.engine.state import Settings
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.setup import Variant
 from keepkv.methods.base import Method, expanded, make_method, method_info, method_name, own_options
-from keepkv.store import CODECS, STORES, choose
+from keepkv.store import AUTO, CODECS, STORES, choose, settled
 
 _OF_CACHES = ("store", "codec", "seed", "calibration")  # options that are no method's
 _PIECES = ("store", "codec")  # of a cache; they have options of their own: codec.bits=2
@@ -69,6 +69,9 @@ def _inner(method: Method, given: dict[str, Any], inner: dict[str, dict[str, Any
         raise KeepKVError(
             f"option 'codec.{next(iter(inner['codec']))}' is one of a codec: give codec=NAME too, of {names}"
         )
+    if codec == AUTO:
+        settled(codec, inner["codec"], Budget(share=1.0))  # refuses options
+        codec = "none"
     factories: dict[str, tuple[str, Any]] = {
         "store": (layout, STORES.factory(layout)), "codec": (codec, CODECS.factory(codec)),
     }  # fmt: skip

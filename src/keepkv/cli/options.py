@@ -29,7 +29,8 @@ Budget = Annotated[
     ),
 ]
 Codec = Annotated[
-    str | None, Option(help="How keys and values are written: int4, hadamard, lloyd-max, kivi, int8 …; none if absent.")
+    str | None,
+    Option(help="How keys and values are written: int4, hadamard, lloyd-max, kivi, int8 …, or auto; none if absent."),
 ]
 CodecOption = Annotated[Texts, Option(help="key=value of the codec, such as bits=2. Repeatable.")]
 Import = Annotated[
