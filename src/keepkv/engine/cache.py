@@ -34,7 +34,7 @@ from keepkv.engine.stock_layers import free_past
 from keepkv.errors import BudgetError, KeepKVError, UnsupportedModel
 from keepkv.methods import DEFAULT, Method, make_method
 from keepkv.spans import RowSpans, Span, SpanPolicy
-from keepkv.store import CODECS, STORES, Held, choose, guarded
+from keepkv.store import CODECS, STORES, Held, choose, guarded, settled
 
 
 class Cache(stock.Cache):
@@ -48,7 +48,8 @@ class Cache(stock.Cache):
         or a ``keepkv.Method``. "auto": what measured best where the question is not known.
     budget: share of the tokens (float), slots per KV head (int), or bytes for the whole cache ("256MiB").
     store: layout of the slots: "auto", "dense", "ragged", "static" (compiled decode), or one of your own.
-    codec: how keys and values are written: "none", "int8", or one of your own.
+    codec: how keys and values are written: "none", "int8", "int4", "hadamard" …, one of your own, or "auto": what the
+        budget asks for, so that its bytes are split over slots and bits (``store.codec.settled`` has the rule).
     store_options, codec_options: of the two.
     seed: of methods that draw at random.
     spans: parts of the prompt that share the budget fairly or are protected: a list of ``keepkv.Span`` for every row, a
@@ -81,9 +82,10 @@ class Cache(stock.Cache):
             )
         policy = None if spans is None else SpanPolicy.of(spans)
         settings = Settings(chosen, Budget.of(1.0 if budget is None else budget), seed, policy)
-        self.layout, self.codec = choose(store or chosen.store, codec, chosen.allocate.ragged)
+        self.layout, codec = choose(store or chosen.store, codec, chosen.allocate.ragged)
         self.store_options = keywords("Cache", "store_options", store_options)
-        self.codec_options = keywords("Cache", "codec_options", codec_options)
+        given = keywords("Cache", "codec_options", codec_options)
+        self.codec, self.codec_options = settled(codec, given, settings.budget)
         writes = CODECS.build(self.codec, **self.codec_options)
         if writes.together:
             settings = replace(settings, method=replace(chosen, together=True))
@@ -127,7 +129,7 @@ class Cache(stock.Cache):
 
     def report(self) -> Receipt:
         """The receipt: what was asked, kept, merged, dropped, and what it weighs now."""
-        return make_receipt(self.layers, self.shared)
+        return make_receipt(self.layers, self.shared, self.codec, self.codec_options)
 
     def __repr__(self) -> str:
         return f"keepkv.Cache({summary(self.layers, self.shared) if 'shared' in self.__dict__ else 'not made yet'})"
