@@ -17,6 +17,7 @@ from keepkv.core.registry import Registry, known_as
 from keepkv.core.slots import Slots
 from keepkv.errors import KeepKVError, UnsupportedInput
 from keepkv.store.codec import AUTO, CODECS, Codec, Plain
+from keepkv.store.older import Older
 
 POSITION = VOTES = STATISTIC = 4  # bytes
 
@@ -65,6 +66,7 @@ class Store(ABC):
 
     compileable: ClassVar[bool] = False  # decode runs inside one compiled graph
     ragged: ClassVar[bool] = False  # heads of different lengths take no more than they hold
+    selects: ClassVar[bool] = False  # hands out ``older``
     encodes: ClassVar[bool] = True  # takes codecs other than "none"
     needs_calibration: ClassVar[str | None] = None  # the kind of calibration that it reads from ``held.calibration``
 
@@ -109,6 +111,10 @@ class Store(ABC):
     @abstractmethod
     def parts(self) -> Iterator[Part]:
         """All slots in order, for attention; the last part ends with the tokens appended last."""
+
+    def older(self, window: int) -> Older:
+        """All slots but the newest: at least ``window`` columns of these, or what no codec has written yet."""
+        raise UnsupportedInput(f"{type(self).__name__} hands out all of its slots, not some of them")
 
     def successor(self) -> Store:
         """The store that takes the place of this one once something was loaded into it.
@@ -264,11 +270,6 @@ def choose(layout: str, codec: str, ragged: bool) -> tuple[str, str]:
             f"codec {codec!r} writes the KV heads of a token together, so that they must keep the same tokens, in "
             "store='dense': take a Method with together=True and an allocation such as 'uniform'. Or give a codec that "
             "writes each head by itself, such as 'int4'."
-        )
-    if ragged and CODECS.factory(codec).together:  # type: ignore[attr-defined]
-        raise KeepKVError(
-            f"codec {codec!r} writes the heads of a token together, and this method keeps different numbers of slots "
-            "in each head. Use an allocation such as 'uniform', or a codec that writes each head by itself: 'int4'."
         )
     if ragged and layout == "dense":
         raise KeepKVError(

@@ -14,6 +14,7 @@ from keepkv.kernels.segments import TILE
 from keepkv.store.base import Held, SlotBytes, Store, register_store
 from keepkv.store.codec.base import Fields
 from keepkv.store.columns import Columns
+from keepkv.store.older import Zone
 from keepkv.store.ragged_fields import RaggedFields
 from keepkv.store.zones import Zones, fields_of
 
@@ -61,6 +62,10 @@ class RaggedStore(Zones):
             for start in range(0, self.body.length, step):
                 yield self._part(self.body.rectangle(start, start + step))
         yield from super()._older_parts()
+
+    def _zones(self) -> list[Zone]:
+        body = self.body
+        return ([Zone(body.length, body.rectangle, body.at)] if body.length else []) + super()._zones()
 
     def _one(self) -> Fields:
         return self.body.rectangle(0, 1) if self.body.length else super()._one()
