@@ -147,7 +147,8 @@ def test_language_models_are_told_of_every_page() -> None:
 
 
 def test_figures_are_drawn_from_the_rows_of_today() -> None:
-    assert (ROOT / "docs/assets/answers.svg").read_text("utf-8") == site("figures").answers()
+    for name, drawing in site("figures").FIGURES.items():
+        assert (ROOT / f"docs/assets/{name}.svg").read_text("utf-8") == drawing(), name
 
 
 def site(name: str) -> Any:

@@ -77,7 +77,10 @@ class Budget(Checked):
     def rate(self, density: float = 1.0) -> float:
         """Slots for each token of a budget that ``grows``, 1 at most. density: bytes of a token in a plain cache, by
         those of a slot here."""
-        return min(1.0, self.share if self.share is not None else (self.share_of_bytes or 0.0) * density)
+        return min(1.0, self._rate(density))
+
+    def _rate(self, density: float) -> float:
+        return self.share if self.share is not None else (self.share_of_bytes or 0.0) * density
 
     def per_head(self, seen: Tensor, bytes_per_slot: int = 1, reserved: int = 0, density: float = 1.0) -> Tensor:
         """Slots per KV head (B,) float64 for rows that have seen ``seen`` (B,) tokens, 0 where bytes hold none.
@@ -88,7 +91,8 @@ class Budget(Checked):
         seen = seen.to(torch.float64)
         if self.grows:
             # The small term undoes binary rounding: 0.1 of 10 tokens is 1 slot, not 0.
-            return (seen * self.rate(density) + 1e-9 - reserved / (bytes_per_slot * max(1, len(seen)))).floor()
+            slots = seen * self._rate(density) - reserved / (bytes_per_slot * max(1, len(seen)))
+            return (slots + 1e-9).floor().minimum(seen)
         if self.slots is not None:
             return torch.full_like(seen, float(self.slots))
         assert self.bytes is not None
