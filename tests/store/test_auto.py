@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import keepkv
 from keepkv.core.budget import Budget
+from keepkv.engine.versions import CACHE
 from keepkv.errors import KeepKVError
 from keepkv.store import settled
 
@@ -44,7 +45,7 @@ def read(model: Any, method: str, budget: Any, codec: str, **more: Any) -> keepk
     cache = keepkv.Cache(model, method, budget, codec=codec, **more)
     ids = torch.randint(64, (1, TOKENS), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        model(ids, cache=cache)
+        model(ids, **{CACHE: cache})
     return cache
 
 
