@@ -50,6 +50,8 @@ def store_variants() -> list[Any]:
             choose(layout, codec, ragged)
         except keepkv.KeepKVError:
             continue  # refused as it should be: test_stores
+        if codec == "sals":
+            continue  # needs a calibration of each model: test_sals
         if (layout, codec) != ("ragged" if ragged else "dense", "none"):
             more = {"store_options": {"capacity": 96}} if layout == "static" else {}
             more |= UNCALIBRATED.get(codec, {})

@@ -69,9 +69,9 @@ class Content:
 
     def _rotated(self, keys: Tensor, fields: Fields, dtype: torch.dtype) -> Tensor:
         rope = self.held.layer.rope
-        if not self.codec.unrotated or rope is None:
+        if not self.codec.unrotated:
             return keys
-        return rope.rotate(keys, fields["positions"].clamp_min(0)).to(dtype)
+        return keys.to(dtype) if rope is None else rope.rotate(keys, fields["positions"].clamp_min(0)).to(dtype)
 
     def _before_rope(self, keys: Tensor, positions: Tensor) -> Tensor:
         rope = self.held.layer.rope
