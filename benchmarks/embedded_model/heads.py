@@ -1,6 +1,6 @@
 """A sibling of the embedded model with multi-head attention: eight query heads, and as many KV heads.
 
-    python -m benchmarks.embedded_model.heads --out ../heads      # about 90 min on half of a core
+    python -m benchmarks.embedded_model.heads --out ../heads      # an hour on a busy core
 
 Depth, width, head dimension and tokenizer are the embedded model's. It has read a seventh as many tokens, in texts of
 1,152 at most, so it answers less: ``benchmarks/tada`` says how much.

@@ -66,6 +66,7 @@ def main() -> None:
 def measured(shape: Shape, rounds: int) -> Iterator[dict[str, object]]:
     """Rows of every candidate on one shape."""
     torch.manual_seed(0)
+    torch.compiler.reset()  # it gives up a function that was compiled for many shapes
     h, g, d, s = shape.heads, shape.groups, shape.dim, shape.slots
     query = torch.randn(1, h * g, d) / d**0.25
     keys, values = torch.randn(1, h, s, d), torch.randn(1, h, s, d)

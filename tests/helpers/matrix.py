@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache as cache_of
 from itertools import product
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 import zoo
 
 import keepkv
-from keepkv.errors import UnsupportedModel
+from keepkv.calibrate import calibrate
+from keepkv.errors import CalibrationError, UnsupportedModel
 from keepkv.store import CODECS, STORES, choose
 
 # Beyond a method's defaults: other choices that must hold the same invariants.
@@ -37,6 +39,7 @@ def method_variants() -> list[Any]:
     return found
 
 
+CALIBRATED = {"oscar": "oscar"}  # the kind of calibration that a codec is made with
 UNCALIBRATED: dict[str, dict[str, Any]] = {"tada": {"codec_options": {"centre": True}}}  # what else they take
 
 
@@ -95,10 +98,23 @@ def cache(name: str, method: tuple[str, dict[str, Any]], budget: Any, **options:
     """A cache for architecture ``name``; skips the pair where the refusal is part of the contract."""
     model = zoo.model(name)
     try:
-        return keepkv.Cache(model, method[0], budget, **{**method[1], **options})
-    except UnsupportedModel as error:
+        known = {"calibration": calibration(method, model)}
+        return keepkv.Cache(model, method[0], budget, **{**method[1], **options, **known})
+    except (UnsupportedModel, CalibrationError) as error:
         assert name == "deepseek-v3" and "latent" in str(error), error  # merging where keys and values are one
         pytest.skip(f"refused as it should be: {error}")
+
+
+def calibration(method: tuple[str, dict[str, Any]], model: Any) -> keepkv.Calibration | None:
+    """What the codec of a variant needs to know of ``model``, from a few tokens at random."""
+    kind = CALIBRATED.get(method[1].get("codec", ""))
+    return None if kind is None else _calibration(kind, model)
+
+
+@cache_of
+def _calibration(kind: str, model: Any) -> keepkv.Calibration:
+    ids = torch.randint(3, zoo.VOCAB, (2, 40), generator=torch.Generator().manual_seed(0))
+    return calibrate(kind, model, [ids])
 
 
 def compresses(method: tuple[str, dict[str, Any]]) -> bool:

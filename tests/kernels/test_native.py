@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from keepkv.attention.part import Part
 from keepkv.errors import KeepKVError
 from keepkv.kernels import native
 from keepkv.kernels.codes import BITS
+from keepkv.kernels.dispatch import computing
 from keepkv.kernels.native import decode as cpp
 from keepkv.kernels.segments import segments_of
 
@@ -181,8 +183,8 @@ def test_any_ragged_shape_of_floats(lengths: list[list[int]], g: int) -> None:
 
 
 @every_dtype
-def test_one_token_over_ragged_slots_takes_it(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its output is not rounded before the recent zone joins it."""
+def test_one_token_of_the_engine_takes_it(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ragged slots and the recent zone; what is joined was not rounded before."""
     slots = {name: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() and name != "log_votes" else x
              for name, x in ragged([[90, 40], [7, 130]], g=2).items()}  # fmt: skip
     place = segments_of(slots["keys"], slots["offsets"], slots["lengths"])
@@ -192,10 +194,10 @@ def test_one_token_over_ragged_slots_takes_it(dtype: torch.dtype, monkeypatch: p
     calls, kernel = [], cpp.decode_attention
     monkeypatch.setattr(cpp, "decode_attention", lambda *given: calls.append(1) or kernel(*given))
     got = attend(query, [history, recent], 0.25).output
-    assert calls == [1]
+    assert calls == [1, 1]
     monkeypatch.setenv("KEEPKV_KERNELS", "reference")
     plain = attend(query, [history, recent], 0.25).output
-    assert calls == [1]
+    assert calls == [1, 1]
     assert_close(got, plain, rtol=1.6e-2 if dtype == torch.bfloat16 else 2e-3, atol=2e-5)
 
 
@@ -262,7 +264,7 @@ def test_it_is_built_once(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("CXX", compiler(elsewhere, f'cp "{real}" "$out"'))
     for _ in range(2):
         native.library.cache_clear()
-        assert not isinstance(native.library(), str)
+        assert computing(DEVICE) == "C++ for one token, else plain torch"
     assert (elsewhere / "calls").read_text().split() == ["called"] * 2  # compiled and linked
     assert sorted(x.suffix for x in (elsewhere / "cache" / "keepkv").iterdir()) == ["", ".so"]  # the lock; the library
 
@@ -286,7 +288,8 @@ def test_without_a_compiler_plain_torch_computes(
     kind = {"bits": 4, "width": 16}
     slots = packed_rectangle(1, 2, 2, 30, kind, kind)
     compare(kernels.decode_packed(**slots, scaling=0.25), exactly(slots, scaling=0.25), torch.float32)
-    with pytest.raises(KeepKVError, match=f"asked for, but they could not be built or loaded: .*{said}"):
+    assert re.match(f"plain torch, for the kernels in C\\+\\+ could not be .*{said}", computing(DEVICE))
+    with pytest.raises(KeepKVError, match=f"the kernels in C\\+\\+ could not be built or loaded: .*{said}"):
         kernels.decode_packed(**slots, scaling=0.25, backend="cpu")
 
 

@@ -18,6 +18,7 @@ from keepkv.kernels.dispatch import by_cpp, choose
 from keepkv.kernels.logits import KeySlots, cap_logits
 from keepkv.kernels.native import decode as cpp
 from keepkv.kernels.packed import decode_packed
+from keepkv.kernels.segments import segments_of
 
 
 class Attended(NamedTuple):
@@ -107,10 +108,11 @@ def _by_kernel(query: Tensor, part: Part, scaling: float, softcap: float | None,
 def _on_any_device(query: Tensor, part: Part, scaling: float, softcap: float | None, weights: bool) -> Decoded:
     """As ``_by_kernel``; output, log-sum-exp and weights are float32 or float64, but for the output of a few slots."""
     keys, values = plain(part)
+    if by_cpp(None, lambda: cpp.obstacle(query, keys, values)):
+        place, positions = (segments_of(keys), part.positions) if part.segments is None else (part.segments, None)
+        slots = KeySlots(keys, part.log_votes, positions, place, scaling, softcap, None)
+        return cpp.decode_attention(query, slots, keys, values, weights)
     if part.segments is not None:
-        if by_cpp(None, lambda: cpp.obstacle(query, keys, values)):
-            slots = KeySlots(keys, part.log_votes, None, part.segments, scaling, softcap, None)
-            return cpp.decode_attention(query, slots, keys, values, False)
         if part.segments.tiles is None:
             return _by_kernel(query, part, scaling, softcap, False)  # its reference: a few slots
         return decode_in_tiles(query, keys, values, part.log_votes, part.segments, scaling, softcap)

@@ -37,7 +37,7 @@ from keepkv.errors import BudgetError, KeepKVError, UnsupportedModel
 from keepkv.methods import DEFAULT, Method, make_method
 from keepkv.select import Select, make_select
 from keepkv.spans import RowSpans, Span, SpanPolicy
-from keepkv.store import CODECS, STORES, Held, choose, guarded
+from keepkv.store import CODECS, STORES, Held, choose, guarded, settled
 
 
 class Cache(stock.Cache):
@@ -51,7 +51,8 @@ class Cache(stock.Cache):
         or a ``keepkv.Method``. "auto": what measured best where the question is not known.
     budget: share of the tokens (float), slots per KV head (int), or bytes for the whole cache ("256MiB").
     store: layout of the slots: "auto", "dense", "ragged", "static" (compiled decode), or one of your own.
-    codec: how keys and values are written: "none", "int8", or one of your own.
+    codec: how keys and values are written: "none", "int8", "int4", "hadamard" …, one of your own, or "auto": what the
+        budget asks for, so that its bytes are split over slots and bits (``store.codec.settled`` has the rule).
     store_options, codec_options: of the two.
     seed: of methods that draw at random.
     spans: parts of the prompt that share the budget fairly or are protected: a list of ``keepkv.Span`` for every row, a
@@ -89,12 +90,14 @@ class Cache(stock.Cache):
             )
         policy = None if spans is None else SpanPolicy.of(spans)
         selection = make_select(select, selected, keywords("Cache", "select_options", select_options))
-        self.layout, self.codec = choose(store or chosen.store, codec, chosen.allocate.ragged)
+        asked = Budget.of(1.0 if budget is None else budget)
+        self.layout, codec = choose(store or chosen.store, codec, chosen.allocate.ragged)
         self.store_options = keywords("Cache", "store_options", store_options)
-        self.codec_options = keywords("Cache", "codec_options", codec_options)
+        given = keywords("Cache", "codec_options", codec_options)
+        self.codec, self.codec_options = settled(codec, given, asked)
         writes = CODECS.build(self.codec, **self.codec_options)
         chosen = as_written(chosen, writes)
-        settings = Settings(chosen, Budget.of(1.0 if budget is None else budget), seed, policy, select=selection)
+        settings = Settings(chosen, asked, seed, policy, select=selection)
         held = Held(settings.stats, chosen.reduce.merges, writes, settings.room)
         template = guarded(STORES.build(self.layout, held, **self.store_options))
         prepared = prepare_model(model, chosen, template.static_length, self.codec if held.codec.unrotated else None)
@@ -136,7 +139,7 @@ class Cache(stock.Cache):
 
     def report(self) -> Receipt:
         """The receipt: what was asked, kept, merged, dropped, and what it weighs now."""
-        return make_receipt(self.layers, self.shared)
+        return make_receipt(self.layers, self.shared, self.codec, self.codec_options)
 
     def __repr__(self) -> str:
         return f"keepkv.Cache({summary(self.layers, self.shared) if 'shared' in self.__dict__ else 'not made yet'})"

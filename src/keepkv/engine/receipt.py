@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -76,13 +76,14 @@ class SelectionReceipt:
 class Receipt:
     """Report of one cache, from ``Cache.report()``; prints as a table.
 
-    method: what was asked. compressed: whether any compression ran; if not, nothing below is the method's doing.
-    seen: tokens of each row. kept: ``slots[layer][row][head]`` held now by each compressible layer. bytes: storage
-    really allocated, all layers, votes, positions and statistics included. full_bytes: a plain cache of the same
-    tokens. merged, dropped: slots, summed over layers, rows and heads. mass_dropped: share of the last query's
-    attention that the dropped slots held when they were dropped, mean over layers; None where it could not be
-    measured. largest_vote: most votes of a slot, 1.0 where none were merged. seconds: spent compressing. spans: None
-    where none were given. since: tokens that were read after the last compression, and are all held.
+    method, options, budget, codec, codec_options: what was asked. compressed: whether any compression ran; if not,
+    nothing below is the method's doing. seen: tokens of each row. kept: ``slots[layer][row][head]`` held now by each
+    compressible layer. bytes: storage really allocated, all layers, votes, positions and statistics included.
+    full_bytes: a plain cache of the same tokens. merged, dropped: slots, summed over layers, rows and heads.
+    mass_dropped: share of the last query's attention that the dropped slots held when they were dropped, mean over
+    layers; None where it could not be measured. largest_vote: most votes of a slot, 1.0 where none were merged.
+    seconds: spent compressing. spans: None where none were given. since: tokens that were read after the last
+    compression, and are all held.
     selection: None where decoded tokens attend to everything.
     """
 
@@ -102,6 +103,8 @@ class Receipt:
     seconds: float
     spans: SpanReceipt | None = None
     since: int = 0
+    codec: str = "none"
+    codec_options: dict[str, Any] = field(default_factory=dict)
     selection: SelectionReceipt | None = None
 
     @property
@@ -134,9 +137,8 @@ class Receipt:
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of each line of the printed table."""
-        options = ", ".join(f"{k}={v}" for k, v in self.options.items())
-        named = self.method + (f" ({options})" if options else "")
-        lines = [("method", named), ("budget", str(Budget.of(self.budget)))]
+        lines = [("method", _named(self.method, self.options)), ("budget", str(Budget.of(self.budget)))]
+        lines += [("codec", _named(self.codec, self.codec_options))] if self.codec != "none" else []
         lines += [("note", text) for text in self._notes()]
         if not self.seen:
             return lines
@@ -199,7 +201,13 @@ class Receipt:
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
 
-def make_receipt(layers: Sequence[Any], shared: CacheState) -> Receipt:
+def _named(name: str, options: dict[str, Any]) -> str:
+    """``snapkv (window=8)``."""
+    said = ", ".join(f"{k}={v}" for k, v in options.items())
+    return f"{name} ({said})" if said else name
+
+
+def make_receipt(layers: Sequence[Any], shared: CacheState, codec: str, codec_options: dict[str, Any]) -> Receipt:
     """The receipt of a cache of ``layers`` as it stands."""
     used = [x for x in layers if isinstance(x, Layer) and x.progress.seen]
     tallies, settings, seen = [x.tally for x in used], shared.settings, shared.positions.seen
@@ -221,6 +229,8 @@ def make_receipt(layers: Sequence[Any], shared: CacheState) -> Receipt:
         seconds=sum(t.seconds for t in tallies),
         spans=_span_receipt(shared, used),
         since=min((x.progress.seen - x.progress.settled for x in used), default=0),
+        codec=codec,
+        codec_options=dict(codec_options),
         selection=_selection_receipt(shared, tallies),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib.util import find_spec
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from keepkv.errors import KeepKVError, UnknownName, UnsupportedInput
+from keepkv.kernels.native import library
 
 VARIABLE = "KEEPKV_KERNELS"  # environment: one of ``BACKENDS`` where a call does not say
 BACKENDS = ("auto", "triton", "reference")
@@ -20,9 +21,12 @@ MAX_HEAD_DIM = 256  # a tile of keys and one of values must fit into shared memo
 CAPABILITY = (8, 0)  # bfloat16 and asynchronous copies
 
 
-def choose(backend: str | None, *tensors: Tensor | None) -> str:
+def choose(
+    backend: str | None, *tensors: Tensor | None, beside: Iterable[Tensor] = (), obstacle: str | None = None
+) -> str:
     """``"triton"`` or ``"reference"`` for a computation on ``tensors``, whose last dimension is that of a head.
 
+    beside: tensors of any dtype and shape that it reads too. obstacle: what else stands against Triton.
     backend: "auto" takes Triton on CUDA tensors where nothing stands against it; "triton" insists, and raises
     ``KeepKVError`` with what stands against it; None: what the environment variable ``KEEPKV_KERNELS`` says, else
     "auto". Tensors on the CPU are served by Triton when that is asked for and its interpreter is switched on.
@@ -33,7 +37,8 @@ def choose(backend: str | None, *tensors: Tensor | None) -> str:
     if asked == "reference":
         return asked
     given = [x for x in tensors if x is not None]
-    obstacle = _obstacle_in_call(given, interpreted=asked == "triton" and interpreting()) or _obstacle_in_type(given)
+    interpreted = asked == "triton" and interpreting()
+    obstacle = _obstacle_in_call([*given, *beside], interpreted) or _obstacle_in_type(given) or obstacle
     if asked == "triton" and obstacle:
         raise KeepKVError(f"the Triton kernels were asked for, but {obstacle}. Use backend='auto' or 'reference'.")
     return "reference" if obstacle else "triton"
@@ -61,10 +66,16 @@ def _asked(backend: str | None) -> str:
 
 
 def computing(device: torch.device) -> str:
-    """What computes on ``device`` where a call does not say, in words: the kernels, or plain torch and the reason."""
+    """What computes on ``device`` where a call does not say, in words: kernels, or plain torch and the reason.
+
+    For a CPU the library in C++ is built, unless it was before.
+    """
     asked = os.environ.get(VARIABLE) or "auto"
     if asked == "reference":
         return f"plain torch, as {VARIABLE}=reference asks"
+    if device.type == "cpu":
+        built = library()
+        return f"plain torch, for {built}" if isinstance(built, str) else "C++ for one token, else plain torch"
     obstacle = (
         "it is no CUDA device" if device.type != "cuda" else _obstacle_in_call([torch.empty(0, device=device)], False)
     )

@@ -132,15 +132,13 @@ class Tiles:
     a tile, it is copied for each of them: at most once a segment, and a few times for the rest behind the last tile.
 
     owner (E,): the segment, row · H + head. outside (E,1,TILE) bool: slots of the tile that are not the owner's.
-    extra (E − whole, TILE): slots of the copied tiles. entries (B·H,M): entries of each segment, E where it has fewer
-    than M.
+    extra (E − whole, TILE): slots of the copied tiles.
     """
 
     owner: Tensor
     outside: Tensor
     whole: int
     extra: Tensor
-    entries: Tensor
 
     def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``x`` (N,…) as tiles (whole,TILE,…), a view, and those that are copied (E − whole,TILE,…)."""
@@ -172,13 +170,4 @@ def _cut(first: Tensor, lengths: Tensor, total: int) -> Tiles | None:
     from_ = torch.cat((start, (tile * TILE).clamp(max=total - TILE)))
     slot = from_[:, None] + torch.arange(TILE, device=begin.device)
     inside = (slot >= low[:, None]) & (slot >= begin[owner, None]) & (slot < end[owner, None])
-    return Tiles(owner, ~inside[:, None], whole, slot[whole:], _entries(owner, len(begin)))
-
-
-def _entries(owner: Tensor, segments: int) -> Tensor:
-    """Entries of each segment (segments,M), padded with the number of entries."""
-    count = torch.bincount(owner, minlength=segments)
-    order = owner.sort(stable=True).indices
-    column = torch.arange(int(count.max()), device=owner.device)
-    at = (count.cumsum(0) - count)[:, None] + column
-    return order[at.clamp(max=len(order) - 1)].masked_fill_(column >= count[:, None], len(order))
+    return Tiles(owner, ~inside[:, None], whole, slot[whole:])

@@ -54,10 +54,13 @@ class Content:
         return {name: torch.cat([x[name] for x in pieces], 2) for name in pieces[0]} if len(pieces) > 1 else pieces[0]
 
     def read(self, fields: Fields) -> tuple[Tensor, Tensor]:
-        """Keys and values of a rectangle of fields, "positions" among them."""
+        """Keys and values of a rectangle of fields, "positions" among them; zeros where slots are empty and share."""
         if self.exact:
             return fields["keys"], fields["values"]
         keys, values = self.codec.read(fields, self.shared)
+        if self.shared:  # an empty slot may point to what another row shares: numbers of any kind, NaN among them
+            empty = (fields["positions"] < 0)[..., None]
+            keys, values = keys.masked_fill(empty, 0), values.masked_fill(empty, 0)
         return self._rotated(keys, fields, values.dtype), values
 
     def glance(self, fields: Fields) -> Tensor | Codes:

@@ -18,7 +18,8 @@ from keepkv.store.older import Zone
 from keepkv.store.ragged_fields import RaggedFields
 from keepkv.store.zones import Zones, fields_of
 
-HEAD = 16 + 3 * TILE * 9  # bytes of a head: where it begins, its length, and tiles that it shares with others
+SEGMENT = 16  # bytes of a head: where it begins and its length
+HEAD = SEGMENT + 3 * TILE * 9  # with tiles that it shares with others, where nothing is encoded
 
 
 @register_store("ragged")
@@ -76,7 +77,7 @@ class RaggedStore(Zones):
 
     @property
     def row_bytes(self) -> int:
-        return self._heads * HEAD + super().row_bytes
+        return self._heads * (HEAD if self.held.codec.exact is None else SEGMENT) + super().row_bytes
 
     @property
     def _heads(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from keepkv.kernels.decode.reference import Decoded
 from keepkv.kernels.logits import MASKED, cap_logits
@@ -33,12 +32,15 @@ def decode_in_tiles(
     if log_votes is not None:
         u = u.add_(torch.cat(work.of(log_votes))[:, None]).clamp_(min=MASKED)
     u.masked_fill_(work.outside, MASKED)
-    # Each tile by itself, then the tiles of a segment by their shares.
-    means = _products(work, u.softmax(-1), [x.to(wide) for x in work.of(values)])  # (E,G,Dv)
-    lses = pad(u.logsumexp(-1), (0, 0, 0, 1), value=float("-inf"))[work.entries]  # (B·H,M,G)
-    shares = lses.softmax(1).nan_to_num_(0.0)  # NaN: a segment without slots
-    out = (shares[..., None] * pad(means, (0, 0, 0, 0, 0, 1))[work.entries]).sum(1)
-    lse = lses.logsumexp(1)
+    # Of each segment the largest logit, then the sums of its tiles. index_put_ adds in the same order in every run.
+    owners = work.owner[:, None].expand(-1, u.shape[1])
+    top = u.new_full((b * segments.heads, u.shape[1]), float("-inf")).scatter_reduce_(0, owners, u.amax(-1), "amax")
+    share = u.sub_(top[work.owner][..., None]).exp_()
+    sums = _products(work, share, [x.to(wide) for x in work.of(values)])  # (E,G,Dv)
+    total = torch.zeros_like(top).index_put_((work.owner,), share.sum(-1), accumulate=True)  # (B·H,G)
+    out = sums.new_zeros(*top.shape, sums.shape[-1]).index_put_((work.owner,), sums, accumulate=True)
+    out = out.div_(total.clamp(min=1.0)[..., None])  # below 1: a segment without slots
+    lse = top.add_(total.log_())
     return Decoded(out.view(b, heads, -1), lse.masked_fill_(lse <= MASKED, float("-inf")).view(b, heads), None)
 
 

@@ -31,12 +31,12 @@ PATIENCE = 300  # seconds for the compiler
 def library() -> ctypes.CDLL | str:
     """The library, or in words why there is none; built if this source was never built on this processor."""
     if sys.platform != "linux":
-        return f"they are tried on Linux alone, not on {sys.platform}"
+        return f"the kernels in C++ are tried on Linux alone, not on {sys.platform}"
     try:
         path = _built()
         found = ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"they could not be built or loaded: {_in_one_line(error)}"
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: nobody's home folder
+        return f"the kernels in C++ could not be built or loaded: {_in_one_line(error)}"
     found.keepkv_decode.argtypes, found.keepkv_decode.restype = [ctypes.c_void_p], None
     return found
 
@@ -50,7 +50,7 @@ def _built() -> Path:
     import fcntl  # only here, since Windows has none
 
     compiler = _compiler()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one builds
         if not path.exists():
