@@ -278,6 +278,7 @@ def test_codes_look_at_the_leading_coordinates_with_rope(monkeypatch: pytest.Mon
         ({"value_bits": 3}, "2, 4, 8 or 16"),
         ({"method": "adakv", "budget": 0.5}, "int4"),
         ({"dense": ("a",)}, "whole numbers"),
+        ({"dense": (40,)}, "no layer"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any], said: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from keepkv.core.layer_info import LayerInfo
-from keepkv.core.options import Rule, Size, shown
+from keepkv.core.options import Rule, Size
 from keepkv.errors import CalibrationError, KeepKVError
 from keepkv.kernels.codes import unpack
 from keepkv.store.codec.base import Codec, Fields, register_codec
@@ -51,13 +51,11 @@ class Sals(Codec):
         dense: tuple[int, ...] | list[int] = (),
     ) -> None:  # fmt: skip
         self.rank, self.ranked, self.value_bits, self.group, self.dense = rank, ranked, value_bits, group, tuple(dense)
-        if not all(isinstance(x, int) for x in self.dense):
-            raise KeepKVError(f"dense={shown(dense)}: give layers as whole numbers, such as (0, 1, -1)")
         self.into = self.back = torch.zeros(0, 0)  # A, B
         self.mean = torch.zeros(0, 0)  # μ (H,D)
 
     def for_layer(self, layer: LayerInfo, calibration: Mapping[str, Tensor] | None) -> Codec:
-        if layer.rank in {rank % layer.ranks for rank in self.dense}:
+        if layer.among(self.dense):
             return DenseLayer()
         known = calibration or {}
         mean, basis = known.get("sals_mean"), known.get("sals_basis")
@@ -94,7 +92,11 @@ class Sals(Codec):
     def encode(self, keys: Tensor, values: Tensor) -> Fields:
         """Fields of all KV heads of the same tokens, each (B,1,S,·); "keys" has r* coordinates, "rest" the others."""
         if self.mean.shape != (keys.shape[1], keys.shape[3]):
-            raise CalibrationError(f"keys of {keys.shape[1]} heads, and a basis for {tuple(self.mean.shape)}")
+            given = f"a basis for {tuple(self.mean.shape)}" if self.mean.numel() else "no basis"
+            raise CalibrationError(
+                f"codec 'sals' was given keys of {(keys.shape[1], keys.shape[3])} (heads, dimension) and {given}: it "
+                "writes in a cache that has the calibration of its model, keepkv.Cache(…, calibration=FILE)"
+            )
         wide = torch.promote_types(keys.dtype, torch.float32)
         latent = (_joined(keys.to(wide)) - self.mean.to(wide).flatten()) @ self.into.to(wide)
         latent = latent[:, None].to(values.dtype)
