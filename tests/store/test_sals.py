@@ -20,6 +20,7 @@ from keepkv.engine.versions import CACHE
 from keepkv.kernels.codes import Codes
 from keepkv.select import Asked
 from keepkv.store import CODECS
+from keepkv.store.canary import SWITCH
 from keepkv.store.codec.sals import DenseLayer, Sals
 from keepkv.store.older import Older
 
@@ -51,6 +52,12 @@ def made(select: str | None = None, method: str = "full", budget: Any = None, ar
 def logits(cache: Any, arch: str = "llama", **options: Any) -> Tensor:
     found: Tensor = running.generate(zoo.model(arch), running.batch(LENGTHS), cache, **options).scores_
     return found
+
+
+def inside(made: keepkv.Cache) -> Any:
+    """The store of the first layer, also where a canary watches it."""
+    store = made.compressible[0].store
+    return getattr(store, "inner", store)
 
 
 def fitted(**options: Any) -> Sals:
@@ -171,6 +178,40 @@ def test_dense_layers_are_as_without_a_codec_and_count() -> None:
     assert torch.equal(logits(everything), logits(keepkv.Cache(model, "full")))
 
 
+def test_the_receipt_counts_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latents, codes, the exact window, positions, and layers that are dense."""
+    monkeypatch.delenv(SWITCH, raising=False)  # a canary's hashes are bytes too
+    model, tokens = zoo.model("llama"), 400
+    cache = made(rank=0.25, dense=(0,))
+    running.generate(model, running.batch((tokens,)), cache, new=1)
+    (h, d), layers = calibration().tensors[0]["sals_mean"].shape, len(cache.compressible)
+    content, plain, window = h * d + h * d * (4 + 1) / 8, 2 * h * d * 4, 32  # d/4 numbers of 4 bytes
+    coded = (tokens - window) * content + window * plain
+    want = tokens * plain + (layers - 1) * coded + layers * tokens * h * 4
+    report = cache.report()
+    assert report.bytes == pytest.approx(want, rel=0.01)
+    assert report.ratio == pytest.approx(want / (layers * tokens * plain), rel=0.01)
+
+
+@pytest.mark.parametrize("select", ["latent", "codes", "quest"])
+def test_places_come_from_positions_and_not_from_the_order_of_slots(
+    select: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(SWITCH, raising=False)  # a canary would see that they moved
+    ids = running.batch((100,))["input_ids"]
+    found = []
+    for shuffled in (False, True):
+        cache = made(select)
+        with torch.no_grad():
+            zoo.model("llama")(ids, **{CACHE: cache})
+            for layer in cache.compressible if shuffled else ():
+                coded = getattr(layer.store, "inner", layer.store).coded
+                order = torch.randperm(coded.length)
+                coded.set({name: x[:, :, order] for name, x in coded.used().items()})
+            found.append(zoo.model("llama")(ids[:, :1], **{CACHE: cache}).logits)
+    assert torch.allclose(*found, atol=1e-5)
+
+
 # --- what a cache does ---------------------------------------------------------------------------------------------
 
 
@@ -191,7 +232,7 @@ def test_in_one_piece_or_token_by_token() -> None:
         with torch.no_grad(), cache.reading():
             for start in range(0, 80, step):
                 zoo.model("llama")(ids[:, start : start + step], **{CACHE: cache})
-        found.append(cache.compressible[0].store)
+        found.append(inside(cache))
     for name in ("values", "keys", "rest"):
         one, other = (x.coded.used()[name][:, :, :16] for x in found)
         assert torch.allclose(one.float(), other.float(), atol=1e-5 if name != "values" else 0), name
@@ -223,7 +264,7 @@ def test_slots_that_stay_are_written_once() -> None:
     before = cache.copy()
     after = cache.copy(budget=0.5)
     after.compress()
-    old, new = before.compressible[0].store, after.compressible[0].store
+    old, new = inside(before), inside(after)
     where = {int(p): i for i, p in enumerate(old.coded.used()["positions"][0, 0]) if p >= 0}
     moved = 0
     for i, p in enumerate(new.coded.used()["positions"][0, 0].tolist()):
