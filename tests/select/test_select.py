@@ -254,6 +254,7 @@ def test_rows_join_only_alike() -> None:
         ({"store": "static"}, "store='dense'"),
         ({"arch": "deepseek-v3"}, "latents"),
         ({"select_options": {"dense": ("a",)}}, "whole numbers"),
+        ({"select_options": {"dense": (40,)}}, "no layer"),
         ({"select_options": {"windows": 3}}, "window"),
     ],
 )

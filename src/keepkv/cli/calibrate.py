@@ -39,12 +39,17 @@ def calibrate(
     tada: how alike KV heads are in each layer, whether their mean pays, and which layers get 2, 4 or 8 bits, for the
     codec tada. Options: bits (on average), mean, centre, proposals, seed. It reads the text often: give short pieces.
 
+    sals: the leading directions of keys before RoPE, all heads of a token together, for the codec sals; it prints how
+    much of the keys they say on text that was held out. Options: rank, weighted. loki: those of each head after RoPE,
+    for the selection loki.
+
     \b
     Examples:
       keepkv calibrate query-statistics --out queries.safetensors
       keepkv calibrate query-statistics --model Qwen/Qwen3-0.6B --text a.txt --text b.txt --out qwen3.safetensors
       keepkv calibrate query-statistics --text report.txt --tokens 100000 --length 4096 --out queries.safetensors --json
       keepkv calibrate tada --tokens 8192 --length 128 -o bits=4 --out tada.safetensors
+      keepkv calibrate sals --tokens 65536 --length 512 --out sals.safetensors
     """
     from keepkv.calibrate import KINDS, batches
     from keepkv.calibrate import calibrate as measure

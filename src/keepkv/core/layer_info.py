@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from keepkv.core.options import shown
 from keepkv.core.rope import Rope
+from keepkv.errors import KeepKVError
 
 
 @dataclass(frozen=True)
@@ -20,3 +22,13 @@ class LayerInfo:
     ranks: int = 1
     rope: Rope | None = None
     is_shared: bool = False
+
+    def among(self, dense: tuple[int, ...]) -> bool:
+        """Whether it is one of ``dense``, ranks of layers, from the end where below 0. Raises ``KeepKVError`` for one
+        that there is not."""
+        if wrong := [x for x in dense if not (type(x) is int and -self.ranks <= x < self.ranks)]:
+            raise KeepKVError(
+                f"dense={shown(dense)}: {shown(wrong[0])} is no layer of the {self.ranks} that are compressed. Give "
+                f"whole numbers from {-self.ranks} to {self.ranks - 1}, such as (0, -1)."
+            )
+        return self.rank in {x % self.ranks for x in dense}

@@ -24,7 +24,7 @@ def selected_parts(layer: Compressible, query: Tensor, scaling: float, softcap: 
     select, codec = layer.shared.settings.select, layer.store.held.codec
     if select is None or query.shape[2] != 1 or layer.progress.prefilling:
         return None
-    if not codec.selectable or select.leaves(layer.info):
+    if not codec.selectable or layer.info.among(select.dense):
         return None
     older, seen = layer.store.older(select.window), layer.shared.positions.seen
     if not older.zones or (isinstance(select.selected, int) and older.length <= select.selected):
@@ -83,7 +83,9 @@ def check_selection(
             "(compiled decode has fixed shapes). Give store='dense' or 'ragged'."
         )
     select.check_codec(codec)
-    if any(form.model_expands for _, form in ours):
-        raise UnsupportedModel(
-            "select=… chooses by keys, and this model caches latents that it makes keys of: leave select= out."
-        )
+    for info, form in ours:
+        info.among(select.dense)
+        if form.model_expands:
+            raise UnsupportedModel(
+                "select=… chooses by keys, and this model caches latents that it makes keys of: leave select= out."
+            )

@@ -3,7 +3,7 @@
 Importing this package registers them all.
 """
 
-from keepkv.select import exact, quest  # noqa: F401
+from keepkv.select import exact, low_rank, pages  # noqa: F401
 from keepkv.select.base import SELECTIONS, Asked, Select, choose, make_select, register_select
 
 __all__ = ["SELECTIONS", "Asked", "Select", "choose", "make_select", "register_select"]

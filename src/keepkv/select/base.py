@@ -68,10 +68,6 @@ class Select(Checked):
         """Bytes that are read to score one token, in all of ``heads`` KV heads."""
         return codec.glance_bytes(heads, key_dim, value_dim, dtype)
 
-    def leaves(self, layer: LayerInfo) -> bool:
-        """Whether a ``layer`` attends to everything."""
-        return layer.rank in {rank % layer.ranks for rank in self.dense}
-
     def options(self) -> dict[str, Any]:
         """Every option by name, as plain data."""
         return {**asdict(self), "dense": list(self.dense)}
@@ -129,6 +125,4 @@ def make_select(select: str | Select | None, selected: int | float | None, optio
         more["dense"] = tuple(more["dense"])
     bound = arguments(f"selection {name!r}", SELECTIONS.factory(name), **more)
     made: Select = SELECTIONS.factory(name)(*bound.args, **bound.kwargs)
-    if not all(isinstance(rank, int) for rank in made.dense):
-        raise KeepKVError(f"selection {name!r}: dense={made.dense!r}: give layers as whole numbers, such as (0, 1, -1)")
     return made

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from keepkv.errors import KeepKVError
+from keepkv.kernels.packed import decode_packed
 from keepkv.select.base import Asked, Select, register_select
 from keepkv.store.codec.base import Codec
 
@@ -28,7 +30,21 @@ class FromCodes(Select):
     by the leading coordinates of its latents, rebuilt and rotated. No value is read but of those that are attended."""
 
     def scores(self, asked: Asked) -> Tensor:
-        return asked.masses(asked.slots.logits(asked.query, asked.scaling, asked.softcap, glance=True))
+        codec, fields = asked.slots.content.codec, [zone.tile(0, zone.length) for zone in asked.slots.zones]
+        packed = [codec.packed(x) for x in fields]
+        if any(x is None for x in packed):
+            return asked.masses(asked.slots.logits(asked.query, asked.scaling, asked.softcap, glance=True))
+        # One pass over the codes, where they lie. Its output is of no use: the keys stand for values, too.
+        found = [
+            decode_packed(
+                asked.query, x[0], x[0], held.get("log_votes"), held["positions"], scaling=asked.scaling,
+                softcap=asked.softcap, weights=True,
+            )
+            for x, held in zip(packed, fields, strict=True) if x is not None
+        ]  # fmt: skip
+        shares = torch.stack([one.lse for one in found]).softmax(0).nan_to_num_(0.0)
+        parts = [one.weights for one in found if one.weights is not None]
+        return torch.cat([w.mul(p.view(*w.shape[:3], 1)).sum(2) for w, p in zip(parts, shares, strict=True)], -1)
 
     def check_codec(self, codec: Codec) -> None:
         if codec.exact is None:

@@ -72,15 +72,19 @@ class Content:
 
     def _rotated(self, keys: Tensor, fields: Fields, dtype: torch.dtype) -> Tensor:
         rope = self.held.layer.rope
-        if not self.codec.unrotated or rope is None:
+        if not self.codec.unrotated:
             return keys
-        return rope.rotate(keys, fields["positions"].clamp_min(0)).to(dtype)
+        return keys.to(dtype) if rope is None else rope.rotate(keys, self._places(fields["positions"])).to(dtype)
 
     def _before_rope(self, keys: Tensor, positions: Tensor) -> Tensor:
         rope = self.held.layer.rope
         if not self.codec.unrotated or rope is None:
             return keys
-        return rope.unrotate(keys.to(torch.promote_types(keys.dtype, torch.float32)), positions.clamp_min(0))
+        return rope.unrotate(keys.to(torch.promote_types(keys.dtype, torch.float32)), self._places(positions))
+
+    def _places(self, positions: Tensor) -> Tensor:
+        """``positions`` (B,H,S) as a rotation takes them: (B,1,S) where every head holds the same tokens."""
+        return (positions[:, :1] if self.codec.together else positions).clamp_min(0)
 
     def prune(self, fields: Fields, valid: Tensor) -> Fields:
         """``fields``, a rectangle of all that the layer holds; what none of them shares is forgotten."""

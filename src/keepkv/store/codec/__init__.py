@@ -1,6 +1,17 @@
 """Codecs, one number format per file; importing this package registers them all."""
 
-from keepkv.store.codec import fp8, hadamard, int8, lloyd_max, none, oscar, per_channel, per_token, tada  # noqa: F401
+from keepkv.store.codec import (  # noqa: F401
+    fp8,
+    hadamard,
+    int8,
+    lloyd_max,
+    none,
+    oscar,
+    per_channel,
+    per_token,
+    sals,
+    tada,
+)
 from keepkv.store.codec.auto import AUTO, settled
 from keepkv.store.codec.base import CODECS, Codec, register_codec
 from keepkv.store.codec.none import Plain
