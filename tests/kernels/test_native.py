@@ -289,9 +289,7 @@ def test_without_a_compiler_plain_torch_computes(
     slots = packed_rectangle(1, 2, 2, 30, kind, kind)
     compare(kernels.decode_packed(**slots, scaling=0.25), exactly(slots, scaling=0.25), torch.float32)
     assert re.match(f"plain torch, for the kernels in C\\+\\+ could not be .*{said}", computing(DEVICE))
-    with pytest.raises(
-        KeepKVError, match=f"the kernels in C\\+\\+ could not be built or loaded: .*{said}"
-    ):
+    with pytest.raises(KeepKVError, match=f"the kernels in C\\+\\+ could not be built or loaded: .*{said}"):
         kernels.decode_packed(**slots, scaling=0.25, backend="cpu")
 
 
