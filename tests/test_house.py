@@ -25,7 +25,7 @@ core
 kernels
 attention observe
 store allocate
-spans
+spans select
 score
 reduce
 methods

@@ -76,6 +76,15 @@ def test_a_kind_has_options_and_says_what_it_found(tmp_path: Path, monkeypatch: 
     assert "'x' is not a whole number" in run(*words[:-1], "times=x", "--out", out, code=2).stderr
 
 
+def test_tada_says_whether_it_pays(tiny: str, tmp_path: Path) -> None:  # noqa: F811
+    out, text = str(tmp_path / "tada.safetensors"), tmp_path / "a.txt"
+    text.write_text(TEXT * 4, encoding="utf-8")
+    words = ["calibrate", "tada", "--model", tiny, "--text", str(text), "--tokens", "400", "--length", "32"]
+    said = run(*words, "-o", "bits=4", "-o", "proposals=4", "--out", out).stdout
+    assert "TaDA does not pay on this model" in said and "written: greedy" in said and f"wrote {out}" in said
+    assert "too few" in run(*words[:-3], "400", "--length", "200", "--out", out, code=2).stderr
+
+
 def test_texts_take_turns_and_every_piece_begins_as_a_text_does() -> None:
     tokenizer = AutoTokenizer.from_pretrained(keepkv.embedded_model())
     long, short = "The cat sat on the mat. " * 40, "A dog ran."

@@ -151,7 +151,15 @@ def test_generate_compresses_while_decoding(tiny: str) -> None:
         (("generate", "--prompt", "a", "-o", "sinks=-3"), ["sinks=-3", "whole number"]),
         (("generate", "--prompt", "a", "-m", "keepkv", "-o", "threshold=NaN"), ["threshold=nan", "finite"]),
         (("generate", "--prompt", "a", "-m", "keepkv", "-o", "score=3"), ["score=3", "Score"]),
-        (("generate", "--model", "TINY", "--prompt", "a", "-o", "store=3"), ["store=3"]),
+        (("generate", "--model", "TINY", "--prompt", "a", "-o", "store=3"), ["store '3'"]),
+        (("generate", "--prompt", "a", "--codec", "int3"), ["codec 'int3'", "int4"]),
+        (
+            ("generate", "--prompt", "a", "--codec", "int4", "--codec-option", "bit=2"),
+            ["'bit'", "codec 'int4'", "'bits'"],
+        ),
+        (("generate", "--prompt", "a", "--codec-option", "bits=2"), ["'codec.bits'", "give codec=NAME"]),
+        (("generate", "--prompt", "a", "--codec", "int4", "-o", "codec.bits=3"), ["bits=3", "2, 4, 8"]),
+        (("eval", "-m", "snapkv:codec=int4,store=static"), ["'static'", "holds slots as they are"]),
         (("generate", "--model", "TINY", "--prompt", "a", "-o", "calibration=3"), ["calibration=3"]),
         (("eval", "--model", "TINY", "-l", "1000000000"), ["1000000000 tokens", "512"]),
         (("eval", "--items", "1000000000"), ["100000"]),
@@ -237,6 +245,25 @@ def test_options() -> None:
         arguments.variant("keepvk:key=zip")
     with pytest.raises(KeepKVError, match="None"):
         arguments.options(["when.prefill=sometimes"], "keepkv")
+
+
+def test_a_codec_is_an_option_of_every_method() -> None:
+    text = "keepkv2:codec=lloyd-max,codec.bits=2,codec.value_bits=4,store=ragged"
+    one = arguments.variant(text)
+    assert one.options == {"codec": "lloyd-max", "store": "ragged", "codec_options": {"bits": 2, "value_bits": 4}}
+    assert sorted(one.label.partition(":")[2].split(",")) == sorted(text.partition(":")[2].split(","))
+    assert arguments.variant("snapkv:codec=none").options == {"codec": "none"}
+    assert arguments.variant("snapkv:store=static,store.capacity=64").options["store_options"] == {"capacity": 64}
+
+
+def test_generate_with_a_codec_says_so(tiny: str) -> None:
+    args = ("generate", "--model", tiny, "--prompt", TEXT, "--budget", "60", "--max-new-tokens", "5", "-m", "snapkv")
+    more = ("--codec", "int4", "--codec-option", "value_bits=8")
+    shown = run(*args, *more).stdout
+    assert "codec" in shown and "int4 (value_bits=8)" in shown
+    found, plain = (json.loads(run(*args, *x, "--json").stdout)["receipt"] for x in (more, ()))
+    assert (found["codec"], found["codec_options"]) == ("int4", {"value_bits": 8}) and plain["codec"] == "none"
+    assert found["bytes"] < 0.6 * plain["bytes"]
 
 
 def test_strip() -> None:

@@ -103,6 +103,7 @@ def test_time_left() -> None:
     now = time.monotonic()
     assert shown.Work(10, done=2, began=now - 60).left() == "about 4 min left"
     assert shown.Work(10, counted=True, done=1, began=now - 60).left() == ""
+    assert shown.Work(3, counted=True, done=5, began=now - 60).left() == ""  # more than was planned
     assert shown.Work(700, done=7, began=now - 120).left() == "about 3 h 18 min left"
 
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 import transformers
 import zoo
-from matrix import CASES, cache, compresses, tolerance
+from matrix import CASES, cache, calibration, compresses, tolerance
 from packaging.version import Version
 from running import LENGTHS, batch, generate, hot, plain, row
 
 import keepkv
 from keepkv.engine.allowance import layer_budget
 from keepkv.engine.versions import CACHE
-from keepkv.errors import CacheStateError, UnsupportedModel
+from keepkv.errors import CacheStateError, CalibrationError, UnsupportedModel
 
 pytestmark = pytest.mark.parametrize(("arch", "method"), CASES)
 Method = tuple[str, dict[str, Any]]
@@ -141,7 +141,7 @@ def test_state_follows_the_rows(arch: str, method: Method, tmp_path: Path) -> No
     loaded, swapped, untouched = mine.copy(), mine.copy(), mine.copy()
     try:
         mine.save(tmp_path / "cache")
-        loaded = keepkv.Cache.load(tmp_path / "cache", model)
+        loaded = keepkv.Cache.load(tmp_path / "cache", model, calibration=calibration(method, model))
     except CacheStateError as error:  # transformers' own static layers
         assert method[1].get("store") == "static" and "cannot be saved" in str(error)
     swapped.reorder_cache(order)
@@ -167,8 +167,9 @@ def test_extreme_logits_stay_finite(arch: str, method: Method) -> None:
     model = hot(arch)
     options = {"when": keepkv.When(every=3)} if compresses(method) else {}
     try:
-        caches = [keepkv.Cache(model, method[0], BUDGET, **{**method[1], **options}) for _ in range(2)]
-    except UnsupportedModel:
+        known = {"calibration": calibration(method, model)}
+        caches = [keepkv.Cache(model, method[0], BUDGET, **{**method[1], **options, **known}) for _ in range(2)]
+    except (CalibrationError, UnsupportedModel):
         pytest.skip("refused as it should be")
     outs = [generate(model, batch(), c).scores_ for c in caches]
     assert torch.isfinite(outs[0]).all() and torch.equal(*outs)

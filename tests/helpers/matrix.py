@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache as cache_of
 from itertools import product
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 import zoo
 
 import keepkv
-from keepkv.errors import UnsupportedModel
+from keepkv.calibrate import calibrate
+from keepkv.errors import CalibrationError, UnsupportedModel
 from keepkv.store import CODECS, STORES, choose
 
 # Beyond a method's defaults: other choices that must hold the same invariants.
@@ -37,12 +39,15 @@ def method_variants() -> list[Any]:
     return found
 
 
+CALIBRATED = {"oscar": "oscar"}  # the kind of calibration that a codec is made with
+UNCALIBRATED: dict[str, dict[str, Any]] = {"tada": {"codec_options": {"centre": True}}}  # what else they take
+
+
 def store_variants() -> list[Any]:
     """(name, options) of three methods, of equal and of ragged heads, with every pair of a layout and a codec that
-    works, is not the method's own and does not ask that heads keep the same tokens."""
+    works and is not the method's own."""
     found = []
-    by_head = [x for x in CODECS if not CODECS.factory(x).together]  # type: ignore[attr-defined]
-    for name, (layout, codec) in product(("snapkv", "keepkv", "adakv"), product(STORES, by_head)):
+    for name, (layout, codec) in product(("snapkv", "keepkv", "adakv"), product(STORES, CODECS)):
         ragged = name == "adakv"
         try:
             choose(layout, codec, ragged)
@@ -50,6 +55,7 @@ def store_variants() -> list[Any]:
             continue  # refused as it should be: test_stores
         if (layout, codec) != ("ragged" if ragged else "dense", "none"):
             more = {"store_options": {"capacity": 96}} if layout == "static" else {}
+            more |= UNCALIBRATED.get(codec, {})
             label = "-".join((name, layout, codec))
             found.append(pytest.param((name, {**SMALL, "store": layout, "codec": codec, **more}), id=label))
     return found
@@ -80,7 +86,7 @@ CASES = [
 def tolerance(method: tuple[str, dict[str, Any]], exact: float = 1e-5) -> float:
     """How far logits may be from those of a cache that writes slots as they are."""
     name = method[1].get("codec", "none")
-    codec, x = CODECS.build(name), torch.linspace(-1, 1, 64).view(1, 1, 1, 64)
+    codec, x = CODECS.build(name, **method[1].get("codec_options", {})), torch.linspace(-1, 1, 64).view(1, 1, 1, 64)
     known = codec.learn(x, x, x[..., 0] < 2, {})
     same = all(map(torch.equal, codec.read(*codec.write(x, x, x[..., 0] < 2, known)), (x, x)))
     return exact if same else LOSSY.get(name, 1.0)
@@ -90,10 +96,23 @@ def cache(name: str, method: tuple[str, dict[str, Any]], budget: Any, **options:
     """A cache for architecture ``name``; skips the pair where the refusal is part of the contract."""
     model = zoo.model(name)
     try:
-        return keepkv.Cache(model, method[0], budget, **{**method[1], **options})
-    except UnsupportedModel as error:
+        known = {"calibration": calibration(method, model)}
+        return keepkv.Cache(model, method[0], budget, **{**method[1], **options, **known})
+    except (UnsupportedModel, CalibrationError) as error:
         assert name == "deepseek-v3" and "latent" in str(error), error  # merging where keys and values are one
         pytest.skip(f"refused as it should be: {error}")
+
+
+def calibration(method: tuple[str, dict[str, Any]], model: Any) -> keepkv.Calibration | None:
+    """What the codec of a variant needs to know of ``model``, from a few tokens at random."""
+    kind = CALIBRATED.get(method[1].get("codec", ""))
+    return None if kind is None else _calibration(kind, model)
+
+
+@cache_of
+def _calibration(kind: str, model: Any) -> keepkv.Calibration:
+    ids = torch.randint(3, zoo.VOCAB, (2, 40), generator=torch.Generator().manual_seed(0))
+    return calibrate(kind, model, [ids])
 
 
 def compresses(method: tuple[str, dict[str, Any]]) -> bool:

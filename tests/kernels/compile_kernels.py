@@ -22,11 +22,13 @@ from triton.runtime import JITFunction, driver
 
 from keepkv.core.rope import Rope
 from keepkv.kernels.assign import triton as assign
+from keepkv.kernels.codes import BITS, Codes
 from keepkv.kernels.decode import triton as decode
 from keepkv.kernels.leverage import triton as leverage
 from keepkv.kernels.logits import KeySlots
 from keepkv.kernels.merge import triton as merge
-from keepkv.kernels.segments import segments_of
+from keepkv.kernels.packed import triton as packed
+from keepkv.kernels.segments import Segments, segments_of
 from keepkv.kernels.window import triton as window
 
 compiled: list[tuple[str, Any]] = []
@@ -73,6 +75,7 @@ def launch_all(dtype: torch.dtype, d: int) -> None:
     decode.decode_attention(query, full, values, True)
     decode.decode_attention(query, KeySlots(keys, None, None, rectangle, 0.1, None, None), values, False)
     decode.decode_attention(query, KeySlots(flat[0], flat[2], None, segments, 0.1, None, None), flat[1], True)
+    packed_all(query, full, segments)
     queries, asked = query[:, :, None].repeat(1, 1, 32, 1), torch.zeros(b, 32, dtype=torch.int64)
     window.window_scores(queries, asked, full, asked[:, 0], True)
     ragged = KeySlots(flat[0], None, positions.flatten(), segments, 0.1, None, None)
@@ -85,6 +88,23 @@ def launch_all(dtype: torch.dtype, d: int) -> None:
     assign.nearest_key(keys, half, ~half)
     merge.merge_groups(votes, keys, values, positions.long(), 5)
     merge.merge_groups(votes, None, values, positions.long(), 5)
+
+
+def packed_all(query: torch.Tensor, full: KeySlots, segments: Segments) -> None:
+    """Attention over codes: each number of bits ragged, as history lies; groups and levels in rectangles."""
+    b, h, s, d = full.keys.shape
+
+    def codes(bits: int, groups: int = 1, levels: torch.Tensor | None = None) -> Codes:
+        scale = torch.zeros(b, h, s, groups, dtype=query.dtype)
+        packed_ = torch.zeros(b, h, s, d * bits // 8, dtype=torch.uint8)
+        return Codes(packed_, scale, None if levels is not None else scale.clone(), bits, d, levels)
+
+    for bits in BITS:
+        flat = codes(bits).each(lambda x: x.flatten(0, 2))
+        slots = KeySlots(flat.codes, torch.zeros(b * h * s), None, segments, 0.1, None, None)
+        packed.decode_packed(query, slots, flat, flat, False)
+    for keys, values in ((codes(2, d // 16), codes(4, d // 16)), (codes(4, 1, torch.zeros(16)), codes(2))):
+        packed.decode_packed(query, full._replace(keys=keys.codes), keys, values, True)
 
 
 def needs(kernel: Any) -> tuple[int, int]:

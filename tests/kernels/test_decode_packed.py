@@ -9,22 +9,31 @@ import torch
 from codes_at_random import codes_at_random, expanded, packed_ragged, packed_rectangle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_slots import DEVICE, INF, compare, every_dtype, normal, segments
+from kernel_slots import DEVICE, INF, compare, every_dtype, needs_triton, normal, segments
 from torch.profiler import profile
 from torch.testing import assert_close
 
 from keepkv import kernels
-from keepkv.errors import UnsupportedInput
+from keepkv.errors import KeepKVError, UnsupportedInput
 from keepkv.kernels.codes import BITS, Codes
 from keepkv.kernels.packed import reference
+from keepkv.kernels.tolerance import ATOL, RTOL
 
 PLAIN = {"bits": 4, "width": 16}
+BACKENDS = ["reference", pytest.param("triton", marks=needs_triton)]
 KINDS = [
     {"groups": 1, "zero": True},
     {"groups": 4, "zero": True},
     {"groups": 2, "zero": False},
     {"groups": 1, "zero": False, "levels": True},
     {"groups": 2, "zero": True, "levels": True, "turn": True},
+]
+KERNEL_KINDS = [
+    {"zero": True},
+    {"zero": False},
+    {"group": 16, "zero": True},
+    {"zero": False, "levels": True},
+    {"group": 16, "zero": True, "levels": True, "turn": True},
 ]
 
 
@@ -91,7 +100,8 @@ def test_lengths_of_a_rectangle() -> None:
             torch.float32)  # fmt: skip
 
 
-def empty_slots_do_not_matter(backend: str) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_slots_do_not_matter(backend: str) -> None:
     slots = packed_rectangle(2, 1, 2, 40, PLAIN, {**PLAIN, "zero": False})
     expected = kernels.decode_packed(**slots, scaling=0.25, backend=backend).output
     empty = slots["positions"] < 0
@@ -99,10 +109,6 @@ def empty_slots_do_not_matter(backend: str) -> None:
     for name in ("keys", "values"):
         slots[name].scale[empty] = float("nan")
     assert torch.equal(kernels.decode_packed(**slots, scaling=0.25, backend=backend).output, expected)
-
-
-def test_empty_slots_do_not_matter() -> None:
-    empty_slots_do_not_matter("reference")
 
 
 def test_a_part_joins_one_of_floats_by_its_log_sum_exp() -> None:
@@ -119,6 +125,104 @@ def test_a_part_joins_one_of_floats_by_its_log_sum_exp() -> None:
     share = torch.stack([one.lse.double() for one in parts]).softmax(0)
     joined = sum(one.output.double() * x[..., None] for one, x in zip(parts, share, strict=True))
     assert_close(joined, naive(slots, scaling=0.25).output, rtol=2e-5, atol=2e-5)
+
+
+# the kernel
+
+
+def by_kernel(slots: dict[str, Any], dtype: torch.dtype = torch.float32, **options: Any) -> kernels.Decoded:
+    """What the kernel says, compared with float64. In half precision it rounds a turned query, levels, and the numbers
+    of vectors of several groups, as expanded keys would be: log-sum-exps feel that."""
+    got = kernels.decode_packed(**slots, scaling=0.25, **options, backend="triton")
+    expected = naive(slots, scaling=0.25, **options)
+    if dtype != torch.float32:
+        assert_close(got.lse.double(), expected.lse, rtol=RTOL[dtype], atol=ATOL[dtype])
+        got, expected = got._replace(lse=expected.lse.float()), expected._replace(weights=None)
+    compare(got, expected, dtype)
+    return got
+
+
+@needs_triton
+@pytest.mark.parametrize("kind", KERNEL_KINDS, ids=str)
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("width", [16, 64, 80, 96, 128])
+def test_kernel(bits: int, width: int, kind: dict[str, Any]) -> None:
+    groups = width // kind["group"] if "group" in kind else 1
+    keys = {"bits": bits, "width": width, "groups": groups} | {n: x for n, x in kind.items() if n != "group"}
+    slots = packed_rectangle(1, 2, 2, 40, keys, {**keys, "bits": {2: 4, 4: 8, 8: 2}[bits]})
+    by_kernel(slots)
+
+
+@needs_triton
+@every_dtype
+@pytest.mark.parametrize("kind", [{}, {"levels": True, "turn": True}, {"groups": 2}], ids=str)
+@pytest.mark.parametrize("bits", BITS)
+def test_kernel_in_every_dtype(dtype: torch.dtype, bits: int, kind: dict[str, Any]) -> None:
+    keys = {"bits": bits, "width": 32, **kind}
+    slots = packed_rectangle(2, 2, 3, 150, keys, keys, dtype)
+    by_kernel(slots, dtype, softcap=5.0, sinks=normal(6), weights=True)
+
+
+@needs_triton
+@pytest.mark.parametrize("gap", [0, 3])
+@pytest.mark.parametrize("lengths", [[[5, 0], [300, 17]], [[0, 0], [0, 1]], [[1], [129], [128]]], ids=str)
+def test_kernel_over_ragged_slots(lengths: list[list[int]], gap: int) -> None:
+    slots = packed_ragged(lengths, PLAIN, {"bits": 2, "width": 32, "groups": 2}, gap=gap)
+    got = by_kernel(slots, weights=True, sinks=normal(slots["query"].shape[1]))
+    heads = slots["lengths"].repeat_interleave(2, 1) == 0
+    assert (got.output[heads] == 0).all() and (got.lse[heads] == -INF).all()
+
+
+@needs_triton
+@settings(max_examples=12, deadline=None)
+@given(segments(2, 70), st.sampled_from([1, 3, 8]), st.sampled_from(BITS))
+def test_kernel_over_any_ragged_shape(lengths: list[list[int]], g: int, bits: int) -> None:
+    by_kernel(packed_ragged(lengths, {**PLAIN, "bits": bits}, PLAIN, g=g), weights=True)
+
+
+@needs_triton
+def test_float16_has_room_for_the_shares_of_tiny_values() -> None:
+    """Values of 1e-4, of which those that matter have shares of 1e-4: products of both are below what float16 holds."""
+    slots = packed_rectangle(1, 1, 1, 200, PLAIN, PLAIN, torch.float16)
+    del slots["positions"]
+    slots["query"] *= 0
+    slots["log_votes"] = torch.where(torch.arange(200, device=DEVICE) == 0, 9.0, 0.0).expand(1, 1, 200)
+    values = slots["values"]
+    small = values._replace(scale=values.scale.float() * 1e-4, zero=values.zero.float() * 1e-4)
+    small.scale[..., 0, :], small.zero[..., 0, :] = 0.0, 0.0
+    got = kernels.decode_packed(**(slots | {"values": small}), scaling=1.0, backend="triton").output.double()
+    expected = naive(slots | {"values": small}, scaling=1.0).output
+    assert_close(got, expected, rtol=0.0, atol=float(expected.abs().max()) / 20)
+
+
+@needs_triton
+def test_strides_and_offsets_do_not_matter() -> None:
+    slots = packed_rectangle(2, 2, 2, 40, PLAIN, PLAIN)
+    expected = kernels.decode_packed(**slots, scaling=0.25, backend="triton").output
+    changes: list[Any] = [
+        lambda x: torch.cat((x, x), 2)[:, :, :40],  # a store's slack
+        lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda x: torch.cat((x, x[..., :1]), -1)[..., :-1],  # slots that do not begin at words
+    ]
+    for change in changes:
+        other = slots | {name: slots[name].each(change) for name in ("keys", "values")}
+        assert torch.equal(kernels.decode_packed(**other, scaling=0.25, backend="triton").output, expected)
+
+
+@needs_triton
+def test_what_the_kernel_does_not_read_is_said_and_served_by_the_reference() -> None:
+    for width, groups, bits, reason in (
+        (20, 1, 4, "20 numbers in 4 bits do not fill words"),
+        (48, 2, 4, "in 4 bits they take groups of 8, 16, 32 … numbers, not of 24"),
+        (32, 4, 2, "in 2 bits they take groups of 16, 32, 64 … numbers, not of 8"),
+        (512, 1, 4, "up to 256, not 512"),
+    ):
+        values = {"bits": bits, "width": width, "groups": groups}
+        slots = packed_rectangle(1, 1, 1, 9, PLAIN, values)
+        with pytest.raises(KeepKVError, match=reason):
+            kernels.decode_packed(**slots, scaling=0.25, backend="triton")
+        compare(kernels.decode_packed(**slots, scaling=0.25), naive(slots, scaling=0.25), torch.float32)
 
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="counts allocations on the CPU")

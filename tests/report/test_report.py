@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from keepkv.cli.program import program
 from keepkv.evaluation.summary import over_tasks
 from keepkv.measure import wilson
-from keepkv.report import Report, ReportError, arrange, output, read, write
+from keepkv.report import Report, ReportError, arrange, output, read, steps, write
 from keepkv.report import page as page_of
 from keepkv.report.budgets import axes, budget_label
 from keepkv.report.notes import failures, spread_of
@@ -304,7 +304,9 @@ def test_every_figure_is_drawn(tmp_path: Path) -> None:
         tasks=("qa-1", "needle"), lengths=(512,), modes=("decode",), budgets=(0.1, 64, "1MiB")
     )
     found = arrange(read(evaluation_rows.write(tmp_path / "run", sizes)))
-    written = write(found, tmp_path / "out")
+    told: list[str] = []
+    written = write(found, tmp_path / "out", told.append)
+    assert len(told) == steps() and told[-1] == "page"
     assert {path.stem.split("-")[0] for path in written.figures} == {
         "score", "tasks", "pareto", "heat", "needle", "kept", "survival", "leakage", "fidelity",
     }  # fmt: skip

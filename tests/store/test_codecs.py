@@ -162,6 +162,7 @@ FORMULAS = {  # bits of a slot of one head: key, value, and what is beside them
     "int8": lambda d: (8 * d, 8 * d, 2 * 32), "fp8": lambda d: (8 * d, 8 * d, 2 * 16),
     "int4": lambda d: (4 * d, 4 * d, 4 * 16), "int2": lambda d: (2 * d, 2 * d, 4 * 16),
     "hadamard": lambda d: (4 * d, 4 * d, 4 * 16), "lloyd-max": lambda d: (4 * d, 4 * d, 2 * 16),
+    "oscar": lambda d: (2 * d, 2 * d, 4 * 16),
     "kivi": lambda d: (2 * d + 2 * 16 * d / 32, 2 * d + 2 * 16, 32),
     "kvquant": lambda d: (2 * d + 2 * 16 * d / 32, 2 * d + 2 * 16, 32),
 }  # fmt: skip

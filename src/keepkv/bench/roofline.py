@@ -57,10 +57,11 @@ def content(cache: Any) -> tuple[int, int]:
 
 def store_content(tensors: dict[str, Tensor]) -> tuple[int, int]:
     """Bytes of slots and of votes in the tensors of one store. The tensors of a zone ("body.keys") count where its
-    positions ("body.positions") are in use."""
+    positions ("body.positions") are in use, what slots share ("shared.mean") as a whole."""
     slots = votes = 0.0
     for name, x in tensors.items():
         zone, dot, field = name.rpartition(".")
+        slots += x.numel() * x.element_size() if zone == "shared" else 0
         if not (field.startswith(CONTENT) or field == VOTES):
             continue
         positions = tensors[f"{zone}{dot}positions"]

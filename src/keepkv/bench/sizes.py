@@ -10,10 +10,10 @@ import torch
 from keepkv.bench.systems import QUANTISED, System, slots_asked
 from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
-from keepkv.methods.base import METHODS, Method
-from keepkv.store import CODECS, Held, choose
+from keepkv.methods.base import METHODS, Method, own_options
+from keepkv.store import CODECS, Held, choose, settled
 from keepkv.store.base import VOTES
-from keepkv.store.ragged import HEAD
+from keepkv.store.ragged import HEAD, SEGMENT
 from keepkv.store.zones import SLACK
 
 GROUP, RECENT = 64, 128  # of transformers' quantised caches: values that share a scale, tokens in full precision
@@ -69,7 +69,7 @@ def row_bytes(geometry: Geometry, system: System, context: int, new: int) -> int
 
 def _keepkv_bytes(geometry: Geometry, system: System, context: int, new: int) -> int:
     try:
-        method: Method = METHODS.build(system.method, **system.options)
+        method: Method = METHODS.build(system.method, **own_options(system.options))
     except TypeError as error:
         raise KeepKVError(f"method {system.method!r}: {error}") from error
     full = method.when.prefill is None and method.when.every is None
@@ -78,8 +78,9 @@ def _keepkv_bytes(geometry: Geometry, system: System, context: int, new: int) ->
     new = new if method.when.every is None else min(new, method.when.every)
     item, width = geometry.dtype.itemsize, geometry.width
     beside = Held(dict.fromkeys(method.score.stats, 0.0), votes=method.reduce.merges).beside
-    layout, name = choose(system.store or method.store, "none", method.allocate.ragged)
-    codec = CODECS.build(name)
+    layout, name = choose(system.store or method.store, system.options.get("codec", "none"), method.allocate.ragged)
+    name, own = settled(name, system.options.get("codec_options", {}), Budget.of(system.budget or 1.0))
+    codec = CODECS.build(name, **own)
     exact, encoded = width * item + beside, codec.slot_bytes(width // 2, width - width // 2, geometry.dtype) + beside
     if layout == "static":
         capacity: int = system.store_options.get("capacity", 4096)
@@ -88,10 +89,12 @@ def _keepkv_bytes(geometry: Geometry, system: System, context: int, new: int) ->
         raise KeepKVError(f"store {layout!r}: what it takes is not computed beforehand. Give --batch instead of --cap.")
     if codec.exact is not None:
         recent = min(new, 2 * codec.exact)  # tokens that are not encoded yet
-        mine = grown(0, recent) * exact + (slots + new - recent) * encoded
+        shared = codec.row_bytes(1, width // 2, width - width // 2, geometry.dtype)
+        coded = slots + new - recent
+        mine = grown(0, recent) * exact + coded * encoded + shared
     else:
         mine = (grown(slots, new) if layout == "dense" else slots + grown(0, new)) * exact
-    mine += HEAD * (layout == "ragged")
+    mine += (HEAD if codec.exact is None else SEGMENT) * (layout == "ragged")
     return geometry.layers * geometry.heads * mine
 
 

@@ -75,6 +75,7 @@ def _shape(layer: Mapping[str, Alike]) -> Tensor:
 def _row(index: int, layer: Mapping[str, Alike], codec: Tada) -> dict[str, Any]:
     """Facts of one layer."""
     row: dict[str, Any] = {"layer": index, "heads": layer["keys"].heads, "before_rope": layer["before_rope"].facts()}
+    row["widths"] = [layer[name].width for name in TENSORS]
     for name in TENSORS:
         one, bits = layer[name], mean_bits(codec.mean, layer[name].width)
         least = break_even(one.heads, bits)

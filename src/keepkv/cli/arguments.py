@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Sequence
@@ -15,9 +16,11 @@ from keepkv.core.when import When
 from keepkv.engine.state import Settings
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.setup import Variant
-from keepkv.methods.base import expanded, make_method, method_info, method_name
+from keepkv.methods.base import Method, expanded, make_method, method_info, method_name, own_options
+from keepkv.store import AUTO, CODECS, STORES, choose, settled
 
-_OF_CACHES = ("store", "seed", "calibration")  # options that are no method's
+_OF_CACHES = ("store", "codec", "seed", "calibration")  # options that are no method's
+_PIECES = ("store", "codec")  # of a cache; they have options of their own: codec.bits=2
 _WHEN = ("when.prefill", "when.every")
 _WORDS = {"true": True, "false": False, "none": None}
 
@@ -25,13 +28,14 @@ _WORDS = {"true": True, "false": False, "none": None}
 def options(pairs: list[str], method: str) -> dict[str, Any]:
     """``["key=zip", "when.every=64"]`` as keyword arguments of ``method``; an unknown key names the nearest one.
 
-    ``store``, ``seed`` and ``calibration`` (a file) are options of every cache. Raises ``KeepKVError`` where values do
-    not fit.
+    ``store``, ``codec``, ``seed`` and ``calibration`` (a file) are options of every cache; ``codec.bits=2`` is one
+    of the codec. Raises ``KeepKVError`` where values do not fit.
     """
     known = [*(_WHEN if "when" in method_info(method).options else ()), *_OF_CACHES]
     known += [key for key in method_info(method).options if key != "when"]
     found: dict[str, Any] = {}
     when: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {piece: {} for piece in _PIECES}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         key = key.strip()
@@ -39,15 +43,46 @@ def options(pairs: list[str], method: str) -> dict[str, Any]:
             raise KeepKVError(f"option {pair!r}: expected key=value")
         if key == "when" and _WHEN[0] in known:
             raise KeepKVError(f"option {pair!r}: give when.prefill=immediate, when.prefill=deferred or when.every=64")
+        piece, dot, own = key.partition(".")
+        if dot and piece.lower() in _PIECES:
+            inner[piece.lower()][own] = _value(text)
+            continue
         key = known_as(key, known, f"option of {method}")
-        if key in _WHEN:
+        if key in _PIECES:
+            found[key] = text.strip()
+        elif key in _WHEN:
             when[key.removeprefix("when.")] = _value(text)
         else:
             found[key] = _value(text)
     found |= {"when": When(**when)} if when else {}
-    make_method(method, {key: x for key, x in found.items() if key not in _OF_CACHES})
+    made = make_method(method, own_options(found))
     if "seed" in found:
         taken(method, "seed", found["seed"], Seed)
+    return found | _inner(made, found, inner)
+
+
+def _inner(method: Method, given: dict[str, Any], inner: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """``store_options`` and ``codec_options`` of the pairs ``inner`` by piece, where there are any."""
+    layout, codec = choose(given.get("store") or method.store, given.get("codec", "none"), method.allocate.ragged)
+    if inner["codec"] and codec == "none":
+        names = ", ".join(repr(name) for name in CODECS if name != "none")
+        raise KeepKVError(
+            f"option 'codec.{next(iter(inner['codec']))}' is one of a codec: give codec=NAME too, of {names}"
+        )
+    if codec == AUTO:
+        settled(codec, inner["codec"], Budget(share=1.0))  # refuses options
+        codec = "none"
+    factories: dict[str, tuple[str, Any]] = {
+        "store": (layout, STORES.factory(layout)), "codec": (codec, CODECS.factory(codec)),
+    }  # fmt: skip
+    found = {}
+    for piece, pairs in inner.items():
+        name, factory = factories[piece]
+        known = [x for x in inspect.signature(factory).parameters if x != "held"]
+        if pairs:
+            kind = f"option of {piece} {name!r}"
+            found[f"{piece}_options"] = {known_as(key, known, kind): value for key, value in pairs.items()}
+    CODECS.build(codec, **found.get("codec_options", {}))
     return found
 
 
@@ -71,12 +106,16 @@ def pairs(texts: list[str]) -> dict[str, Any]:
     return found
 
 
+def of_piece(piece: str, name: str | None, texts: Sequence[str] | None) -> list[str]:
+    """Pairs for ``variant`` of ``--codec int4 --codec-option bits=8``; piece: "codec" or "store"."""
+    return [*([] if name is None else [f"{piece}={name}"]), *(f"{piece}.{text.strip()}" for text in texts or ())]
+
+
 def budget(text: str, variants: Sequence[Variant]) -> Budget:
     """The budget in ``text``; raises ``BudgetError`` where it is none, or one that a variant cannot keep to."""
     read = Budget.of(text)
     for one in variants:
-        of_method = {key: x for key, x in one.options.items() if key not in _OF_CACHES}
-        Settings(make_method(one.method, of_method), read)
+        Settings(make_method(one.method, own_options(one.options)), read)
     return read
 
 

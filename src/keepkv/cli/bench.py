@@ -135,7 +135,9 @@ def _ours(methods: list[str], stores: list[str], budgets: list[float | int | str
 
     made = []
     for variant in map(read, methods):
-        one = System("keepkv", variant.method, options=variant.options)
+        options = dict(variant.options)
+        own = {"store": options.pop("store", None), "store_options": options.pop("store_options", {})}
+        one = System("keepkv", variant.method, options=options, **own)
         for layout in stores:
             placed = _placed(one, layout)
             made += [replace(placed, budget=None if one.method == "full" else budget) for budget in budgets]

@@ -35,6 +35,7 @@ def calibrate(
     query-statistics: mean and covariance of the queries of each head, for expected-attention:statistics=stored. Give
     text like that which the model will read. The file fits this model only; another one is refused.
 
+    oscar: rotations of keys and values for the 2-bit codes of the codec oscar. Option: bits.
     tada: how alike KV heads are in each layer, whether their mean pays, and which layers get 2, 4 or 8 bits, for the
     codec tada. Options: bits (on average), mean, centre, proposals, seed. It reads the text often: give short pieces.
 

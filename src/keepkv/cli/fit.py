@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from keepkv.cli.options import AsJson, Texts
+from keepkv.cli.options import AsJson, Codec, CodecOption, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, table
 
 Text = str | None
@@ -25,9 +25,9 @@ def fit(
     memory: Annotated[Text, Option(help="What there is, such as 24GiB; this machine's GPU or RAM if absent.")] = None,
     chunk: Annotated[Text, Option(help="Tokens that are read at once; 8192, or what fits, if absent.")] = None,
     store: Annotated[Text, Option(help="How slots lie in memory: auto, dense, ragged or static.")] = None,
-    codec: Annotated[str, Option(help="How keys and values are written: none or int8.")] = "none",
+    codec: Codec = None,
     store_option: Annotated[Texts, Option(help="key=value of the store, such as capacity=8192. Repeatable.")] = None,
-    codec_option: Annotated[Texts, Option(help="key=value of the codec. Repeatable.")] = None,
+    codec_option: CodecOption = None,
     dtype: Annotated[Text, Option(help="float32, bfloat16 or float16; the configuration's if absent.")] = None,
     weights: Annotated[Text, Option(help="What quantised weights take, such as 5GiB.")] = None,
     device: Annotated[Text, Option(help="cuda or cpu; cpu only where --memory and a GPU are absent.")] = None,
@@ -39,17 +39,16 @@ def fit(
     Examples:
       keepkv fit --model Qwen/Qwen3-8B --context 128k --memory 24GiB
       keepkv fit --model ./my-model --context 1M --budget 0.1 --method keepkv2
-      keepkv fit --model ./my-model --context 32k --batch 8 --codec int8 --json
+      keepkv fit --model ./my-model --context 32k --batch 8 --codec int4 --json
     """
-    from keepkv.cli.arguments import pairs, variant
+    from keepkv.cli.arguments import of_piece, variant
     from keepkv.plan.answer import fit as find
 
-    chosen = variant(method)
-    options = {name: x for name, x in chosen.options.items() if name not in ("store", "seed", "calibration")}
+    chosen = variant(method, [*of_piece("store", store, store_option), *of_piece("codec", codec, codec_option)])
+    options = {name: x for name, x in chosen.options.items() if name not in ("seed", "calibration")}
     found = find(
-        model, context, budget=budget, method=chosen.method, batch=batch, memory=memory, chunk=chunk,
-        store=store or chosen.options.get("store"), codec=codec, store_options=pairs(store_option or []),
-        codec_options=pairs(codec_option or []), dtype=dtype, weights=weights, device=device, **options,
+        model, context, budget=budget, method=chosen.method, batch=batch, memory=memory, chunk=chunk, dtype=dtype,
+        weights=weights, device=device, **options,
     )  # fmt: skip
     if as_json:
         print_json(found.to_dict())

@@ -17,7 +17,9 @@ def _run(files: list[str] | None) -> list[str] | None:
 
 Texts = list[str] | None  # of an option that may be repeated
 Model = Annotated[str | None, Option(help="Directory, .gguf file or Hub name; the embedded model if absent.")]
-Methods = Annotated[Texts, Option("--method", "-m", help="NAME or NAME:key=value,key=value. Repeatable.")]
+Methods = Annotated[
+    Texts, Option("--method", "-m", help="NAME or NAME:key=value,key=value, codec=int4 among them. Repeatable.")
+]
 Budget = Annotated[
     str,
     Option(
@@ -26,6 +28,11 @@ Budget = Annotated[
         help="Share of the tokens (0.1 or 10%) or of the bytes (10%bytes), slots per head (512) or bytes (64MiB).",
     ),
 ]
+Codec = Annotated[
+    str | None,
+    Option(help="How keys and values are written: int4, hadamard, lloyd-max, kivi, int8 …, or auto; none if absent."),
+]
+CodecOption = Annotated[Texts, Option(help="key=value of the codec, such as bits=2. Repeatable.")]
 Import = Annotated[
     Texts,
     Option(

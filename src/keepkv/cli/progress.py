@@ -51,9 +51,9 @@ class Work:
         return f"{min(self.done, self.total)} of {self.total}" if self.total else ""
 
     def left(self) -> str:
-        """``about 3 min left``, as far as the time taken until now tells; empty where it does not yet."""
+        """``about 3 min left``, as far as the time taken until now tells; empty where it does not."""
         whole, seconds = self.done - self.counted, time.monotonic() - self.began
-        return f"about {_duration(seconds / whole * (self.total - whole))} left" if whole > 0 else ""
+        return f"about {_duration(seconds / whole * (self.total - whole))} left" if 0 < whole < self.total else ""
 
     def where(self) -> str:
         """``at 2 of 11, keydiff`` or ``while loading a model``."""

@@ -34,13 +34,17 @@ def report(
       keepkv report results more-results --out report
       keepkv report results --json
     """
-    from keepkv.report import arrange, join, read, write
+    from keepkv.report import arrange, join, read, steps, write
 
     if len(directories) > 1 and out is None:
         raise KeepKVError("several directories are joined in a new one: name it with --out DIRECTORY")
-    with progress(100) as step:
-        step("reading")
-        found = arrange(join([read(one) for one in directories]), step)
+    with progress(len(directories) + 1 + steps()) as step:
+        parts = []
+        for one in directories:
+            step(f"reading {one}")
+            parts.append(read(one))
+        step("pooling scores")
+        found = arrange(join(parts))
         written = write(found, out or directories[0], step)
     if as_json:
         figures = [str(path) for path in written.figures]

@@ -83,12 +83,12 @@ class Budget(Checked):
         """Slots per KV head (B,) float64 for rows that have seen ``seen`` (B,) tokens, 0 where bytes hold none.
 
         bytes_per_slot: what one slot of every KV head of every layer takes, for one row; reserved: bytes that are taken
-        otherwise; density: see ``rate``.
+        otherwise, 0 where they do not count; density: see ``rate``.
         """
         seen = seen.to(torch.float64)
         if self.grows:
             # The small term undoes binary rounding: 0.1 of 10 tokens is 1 slot, not 0.
-            return (seen * self.rate(density) + 1e-9).floor()
+            return (seen * self.rate(density) + 1e-9 - reserved / (bytes_per_slot * max(1, len(seen)))).floor()
         if self.slots is not None:
             return torch.full_like(seen, float(self.slots))
         assert self.bytes is not None

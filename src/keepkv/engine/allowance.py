@@ -81,9 +81,12 @@ def check_buffers(layer: Compressible) -> None:
 
 
 def exceeds(layer: Compressible) -> bool:
-    """Whether ``layer`` takes more than its part of a budget in bytes."""
-    asked, ranks = layer.shared.settings.budget.bytes, layer.info.ranks
-    return asked is not None and layer.store.nbytes * ranks > asked - _reserved(layer) - _between(layer)
+    """Whether ``layer`` takes more than its part of a budget in bytes, or of a share of them."""
+    budget, seen, ranks, held = layer.shared.settings.budget, layer.shared.positions.seen, layer.info.ranks, layer.store
+    assert seen is not None
+    if budget.share_of_bytes is not None:
+        return held.nbytes > budget.share_of_bytes * held.slot_bytes().plain * int(seen.sum())
+    return budget.bytes is not None and held.nbytes * ranks > budget.bytes - _reserved(layer) - _between(layer)
 
 
 def _rest(layer: Compressible) -> str:
@@ -120,9 +123,12 @@ def _weights(layer: Compressible) -> int:
 
 
 def _reserved(layer: Compressible) -> int:
-    """Bytes of a budget in bytes that are not for slots, all layers taken to be like this one."""
+    """Bytes of a budget in bytes that are not for slots, all layers taken to be like this one; of a share of the bytes,
+    which is one of slots, what the slots of a row have in common."""
     settings, seen, ranks = layer.shared.settings, layer.shared.positions.seen, layer.info.ranks
     assert seen is not None
+    if settings.budget.share_of_bytes is not None and layer.store.held.codec.exact is not None:
+        return ranks * len(seen) * layer.store.row_bytes
     if settings.budget.bytes is None:
         return 0
     plain, rows = layer.store.slot_bytes().plain, len(seen)

@@ -15,12 +15,13 @@ from transformers import PreTrainedModel
 from transformers import cache_utils as stock
 
 from keepkv.core.budget import Budget
-from keepkv.core.calibration import Given, check_calibration, needed, of_layer
+from keepkv.core.calibration import Given, check_calibration, of_layer
 from keepkv.core.options import keywords
 from keepkv.core.tensorfile import MAX_FILE
 from keepkv.core.when import When
 from keepkv.engine import forward, persistence, rows
 from keepkv.engine.attached import Attachment, attach
+from keepkv.engine.changes import as_written, changed
 from keepkv.engine.compression import compress, compress_waiting, end_prompt
 from keepkv.engine.devices import input_device
 from keepkv.engine.files.origin import Origin
@@ -29,12 +30,14 @@ from keepkv.engine.layer import Layer
 from keepkv.engine.mask_rule import MaskRule, note_cache
 from keepkv.engine.model import inner_model, prepare_model
 from keepkv.engine.receipt import Receipt, make_receipt, summary
+from keepkv.engine.selecting import check_selection
 from keepkv.engine.state import CacheState, Settings
 from keepkv.engine.stock_layers import free_past
 from keepkv.errors import BudgetError, KeepKVError, UnsupportedModel
 from keepkv.methods import DEFAULT, Method, make_method
+from keepkv.select import Select, make_select
 from keepkv.spans import RowSpans, Span, SpanPolicy
-from keepkv.store import CODECS, STORES, Held, choose, guarded
+from keepkv.store import CODECS, STORES, Held, choose, guarded, settled
 
 
 class Cache(stock.Cache):
@@ -48,12 +51,15 @@ class Cache(stock.Cache):
         or a ``keepkv.Method``. "auto": what measured best where the question is not known.
     budget: share of the tokens (float), slots per KV head (int), or bytes for the whole cache ("256MiB").
     store: layout of the slots: "auto", "dense", "ragged", "static" (compiled decode), or one of your own.
-    codec: how keys and values are written: "none", "int8", or one of your own.
+    codec: how keys and values are written: "none", "int8", "int4", "hadamard" …, one of your own, or "auto": what the
+        budget asks for, so that its bytes are split over slots and bits (``store.codec.settled`` has the rule).
     store_options, codec_options: of the two.
     seed: of methods that draw at random.
     spans: parts of the prompt that share the budget fairly or are protected: a list of ``keepkv.Span`` for every row, a
         list of such lists, or a ``keepkv.SpanPolicy``.
     calibration: a ``keepkv.Calibration``, its file, or several of them, for methods that need to know the model.
+    select: which of the older slots a decoded token attends to: "exact", "codes", …, or a ``keepkv.Select``; None: all.
+    selected: how many of each KV head, or which share (float). select_options: further options of the selection.
 
     A cache belongs to one conversation (or one batch of them): reuse needs ``reset``, ``copy`` or a new cache. It is
     for inference: gradients do not flow through it.
@@ -72,6 +78,9 @@ class Cache(stock.Cache):
         seed: int = 0,
         spans: SpanPolicy | Sequence[Span] | Sequence[Sequence[Span]] | None = None,
         calibration: Given = None,
+        select: str | Select | None = None,
+        selected: int | float | None = None,
+        select_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         model, chosen = inner_model(model), make_method(method, options)
@@ -80,16 +89,21 @@ class Cache(stock.Cache):
                 f"method {chosen.name!r} needs a budget, e.g. budget=0.1 or budget=1024 or budget='256MiB'"
             )
         policy = None if spans is None else SpanPolicy.of(spans)
-        settings = Settings(chosen, Budget.of(1.0 if budget is None else budget), seed, policy)
-        self.layout, self.codec = choose(store or chosen.store, codec, chosen.allocate.ragged)
+        selection = make_select(select, selected, keywords("Cache", "select_options", select_options))
+        asked = Budget.of(1.0 if budget is None else budget)
+        self.layout, codec = choose(store or chosen.store, codec, chosen.allocate.ragged)
         self.store_options = keywords("Cache", "store_options", store_options)
-        self.codec_options = keywords("Cache", "codec_options", codec_options)
+        given = keywords("Cache", "codec_options", codec_options)
+        self.codec, self.codec_options = settled(codec, given, asked)
         writes = CODECS.build(self.codec, **self.codec_options)
+        chosen = as_written(chosen, writes)
+        settings = Settings(chosen, asked, seed, policy, select=selection)
         held = Held(settings.stats, chosen.reduce.merges, writes, settings.room)
         template = guarded(STORES.build(self.layout, held, **self.store_options))
         prepared = prepare_model(model, chosen, template.static_length, self.codec if held.codec.unrotated else None)
         self.attached: Attachment | None = attach(model)
-        pieces = (chosen.score, chosen.allocate, chosen.reduce, held.codec, template)
+        check_selection(selection, template, writes, prepared.ours.values())
+        pieces = (chosen.score, chosen.allocate, chosen.reduce, held.codec, template, selection)
         calibrations = check_calibration(pieces, calibration, lambda: fingerprint(model), prepared.ours)
         self.attached_config, self.origin = shape(model), Origin(model)
         layers = list(prepared.stock)
@@ -125,7 +139,7 @@ class Cache(stock.Cache):
 
     def report(self) -> Receipt:
         """The receipt: what was asked, kept, merged, dropped, and what it weighs now."""
-        return make_receipt(self.layers, self.shared)
+        return make_receipt(self.layers, self.shared, self.codec, self.codec_options)
 
     def __repr__(self) -> str:
         return f"keepkv.Cache({summary(self.layers, self.shared) if 'shared' in self.__dict__ else 'not made yet'})"
@@ -193,7 +207,7 @@ class Cache(stock.Cache):
         ``compress`` on the copy, or go on. Another method must be able to do with what this one's score remembered.
         observing: the copy never compresses, and its score sees every token that is fed.
         """
-        settings = self._changed(budget, when, method, observing)
+        settings = changed(self, budget, when, method, observing)
         asked = replace(self.shared.asked or settings, method=settings.method)
         twin = copying.copy(self)
         twin.shared = self.shared.copy(settings, asked if budget is None else replace(asked, budget=settings.budget))
@@ -202,39 +216,6 @@ class Cache(stock.Cache):
         twin.layers = [x.copy(twin.shared) if isinstance(x, Layer) else copying.deepcopy(x) for x in self.layers]
         twin.shared.others = [x for x in twin.layers if not isinstance(x, Layer)]
         return twin
-
-    def _changed(self, budget: Any, when: When | None, method: Method | None, observing: bool) -> Settings:
-        mine = self.settings
-        chosen = method or mine.method
-        changed = replace(
-            mine,
-            method=chosen if when is None else replace(chosen, when=when),
-            budget=mine.budget if budget is None else Budget.of(budget),
-        )
-        score, read_with = chosen.score, mine.method.score
-        blind = not observing and score != read_with and (score.observes or changed.stats.keys() - mine.stats.keys())
-        if blind and self.shared.positions.columns:
-            raise KeepKVError(
-                f"copy(method={chosen.name!r}): its score must see the text while it is read, and this cache was read "
-                f"for {mine.method.name!r}. Read the text again with a cache of that method."
-            )
-        needs = needed(score, chosen.allocate, chosen.reduce).keys()
-        more = [
-            what
-            for what, a, b in (
-                ("undoes the rotary embedding", score.needs_rope, read_with.needs_rope),
-                ("merges slots", chosen.reduce.merges, mine.method.reduce.merges),
-                ("needs a calibration", needs - mine.calibrations.keys(), ()),
-                ("keeps different numbers of slots in each head", chosen.allocate.ragged, mine.method.allocate.ragged),
-            )
-            if a and not b
-        ]
-        if more:
-            raise KeepKVError(
-                f"copy(method={chosen.name!r}): it {' and '.join(more)}, and this cache was made for "
-                f"{mine.method.name!r}, which does not. Make the cache with that method."
-            )
-        return changed
 
     def join(self, other: Cache) -> None:
         """Add the rows of ``other`` behind those of this cache; ``other`` is empty afterwards.

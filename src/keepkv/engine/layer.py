@@ -16,6 +16,7 @@ from keepkv.engine.compression import compress, compress_waiting
 from keepkv.engine.handle import KVHandle
 from keepkv.engine.kv_form import KVForm
 from keepkv.engine.mask_rule import MaskRule
+from keepkv.engine.selecting import selected_parts
 from keepkv.engine.state import CacheState, Progress
 from keepkv.engine.stock import plain_attention
 from keepkv.engine.tally import Tally
@@ -201,16 +202,23 @@ class Layer(CacheLayerMixin):
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         is_own = getattr(module, "layer_idx", self.info.index) == self.info.index  # not a layer sharing our slots
         inner, weights = self.form.query(module, query), None
-        if self._holds_all():
+        chosen = selected_parts(self, query, scaling, softcap)
+        if chosen is None and self._holds_all():
             keys, values = dense or plain(next(iter(self.store.parts())))
             out = plain_attention(
                 module, query, keys, values, rule.dense(), scaling=scaling, softcap=softcap, s_aux=s_aux, **kwargs
             )
         else:
-            parts = self.form.parts(self.store.parts())
+            parts = self.form.parts(self.store.parts()) if chosen is None else iter(chosen)
             block = None if query.shape[2] == 1 else rule.new_block()
             out, weights = attend(
-                inner, parts, scaling, block=block, softcap=softcap, sinks=s_aux, weights=is_own and self._follows()
+                inner,
+                parts,
+                scaling,
+                block=block,
+                softcap=softcap,
+                sinks=s_aux,
+                weights=is_own and chosen is None and self._follows(),
             )
             out = self.form.output(module, out).transpose(1, 2).contiguous()
         if is_own:

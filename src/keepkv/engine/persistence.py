@@ -31,6 +31,7 @@ from keepkv.engine.tally import Tally
 from keepkv.engine.versions import holds_nothing
 from keepkv.errors import CacheFileError, CacheStateError, CalibrationError, KeepKVError, UnsupportedModel
 from keepkv.methods import METHODS, Method, make_method
+from keepkv.select import SELECTIONS, Select
 from keepkv.spans import SpanPolicy
 
 Made = TypeVar("Made", bound=CacheParts)
@@ -54,7 +55,9 @@ def save(cache: CacheParts, path: Path, key: bytes | None) -> None:
     """Write ``cache`` to ``path``; see ``Cache.save``."""
     shared, settings = cache.shared, cache.shared.settings
     positions, spans, method = shared.positions, shared.spans, settings.method
-    if method.name in METHODS and make_method(method.name, method.options) != method:
+    heads = any(isinstance(x, Layer) and x.store.held.codec.together for x in cache.layers)
+    named = make_method(method.name, method.options) if method.name in METHODS else method
+    if method not in (named, replace(named, together=heads)):
         raise CacheStateError(
             f"the method of this cache has the name {method.name!r} and other pieces: a file would load as the method "
             "of that name. Give it a name of its own: dataclasses.replace(method, name='mine')."
@@ -89,6 +92,7 @@ def save(cache: CacheParts, path: Path, key: bytes | None) -> None:
         "store": [cache.layout, cache.store_options],
         "codec": [cache.codec, cache.codec_options],
         "calibrations": digests(settings.calibrations),
+        "select": None if settings.select is None else _selection(settings.select),
         "compressing": shared.compressing,
         "spans": None if spans is None else spans.policy.to_dict(),
         "columns": positions.columns,
@@ -113,6 +117,12 @@ def save(cache: CacheParts, path: Path, key: bytes | None) -> None:
         tensorfile.write(path, FORMAT, text, tensors, key)
     except (OSError, ValueError) as error:
         raise CacheFileError(f"cannot write {str(path)!r}: {wholefile.reason(error)}") from error
+
+
+def _selection(select: Select) -> list[Any]:
+    if (name := SELECTIONS.name_of(select)) is None:
+        raise CacheStateError(f"{type(select).__name__} cannot be written to a file: register it with register_select")
+    return [name, select.options()]
 
 
 def _layer_tensors(layer: Any) -> dict[str, Tensor]:
@@ -215,10 +225,11 @@ def _build(
             options = {k: When(**v) if k == "when" and isinstance(v, dict) else v for k, v in header["options"].items()}
             method = make_method(header["method"], options)
         (layout, mine), (codec, its) = header["store"], header["codec"]
+        select, chosen = header.get("select") or (None, {})
         cache = make(
             model, method, header["budget"], seed=header["seed"], calibration=wanted.calibration,
             spans=SpanPolicy.from_dict(header["spans"]) if header["spans"] else None,
-            store=layout, codec=codec, store_options=mine, codec_options=its,
+            store=layout, codec=codec, store_options=mine, codec_options=its, select=select, select_options=chosen,
         )  # fmt: skip
     check_same(header["calibrations"], cache.shared.settings.calibrations, path)
     kinds = [entry["kind"] for entry in header["layers"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from keepkv.core.words import counted, percent, size, spread
 from keepkv.engine.allowance import layer_budget
 from keepkv.engine.layer import Layer
 from keepkv.engine.state import CacheState
+from keepkv.engine.tally import Tally
+from keepkv.select import SELECTIONS
 from keepkv.spans.keep_rates import keep_rates
 from keepkv.store.base import allocated, tensors_in
 
@@ -43,16 +45,46 @@ class SpanReceipt:
 
 
 @dataclass(frozen=True)
+class SelectionReceipt:
+    """How well decoded tokens chose the slots that they attended to.
+
+    name: of the selection. selected: how many of each KV head, or which share. mass_kept: share of the attention over
+    all slots that those chosen had, mean over the layers that choose, over ``measured`` tokens, rows and heads; None
+    where none was measured. bytes_read: of keys and values, by one token of one row, in these layers; bytes_there: what
+    it would read of all slots. A loaded cache measures from there on.
+    """
+
+    name: str
+    selected: int | float
+    mass_kept: float | None
+    measured: int
+    bytes_read: float
+    bytes_there: float
+
+    def row(self) -> tuple[str, str]:
+        """Label and value of the line of the printed table."""
+        said = f"{self.name}, {self.selected:,} slots" if isinstance(self.selected, int) else (
+            f"{self.name}, {self.selected:.1%} of the slots"
+        )  # fmt: skip
+        if self.mass_kept is None:
+            return "selection", f"{said}; what it keeps was not measured"
+        share = self.bytes_read / max(1.0, self.bytes_there)
+        return "selection", f"{said}: {self.mass_kept:.1%} of the attention, {share:.1%} of the bytes read"
+
+
+@dataclass(frozen=True)
 class Receipt:
     """Report of one cache, from ``Cache.report()``; prints as a table.
 
-    method: what was asked. compressed: whether any compression ran; if not, nothing below is the method's doing.
-    seen: tokens of each row. kept: ``slots[layer][row][head]`` held now by each compressible layer. bytes: storage
-    really allocated, all layers, votes, positions and statistics included. full_bytes: a plain cache of the same
-    tokens. merged, dropped: slots, summed over layers, rows and heads. mass_dropped: share of the last query's
-    attention that the dropped slots held when they were dropped, mean over layers; None where it could not be
-    measured. largest_vote: most votes of a slot, 1.0 where none were merged. seconds: spent compressing. spans: None
-    where none were given. since: tokens that were read after the last compression, and are all held.
+    method, options, budget, codec, codec_options: what was asked. compressed: whether any compression ran; if not,
+    nothing below is the method's doing. seen: tokens of each row. kept: ``slots[layer][row][head]`` held now by each
+    compressible layer. bytes: storage really allocated, all layers, votes, positions and statistics included.
+    full_bytes: a plain cache of the same tokens. merged, dropped: slots, summed over layers, rows and heads.
+    mass_dropped: share of the last query's attention that the dropped slots held when they were dropped, mean over
+    layers; None where it could not be measured. largest_vote: most votes of a slot, 1.0 where none were merged.
+    seconds: spent compressing. spans: None where none were given. since: tokens that were read after the last
+    compression, and are all held.
+    selection: None where decoded tokens attend to everything.
     """
 
     method: str
@@ -71,6 +103,9 @@ class Receipt:
     seconds: float
     spans: SpanReceipt | None = None
     since: int = 0
+    codec: str = "none"
+    codec_options: dict[str, Any] = field(default_factory=dict)
+    selection: SelectionReceipt | None = None
 
     @property
     def keep_rate(self) -> dict[str, float]:
@@ -97,13 +132,13 @@ class Receipt:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data."""
         plain = {**asdict(self), "held": self.held, "ratio": self.ratio}
-        return plain if self.spans is not None else {name: x for name, x in plain.items() if name != "spans"}
+        absent = {name for name in ("spans", "selection") if getattr(self, name) is None}
+        return {name: x for name, x in plain.items() if name not in absent}
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of each line of the printed table."""
-        options = ", ".join(f"{k}={v}" for k, v in self.options.items())
-        named = self.method + (f" ({options})" if options else "")
-        lines = [("method", named), ("budget", str(Budget.of(self.budget)))]
+        lines = [("method", _named(self.method, self.options)), ("budget", str(Budget.of(self.budget)))]
+        lines += [("codec", _named(self.codec, self.codec_options))] if self.codec != "none" else []
         lines += [("note", text) for text in self._notes()]
         if not self.seen:
             return lines
@@ -120,6 +155,8 @@ class Receipt:
             if self.largest_vote > 1:
                 lines.append(("heaviest slot", f"counts as {counted(round(self.largest_vote), 'token')} in attention"))
             lines.append(("compressions", f"{self._compressions()}, {self.seconds:.3g} s"))
+        if self.selection is not None:
+            lines.append(self.selection.row())
         return lines if self.spans is None else [*lines, *self.spans.rows()]
 
     def _notes(self) -> list[str]:
@@ -164,7 +201,13 @@ class Receipt:
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
 
-def make_receipt(layers: Sequence[Any], shared: CacheState) -> Receipt:
+def _named(name: str, options: dict[str, Any]) -> str:
+    """``snapkv (window=8)``."""
+    said = ", ".join(f"{k}={v}" for k, v in options.items())
+    return f"{name} ({said})" if said else name
+
+
+def make_receipt(layers: Sequence[Any], shared: CacheState, codec: str, codec_options: dict[str, Any]) -> Receipt:
     """The receipt of a cache of ``layers`` as it stands."""
     used = [x for x in layers if isinstance(x, Layer) and x.progress.seen]
     tallies, settings, seen = [x.tally for x in used], shared.settings, shared.positions.seen
@@ -186,6 +229,9 @@ def make_receipt(layers: Sequence[Any], shared: CacheState) -> Receipt:
         seconds=sum(t.seconds for t in tallies),
         spans=_span_receipt(shared, used),
         since=min((x.progress.seen - x.progress.settled for x in used), default=0),
+        codec=codec,
+        codec_options=dict(codec_options),
+        selection=_selection_receipt(shared, tallies),
     )
 
 
@@ -213,6 +259,17 @@ def _span_receipt(shared: CacheState, used: list[Layer]) -> SpanReceipt | None:
         realised = sum(float((x >= 0).sum()) / x.shape[1] for x in positions) / tokens
     scoring, overflows = "span" if shared.settings.scopes else "global", sum(x.tally.overflows for x in used)
     return SpanReceipt(rates, spans.policy.fair_lambda, scoring, requested, realised, overflows)
+
+
+def _selection_receipt(shared: CacheState, tallies: list[Tally]) -> SelectionReceipt | None:
+    if (select := shared.settings.select) is None:
+        return None
+    name, found = SELECTIONS.name_of(select) or type(select).__name__, [x for x in tallies if x.measured]
+    masses = [x.mass_selected / x.measured for x in found]
+    mass = sum(masses) / len(masses) if masses else None
+    measured = max((x.measured for x in found), default=0)
+    read, there = sum(x.bytes_read for x in found), sum(x.bytes_there for x in found)
+    return SelectionReceipt(name, select.selected, mass, measured, read, there)
 
 
 def _largest_vote(layer: Layer) -> float:

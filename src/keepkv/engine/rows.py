@@ -201,7 +201,7 @@ def _facts(cache: CacheParts) -> dict[str, Any]:
         "bytes for each row": Fraction(settings.budget.bytes or 0, len(seen)) if shares and seen is not None else None,
         "budget": None if shares else settings.budget, "seed": settings.seed,
         "span policy": settings.policy and replace(settings.policy, spans=()),
-        "calibration": digests(settings.calibrations), "compressing": shared.compressing,
+        "selection": settings.select, "calibration": digests(settings.calibrations), "compressing": shared.compressing,
     }  # fmt: skip
 
 

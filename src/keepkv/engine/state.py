@@ -19,6 +19,7 @@ from keepkv.engine.positions import RowPositions
 from keepkv.engine.tally import Tally
 from keepkv.errors import BudgetError
 from keepkv.methods.base import Method
+from keepkv.select.base import Select
 from keepkv.spans.base import SpanPolicy
 from keepkv.spans.rows import RowSpans
 from keepkv.store.base import Store
@@ -28,7 +29,8 @@ from keepkv.store.base import Store
 class Settings(Checked):
     """What was asked for. Raises ``BudgetError`` where a budget cannot hold what must be kept.
 
-    calibrations: what the pieces need to know of the model, by kind.
+    calibrations: what the pieces need to know of the model, by kind. select: which slots decoded tokens attend to;
+    None: all.
     scopes: whether fair spans are scored by their own queries.
     """
 
@@ -37,6 +39,7 @@ class Settings(Checked):
     seed: Seed = 0
     policy: SpanPolicy | None = None
     calibrations: dict[str, Calibration] = field(default_factory=dict, hash=False)
+    select: Select | None = None
     scopes: bool = field(init=False, default=False)  # not a property: compiled code asks for it
 
     def __post_init__(self) -> None:

@@ -22,24 +22,31 @@ def segment(pair, heads, first, lengths, slots):
 
 
 @triton.jit
-def load_keys(
-    k, votes, positions, row, head, slot, inside, d, s_kb, s_kh, s_ks, s_nb, s_nh, s_ns, s_pb, s_ph, s_ps,
-    D: tl.constexpr,
-):  # fmt: skip
-    """Keys (BLOCK_D,N) of the slots (N,) that lie ``inside``, their positions and their votes, both (N,).
+def load_held(votes, positions, row, head, slot, inside, s_nb, s_nh, s_ns, s_pb, s_ph, s_ps):
+    """Positions of the slots (N,) that lie ``inside``, and their votes, both (N,).
 
-    A position is below 0 where no slot is, and 0 without ``positions``. Empty slots are never read, whatever garbage
-    they hold: keys and votes are 0 there, votes also without ``votes``.
+    A position is below 0 where no slot is, and 0 without ``positions``. Votes of empty slots are never read, whatever
+    garbage they are: they are 0 there, and everywhere without ``votes``.
     """
     if positions is not None:
         held = tl.load(positions + row * s_pb + head * s_ph + slot * s_ps, mask=inside, other=-1)
     else:
         held = tl.where(inside, 0, -1)
-    k_at = k + row * s_kb + head * s_kh + slot[None, :] * s_ks + d[:, None]
-    key = tl.load(k_at, mask=(held >= 0)[None, :] & (d < D)[:, None], other=0.0)
     vote = tl.zeros(slot.shape, tl.float32)
     if votes is not None:
         vote = tl.load(votes + row * s_nb + head * s_nh + slot * s_ns, mask=held >= 0, other=0.0)
+    return held, vote
+
+
+@triton.jit
+def load_keys(
+    k, votes, positions, row, head, slot, inside, d, s_kb, s_kh, s_ks, s_nb, s_nh, s_ns, s_pb, s_ph, s_ps,
+    D: tl.constexpr,
+):  # fmt: skip
+    """Keys (BLOCK_D,N) of the slots (N,) that lie ``inside``, 0 in empty ones; the rest as ``load_held``."""
+    held, vote = load_held(votes, positions, row, head, slot, inside, s_nb, s_nh, s_ns, s_pb, s_ph, s_ps)
+    k_at = k + row * s_kb + head * s_kh + slot[None, :] * s_ks + d[:, None]
+    key = tl.load(k_at, mask=(held >= 0)[None, :] & (d < D)[:, None], other=0.0)
     return key, held, vote
 
 
@@ -48,7 +55,12 @@ def logits(query, key, vote, scaling, softcap, VOTES: tl.constexpr, SOFTCAP: tl.
     """softcap(q·k·scaling) + vote, float32 (R,N), of queries (R,BLOCK_D) and keys (BLOCK_D,N)."""
     if UPCAST:
         query, key = query.to(tl.float32), key.to(tl.float32)
-    u = tl.dot(query, key, input_precision="ieee") * scaling
+    return voted(tl.dot(query, key, input_precision="ieee") * scaling, vote, softcap, VOTES, SOFTCAP)
+
+
+@triton.jit
+def voted(u, vote, softcap, VOTES: tl.constexpr, SOFTCAP: tl.constexpr):
+    """softcap(u) + vote of scaled products u (R,N)."""
     if SOFTCAP:
         u = softcap * (2 * tl.sigmoid(2 * u / softcap) - 1)  # tanh
     if VOTES:

@@ -18,8 +18,8 @@ class Codes(NamedTuple):
 
     codes (…,⌈W·bits/8⌉) uint8: W codes of ``bits`` bits, the first in the lowest bits of the first byte. scale (…,G),
     zero (…,G) or None, floating: of each W/G numbers that lie side by side. levels (2^bits,) float32: what a code
-    stands for; None: its number. turn (W,W) float32: orthogonal; None: the identity. Leading dimensions are those of
-    the slots: (B,H,S) in a rectangle, (N,) where they are ragged.
+    stands for; None: its number. turn (W,W) float32, or (H,W,W) where every KV head has its own: orthogonal; None: the
+    identity. Leading dimensions are those of the slots: (B,H,S) in a rectangle, (N,) where they are ragged.
     """
 
     codes: Tensor
@@ -55,7 +55,7 @@ class Codes(NamedTuple):
             f"{None if self.levels is None else tuple(self.levels.shape)}",
         )
         check(
-            self.turn is None or self.turn.shape == (self.width, self.width),
+            self.turn is None or self.turn.shape[-2:] == (self.width, self.width),
             f"the turn of {name} must be {self.width} × {self.width}, not "
             f"{None if self.turn is None else tuple(self.turn.shape)}",
         )
@@ -68,11 +68,11 @@ class Codes(NamedTuple):
     def turned(self, queries: Tensor) -> Tensor:
         """queries (…,W) as they meet the vectors before their turn, float32 or wider: q·(x @ turn) = (q @ turnᵀ)·x."""
         wide = queries.to(torch.promote_types(queries.dtype, torch.float32))
-        return wide if self.turn is None else wide @ self.turn.to(wide.dtype).mT
+        return wide if self.turn is None else _by_head(wide, self.turn.to(wide.dtype).mT)
 
     def turn_back(self, sums: Tensor) -> Tensor:
-        """Σ p·(x @ turn) of sums Σ p·x (…,W), in their dtype."""
-        return sums if self.turn is None else sums @ self.turn.to(sums.dtype)
+        """Σ p·(x @ turn) of sums Σ p·x (B,Hq,W), in their dtype."""
+        return sums if self.turn is None else _by_head(sums, self.turn.to(sums.dtype))
 
     def expand(self, dtype: torch.dtype) -> Tensor:
         """The vectors (…,W) in ``dtype``, computed in float32 or wider."""
@@ -85,7 +85,15 @@ class Codes(NamedTuple):
         grouped = x.unflatten(-1, (self.scale.shape[-1], -1)).mul_(self.scale.to(wide)[..., None])
         if self.zero is not None:
             grouped.add_(self.zero.to(wide)[..., None])
-        return self.turn_back(grouped.flatten(-2)).to(dtype)
+        x = grouped.flatten(-2)
+        turned: Tensor = x if self.turn is None else x @ self.turn.to(wide)
+        return turned.to(dtype)
+
+
+def _by_head(x: Tensor, turn: Tensor) -> Tensor:
+    """``x`` (B,Hq,W) times ``turn`` (W,W), or times that of its KV head, (H,W,W)."""
+    by_head = x if turn.dim() == 2 else x.unflatten(1, (turn.shape[0], -1))
+    return (by_head @ turn).view_as(x)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

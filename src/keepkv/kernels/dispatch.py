@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib.util import find_spec
 
@@ -21,9 +21,12 @@ MAX_HEAD_DIM = 256  # a tile of keys and one of values must fit into shared memo
 CAPABILITY = (8, 0)  # bfloat16 and asynchronous copies
 
 
-def choose(backend: str | None, *tensors: Tensor | None) -> str:
+def choose(
+    backend: str | None, *tensors: Tensor | None, beside: Iterable[Tensor] = (), obstacle: str | None = None
+) -> str:
     """``"triton"`` or ``"reference"`` for a computation on ``tensors``, whose last dimension is that of a head.
 
+    beside: tensors of any dtype and shape that it reads too. obstacle: what else stands against Triton.
     backend: "auto" takes Triton on CUDA tensors where nothing stands against it; "triton" insists, and raises
     ``KeepKVError`` with what stands against it; None: what the environment variable ``KEEPKV_KERNELS`` says, else
     "auto". Tensors on the CPU are served by Triton when that is asked for and its interpreter is switched on.
@@ -34,7 +37,8 @@ def choose(backend: str | None, *tensors: Tensor | None) -> str:
     if asked == "reference":
         return asked
     given = [x for x in tensors if x is not None]
-    obstacle = _obstacle_in_call(given, interpreted=asked == "triton" and interpreting()) or _obstacle_in_type(given)
+    interpreted = asked == "triton" and interpreting()
+    obstacle = _obstacle_in_call([*given, *beside], interpreted) or _obstacle_in_type(given) or obstacle
     if asked == "triton" and obstacle:
         raise KeepKVError(f"the Triton kernels were asked for, but {obstacle}. Use backend='auto' or 'reference'.")
     return "reference" if obstacle else "triton"

@@ -21,9 +21,9 @@ def next_power_of_two(n: int, least: int = 1) -> int:
     return max(least, 1 << max(0, n - 1).bit_length())
 
 
-def slots_per_tile(x: Tensor, *dims: int) -> int:
-    """Slots in a tile whose widest field, of the head dimensions ``dims`` in the dtype of ``x``, fills it."""
-    return min(128, max(16, TILE_BYTES // (next_power_of_two(max(dims)) * x.element_size())))
+def slots_per_tile(x: Tensor, *dims: int, size: int = TILE_BYTES) -> int:
+    """Slots in a tile of ``size`` bytes, which the widest of fields of ``dims`` numbers in the dtype of ``x`` fills."""
+    return min(128, max(16, size // (next_power_of_two(max(dims)) * x.element_size())))
 
 
 def rows_per_tile(x: Tensor, rows: int, d: int) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 RESAMPLES = 2000
 Z = 1.959963984540054  # of a two-sided 95 % interval
@@ -78,14 +80,19 @@ def mean_of_means(groups: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
     means = tuple(float(torch.tensor(group, dtype=torch.float64).mean()) for group in groups)
     if max(map(len, groups)) == 1:
         return Estimate(sum(means) / len(means), None, None, means)
-    generator = torch.Generator().manual_seed(seed)
     drawn = torch.zeros(RESAMPLES, dtype=torch.float64)
-    for group in groups:
-        index = torch.randint(len(group), (RESAMPLES, len(group)), generator=generator)
+    for group, index in zip(groups, _draws(tuple(map(len, groups)), seed), strict=True):
         drawn += torch.tensor(group, dtype=torch.float64)[index].mean(-1) / len(groups)
     ordered = drawn.sort().values
     low, high = (float(ordered[round(q * (RESAMPLES - 1))]) for q in (0.025, 0.975))
     return Estimate(sum(means) / len(means), low, high, means)
+
+
+@lru_cache(maxsize=1)  # a table of results has many means of groups of the same sizes
+def _draws(sizes: tuple[int, ...], seed: int) -> list[Tensor]:
+    """Which values of each group are drawn, (RESAMPLES, size) indices: the same for the same sizes and seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(size, (RESAMPLES, size), generator=generator) for size in sizes]
 
 
 def share(verdicts: Sequence[bool]) -> Estimate:

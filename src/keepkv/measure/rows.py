@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -40,7 +41,12 @@ class Row:
     def from_dict(cls: type[R], given: Any, where: str = "a row") -> R:
         """The row that ``to_dict`` gave; names that no field has are left out. Raises ``RowError``, which begins with
         ``where``, for a field that is missing or of another type."""
-        made: R = _value(cls, given, where, "")
+        try:
+            kind: Any = cls
+            made: R = _reader(kind)(given)
+        except _Misfit as wrong:
+            path = wrong.path.removeprefix(".") or "a row"
+            raise RowError(f"{where}: {wrong.before}{path}{wrong.after}") from None
         return made
 
     @classmethod
@@ -81,86 +87,153 @@ def plain(value: Any) -> Any:
 
 
 def method_label(method: str, options: dict[str, Any]) -> str:
-    """Method and options as the command line takes them: ``keepkv:key=zip``."""
-    text = ",".join(f"{key}={value}" for key, value in options.items())
+    """Method and options as the command line takes them: ``keepkv:key=zip``, ``keepkv2:codec=int4,codec.bits=8``."""
+    pairs = []
+    for name, value in options.items():
+        if name in ("store_options", "codec_options") and isinstance(value, dict):
+            pairs += [(f"{name.removesuffix('_options')}.{key}", one) for key, one in value.items()]
+        else:
+            pairs.append((name, value))
+    text = ",".join(f"{key}={value}" for key, value in pairs)
     return f"{method}:{text}" if text else method
 
 
-def _value(kind: Any, given: Any, where: str, path: str) -> Any:
-    """``given`` as ``kind``. path: of the value within the row."""
-    if type(given) is kind:
-        return given
-    if _is_row(kind):
-        if not isinstance(given, dict):
-            raise RowError(f"{where}: {path or 'a row'} is {_show(given)}, not an object")
-        return _made(kind, given, where, path)
-    origin, inner = _parts(kind)
-    if origin is types.UnionType and types.NoneType in inner:
-        # A number that is not one (a divergence may be infinite) is unknown.
-        if given is None or (isinstance(given, float) and not math.isfinite(given)):
-            return None
-        rest = [one for one in inner if one is not types.NoneType]
-        if len(rest) == 1:
-            return _value(rest[0], given, where, path)
-    if origin in (list, tuple) and isinstance(given, list):
-        return origin(_value(inner[0], one, where, f"{path}[{i}]") for i, one in enumerate(given))
-    if origin is dict and isinstance(given, dict):
-        of, kinds = inner
-        return {of(key): _value(kinds, one, where, _join(path, key)) for key, one in given.items()}
-    if not _fits(kind, given):
-        wanted = " or ".join(map(repr, inner)) if origin is Literal else str(getattr(kind, "__name__", kind))
-        raise RowError(f"{where}: {path} is {_show(given)}, expected {wanted}")
-    return given
+class _Misfit(Exception):
+    """A value is not as declared. before, after: what is said around ``path``, which leads to it, outermost first."""
+
+    def __init__(self, before: str, after: str) -> None:
+        self.before, self.path, self.after = before, "", after
 
 
-def _made(kind: Any, given: dict[str, Any], where: str, path: str) -> Any:
-    values = {}
-    for name, hint, needed, inline in _fields(kind):
-        if inline:
-            mine = given if _is_row(hint) else {key: one for key, one in given.items() if key not in _names(kind)}
-            values[name] = _value(hint, mine, where, path)
-        elif name in given:
-            values[name] = _value(hint, given[name], where, _join(path, name))
-        elif needed:
-            raise RowError(f"{where}: no {_join(path, name)}")
-    return kind(**values)
+Read = Callable[[Any], Any]  # plain data as a value of some type; raises ``_Misfit``
 
 
 @cache
-def _fields(kind: Any) -> list[tuple[str, Any, bool, bool]]:
-    """Name, type, whether it must be given, and whether it stands inline, of each field of a dataclass."""
-    hints, none = get_type_hints(kind), dataclasses.MISSING
-    return [
-        (f.name, hints[f.name], f.default is none and f.default_factory is none, "inline" in f.metadata)
-        for f in dataclasses.fields(kind)
-    ]
+def _reader(kind: Any) -> Read:
+    """What reads a value of type ``kind``. A type is looked at once, for results have a hundred thousand rows."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _object(kind)
+    if origin is types.UnionType and types.NoneType in inner:
+        rest = [one for one in inner if one is not types.NoneType]
+        return _known(_reader(rest[0]) if len(rest) == 1 else _plain(kind))
+    if origin in (list, tuple):
+        return _many(kind, origin, _reader(inner[0]))
+    if origin is dict:
+        return _named(kind, inner[0], _reader(inner[1]))
+    return _plain(kind)
+
+
+def _object(kind: Any) -> Read:
+    """Reads a dataclass."""
+    hints, none, inside = get_type_hints(kind), dataclasses.MISSING, _names(kind)
+    own, inline = [], []
+    for f in dataclasses.fields(kind):
+        read, needed = _reader(hints[f.name]), f.default is none and f.default_factory is none
+        if "inline" in f.metadata:
+            inline.append((f.name, read, dataclasses.is_dataclass(hints[f.name])))
+        else:
+            own.append((f.name, read, needed))
+
+    def row(given: Any) -> Any:
+        if type(given) is kind:
+            return given
+        if not isinstance(given, dict):
+            raise _Misfit("", f" is {_show(given)}, not an object")
+        values, name = {}, ""
+        try:
+            for name, read, needed in own:
+                if name in given:
+                    values[name] = read(given[name])
+                elif needed:
+                    raise _Misfit("no ", "")
+        except _Misfit as error:
+            error.path = f".{name}{error.path}"
+            raise
+        for name, read, whole in inline:
+            values[name] = read(given if whole else {key: one for key, one in given.items() if key not in inside})
+        return kind(**values)
+
+    return row
+
+
+def _known(read: Read) -> Read:
+    """Reads what may be None; a number that is not one (a divergence may be infinite) is unknown too."""
+
+    def known(given: Any) -> Any:
+        return None if given is None or (type(given) is float and not math.isfinite(given)) else read(given)
+
+    return known
+
+
+def _many(kind: Any, origin: Any, read: Read) -> Read:
+    """Reads a list, or a tuple of one type, from a list."""
+    otherwise = _plain(kind)
+
+    def many(given: Any) -> Any:
+        if not isinstance(given, list):
+            return otherwise(given)
+        made: list[Any] = []
+        try:
+            for one in given:
+                made.append(read(one))
+        except _Misfit as error:
+            error.path = f"[{len(made)}]{error.path}"
+            raise
+        return origin(made)
+
+    return many
+
+
+def _named(kind: Any, of: Any, read: Read) -> Read:
+    """Reads a dict; ``of`` makes a key of a name."""
+    otherwise = _plain(kind)
+
+    def named(given: Any) -> Any:
+        if not isinstance(given, dict):
+            return otherwise(given)
+        made, key = {}, None
+        try:
+            for key, one in given.items():
+                made[of(key)] = read(one)
+        except _Misfit as error:
+            error.path = f".{key}{error.path}"
+            raise
+        return made
+
+    return named
+
+
+def _plain(kind: Any) -> Read:
+    """Takes a value as it is where ``kind`` allows it."""
+    inner = get_args(kind) if get_origin(kind) is types.UnionType else (kind,)
+    exact = {one for one in inner if one in (bool, int, float, str)} | ({int} if float in inner else set())
+
+    def plain_value(given: Any) -> Any:
+        if type(given) not in exact and not _fits(kind, given):
+            either = " or ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else None
+            raise _Misfit("", f" is {_show(given)}, expected {either or getattr(kind, '__name__', kind)}")
+        return given
+
+    return plain_value
 
 
 @cache
 def _names(kind: Any) -> set[str]:
     """Names that stand in a row of ``kind``."""
-    fields = _fields(kind)
-    nested: list[set[str]] = [_names(hint) for _, hint, _, inline in fields if inline and _is_row(hint)]
-    return {name for name, _, _, inline in fields if not inline}.union(*nested)
-
-
-@cache
-def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
-    return get_origin(kind), get_args(kind)
-
-
-def _is_row(kind: Any) -> bool:
-    return dataclasses.is_dataclass(kind)
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+    hints, found = get_type_hints(kind), set[str]()
+    for f in dataclasses.fields(kind):
+        if "inline" not in f.metadata:
+            found.add(f.name)
+        elif dataclasses.is_dataclass(hints[f.name]):
+            found |= _names(hints[f.name])
+    return found
 
 
 def _fits(kind: Any, given: Any) -> bool:
     if kind is Any:
         return True
-    origin, inner = _parts(kind)
+    origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         return given in inner
     if origin is types.UnionType:

@@ -23,6 +23,7 @@ from keepkv.score.base import Score
 
 P = ParamSpec("P")
 FIELDS = ("sinks", "window", "when")  # options of these names are the fields of these names
+OF_CACHES = ("store", "codec", "store_options", "codec_options", "seed", "calibration")  # beside a method, in any cache
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,11 @@ def make_method(method: str | Method, options: Mapping[str, Any]) -> Method:
         return method
     name, own = expanded(method)
     return METHODS.factory(name)(**{**own, **options})
+
+
+def own_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the ``options`` of a cache that are its method's."""
+    return {name: x for name, x in options.items() if name not in OF_CACHES}
 
 
 def method_info(name: str) -> MethodInfo:

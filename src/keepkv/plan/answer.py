@@ -22,7 +22,7 @@ from keepkv.plan.network import Network
 from keepkv.plan.result import MOST_TOKENS, TIGHT, Case, Fit
 from keepkv.plan.source import read_config
 from keepkv.plan.units import own_memory, read_bytes, read_tokens, size
-from keepkv.store import CODECS, Held, choose
+from keepkv.store import CODECS, Held, choose, settled
 
 CHUNKS = 8192, 4096, 2048, 1024, 512  # of these the largest that fits, where none is given
 MOST_ROWS = 1 << 16
@@ -66,10 +66,8 @@ def fit(
     asked, chosen = Budget.of(budget), make_method(method, options)
     settings = Settings(chosen, asked)
     layout, codec = choose(store or chosen.store, codec, chosen.allocate.ragged)
-    held = Held(
-        settings.stats, chosen.reduce.merges, CODECS.build(codec, **keywords("fit", "codec_options", codec_options)),
-        settings.room,
-    )  # fmt: skip
+    codec, codec_options = settled(codec, keywords("fit", "codec_options", codec_options), asked)
+    held = Held(settings.stats, chosen.reduce.merges, CODECS.build(codec, **codec_options), settings.room)
     choice = Choice(settings, layout, keywords("fit", "store_options", store_options), held)
     room = (read_bytes(memory), "as given") if memory is not None else own_memory()
     network = Network(config, _dtype(dtype, config), _on_cpu(device, memory))
@@ -92,7 +90,7 @@ def fit(
     if ours is not None and asked.share is not None and not found.fits and heavy < (found.memory or 0):
         found = replace(found, smaller=look.smaller(ours, piece))
     found = replace(found, notes=tuple(_notes(found, network, ours, config, weights)))
-    python, command = _settings(found, model, options, given=store)
+    python, command = _settings(found, model, options, store, codec_options)
     return replace(found, python=python, command=command)
 
 
@@ -190,7 +188,7 @@ def _dtype(given: str | torch.dtype | None, config: PreTrainedConfig) -> torch.d
 
 def _shown(budget: Budget) -> str:
     """A budget as it is typed."""
-    return size(budget.bytes) if budget.bytes is not None else f"{budget.share or budget.slots:g}"
+    return size(budget.bytes) if budget.bytes is not None else str(budget.value)
 
 
 def _notes(
@@ -225,7 +223,9 @@ def _notes(
     return notes
 
 
-def _settings(found: Fit, model: Any, options: dict[str, Any], given: str | None) -> tuple[str, str]:
+def _settings(
+    found: Fit, model: Any, options: dict[str, Any], given: str | None, codec_options: dict[str, Any]
+) -> tuple[str, str]:
     """What to set, in Python and as a command."""
     name = str(model).removesuffix("/config.json") if isinstance(model, (str, Path)) else "MODEL"
     chunk = found.chunk if found.way in (None, "compressed in chunks", "full in chunks") else None
@@ -240,6 +240,7 @@ def _settings(found: Fit, model: Any, options: dict[str, Any], given: str | None
     more = "".join(f", {key}={value!r}" for key, value in options.items())
     more += f", store={given!r}" if given is not None else ""
     more += f", codec={found.codec!r}" if found.codec != "none" else ""
+    more += f", codec_options={codec_options!r}" if codec_options else ""
     lines = [
         f"cache = keepkv.Cache(model, method={found.method!r}, budget={written}{more})",
         feed.format(f"cache=cache, {chunked}"),
@@ -247,5 +248,7 @@ def _settings(found: Fit, model: Any, options: dict[str, Any], given: str | None
     words = ["keepkv generate", "--model", name, "--method", found.method, "--budget", budget]
     words += [f"--option {key}={value}" for key, value in options.items()]
     words += [f"--option store={given}"] if given is not None else []
+    words += [f"--codec {found.codec}"] if found.codec != "none" else []
+    words += [f"--codec-option {key}={value}" for key, value in codec_options.items()]
     words += ["--chunk", str(chunk)] if chunked else []
     return "\n".join(lines), " ".join([*words, "--prompt-file FILE"])

@@ -2,7 +2,7 @@
 
 from keepkv.report.join import join
 from keepkv.report.numbers import Report, arrange
-from keepkv.report.output import Written, write
+from keepkv.report.output import Written, steps, write
 from keepkv.report.read import Evaluation, ReportError, read
 
-__all__ = ["Evaluation", "Report", "ReportError", "Written", "arrange", "join", "read", "write"]
+__all__ = ["Evaluation", "Report", "ReportError", "Written", "arrange", "join", "read", "steps", "write"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
@@ -117,10 +117,10 @@ class Report:
         return sorted(found, key=lambda one: -one.below / one.cells)
 
 
-def arrange(evaluation: Evaluation, step: Callable[[str], None] = lambda what: None) -> Report:
-    """Pools and orders what was read. ``step`` is told what comes next."""
+def arrange(evaluation: Evaluation) -> Report:
+    """Pools and orders what was read."""
     run, cells = evaluation.run, evaluation.cells
-    over_all, short = pooled(evaluation, step)
+    over_all, short = pooled(evaluation)
     tasks = _order(run.tasks, (cell.task for cell in cells))
     modes = _order(run.modes, (cell.mode for cell in cells))
     lengths = sorted({cell.length for cell in cells})

@@ -22,6 +22,15 @@ class Written:
     figures: list[Path]
 
 
+def steps() -> int:
+    """How often ``write`` calls its ``step``."""
+    if not find_spec("matplotlib"):
+        return 1
+    from keepkv.report.figures import PANELS, WHOLE
+
+    return len(PANELS) + len(WHOLE) + 1
+
+
 def write(report: Report, into: str | Path, step: Callable[[str], None] = lambda what: None) -> Written:
     """``into/report.html``, ``into/report.md`` and ``into/figures/*.png``. ``step`` is told what comes next.
 
@@ -35,8 +44,7 @@ def write(report: Report, into: str | Path, step: Callable[[str], None] = lambda
         if find_spec("matplotlib"):
             from keepkv.report.figures import all_figures, png, svg
 
-            for name, figure in all_figures(report):
-                step(f"figure {name}")
+            for name, figure in all_figures(report, step):
                 made.figures.append(folder / "figures" / f"{name}.png")
                 made.figures[-1].write_bytes(png(figure))
                 if name.startswith("score-"):  # for readers without scripts

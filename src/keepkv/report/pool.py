@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TypeVar
 
 from keepkv import tasks
@@ -18,7 +18,7 @@ K = TypeVar("K", bound=CellKey)
 Short = dict[tuple[str, int], tuple[int, int]]  # items given and wanted, by mode and length
 
 
-def pooled(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[CellRow], dict[str, Short]]:
+def pooled(evaluation: Evaluation) -> tuple[list[CellRow], dict[str, Short]]:
     """One cell for each mode, length, method and budget, over all tasks (``over_tasks``), a failed item as 0.
 
     The same items are drawn for every method: differences are paired. A method that was not given all of the items has
@@ -37,7 +37,6 @@ def pooled(evaluation: Evaluation, step: Callable[[str], None]) -> tuple[list[Ce
             continue
         full = next((items for (method, _), items in groups.items() if method == "full"), {})
         for (method, budget), items in groups.items():
-            step(f"{mode}, {length} tokens: {method} at {budget}")
             if len(items) < len(wanted):
                 short[method].setdefault((mode, length), (len(items), len(wanted)))
                 continue

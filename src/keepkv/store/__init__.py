@@ -3,8 +3,9 @@
 from keepkv.store import dense, ragged, static  # noqa: F401
 from keepkv.store.base import STORES, Held, SlotBytes, Store, choose, register_store
 from keepkv.store.canary import guarded
-from keepkv.store.codec import CODECS, Codec, register_codec
+from keepkv.store.codec import AUTO, CODECS, Codec, register_codec, settled
 
 __all__ = [
-    "CODECS", "STORES", "Codec", "Held", "SlotBytes", "Store", "choose", "guarded", "register_codec", "register_store",
+    "AUTO", "CODECS", "STORES", "Codec", "Held", "SlotBytes", "Store", "choose", "guarded", "register_codec",
+    "register_store", "settled",
 ]  # fmt: skip

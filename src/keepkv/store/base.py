@@ -16,7 +16,8 @@ from keepkv.core.options import taken
 from keepkv.core.registry import Registry, known_as
 from keepkv.core.slots import Slots
 from keepkv.errors import KeepKVError, UnsupportedInput
-from keepkv.store.codec import CODECS, Codec, Plain
+from keepkv.store.codec import AUTO, CODECS, Codec, Plain
+from keepkv.store.older import Older
 
 POSITION = VOTES = STATISTIC = 4  # bytes
 
@@ -65,6 +66,7 @@ class Store(ABC):
 
     compileable: ClassVar[bool] = False  # decode runs inside one compiled graph
     ragged: ClassVar[bool] = False  # heads of different lengths take no more than they hold
+    selects: ClassVar[bool] = False  # hands out ``older``
     encodes: ClassVar[bool] = True  # takes codecs other than "none"
     needs_calibration: ClassVar[str | None] = None  # the kind of calibration that it reads from ``held.calibration``
 
@@ -109,6 +111,10 @@ class Store(ABC):
     @abstractmethod
     def parts(self) -> Iterator[Part]:
         """All slots in order, for attention; the last part ends with the tokens appended last."""
+
+    def older(self, window: int) -> Older:
+        """All slots but the newest: at least ``window`` columns of these, or what no codec has written yet."""
+        raise UnsupportedInput(f"{type(self).__name__} hands out all of its slots, not some of them")
 
     def successor(self) -> Store:
         """The store that takes the place of this one once something was loaded into it.
@@ -236,12 +242,13 @@ def register_store(name: str, *, replace: bool = False) -> Callable[[Any], Any]:
 
 
 def choose(layout: str, codec: str, ragged: bool) -> tuple[str, str]:
-    """Names of layout and codec, "auto" and former names resolved.
+    """Names of layout and codec, former names resolved and ``layout="auto"``; ``codec="auto"``, which hangs on the
+    budget, is left to ``settled`` where the layout encodes.
 
     ragged: whether heads may keep different numbers of slots. Raises ``KeepKVError`` for a pair that does not work.
     """
     layout, codec = taken("Cache", "store", layout, str), taken("Cache", "codec", codec, str)
-    layout, codec = known_as(layout, ["auto", *FORMER, *STORES], "store"), CODECS.named(codec)
+    layout, codec = known_as(layout, ["auto", *FORMER, *STORES], "store"), known_as(codec, [AUTO, *CODECS], "codec")
     if layout in FORMER:
         if codec not in ("none", FORMER[layout][1]):
             raise KeepKVError(
@@ -251,6 +258,8 @@ def choose(layout: str, codec: str, ragged: bool) -> tuple[str, str]:
         layout, codec = FORMER[layout]
     layout = ("ragged" if ragged else "dense") if layout == "auto" else layout
     kind: Any = STORES.factory(layout)
+    if codec == AUTO:
+        return layout, AUTO if kind.encodes else "none"
     if codec != "none" and not kind.encodes:
         raise KeepKVError(
             f"store {layout!r} holds slots as they are; codec={codec!r} needs a store that encodes them: "

@@ -15,6 +15,7 @@ from keepkv.core.slots import EMPTY, Slots
 from keepkv.errors import CacheStateError
 from keepkv.kernels.codes import Codes
 from keepkv.store.base import Held, SlotBytes, Store
+from keepkv.store.older import Older
 
 SWITCH = "KEEPKV_CANARY"
 PRIME = 1_099_511_628_211  # of the FNV hash; products wrap around in 64 bits
@@ -73,7 +74,7 @@ class Canary(Store):
         self.inner = inner
         self.hashes: Hashes | None = None
         self.ragged, self.encodes = inner.ragged, inner.encodes  # type: ignore[misc]
-        self.needs_calibration = inner.needs_calibration  # type: ignore[misc]
+        self.needs_calibration, self.selects = inner.needs_calibration, inner.selects  # type: ignore[misc]
 
     # --- what changes slots --------------------------------------------------------------------------------------
 
@@ -126,6 +127,10 @@ class Canary(Store):
 
     def successor(self) -> Store:
         return Canary(self.inner.successor())
+
+    def older(self, window: int) -> Older:
+        self.view()
+        return self.inner.older(window)
 
     def write_stats(self, stats: dict[str, Tensor]) -> None:
         self.inner.write_stats(stats)

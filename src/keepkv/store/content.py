@@ -9,6 +9,7 @@ from torch import Tensor
 
 from keepkv.core.slots import Slots
 from keepkv.errors import UnsupportedInput
+from keepkv.kernels.codes import Codes
 from keepkv.store.base import Held
 from keepkv.store.codec import Codec
 from keepkv.store.codec.base import Fields
@@ -53,14 +54,27 @@ class Content:
         return {name: torch.cat([x[name] for x in pieces], 2) for name in pieces[0]} if len(pieces) > 1 else pieces[0]
 
     def read(self, fields: Fields) -> tuple[Tensor, Tensor]:
-        """Keys and values of a rectangle of fields, "positions" among them."""
+        """Keys and values of a rectangle of fields, "positions" among them; zeros where slots are empty and share."""
         if self.exact:
             return fields["keys"], fields["values"]
         keys, values = self.codec.read(fields, self.shared)
+        if self.shared:  # an empty slot may point to what another row shares: numbers of any kind, NaN among them
+            empty = (fields["positions"] < 0)[..., None]
+            keys, values = keys.masked_fill(empty, 0), values.masked_fill(empty, 0)
+        return self._rotated(keys, fields, values.dtype), values
+
+    def glance(self, fields: Fields) -> Tensor | Codes:
+        """Keys of a rectangle of fields by the codec's ``glance``."""
+        if self.exact:
+            return fields["keys"]
+        keys = self.codec.glance(fields, self.shared)
+        return keys if isinstance(keys, Codes) else self._rotated(keys, fields, keys.dtype)
+
+    def _rotated(self, keys: Tensor, fields: Fields, dtype: torch.dtype) -> Tensor:
         rope = self.held.layer.rope
-        if self.codec.unrotated and rope is not None:
-            keys = rope.rotate(keys, fields["positions"].clamp_min(0)).to(values.dtype)
-        return keys, values
+        if not self.codec.unrotated or rope is None:
+            return keys
+        return rope.rotate(keys, fields["positions"].clamp_min(0)).to(dtype)
 
     def _before_rope(self, keys: Tensor, positions: Tensor) -> Tensor:
         rope = self.held.layer.rope

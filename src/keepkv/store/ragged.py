@@ -14,10 +14,12 @@ from keepkv.kernels.segments import TILE
 from keepkv.store.base import Held, SlotBytes, Store, register_store
 from keepkv.store.codec.base import Fields
 from keepkv.store.columns import Columns
+from keepkv.store.older import Zone
 from keepkv.store.ragged_fields import RaggedFields
 from keepkv.store.zones import Zones, fields_of
 
-HEAD = 16 + 3 * TILE * 9  # bytes of a head: where it begins, its length, and tiles that it shares with others
+SEGMENT = 16  # bytes of a head: where it begins and its length
+HEAD = SEGMENT + 3 * TILE * 9  # with tiles that it shares with others, where nothing is encoded
 
 
 @register_store("ragged")
@@ -61,6 +63,10 @@ class RaggedStore(Zones):
                 yield self._part(self.body.rectangle(start, start + step))
         yield from super()._older_parts()
 
+    def _zones(self) -> list[Zone]:
+        body = self.body
+        return ([Zone(body.length, body.rectangle, body.at)] if body.length else []) + super()._zones()
+
     def _one(self) -> Fields:
         return self.body.rectangle(0, 1) if self.body.length else super()._one()
 
@@ -71,7 +77,7 @@ class RaggedStore(Zones):
 
     @property
     def row_bytes(self) -> int:
-        return self._heads * HEAD + super().row_bytes
+        return self._heads * (HEAD if self.held.codec.exact is None else SEGMENT) + super().row_bytes
 
     @property
     def _heads(self) -> int:

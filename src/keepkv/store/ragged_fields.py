@@ -47,6 +47,14 @@ class RaggedFields:
                     x.masked_fill_(columns[..., None] < 0, 0)
         return taken
 
+    def at(self, columns: Tensor) -> dict[str, Tensor]:
+        """The fields at ``columns`` (B,H,K) of ``rectangle``, copied."""
+        assert self.lengths is not None
+        own = columns - self.length + self.lengths[..., None]
+        taken = self._take(slice(None), own)
+        taken["positions"].masked_fill_(own < 0, EMPTY)
+        return taken
+
     def put(self, stats: dict[str, Tensor]) -> None:
         """Write statistics back, each (B,H,length) as ``rectangle`` has them."""
         assert self.lengths is not None

@@ -14,6 +14,7 @@ from keepkv.store.base import Held, Store
 from keepkv.store.codec.base import Fields
 from keepkv.store.columns import Columns
 from keepkv.store.content import TILE_BYTES, Content, by_position, check_together, in_order, moved
+from keepkv.store.older import Older, Zone
 
 SLACK = 8  # columns allocated beyond need when a single token does not fit, or 1/16 of the length if more
 
@@ -143,6 +144,21 @@ class Zones(Store):
         """One encoded slot of each head of a row, (1,H,1,…)."""
         return {name: x[:1, :, :1] for name, x in self.coded.fields.items()}
 
+    selects = True
+
+    def older(self, window: int) -> Older:
+        zones, newest = self._zones(), self.recent.length
+        if self.content.exact and newest > window:
+            zones.append(_zone({name: x[:, :, : newest - window] for name, x in self.recent.used().items()}))
+            newest = window
+        used = {name: x[:, :, self.recent.length - newest :] for name, x in self.recent.used().items()}
+        last = [Part(used["keys"], used["values"], used.get("log_votes"), used["positions"])] if newest else []
+        return Older(self.content, zones, last)
+
+    def _zones(self) -> list[Zone]:
+        """What stands before ``recent``."""
+        return [_zone(self.coded.used())] if self.coded.length else []
+
     def _tile(self) -> int:
         """Columns that are decoded at once."""
         return max(1, TILE_BYTES // (self._rows * self.slot_bytes().plain))
@@ -251,6 +267,15 @@ class Zones(Store):
         self.recent.join(other.recent, rows)
         self.content.join(other.content, rows)
         self._appended = min(self.appended, other.appended)
+
+
+def _zone(fields: Fields) -> Zone:
+    """A rectangle of fields."""
+
+    def tile(start: int, stop: int) -> Fields:
+        return {name: x[:, :, start:stop] for name, x in fields.items()}
+
+    return Zone(fields["positions"].shape[2], tile, lambda columns: moved(fields, columns))
 
 
 def _chosen(which: Tensor, one: Tensor, other: Tensor) -> Tensor:

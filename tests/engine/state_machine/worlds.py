@@ -93,7 +93,8 @@ class Masked(Codec):
         group, shared = fields["group"][..., 0], {"mask": shared["mask"].clone()}
         needed = torch.zeros(*group.shape[:2], shared["mask"].shape[2] + 1, dtype=torch.bool)
         needed = needed.scatter_(2, group.masked_fill(~valid, needed.shape[2] - 1), True)[..., :-1]
-        shared["mask"][~needed] = 0  # whoever still reads one that nobody needs gets other bits
+        sign = torch.iinfo(shared["mask"].dtype).min
+        shared["mask"][~needed] ^= sign  # whoever still reads one that nobody needs gets other keys
         return fields, shared
 
 

@@ -74,6 +74,7 @@ HEADER: Check = table({
     "store": pair(text, mapping(plain)),
     "codec": pair(text, mapping(plain)),
     "calibrations": mapping(text),
+    "select": either(nothing, pair(text, mapping(plain))),
     "compressing": flag,
     "spans": either(nothing, SPANS),
     "asked": table({"budget": BUDGET, "spans": either(nothing, SPANS)}),
@@ -81,7 +82,7 @@ HEADER: Check = table({
     "decoded": each(whole()),
     "fed": each(pair(whole(), flag)),
     "layers": each(layer),
-}, may_lack=("asked", "fed"))  # fmt: skip
+}, may_lack=("asked", "fed", "select"))  # fmt: skip
 
 
 def checked(format: str, header: Any, rows: int, masked: bool) -> dict[str, Any]:

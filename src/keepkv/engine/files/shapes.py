@@ -159,7 +159,7 @@ class Shapes:
         plain: dict[str, tuple[Dims, Any]] = {"keys": (("D",), kinds), "values": (("V",), kinds)}
         content = self._content(store, kinds) if zone.encoded else plain
         made = {name: Field((*lead, *dims), some) for name, (dims, some) in content.items()}
-        for name in content.keys() & self._once(store, kinds) if zone.encoded else ():
+        for name in self._once(store, kinds) if zone.encoded else ():
             made[name] = Field(("B", 1, *made[name].dims[2:]), made[name].dtypes)
         exact = WIDE if torch.float64 in kinds else WIDE[:1]
         made |= {"positions": Field(lead, (torch.int32,)), **{name: Field(lead, exact) for name in store.held.stats}}
@@ -181,7 +181,9 @@ class Shapes:
 
     def _once(self, store: Store, kinds: tuple[torch.dtype, ...]) -> set[str]:
         """What the codec writes once for all heads of a slot."""
-        return {name for fields, _ in self._blanks(store, kinds) for name, x in fields.items() if x.shape[1] == 1}
+        if not store.held.codec.together:
+            return set()
+        return {name for fields, _ in self._blanks(store, kinds, 2) for name, x in fields.items() if x.shape[1] == 1}
 
     def _shared(self, store: Store, kinds: tuple[torch.dtype, ...]) -> dict[str, Field]:
         """What the slots of a head share."""
@@ -192,8 +194,10 @@ class Shapes:
                 made[name] = Field(dims, (*(made[name].dtypes if name in made else ()), x.dtype))
         return made
 
-    def _blanks(self, store: Store, kinds: tuple[torch.dtype, ...]) -> list[tuple[Fields, Fields]]:
+    def _blanks(
+        self, store: Store, kinds: tuple[torch.dtype, ...], heads: int | None = None
+    ) -> list[tuple[Fields, Fields]]:
         if not {"D", "V"} <= self.letters.keys():
             raise ValueError("only encoded slots, and the model does not tell how wide they are")
         widths = self.letters["D"], self.letters["V"]
-        return [store.held.codec.blank(self.letters.get("H", 1), *widths, dtype) for dtype in kinds]
+        return [store.held.codec.blank(heads or self.letters.get("H", 1), *widths, dtype) for dtype in kinds]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from keepkv.kernels.codes import Codes
 from keepkv.kernels.decode.reference import Decoded
-from keepkv.kernels.dispatch import CPU, by_cpp, check
+from keepkv.kernels.dispatch import MAX_HEAD_DIM, by_cpp, choose
 from keepkv.kernels.logits import KeySlots
 from keepkv.kernels.native import decode as cpp
 from keepkv.kernels.packed import reference
@@ -38,15 +38,31 @@ def decode_packed(
     the values the output, so none is applied to slots. The content of empty slots, if only their codes are bytes, does
     not matter. Raises ``UnsupportedInput`` where shapes do not fit together.
     """
-    check(backend in (None, "auto", CPU, "reference"), f"backend {backend!r}: plain torch and C++ serve codes so far")
     keys.check("keys")
     values.check("values")
     segments = segments_of(keys.codes, offsets, lengths, longest)
     slots = KeySlots(keys.codes, log_votes, positions, segments, scaling, softcap, sinks)
     slots.check(query, keys.width, values=values.codes[..., 0])
-    compute = reference.decode_packed
+    turned, unturned = keys.turned(query), (keys._replace(turn=None), values._replace(turn=None))
+    beside = (keys.codes, keys.scale, values.codes, values.scale)
     if by_cpp(backend, lambda: cpp.obstacle(query, keys, values)):
-        compute = cpp.decode_attention
-    turned = keys.turned(query)
-    decoded = compute(turned, slots, keys._replace(turn=None), values._replace(turn=None), weights)
+        decoded = cpp.decode_attention(turned, slots, *unturned, weights)
+    elif choose(backend, query, beside=beside, obstacle=_obstacle(keys) or _obstacle(values)) == "reference":
+        decoded = reference.decode_packed(turned, slots, *unturned, weights)
+    else:
+        from keepkv.kernels.packed import triton  # only here, since Triton may be missing
+
+        decoded = triton.decode_packed(turned.to(query.dtype), slots, *unturned, weights)
     return decoded._replace(output=values.turn_back(decoded.output).to(query.dtype))
+
+
+def _obstacle(codes: Codes) -> str | None:
+    """Why the kernel does not read ``codes``; None where it does."""
+    group, word = codes.width // codes.scale.shape[-1], 32 // codes.bits
+    if codes.width > MAX_HEAD_DIM:
+        return f"they take head dimensions up to {MAX_HEAD_DIM}, not {codes.width}"
+    if codes.width % word:
+        return f"they read codes in words of 4 bytes, and {codes.width} numbers in {codes.bits} bits do not fill words"
+    if group != codes.width and (group & (group - 1) or group % word):
+        return f"in {codes.bits} bits they take groups of {word}, {2 * word}, {4 * word} … numbers, not of {group}"
+    return None

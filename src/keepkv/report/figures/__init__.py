@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from keepkv.report.figures.curves import fidelity, leakage
@@ -24,14 +25,16 @@ PANELS: tuple[Callable[[Report, str, int], Figure | None], ...] = (score, tasks,
 WHOLE: tuple[Callable[[Report], Figure | None], ...] = (needle, kept, survival, leakage, fidelity)
 
 
-def all_figures(report: Report) -> Iterator[tuple[str, Figure]]:
-    """Name and figure, one after the other."""
+def all_figures(report: Report, step: Callable[[str], None] = lambda what: None) -> Iterator[tuple[str, Figure]]:
+    """Name and figure, one after the other. ``step`` is told of each of ``PANELS`` and ``WHOLE`` before it is drawn."""
     with matplotlib.rc_context(LOOK):
-        for mode, length in report.panels():
-            for build in PANELS:
+        for build in PANELS:
+            step(f"figures {build.__name__}")
+            for mode, length in report.panels():
                 if figure := build(report, mode, length):
                     yield f"{build.__name__}-{mode}-{length}", figure
         for whole in WHOLE:
+            step(f"figure {whole.__name__}")
             if figure := whole(report):
                 yield whole.__name__, figure
 
@@ -39,14 +42,13 @@ def all_figures(report: Report) -> Iterator[tuple[str, Figure]]:
 def png(figure: Figure) -> bytes:
     """The picture: the same bytes for the same numbers."""
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # savefig would draw everything twice
     return buffer.getvalue()
 
 
 def svg(figure: Figure) -> str:
     """An element to put into a page: text stays text, and nothing refers to anything outside of it."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", facecolor="white")
+    FigureCanvasSVG(figure).print_svg(buffer)
     text = buffer.getvalue()
     return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

@@ -36,7 +36,8 @@ LOOK = {
     "figure.constrained_layout.h_pad": 0.1,
     "svg.fonttype": "none",
     "svg.hashsalt": "keepkv",
-    "savefig.dpi": 160,
+    "figure.dpi": 160,
+    "figure.facecolor": "white",
 }
 MARKERS = {
     "disc": "o", "square": "s", "up": "^", "diamond": "D", "down": "v", "plus": "P", "star": "*", "cross": "X",

@@ -31,6 +31,7 @@ class Codec:
 
     unrotated: bool = False  # keys are given, and returned, as they are before the rotary embedding
     together: ClassVar[bool] = False  # codes of one token belong together: every head must hold the same tokens
+    selectable: ClassVar[bool] = True  # decoded tokens may attend to some of the slots only, where that is asked for
     needs_calibration: ClassVar[str | None] = None  # the kind of calibration that ``for_layer`` must be given
 
     def for_layer(self, layer: LayerInfo, calibration: Mapping[str, Tensor] | None) -> Codec:
@@ -50,6 +51,11 @@ class Codec:
     def packed(self, fields: Fields) -> tuple[Codes, Codes] | None:
         """Keys and values of ``fields`` as codes that attention reads where they lie; None where it must ``read``."""
         return None
+
+    def glance(self, fields: Fields, shared: Fields) -> Tensor | Codes:
+        """Keys (B,H,S,D) as ``read`` returns them, or less exact and cheaper: what selection may rank slots by."""
+        codes = self.packed(fields)
+        return self.read(fields, shared)[0] if codes is None else codes[0]
 
     # --- content beside what slots share -------------------------------------------------------------------------
 
@@ -83,6 +89,11 @@ class Codec:
     def token_bytes(self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
         """Bytes of the content of one slot of every one of ``heads`` KV heads."""
         return _bytes(self.blank(heads, key_dim, value_dim, dtype)[0])
+
+    def glance_bytes(self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
+        """Bytes that ``glance`` reads of one slot of every one of ``heads`` KV heads."""
+        fields = self.blank(heads, key_dim, value_dim, dtype)[0]
+        return _bytes({name: x for name, x in fields.items() if not name.startswith("values")})
 
     def row_bytes(self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
         """Bytes of what the slots of a row share."""

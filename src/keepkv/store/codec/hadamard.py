@@ -32,5 +32,5 @@ class Hadamard(PerToken):
     attention on codes rotates the query once, and not the keys.
     """
 
-    def turn(self, width: int, device: torch.device) -> Tensor | None:
+    def turn(self, name: str, width: int, device: torch.device) -> Tensor | None:
         return hadamard(width, device)

@@ -63,7 +63,7 @@ class Kivi(Codec):
         group = fields["group"][..., 0].long()
         needed = torch.zeros(*group.shape[:2], count + 1, dtype=torch.bool, device=group.device)
         needed = needed.scatter_(2, group.masked_fill(~valid, count), True)[..., :count]
-        left = int(needed.sum(-1).max()) if needed.numel() else 0
+        left = max(1, int(needed.sum(-1).max()) if needed.numel() else 0)  # empty slots point at the first
         order = needed.to(torch.int8).sort(dim=-1, descending=True, stable=True).indices[..., :left]
         new = (needed.cumsum(-1) - 1).clamp_min_(0).gather(2, group).masked_fill_(~valid, 0)
         kept = {n: x.gather(2, order[..., None].expand(*order.shape, x.shape[-1])) for n, x in shared.items()}

@@ -13,14 +13,18 @@ from keepkv.store.codec.base import Codec, Fields, register_codec
 LEAST = 2.0**-24  # the least scale: of float16
 
 
-def quantise(x: Tensor, bits: int, groups: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+def quantise(x: Tensor, bits: int, groups: int = 1, range_: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Uniform codes of x (…,W): x ≈ scale·code + zero for each W/groups numbers side by side.
 
-    zero = min x, scale = (max x − min x) / (2^bits − 1); codes are taken with scale and zero as they are held. Returns
-    codes packed (…,W·bits/8) uint8, scale and zero (…,groups) float16: numbers beyond ±65,504 become NaN.
+    zero = min x, scale = (max x − min x) / (2^bits − 1); codes are taken with scale and zero as they are held. range_:
+    share of what lies between the least and the greatest number that has codes, about its middle. Returns codes packed
+    (…,W·bits/8) uint8, scale and zero (…,groups) float16: numbers beyond ±65,504 become NaN.
     """
     grouped = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (groups, -1))
     low, high = grouped.aminmax(dim=-1)
+    if range_ != 1.0:
+        outside = (high - low) * ((1 - range_) / 2)
+        low, high = low + outside, high - outside
     zero = low.half()
     scale = ((high - zero) / (2**bits - 1)).clamp_min(LEAST).half()
     code = grouped.sub(zero[..., None].to(grouped.dtype)).div_(scale[..., None].to(grouped.dtype)).round_()
@@ -58,20 +62,34 @@ class PerToken(Codec):
         if group is not None and not (isinstance(group, int) and group > 0):
             raise KeepKVError(f"group={shown(group)}: expected how many numbers share a scale, such as 32")
 
-    def turn(self, width: int, device: torch.device) -> Tensor | None:
-        """The orthogonal matrix (W,W) float32 that vectors are multiplied with when they are read; None: none."""
+    def turn(self, name: str, width: int, device: torch.device) -> Tensor | None:
+        """The orthogonal matrix (W,W) float32 that vectors are multiplied with when they are read; None: none.
+
+        name: "keys" or "values". It may be (H,W,W), one for each KV head.
+        """
         return None
+
+    def range_(self, name: str) -> float:
+        """The share of the range of a vector that has codes, see ``quantise``."""
+        return 1.0
 
     def encode(self, keys: Tensor, values: Tensor) -> Fields:
         fields: Fields = {"like": values[..., :0]}
         for name, x in (("keys", keys), ("values", values)):
             bits, width = self.bits[name], x.shape[-1]
-            groups, turn = checked_width(width, bits, self.group), self.turn(width, x.device)
+            groups, turn = checked_width(width, bits, self.group), self.turn(name, width, x.device)
             if turn is not None:
                 wide = torch.promote_types(x.dtype, torch.float32)
                 x = x.to(wide) @ turn.mT.to(wide)
-            fields[name], fields[f"{name}_scale"], fields[f"{name}_zero"] = quantise(x, bits, groups)
+            fields[name], fields[f"{name}_scale"], fields[f"{name}_zero"] = quantise(x, bits, groups, self.range_(name))
         return fields
+
+    def token_bytes(self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
+        widths = (("keys", key_dim), ("values", value_dim))
+        return heads * sum(
+            width * self.bits[name] // 8 + 4 * checked_width(width, self.bits[name], self.group)
+            for name, width in widths
+        )
 
     def decode(self, fields: Fields) -> tuple[Tensor, Tensor]:
         keys, values = self.packed(fields)
@@ -83,7 +101,7 @@ class PerToken(Codec):
     def _codes(self, fields: Fields, name: str) -> Codes:
         codes, bits = fields[name], self.bits[name]
         width = codes.shape[-1] * 8 // bits
-        turn = self.turn(width, codes.device)
+        turn = self.turn(name, width, codes.device)
         return Codes(codes, fields[f"{name}_scale"], fields[f"{name}_zero"], bits, width, turn=turn)
 
 
