@@ -1,6 +1,7 @@
 """Ways to attend over packed slots on a CPU, beside attention over exact ones: one token, one layer, in turns.
 
-    python -m benchmarks.packed.candidates [--threads 1] [--rounds 15] [--slots 2048 16384 65536] [--out FILE]
+    python -m benchmarks.packed.candidates [--threads 1] [--rounds 9] [--slots 2048 16384 65536] [--out FILE]
+    python -m benchmarks.packed.candidates --again  # measures nothing: the table of the rows
 
 Every round calls each candidate once, in an order that changes, and its time is divided by that of torch's fused
 attention over bfloat16 slots in the same round: a busy machine slows both. A row has the median of these ratios and its
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,10 +51,13 @@ class Shape:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--slots", type=int, nargs="*", default=[2048, 16384, 65536])
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--again", action="store_true", help="only print the table of the rows that there are")
     a = parser.parse_args()
+    if a.again:
+        return print(table([json.loads(line) for line in a.out.read_text(encoding="utf-8").splitlines()]))
     torch.set_num_threads(a.threads)
     made = {"cpu": processor(), "threads": a.threads, "versions": versions(), "revision": revision()}
     with a.out.open("w", encoding="utf-8") as file, torch.inference_mode():
@@ -61,6 +66,21 @@ def main() -> None:
                 for row in measured(Shape(heads, groups, dim, slots), a.rounds):
                     print(json.dumps(row), flush=True)
                     file.write(json.dumps(row | made) + "\n")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: the ratio to fused attention over bfloat16 slots, and nanoseconds for a slot and KV head."""
+    shapes = sorted({(row["slots"], row["dim"], row["groups"], row["heads"]) for row in rows})
+    heads = [f"{h} × {g} × {d}, {s // 1024}k" for s, d, g, h in shapes]
+    lines = [
+        f"| KV heads × query heads of each × D, slots | {' | '.join(heads)} |",
+        "|---" + "|--:" * len(shapes) + "|",
+    ]
+    for name in dict.fromkeys(row["candidate"] for row in rows):
+        found = {(x["slots"], x["dim"], x["groups"], x["heads"]): x for x in rows if x["candidate"] == name}
+        cells = [f"{found[x]['ratio']:.2f} ({found[x]['ns_per_slot_and_head']:.0f})" for x in shapes]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def measured(shape: Shape, rounds: int) -> Iterator[dict[str, object]]:

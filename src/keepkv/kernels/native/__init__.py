@@ -18,11 +18,9 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("decode.cpp")
-FLAGS = (
-    "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp", "-Wno-psabi",
-    "-Wno-ignored-attributes", "-w",
-)  # fmt: skip
+FOLDER = Path(__file__).parent
+SOURCES = [FOLDER / name for name in ("decode.cpp", "tile.h", "lanes.h")]  # the first is compiled
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp", "-w")
 COMPILERS = ("c++", "g++", "clang++")  # where the variable CXX names none
 PATIENCE = 300  # seconds for the compiler
 
@@ -55,7 +53,7 @@ def _built() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one builds
         if not path.exists():
             with tempfile.TemporaryDirectory(dir=folder) as made:
-                _run([*compiler, *FLAGS, "-c", str(SOURCE), "-o", f"{made}/decode.o"])
+                _run([*compiler, *FLAGS, "-c", str(SOURCES[0]), "-o", f"{made}/decode.o"])
                 # Without -fopenmp: the runtime is not linked, but found among what torch has loaded.
                 _run([*compiler, "-shared", f"{made}/decode.o", "-o", f"{made}/decode.so"])
                 os.replace(f"{made}/decode.so", path)
@@ -80,7 +78,8 @@ def _fingerprint() -> str:
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text(errors="replace").splitlines() if cpu.exists() else []
     features = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    parts = (SOURCE.read_text(encoding="utf-8"), *FLAGS, os.environ.get("CXX", ""), platform.machine(), features)
+    sources = (path.read_text(encoding="utf-8") for path in SOURCES)
+    parts = (*sources, *FLAGS, os.environ.get("CXX", ""), platform.machine(), features)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

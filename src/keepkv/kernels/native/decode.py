@@ -24,6 +24,9 @@ class Field(Structure):
     _fields_ = [("data", c_void_p), ("row", c_int64), ("head", c_int64), ("each", c_int64), ("type", c_int64)]
 
 
+NOTHING = Field()
+
+
 class Vectors(Structure):
     """As ``Vectors`` of decode.cpp."""
 
@@ -118,7 +121,7 @@ def _vectors(x: Codes | Tensor, segments: Segments, held: list[Tensor]) -> Vecto
     if isinstance(x, Tensor):
         rows, size = _field(x, segments, held), x.element_size()
         rows.row, rows.head = rows.row * size, rows.head * size
-        return Vectors(rows, Field(), Field(), None, x.shape[-1], EXACT[x.dtype])
+        return Vectors(rows, NOTHING, NOTHING, None, x.shape[-1], EXACT[x.dtype])
     levels = None if x.levels is None else x.levels.float().contiguous()
     if levels is not None:
         held.append(levels)
@@ -127,8 +130,10 @@ def _vectors(x: Codes | Tensor, segments: Segments, held: list[Tensor]) -> Vecto
 
 
 def _positions(x: Tensor | None, segments: Segments, held: list[Tensor]) -> Field:
-    wide = x is not None and x.dtype == torch.int64
-    field = _field(x if x is None or wide else x.to(torch.int32), segments, held)
+    if x is None:
+        return NOTHING
+    wide = x.dtype == torch.int64
+    field = _field(x if wide else x.to(torch.int32), segments, held)
     field.type = int(wide)
     return field
 
@@ -136,13 +141,14 @@ def _positions(x: Tensor | None, segments: Segments, held: list[Tensor]) -> Fiel
 def _field(x: Tensor | None, segments: Segments, held: list[Tensor]) -> Field:
     """``x`` with its strides; of a copy, where its slots or the elements of a slot do not lie side by side."""
     if x is None:
-        return Field()
-    slot = 0 if segments.ragged else 2
-    each = x.shape[-1] if x.dim() > slot + 1 else 1
-    if x.stride(slot) != each or (each > 1 and x.stride(-1) != 1):
+        return NOTHING
+    slot, strides = 0 if segments.ragged else 2, x.stride()
+    each = x.shape[-1] if len(strides) > slot + 1 else 1
+    if strides[slot] != each or (each > 1 and strides[-1] != 1):
         x = x.contiguous()
+        strides = x.stride()
     held.append(x)
-    row, head = (0, 0) if segments.ragged else x.stride()[:2]
+    row, head = (0, 0) if segments.ragged else strides[:2]
     return Field(x.data_ptr(), row, head, each, TYPES.get(x.dtype, 0))
 
 
