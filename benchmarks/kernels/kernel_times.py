@@ -3,9 +3,10 @@
     python -m benchmarks.kernels.kernel_times [--only decode_attention] [--out DIRECTORY]  # on a CUDA device
     python -m benchmarks.kernels.kernel_times --interpret  # tiny, on the CPU: does it run?
 
-The floor of a row is the bytes that must move (inputs once, outputs once) by the bandwidth of a device copy, measured
-in the same run. Times are of the device alone, with a cold L2 cache: median, 20th and 80th percentile. Writes
-``kernels.csv``, ``kernels.json`` and ``kernels.md``. What ran in the interpreter says nothing about speed.
+The floor of a row is the bytes that must move (inputs once, outputs once; of packed slots the packed ones) by the
+bandwidth of a device copy, measured in the same run. Times are of the device alone, with a cold L2 cache: median, 20th
+and 80th percentile. Writes ``kernels.csv``, ``kernels.json`` and ``kernels.md``. What ran in the interpreter says
+nothing about speed.
 """
 
 from __future__ import annotations
@@ -27,51 +28,12 @@ if "--interpret" in sys.argv:  # Triton must know before anything imports it
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from keepkv import kernels
+from benchmarks.kernels.cases import SHAPES, TINY, Case, cases
 from keepkv.measure.environment import revision, versions
 
 ROOT = Path(__file__).parents[2]
 FLUSH = 1 << 29  # bytes written between runs: more than any L2 cache holds
-
-
-@dataclass(frozen=True)
-class Shape:
-    """rows B, heads H, groups G, slots S, dim D; share of the slots that are kept; window: queries that score."""
-
-    name: str
-    rows: int
-    slots: int
-    heads: int = 8
-    groups: int = 4
-    dim: int = 128
-    dtype: torch.dtype = torch.bfloat16
-    share: float = 0.1
-    window: int = 32
-
-
-ACCEPTANCE = Shape("acceptance", 16, 32768)
-SHAPES = {
-    "decode_attention": (ACCEPTANCE, Shape("one row", 1, 32768), Shape("long", 1, 131072), Shape("short", 8, 4096)),
-    "window_scores": (Shape("prompt", 4, 32768), Shape("long prompt", 1, 131072)),
-    "nearest_key": (Shape("prompt", 4, 32768),),
-    "merge_groups": (Shape("prompt", 4, 32768),),
-}
-TINY = Shape("tiny", 2, 64, heads=2, groups=2, dim=32, window=4)
-
-
-@dataclass
-class Case:
-    """One kernel on one shape: what must move, what must be multiplied, and who does it."""
-
-    kernel: str
-    variant: str
-    shape: Shape
-    bytes: int
-    flops: int
-    ways: dict[str, Callable[[], Any]]
-    compare: bool = True  # whether the first output of each way is compared with that of "reference"
 
 
 @dataclass
@@ -129,91 +91,6 @@ def bandwidth(timer: Timer) -> float:
     source = torch.empty(size, dtype=torch.int8, device=timer.device)
     target = torch.empty_like(source)
     return 2 * size / (timer(lambda: target.copy_(source)).median().item() / 1000)
-
-
-def cases(kernel: str, shape: Shape, device: torch.device) -> Iterator[Case]:
-    torch.manual_seed(0)
-    b, h, g, s, d = shape.rows, shape.heads, shape.groups, shape.slots, shape.dim
-    width, n = shape.dtype.itemsize, b * h * s
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(*size, device=device, dtype=shape.dtype)
-
-    keys, values = normal(b, h, s, d), normal(b, h, s, d)
-    votes = torch.randint(1, 9, (b, h, s), device=device).float().log()
-    positions = torch.arange(s, device=device, dtype=torch.int32).repeat(b, h, 1)
-    scaling = d**-0.5
-    kept = torch.rand(b, h, s, device=device) < shape.share
-
-    if kernel == "decode_attention":
-        query = normal(b, h * g, d)
-        moved = 2 * n * d * width + 4 * n + 2 * b * h * g * d * width
-        flops = 4 * n * g * d
-
-        def ours(backend: str, **options: Any) -> Callable[[], Any]:
-            return lambda: kernels.decode_attention(query, keys, values, votes, **common, backend=backend, **options)
-
-        common: dict[str, Any] = {"scaling": scaling}
-        grouped, mask = query.view(b, h, g, d), votes[:, :, None].to(shape.dtype)
-        plain = {"scale": scaling}
-        yield Case("decode_attention", "rectangle, votes", shape, moved, flops, {
-            "reference": ours("reference"),
-            "triton": ours("triton"),
-            "sdpa, votes as a mask": lambda: scaled_dot_product_attention(grouped, keys, values, mask, **plain),
-        })  # fmt: skip
-        yield Case("decode_attention", "rectangle, votes, weights out", shape, moved + 4 * n * g, flops, {
-            "reference": ours("reference", weights=True), "triton": ours("triton", weights=True),
-        })  # fmt: skip
-
-        def unvoted(backend: str) -> Callable[[], Any]:
-            return lambda: kernels.decode_attention(query, keys, values, scaling=scaling, backend=backend)
-
-        spread_out = query[:, :, None]
-        yield Case("decode_attention", "rectangle, no votes", shape, moved - 4 * n, flops, {
-            "reference": unvoted("reference"), "triton": unvoted("triton"),
-            "sdpa": lambda: scaled_dot_product_attention(grouped, keys, values, **plain),
-            "sdpa, enable_gqa": lambda: scaled_dot_product_attention(
-                spread_out, keys, values, **plain, enable_gqa=True
-            ),
-        })  # fmt: skip
-        # As many slots, unevenly: from a quarter to seven quarters of the mean.
-        share = torch.linspace(0.25, 1.75, b * h)[torch.randperm(b * h)]
-        lengths = (share * s).long().clamp(max=2 * s).to(device).view(b, h)
-        total, longest = int(lengths.sum()), int(lengths.max())
-        offsets = (lengths.flatten().cumsum(0) - lengths.flatten()).view(b, h)
-        flat = keys.view(n, d)[:total], values.view(n, d)[:total], votes.view(n)[:total]
-        where = {"offsets": offsets, "lengths": lengths, "longest": longest, "scaling": scaling}
-        scale = total / n
-        yield Case("decode_attention", "ragged, votes", shape, int(moved * scale), int(flops * scale), {
-            way: lambda way=way: kernels.decode_attention(query, *flat, **where, backend=way)
-            for way in ("reference", "triton")
-        })  # fmt: skip
-    elif kernel == "window_scores":
-        w = shape.window
-        queries = normal(b, h * g, w, d)
-        asked = torch.arange(s - w, s, device=device).repeat(b, 1)
-        yield Case(kernel, f"{w} queries", shape, 2 * n * (d * width + 8) + 4 * n * g, 4 * n * g * w * d, {
-            way: lambda way=way: kernels.window_scores(
-                queries, asked, keys, positions, votes, scaling=scaling, backend=way
-            )
-            for way in ("reference", "triton")
-        })  # fmt: skip
-    elif kernel == "nearest_key":
-        targets = int(kept.sum())
-        pairs = int((kept.sum(-1) * (~kept).sum(-1)).sum())
-        moved = n * d * width + n * (8 + 4) + 8 * n
-        yield Case(kernel, f"{targets} targets of {n}", shape, moved, 2 * pairs * d, {
-            way: lambda way=way: kernels.nearest_key(keys, ~kept, kept, backend=way)[::-1]
-            for way in ("reference", "triton")
-        })  # fmt: skip
-    else:
-        size = max(1, int(shape.share * s))
-        group = torch.randint(0, size, (b, h, s), device=device)
-        moved = 2 * n * d * width + n * (4 + 8) + b * h * size * (2 * d + 1) * 4
-        yield Case(kernel, f"into {size} groups", shape, moved, 4 * n * d, {
-            way: lambda way=way: kernels.merge_groups(votes, keys, values, group, size, backend=way)
-            for way in ("reference", "triton")
-        })  # fmt: skip
 
 
 def first(result: Any) -> Tensor:

@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from codes_at_random import codes_at_random, expanded, packed_ragged, packed_rectangle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_slots import DEVICE, INF, compare, every_dtype, needs_triton, normal, segments
+from running import batch, generate
 from torch.profiler import profile
 from torch.testing import assert_close
 
+import keepkv
 from keepkv import kernels
 from keepkv.errors import KeepKVError, UnsupportedInput
 from keepkv.kernels.codes import BITS, Codes
@@ -208,6 +211,24 @@ def test_strides_and_offsets_do_not_matter() -> None:
     for change in changes:
         other = slots | {name: slots[name].each(change) for name in ("keys", "values")}
         assert torch.equal(kernels.decode_packed(**other, scaling=0.25, backend="triton").output, expected)
+
+
+@needs_triton
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="the zoo's models are on the CPU")
+@pytest.mark.parametrize("method, codec", [("keepkv2", "int4"), ("snapkv", "lloyd-max")])
+def test_generation_by_the_kernel(method: str, codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ragged heads with votes, and rectangles with levels and a turn, each joined to a window of floats."""
+    model, inputs = zoo.model("llama"), batch((60, 47))
+
+    def run() -> Any:
+        return generate(model, inputs, keepkv.Cache(model, method, 40, sinks=2, window=4, codec=codec), new=2)
+
+    plain = run()
+    monkeypatch.setenv("KEEPKV_KERNELS", "triton")
+    fused = run()
+    assert torch.equal(plain.sequences, fused.sequences)
+    assert_close(fused.scores_, plain.scores_, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(fused.scores_, plain.scores_)  # it was the kernel
 
 
 @needs_triton

@@ -32,20 +32,20 @@ def rows_per_tile(x: Tensor, rows: int, d: int) -> int:
 
 
 @lru_cache
-def programs(device: torch.device) -> int:
-    """Programs that keep the whole device busy."""
+def programs(device: torch.device, each: int = PROGRAMS) -> int:
+    """Programs that keep the whole device busy, ``each`` on every multiprocessor."""
     if device.type != "cuda":
-        return PROGRAMS
-    return PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
+        return each
+    return each * torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def split(longest: int, total: int, tile: int, device: torch.device) -> tuple[int, int]:
-    """How many slots one program reads, a multiple of ``tile``, and into how many parts that cuts the longest head.
+def split(longest: int, total: int, tile: int, wanted: int) -> tuple[int, int]:
+    """How many slots one of about ``wanted`` programs reads, a multiple of ``tile``, and into how many parts that cuts
+    the longest head.
 
     Parts are of one size for all heads, so that a head with ten times the slots gets ten times the programs.
     """
-    share = -(-total // programs(device))
-    chunk = tile * max(1, -(-share // tile))
+    chunk = tile * max(1, -(-total // (wanted * tile)))
     return chunk, max(1, -(-longest // chunk))
 
 

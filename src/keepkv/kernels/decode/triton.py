@@ -72,7 +72,7 @@ def decode_attention(query: Tensor, slots: KeySlots, values: Tensor, weights: bo
     dv, h = values.shape[-1], segments.heads
     pairs, g = b * h, heads // h
     block_n = launch.slots_per_tile(slots.keys, d, dv)
-    chunk, parts = launch.split(segments.longest, segments.total, block_n, query.device)
+    chunk, parts = launch.split(segments.longest, segments.total, block_n, launch.programs(query.device))
     out, lse = query.new_empty(b, heads, dv), query.new_empty(b, heads, dtype=torch.float32)
     parts_out = query.new_empty(pairs, parts, g, dv, dtype=torch.float32)
     parts_lse = query.new_empty(pairs, parts, g, dtype=torch.float32)

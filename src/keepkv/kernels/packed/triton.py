@@ -14,6 +14,11 @@ from keepkv.kernels.decode.join import join, normalise
 from keepkv.kernels.decode.reference import Decoded
 from keepkv.kernels.logits import KeySlots
 from keepkv.kernels.packed.numbers import TRICKS, arguments, column, constants, load_vectors
+from keepkv.kernels.segments import Segments
+
+RESIDENT = 3  # programs that a multiprocessor of an H100 holds at once: registers and shared memory end there
+WAVES = 4
+PARTS = 16  # of a head on average, at most, where there are waves
 
 
 @triton.jit
@@ -106,7 +111,7 @@ def decode_packed(query: Tensor, slots: KeySlots, keys: Codes, values: Codes, we
     dv, h = values.width, segments.heads
     pairs, g = b * h, heads // h
     block_n = _slots_per_tile(query, keys, values)
-    chunk, parts = launch.split(segments.longest, segments.total, block_n, query.device)
+    chunk, parts = launch.split(segments.longest, segments.total, block_n, _programs(query, segments))
     out, lse = (query.new_empty(b, heads, *width, dtype=torch.float32) for width in ((dv,), ()))
     parts_out = query.new_empty(pairs, parts, g, dv, dtype=torch.float32)
     parts_lse = query.new_empty(pairs, parts, g, dtype=torch.float32)
@@ -140,3 +145,10 @@ def _slots_per_tile(query: Tensor, keys: Codes, values: Codes) -> int:
     elif max(keys.bits, values.bits) <= 4:
         size *= 2
     return launch.slots_per_tile(query, keys.width, values.width, size=size)
+
+
+def _programs(query: Tensor, segments: Segments) -> int:
+    """As many as run at once; where heads are many, several times as many: those that begin last then end soon after
+    the others, and a head still has few parts to join."""
+    waves = launch.programs(query.device, RESIDENT * WAVES)
+    return waves if waves <= PARTS * segments.rows * segments.heads else launch.programs(query.device, RESIDENT)

@@ -99,7 +99,7 @@ def window_scores(queries: Tensor, query_positions: Tensor, slots: KeySlots, div
     if w == 0 or longest == 0:
         return out.zero_()
     block_n = launch.slots_per_tile(slots.keys, d)
-    chunk, parts = launch.split(longest, segments.total, block_n, queries.device)
+    chunk, parts = launch.split(longest, segments.total, block_n, launch.programs(queries.device))
     block_r = launch.rows_per_tile(queries, g * w, d)
     blocks = -(-g * w // block_r)
     lse = queries.new_empty(pairs, parts, g * w, dtype=torch.float32)
