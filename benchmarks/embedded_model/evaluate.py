@@ -44,7 +44,8 @@ def evaluate(
             scores = [score for item in found for score in item.scores]
             mean = bootstrap([item.score or 0.0 for item in found])
             row = {"task": name, "length": length, "contexts": len(found), "questions": len(scores)}
-            row |= {"score": round(mean.mean, 4), "low": round(mean.low or 0.0, 4), "high": round(mean.high or 1.0, 4)}
+            low, high = 0.0 if mean.low is None else mean.low, 1.0 if mean.high is None else mean.high
+            row |= {"score": round(mean.mean, 4), "low": round(low, 4), "high": round(high, 4)}
             row |= {"right": round(sum(score == 1 for score in scores) / len(scores), 4)}
             rows.append(row | {"leaked": sum(leaked for item in found for leaked in item.leaked)})
             if report:

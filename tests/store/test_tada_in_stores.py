@@ -21,7 +21,7 @@ from keepkv.store.codec.tada import Tada
 from keepkv.store.zones import Zones
 
 B, H, S, D = 2, 4, 96, 16
-METHOD = replace(make_method("snapkv", {"window": 4, "sinks": 2}), together=True, name="custom")
+SMALL = {"window": 4, "sinks": 2}
 
 
 def slots(seed: int = 0) -> Slots:
@@ -66,7 +66,7 @@ def test_heads_that_hold_different_tokens_are_refused() -> None:
 
 @pytest.mark.parametrize(("method", "store"), [("adakv", None), ("snapkv", "ragged")])
 def test_layouts_of_single_heads_are_refused_before_anything_is_read(method: str, store: str | None) -> None:
-    with pytest.raises(keepkv.KeepKVError, match=r"'tada' writes the KV heads of a token together.*together=True"):
+    with pytest.raises(keepkv.KeepKVError, match=r"'tada' writes the KV heads of a token together.*'int4'"):
         keepkv.Cache(zoo.model("llama"), method, 64, store=store, codec="tada", codec_options={"centre": True})
 
 
@@ -90,10 +90,11 @@ def test_codes_do_not_depend_on_how_tokens_come(pieces: tuple[int, ...]) -> None
 
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "gpt-neox", "gpt-oss", "deepseek-v3"])
 def test_a_cache_answers_nearly_as_without_codes(arch: str) -> None:
-    """Padded rows, at 8 bits."""
+    """Padded rows, at 8 bits; heads keep the same tokens in both."""
     model = zoo.model(arch)
-    options = {"codec": "tada", "codec_options": {"bits": 8, "centre": True}}
-    caches = [keepkv.Cache(model, METHOD, 14, **more) for more in ({}, options)]
+    options: dict[str, Any] = {"codec": "tada", "codec_options": {"bits": 8, "centre": True}}
+    together = replace(make_method("snapkv", SMALL), together=True)
+    caches = [keepkv.Cache(model, together, 14), keepkv.Cache(model, "snapkv", 14, **SMALL, **options)]
     exact, coded = (generate(model, batch(), cache).scores_ for cache in caches)
     assert torch.allclose(exact, coded, atol=0.1) and caches[1].report().compressed
 
@@ -102,15 +103,15 @@ def test_a_calibrated_cache_is_saved_copied_and_read_back(tmp_path: Path) -> Non
     model = zoo.model("llama")
     texts = list(torch.randint(3, 60, (8, 1, 24), generator=torch.Generator().manual_seed(7)))
     found = calibrate("tada", model, texts, bits=3.0, proposals=2)
-    options: dict[str, Any] = {"codec": "tada", "codec_options": {"bits": "calibrated", "centre": True}}
+    options: dict[str, Any] = {**SMALL, "codec": "tada", "codec_options": {"bits": "calibrated", "centre": True}}
     with pytest.raises(CalibrationError, match="keepkv calibrate tada"):
-        keepkv.Cache(model, METHOD, 14, **options)
-    cache = keepkv.Cache(model, METHOD, 14, calibration=found, **options)
+        keepkv.Cache(model, "snapkv", 14, **options)
+    cache = keepkv.Cache(model, "snapkv", 14, calibration=found, **options)
     generate(model, batch(), cache)
     bits = [layer.store.held.codec.bits for layer in cache.compressible]  # type: ignore[attr-defined]
     assert bits == [int(x["tada_bits"]) for x in found.tensors.values()]
     cache.save(tmp_path / "a.keepkv")
-    twins = cache.copy(), keepkv.Cache.load(tmp_path / "a.keepkv", model, METHOD, calibration=found)
+    twins = cache.copy(), keepkv.Cache.load(tmp_path / "a.keepkv", model, calibration=found)
     for twin in twins:
         for one, two in zip(cache.compressible, twin.compressible, strict=True):
             assert torch.equal(one.store.view().keys, two.store.view().keys)

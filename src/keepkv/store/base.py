@@ -267,9 +267,8 @@ def choose(layout: str, codec: str, ragged: bool) -> tuple[str, str]:
         )
     if getattr(CODECS.factory(codec), "together", False) and (ragged or layout == "ragged"):
         raise KeepKVError(
-            f"codec {codec!r} writes the KV heads of a token together, so that they must keep the same tokens, in "
-            "store='dense': take a Method with together=True and an allocation such as 'uniform'. Or give a codec that "
-            "writes each head by itself, such as 'int4'."
+            f"codec {codec!r} writes the KV heads of a token together, in store='dense' and with as many slots in each "
+            "head. Use these, with an allocation such as 'uniform', or a codec that writes each head by itself: 'int4'."
         )
     if ragged and layout == "dense":
         raise KeepKVError(
