@@ -86,3 +86,14 @@ def test_auto_is_settled_when_the_cache_is_made(model: Any) -> None:
     )  # which holds slots as they are
     with pytest.raises(KeepKVError, match="name the codec too"):
         keepkv.Cache(model, "auto", "10%bytes", codec="auto", codec_options={"bits": 2})
+
+
+@pytest.mark.parametrize("codec", ["kivi", "kvquant"])
+@pytest.mark.parametrize("method", ["snapkv", "auto"])
+@pytest.mark.parametrize("budget", ["4%bytes", "10%bytes", "25%bytes", f"{PLAIN // 10}B"])
+def test_groups_that_stay_are_paid_for(model: Any, codec: str, method: str, budget: str) -> None:
+    """The scales of 32 tokens stay while one of them does: before, "10%bytes" held 12 %."""
+    cache, asked = read(model, method, budget, codec), Budget.of(budget)
+    cache.compressing = asked.bytes is not None
+    wanted = asked.bytes or round((asked.share_of_bytes or 0) * PLAIN)
+    assert 0.3 * wanted <= cache.report().bytes <= 1.03 * wanted  # slots side by side share a group: less is held

@@ -163,8 +163,7 @@ FORMULAS = {  # bits of a slot of one head: key, value, and what is beside them
     "int4": lambda d: (4 * d, 4 * d, 4 * 16), "int2": lambda d: (2 * d, 2 * d, 4 * 16),
     "hadamard": lambda d: (4 * d, 4 * d, 4 * 16), "lloyd-max": lambda d: (4 * d, 4 * d, 2 * 16),
     "oscar": lambda d: (2 * d, 2 * d, 4 * 16),
-    "kivi": lambda d: (2 * d + 2 * 16 * d / 32, 2 * d + 2 * 16, 32),
-    "kvquant": lambda d: (2 * d + 2 * 16 * d / 32, 2 * d + 2 * 16, 32),
+    "kivi": lambda d: (2 * d, 2 * d + 2 * 16, 32), "kvquant": lambda d: (2 * d, 2 * d + 2 * 16, 32),
 }  # fmt: skip
 
 
@@ -176,7 +175,9 @@ def test_bytes_are_those_of_the_formula(layout: str, codec: str) -> None:
     content, beside, plain = made.slot_bytes()
     assert content == pytest.approx(H * sum(FORMULAS[codec](D)) / 8, rel=0.01)
     held = B * 1024 * (content + beside - H * (4 + 4 * (codec != "none")))  # no votes were allocated
-    rest = B * made.row_bytes + 64
+    tokens, of_group = made.groups
+    rest = B * made.row_bytes + 64 + (B * of_group * 1024 // tokens if tokens else 0)
+    assert of_group == (H * 2 * 2 * D if codec in ("kivi", "kvquant") else 0)  # scale and zero, float16
     positions = B * H * 1024 * 4
     assert B * 1024 * content + positions <= made.nbytes + 1 <= (B * 1024 * content + positions) * 1.01 + rest
     assert held < B * 1024 * plain

@@ -91,6 +91,7 @@ def _keepkv_bytes(geometry: Geometry, system: System, context: int, new: int) ->
         recent = min(new, 2 * codec.exact)  # tokens that are not encoded yet
         shared = codec.row_bytes(1, width // 2, width - width // 2, geometry.dtype)
         coded = slots + new - recent
+        shared *= min(coded, -(-(context + new) // codec.grouped)) if codec.grouped else 1
         mine = grown(0, recent) * exact + coded * encoded + shared
     else:
         mine = (grown(slots, new) if layout == "dense" else slots + grown(0, new)) * exact

@@ -21,7 +21,7 @@ def layer_budget(layer: Compressible) -> Tensor:
     settings, seen = shared.settings, shared.positions.seen
     assert seen is not None
     of_share = settings.budget.grows  # which may be less than what is always kept
-    mean = settings.budget.per_head(seen, _slot_bytes(layer), _reserved(layer) + _between(layer), _density(layer))
+    mean = _mean(layer, seen)
     mean = mean.maximum(_least(layer)) if of_share else mean
     if settings.budget.bytes is not None and layer.store.static_length is not None:
         mean = mean.clamp(max=layer.store.static_length - (settings.room or 0))
@@ -31,6 +31,24 @@ def layer_budget(layer: Compressible) -> Tensor:
     mine = mine.maximum(_least(layer)) if of_share else mine
     # Where every token fits, no layer gives any up, however the allocation slopes.
     return mine.where(mean < seen, seen)
+
+
+def _mean(layer: Compressible, seen: Tensor) -> Tensor:
+    """(B,) float64: slots per KV head that the budget holds in every layer, for rows of ``seen`` (B,) tokens.
+
+    Where tokens share content in groups, a budget in bytes pays for all groups of a row, or for as many as it holds
+    slots if these are fewer.
+    """
+    budget, ranks = layer.shared.settings.budget, layer.info.ranks
+    one, rest = _slot_bytes(layer), _reserved(layer) + _between(layer)
+    several, bytes_ = layer.store.groups
+    if not several or (budget.bytes is None and budget.share_of_bytes is None):
+        return budget.per_head(seen, one, rest, _density(layer))
+    # A group begins anew where a chunk does; slots that merge are written again, in groups of their own.
+    count = (seen / several).ceil() * (1 + layer.shared.settings.method.reduce.merges) + 1
+    whole = budget.per_head(seen, one, rest + ranks * bytes_ * int(count.sum()), _density(layer))
+    apart = budget.per_head(seen, one + ranks * bytes_, rest, _density(layer, bytes_))
+    return whole.maximum(apart.minimum(count.double()))
 
 
 def check(layer: Compressible, budget: Tensor, over: Tensor) -> None:
@@ -110,10 +128,10 @@ def _slot_bytes(layer: Compressible) -> int:
     return (sizes.content + sizes.beside + _weights(layer)) * layer.info.ranks
 
 
-def _density(layer: Compressible) -> float:
-    """Bytes of a token in a plain cache, by those of a slot here."""
+def _density(layer: Compressible, more: int = 0) -> float:
+    """Bytes of a token in a plain cache, by those of a slot here and ``more``."""
     sizes = layer.store.slot_bytes()
-    return sizes.plain / (sizes.content + sizes.beside)
+    return sizes.plain / (sizes.content + sizes.beside + more)
 
 
 def _weights(layer: Compressible) -> int:

@@ -175,11 +175,17 @@ class Compressed(Full):
             state = batch * self._state(index)
         if self.static is not None:
             return batch * self.static * (sizes.content + sizes.beside) + 8 + state
+        several, of_group = store.groups
         if slots < seen:
-            return batch * (slots * (sizes.content + sizes.beside) + store.row_bytes * store.ragged) + state
+            again = slots if self.method.reduce.merges else 0  # slots that merge are written in groups of their own
+            groups = min(slots, -(-seen // several) + -(-again // several)) if several else 0
+            rest = store.row_bytes + of_group * groups
+            return batch * (slots * (sizes.content + sizes.beside) + rest) + state
         beside = heads * replace(store.held, votes=False).beside
         exact = min(seen, codec.exact) if codec.exact is not None else seen
-        return batch * (exact * (sizes.plain + beside) + (seen - exact) * (sizes.content + beside)) + state
+        rest = store.shared_bytes * (exact < seen)
+        rest += of_group * -(-(seen - exact) // several) if several else 0
+        return batch * (exact * (sizes.plain + beside) + (seen - exact) * (sizes.content + beside) + rest) + state
 
     # --- samples -----------------------------------------------------------------------------------------------------
 

@@ -196,8 +196,18 @@ class Store(ABC):
 
     @property
     def row_bytes(self) -> int:
-        """What a row takes beside its slots."""
+        """What a row takes beside its slots, but for groups of tokens."""
+        return self.shared_bytes
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of that, what its slots share wherever they lie."""
         return 0
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        """How many tokens in a row share content at most, and the bytes of it, of every KV head; 0, 0: none do."""
+        return 0, 0
 
     def _bytes_of(self, keys: Tensor, values: Tensor) -> SlotBytes:
         """From any keys (·,H,·,D) and values (·,H,·,Dv)."""

@@ -236,6 +236,14 @@ class Canary(Store):
     def row_bytes(self) -> int:
         return self.inner.row_bytes
 
+    @property
+    def shared_bytes(self) -> int:
+        return self.inner.shared_bytes
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        return self.inner.groups
+
     def slot_bytes(self) -> SlotBytes:
         return self.inner.slot_bytes()
 

@@ -77,7 +77,7 @@ class RaggedStore(Zones):
 
     @property
     def row_bytes(self) -> int:
-        return self._heads * (HEAD if self.held.codec.exact is None else SEGMENT) + super().row_bytes
+        return self._heads * (HEAD if self.held.codec.exact is None else SEGMENT) + self.shared_bytes
 
     @property
     def _heads(self) -> int:

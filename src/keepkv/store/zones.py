@@ -129,11 +129,17 @@ class Zones(Store):
             yield self._part({name: x[:, :, start : start + step] for name, x in self.coded.used().items()})
 
     @property
-    def row_bytes(self) -> int:
-        if self.content.exact:
-            return 0
+    def shared_bytes(self) -> int:
+        return 0 if self.content.exact or self.held.codec.grouped else self.held.codec.row_bytes(*self._widths())
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        codec = self.held.codec
+        return (codec.grouped, codec.group_bytes(*self._widths())) if codec.grouped else (0, 0)
+
+    def _widths(self) -> tuple[int, int, int, torch.dtype]:
         keys, values = self.like()
-        return self.held.codec.row_bytes(keys.shape[1], keys.shape[-1], values.shape[-1], keys.dtype)
+        return keys.shape[1], keys.shape[-1], values.shape[-1], keys.dtype
 
     def like(self) -> tuple[Tensor, Tensor]:
         if self.recent.fields:

@@ -32,6 +32,7 @@ class Codec:
     unrotated: bool = False  # keys are given, and returned, as they are before the rotary embedding
     together: ClassVar[bool] = False  # codes of one token belong together: every head must hold the same tokens
     selectable: ClassVar[bool] = True  # decoded tokens may attend to some of the slots only, where that is asked for
+    grouped: ClassVar[int] = 0  # tokens in a row that share content which stays while one of them does; 0: none do
     needs_calibration: ClassVar[str | None] = None  # the kind of calibration that ``for_layer`` must be given
 
     def for_layer(self, layer: LayerInfo, calibration: Mapping[str, Tensor] | None) -> Codec:
@@ -95,8 +96,12 @@ class Codec:
         fields = self.blank(heads, key_dim, value_dim, dtype)[0]
         return _bytes({name: x for name, x in fields.items() if not name.startswith("values")})
 
+    def group_bytes(self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
+        """Bytes of what a group of tokens shares, of every one of ``heads`` KV heads."""
+        return self.row_bytes(heads, key_dim, value_dim, dtype) if self.grouped else 0
+
     def row_bytes(self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
-        """Bytes of what the slots of a row share."""
+        """Bytes of what the slots of a row share, of one group where tokens share by groups."""
         return _bytes(self.blank(heads, key_dim, value_dim, dtype)[1])
 
     def blank(self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> tuple[Fields, Fields]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,8 @@ class Kivi(Codec):
     group that no slot needs any more is forgotten at the next compression. A slot takes D·key_bits/8 bytes and 4 for
     its group, Dv·value_bits/8 and 4; a group takes 4·D. The newest 32 to 64 tokens are exact.
     """
+
+    grouped: ClassVar[int] = GROUP
 
     def __init__(self, bits: int = 2, key_bits: int | None = None, value_bits: int | None = None) -> None:
         self.key_bits, self.value_bits = checked_bits(key_bits or bits), checked_bits(value_bits or bits)
@@ -73,13 +77,6 @@ class Kivi(Codec):
         count, group = shared["scale"].shape[2] if shared else 0, fields["group"]
         if bool((group < 0).any()) or bool((group >= count).any()):
             raise ValueError(f"'group' points outside of the {count} groups that there are")
-
-    def token_bytes(self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
-        own = (key_dim * self.key_bits + value_dim * self.value_bits) // 8 + 4 + 4
-        return heads * (own + -(-4 * key_dim // GROUP))
-
-    def row_bytes(self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
-        return 0  # counted with the slots
 
 
 @register_codec("kvquant")
