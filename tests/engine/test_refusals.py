@@ -228,6 +228,16 @@ def test_names_and_options_are_checked() -> None:
         keepkv.When(every=0)
 
 
+def test_the_full_cache_gives_nothing_up() -> None:
+    """Whatever its budget, compressed by hand or not; before, a compression by hand dropped slots at random."""
+    model = zoo.model("llama")
+    with pytest.warns(UserWarning, match="'full' keeps every token: the budget of 30% of the tokens is not applied"):
+        cache = keepkv.Cache(model, "full", 0.3)
+    generate(model, batch(), cache)
+    cache.compress()
+    assert cache.report().held == 1.0 and not cache.report().compressed
+
+
 def test_the_receipt_counts_stay_with_their_rows() -> None:
     """Beam reordering moves counters with rows; a copy's counters are its own."""
     model, cache = zoo.model("llama"), keepkv.Cache(zoo.model("llama"), "random", 14, sinks=0)

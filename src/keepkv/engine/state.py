@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -24,6 +25,8 @@ from keepkv.spans.base import SpanPolicy
 from keepkv.spans.rows import RowSpans
 from keepkv.store.base import Store
 
+EVERYTHING = Budget(share=1.0)
+
 
 @dataclass(frozen=True)
 class Settings(Checked):
@@ -44,7 +47,11 @@ class Settings(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        method, slots = self.method, self.budget.slots
+        method = self.method
+        if method.name == "full" and self.budget != EVERYTHING:
+            warnings.warn(f"method 'full' keeps every token: the budget of {self.budget} is not applied", stacklevel=3)
+            object.__setattr__(self, "budget", EVERYTHING)
+        slots = self.budget.slots
         scopes = self.policy is not None and self.policy.scopes and method.score.scores_within_spans
         object.__setattr__(self, "scopes", scopes)
         pinned = method.sinks + method.window

@@ -12,7 +12,7 @@ from keepkv.score.streaming import Streaming
 
 @register_method("full")
 def full() -> Method:
-    """The plain cache: nothing is ever compressed, the budget is ignored."""
+    """The plain cache: nothing is ever compressed; a budget is not applied, which a warning says."""
     return Method(Random(), when=When(prefill=None))
 
 
