@@ -19,6 +19,7 @@ from keepkv.bench.systems import PLAIN, System, peers, slots_asked
 from keepkv.core.when import When
 from keepkv.errors import KeepKVError
 from keepkv.measure import Percentiles
+from keepkv.store.ragged import HEAD
 
 CONTEXT, NEW = 60, 3
 
@@ -188,10 +189,13 @@ def test_geometry() -> None:
     ids=lambda one: one.label + (f":{one.store}" if one.store else ""),
 )
 def test_bytes_of_a_row_before_it_exists(tiny: str, one: System) -> None:
-    """Never less than what is then really allocated, and not much more."""
+    """Never less than what is then really allocated, and not much more: tiles of ragged heads, which plain torch makes
+    for decoding and no kernel does, are counted at their most."""
     expected = 2 * row_bytes(GEOMETRY, one, CONTEXT, WARM + NEW)
     counts = 512  # bookkeeping of a few numbers per layer, and scales per tensor
-    assert turns(tiny, one)[0]["bytes"] - counts <= expected <= 1.35 * turns(tiny, one)[0]["bytes"] + counts
+    tiles = 2 * GEOMETRY.layers * GEOMETRY.heads * HEAD * (one.method == "adakv")
+    held = turns(tiny, one)[0]["bytes"]
+    assert held - counts <= expected <= 1.35 * held + counts + tiles
 
 
 def test_growth_of_a_dense_store() -> None:

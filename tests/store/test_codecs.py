@@ -251,6 +251,7 @@ def test_groups_that_nobody_needs_are_forgotten(codec: str) -> None:
     [
         ("int4", {"bits": 3}, "expected one of 2, 4, 8"),
         ("int4", {"group": 0}, "how many numbers share a scale"),
+        ("int4", {"group": 5}, "a power of two"),
         ("kivi", {"key_bits": 16}, "expected one of 2, 4, 8"),
         ("lloyd-max", {"bits": 8}, "for 2 or 4 bits"),
         ("hadamard", {"size": 3}, "size"),
@@ -262,9 +263,10 @@ def test_impossible_options_are_refused(codec: str, options: dict[str, Any], mes
 
 
 def test_widths_that_make_no_whole_bytes_are_refused() -> None:
-    made = STORES.build("dense", Held(codec=CODECS.build("int4", group=5)))
-    with pytest.raises(keepkv.KeepKVError, match="whole groups of 5"):
-        made.load(slots())
+    made = STORES.build("dense", Held(codec=CODECS.build("int4", group=16)))
+    given = slots()
+    with pytest.raises(keepkv.KeepKVError, match=r"24 numbers do not make .* whole groups of 16"):
+        made.load(given.with_(keys=torch.randn(B, H, S, 24)))
 
 
 def test_levels_are_symmetric_and_in_order() -> None:

@@ -49,7 +49,8 @@ def attend(
         of_part = [
             _attend(query[:, :, at], part, scaling, None if mask is None else mask[:, :, at], softcap) for at in spans
         ]
-        one = _Running(torch.cat([x.out for x in of_part], 3), torch.cat([x.lse for x in of_part], 3))
+        one = _Running(*(torch.cat(x, 3) for x in zip(*of_part, strict=True))) if len(of_part) > 1 else of_part[0]
+        del of_part
         running = one if running is None else running.joined(one)
     assert running is not None
     out, lse = running
@@ -66,8 +67,10 @@ class _Running(NamedTuple):
     lse: Tensor
 
     def joined(self, other: _Running) -> _Running:
+        """Of both together; the memory of both is reused."""
         total = torch.logaddexp(self.lse, other.lse)
-        return _Running(self.out * (self.lse - total).exp() + other.out * (other.lse - total).exp(), total)
+        rest = other.out.mul_((other.lse - total).exp_())
+        return _Running(self.out.mul_((self.lse - total).exp_()).add_(rest), total)
 
 
 def _attend(query: Tensor, part: Part, scaling: float, block: Tensor | None, softcap: float | None) -> _Running:

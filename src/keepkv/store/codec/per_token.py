@@ -39,7 +39,8 @@ def checked_bits(bits: int) -> int:
 
 
 def checked_width(width: int, bits: int, group: int | None) -> int:
-    """How many groups a vector of ``width`` numbers has, if its codes fill whole bytes and groups."""
+    """How many groups a vector of ``width`` numbers has, if its codes fill whole bytes and groups; one at least."""
+    group = None if group is None else min(group, width)
     if width * bits % 8 or width % (group or width):
         whole = f"whole bytes of {bits}-bit codes" + (f" and whole groups of {group}" if group else "")
         raise KeepKVError(f"vectors of {width} numbers do not make {whole}. Give more bits, or another codec.")
@@ -50,8 +51,8 @@ class PerToken(Codec):
     """Uniform codes between the least and the greatest number of each vector, or of each ``group`` of its numbers.
 
     bits: 2, 4 or 8; key_bits, value_bits: where keys and values have different ones. group: numbers that share a scale
-    and a zero; None: all of a vector. The content of a slot takes D·key_bits/8 + Dv·value_bits/8 bytes, and 4 for each
-    group.
+    and a zero, a power of two; None: all of a vector. The content of a slot takes D·key_bits/8 + Dv·value_bits/8 bytes,
+    and 4 for each group.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class PerToken(Codec):
     ) -> None:
         self.bits = {"keys": checked_bits(key_bits or bits), "values": checked_bits(value_bits or bits)}
         self.group = group
-        if group is not None and not (isinstance(group, int) and group > 0):
-            raise KeepKVError(f"group={shown(group)}: expected how many numbers share a scale, such as 32")
+        if group is not None and not (type(group) is int and group > 0 and group & (group - 1) == 0):
+            raise KeepKVError(
+                f"group={shown(group)}: expected how many numbers share a scale, a power of two such as 32"
+            )
 
     def turn(self, name: str, width: int, device: torch.device) -> Tensor | None:
         """The orthogonal matrix (W,W) float32 that vectors are multiplied with when they are read; None: none.
