@@ -183,6 +183,26 @@ def test_threads_with_caches_of_their_own() -> None:
     assert state(model) == before
 
 
+def test_the_last_cache_may_go_while_another_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the guard its attention came back in the middle: "layers do not use the attention interface"."""
+    model = fresh()
+    before, last = state(model), [keepkv.Cache(model, "knorm", 14)]
+    inner = keepkv.engine.model.check_forward
+
+    def goes(*args: Any) -> None:
+        last.clear()
+        gc.collect()
+        assert model.config._attn_implementation == "keepkv"
+        inner(*args)
+
+    monkeypatch.setattr("keepkv.engine.model.check_forward", goes)
+    cache = keepkv.Cache(model, "knorm", 14)
+    assert generate(model, row(batch(), 0), cache, new=1).sequences.shape[1] > 1
+    del cache
+    gc.collect()
+    assert state(model) == before
+
+
 def test_threads_with_plain_caches_beside_caches_that_come_and_go() -> None:
     """The switches fall between their forwards, not into them."""
     model = fresh()

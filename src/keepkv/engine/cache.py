@@ -21,6 +21,7 @@ from keepkv.core.tensorfile import MAX_FILE
 from keepkv.core.when import When
 from keepkv.engine import forward, persistence, rows
 from keepkv.engine.attached import Attachment, attach
+from keepkv.engine.busy import running
 from keepkv.engine.changes import as_written, changed
 from keepkv.engine.compression import compress, compress_waiting, end_prompt
 from keepkv.engine.devices import input_device
@@ -100,8 +101,10 @@ class Cache(stock.Cache):
         settings = Settings(chosen, asked, seed, policy, select=selection)
         held = Held(settings.stats, chosen.reduce.merges, writes, settings.room)
         template = guarded(STORES.build(self.layout, held, **self.store_options))
-        prepared = prepare_model(model, chosen, template.static_length, self.codec if held.codec.unrotated else None)
-        self.attached: Attachment | None = attach(model)
+        unrotated = self.codec if held.codec.unrotated else None
+        with running(model):  # or the last of other caches, which may go now, would put its attention back meanwhile
+            prepared = prepare_model(model, chosen, template.static_length, unrotated)
+            self.attached: Attachment | None = attach(model)
         check_selection(selection, template, writes, prepared.ours.values())
         pieces = (chosen.score, chosen.allocate, chosen.reduce, held.codec, template, selection)
         calibrations = check_calibration(pieces, calibration, lambda: fingerprint(model), prepared.ours)
