@@ -10,13 +10,14 @@ from keepkv.cli.demo.material import Material
 from keepkv.cli.demo.measure import Compared
 from keepkv.cli.demo.strip import LEGEND, cell_of, cells, pointers, strip
 from keepkv.cli.output import table
+from keepkv.core.words import counted
 
 
 def show(out: Console, material: Material, rows: list[Compared], budget: str) -> None:
     """Table, strips and examples of what ``measure`` found."""
     known = material.has_answers
     out.print(
-        f"{len(material.context)} tokens, {len(material.asked)} questions, budget {budget}. "
+        f"{counted(len(material.context), 'token')}, {counted(len(material.asked), 'question')}, budget {budget}. "
         "Compressed before any question was seen."
     )
     out.print()
