@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import matrix
 import pytest
 import torch
 import transformers as t
@@ -24,7 +25,7 @@ EVERY: dict[str, Any] = {"every": keepkv.When(every=2), "prompt": keepkv.When()}
 
 
 def made(model: Any, method: Method, budget: Any, **options: Any) -> keepkv.Cache:
-    return keepkv.Cache(model, method[0], budget, **method[1], **(options if compresses(method) else {}))
+    return matrix.made(model, method[0], budget, **method[1], **(options if compresses(method) else {}))
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import matrix
 import pytest
 import torch
 import zoo
@@ -18,7 +19,7 @@ STORES = ({}, {"store": "ragged"}, {"codec": "int8"}, {"store": "static", "store
 
 def read(name: str, inside: bool, arch: str = "llama", **options: Any) -> keepkv.Cache:
     options |= {} if name == "full" else {"when": keepkv.When("deferred", every=4)}
-    cache = keepkv.Cache(zoo.model(arch), name, None if name == "full" else 20, **options)
+    cache = matrix.made(zoo.model(arch), name, None if name == "full" else 20, **options)
     with torch.inference_mode() if inside else torch.no_grad():
         zoo.model(arch)(ids(40), **{CACHE: cache})
         zoo.model(arch)(ids(1), **{CACHE: cache})
@@ -74,7 +75,7 @@ def test_text_is_looked_at_again(name: str, options: dict[str, Any], look: Calla
     """Read in inference mode, reread outside of it. Without the guard: the same RuntimeError."""
     kept = []
     for inside in (False, True):
-        cache = keepkv.Cache(zoo.model("llama"), name, 24, when=keepkv.When("deferred"), **options)
+        cache = matrix.made(zoo.model("llama"), name, 24, when=keepkv.When("deferred"), **options)
         with torch.inference_mode() if inside else torch.no_grad():
             zoo.model("llama")(ids(40), **{CACHE: cache})
         look(zoo.model("llama"), cache, ids(40))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import matrix
 import pytest
 import torch
 import zoo
@@ -16,7 +17,7 @@ from keepkv.engine.versions import CACHE
 
 
 def read(name: str, chunk: int | None) -> tuple[Any, torch.Tensor]:
-    cache = keepkv.Cache(zoo.model("llama"), name, 20, when=keepkv.When("deferred"), **OPTIONS[name])
+    cache = matrix.made(zoo.model("llama"), name, 20, when=keepkv.When("deferred"), **OPTIONS[name])
     more = {} if chunk is None else {"prefill_chunk_size": chunk}
     out = zoo.model("llama").generate(
         **batch((49,)), **{CACHE: cache}, max_new_tokens=3, min_new_tokens=3, do_sample=False, output_logits=True,

@@ -8,6 +8,7 @@ from functools import cache
 from itertools import product
 from typing import Any
 
+import matrix
 import pytest
 import torch
 import zoo
@@ -50,7 +51,7 @@ def prefill(cache: keepkv.Cache, prompt: int = PROMPT, rows: int = 1) -> keepkv.
 @pytest.mark.parametrize("budget", [0.1, 0.25, 0.5])
 def test_bytes_stay_within_the_budget(method: tuple[str, dict[str, Any]], budget: float) -> None:
     """3. bytes ≤ budget × full_bytes × 1.03 + protected slots, storage included that decode has allocated ahead."""
-    cache = keepkv.Cache(wide(), method[0], budget, **method[1])
+    cache = matrix.made(wide(), method[0], budget, **method[1])
     if method[0] == "full":
         receipt = prefill(cache)
         assert receipt.bytes >= receipt.full_bytes and not receipt.compressed
@@ -94,10 +95,10 @@ def test_budget_in_bytes_is_kept(method: tuple[str, dict[str, Any]]) -> None:
     """All that is held: slots, what the score remembers, what comes between two compressions. Before that was reserved,
     of 300 kB: compactor 2.79 times, attention-matching and expected-attention 1.44, keepkv 1.28."""
     name, options = method
-    ragged = keepkv.Cache(wide(), name, 99, **options).settings.method.allocate.ragged
+    ragged = matrix.made(wide(), name, 99, **options).settings.method.allocate.ragged
     for layout, codec, every in product(("ragged",) if ragged else ("dense", "ragged"), ("none", "int8"), (None, 1, 5)):
         when = keepkv.When(every=every)
-        cache = keepkv.Cache(wide(), name, f"{BYTES}B", store=layout, codec=codec, when=when, **options)
+        cache = matrix.made(wide(), name, f"{BYTES}B", store=layout, codec=codec, when=when, **options)
         case = (layout, codec, every)
         if name == "compactor" and "chunk" not in options:  # 260 queries of two layers are 1.1 MB
             with pytest.raises(BudgetError, match="to what the score remembers"):
@@ -130,7 +131,7 @@ def test_more_rows_share_the_bytes() -> None:
 def test_bytes_that_do_not_hold_what_is_always_kept_are_refused() -> None:
     """4 KiB held 53,904 bytes. Nothing is changed: the layer that came first still holds every token."""
     for name, given, options in (("keepkv", "4KiB", {}), ("snapkv", "100KB", {}), ("random", "1KiB", {"sinks": 0})):
-        cache = keepkv.Cache(wide(), name, given, **options)
+        cache = matrix.made(wide(), name, given, **options)
         with pytest.raises(BudgetError, match="one slot in every layer"):
             feed(cache, PROMPT)
         assert not cache.report().compressed and cache.report().kept[0] == [[PROMPT] * HEADS]

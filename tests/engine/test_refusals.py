@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import matrix
 import pytest
 import torch
 import zoo
@@ -122,14 +123,14 @@ def test_one_token_prompts_and_one_token_chunks(method: tuple[str, dict[str, Any
     """A prompt of one token works, and padding that arrives in one-token chunks is padding."""
     model = zoo.model("llama")
     options = {"when": keepkv.When(every=3)} if compresses(method) else {}
-    out = generate(model, {"input_ids": torch.tensor([[5]])}, keepkv.Cache(model, method[0], 8, **method[1], **options))
+    out = generate(model, {"input_ids": torch.tensor([[5]])}, matrix.made(model, method[0], 8, **method[1], **options))
     assert torch.isfinite(out.scores_).all()
     if compresses(method):
         options = {"when": keepkv.When(prefill="deferred", every=3)}
     inputs = batch((9, 4))
-    out = generate(model, inputs, keepkv.Cache(model, method[0], 8, **method[1], **options), prefill_chunk_size=1)
+    out = generate(model, inputs, matrix.made(model, method[0], 8, **method[1], **options), prefill_chunk_size=1)
     for i in range(2):
-        mine = keepkv.Cache(model, method[0], 8, **method[1], **options)
+        mine = matrix.made(model, method[0], 8, **method[1], **options)
         alone = generate(model, row(inputs, i), mine, prefill_chunk_size=1)
         if not compresses(method):  # one-token chunks count as decoding: rows reach their budget at other steps
             assert torch.allclose(alone.scores_[0], out.scores_[i], atol=1e-5)
@@ -140,7 +141,7 @@ def test_one_token_prompts_and_one_token_chunks(method: tuple[str, dict[str, Any
 def test_turns_of_unequal_length(method: tuple[str, dict[str, Any]]) -> None:
     """Padding between turns: a second turn padded on the left, in the middle of the row, equals the rows alone."""
     model, first, second = zoo.model("llama"), batch((33, 9)), batch((12, 5), seed=2)
-    cache = keepkv.Cache(model, method[0], 14, **method[1])
+    cache = matrix.made(model, method[0], 14, **method[1])
 
     def talk(past: Any, turns: list[dict[str, torch.Tensor]]) -> torch.Tensor:
         mask = turns[0]["attention_mask"]
@@ -156,7 +157,7 @@ def test_turns_of_unequal_length(method: tuple[str, dict[str, Any]]) -> None:
     step = {"input_ids": torch.tensor([[7], [7]]), "attention_mask": torch.ones(2, 1, dtype=torch.long)}
     together = talk(cache, [first, second, step])
     for i in range(2):
-        alone = talk(keepkv.Cache(model, method[0], 14, **method[1]), [row(x, i) for x in (first, second, step)])
+        alone = talk(matrix.made(model, method[0], 14, **method[1]), [row(x, i) for x in (first, second, step)])
         assert torch.allclose(alone[0], together[i], atol=1e-5), (alone[0] - together[i]).abs().max()
 
 
@@ -173,7 +174,7 @@ def test_extreme_logits_stay_finite_and_repeatable(method: tuple[str, dict[str, 
     model.to(dtype)
     options = {"when": keepkv.When(every=3)} if compresses(method) else {}
     largest: list[float] = []
-    caches = [keepkv.Cache(model, method[0], 14, **method[1], **options) for _ in range(2)]
+    caches = [matrix.made(model, method[0], 14, **method[1], **options) for _ in range(2)]
     attend = caches[0].compressible[0].attend
 
     def watch(module: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import matrix
 import pytest
 import torch
 import zoo
@@ -44,7 +45,7 @@ def kept(cache: keepkv.Cache) -> list[set[tuple[int, ...]]]:
 def test_a_question_taken_back_changes_nothing(name: str) -> None:
     """Without the guard: other slots are kept by 15 of 22 methods, and logits off by up to 0.91 (adakv)."""
     budget = {} if name == "full" else {"budget": 20, "when": keepkv.When("deferred", every=4)}
-    caches = [keepkv.Cache(zoo.model("llama"), name, **budget, **OPTIONS[name]) for _ in range(2)]
+    caches = [matrix.made(zoo.model("llama"), name, **budget, **OPTIONS[name]) for _ in range(2)]
     for i, cache in enumerate(caches):
         feed(cache, ids(40))
         if i:
@@ -64,7 +65,7 @@ def test_rejected_drafts_change_nothing(name: str) -> None:
         return
     caches: list[Any] = []
     for drafts in (0, 3):
-        cache = keepkv.Cache(zoo.model("llama"), name, 20, when=keepkv.When("deferred", every=3), **OPTIONS[name])
+        cache = matrix.made(zoo.model("llama"), name, 20, when=keepkv.When("deferred", every=3), **OPTIONS[name])
         cache.activate_past_recording()
         logits = []
         for n, tokens in enumerate([ids(40), *(ids(1, seed=3 + i) for i in range(8))]):
@@ -93,7 +94,7 @@ def test_assisted_decoding_says_what_greedy_decoding_says(name: str) -> None:
     inputs = batch((60,))
     said = []
     for extra in ({}, {"assistant_model": assistant}):
-        cache = keepkv.Cache(model, name, 24, when=keepkv.When("deferred"), **OPTIONS[name])
+        cache = matrix.made(model, name, 24, when=keepkv.When("deferred"), **OPTIONS[name])
         said.append(generate(model, inputs, cache, new=12, **extra).sequences)
     assert torch.equal(*said), f"{name}: {said}"
 

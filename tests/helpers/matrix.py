@@ -13,6 +13,7 @@ import zoo
 import keepkv
 from keepkv.calibrate import calibrate
 from keepkv.errors import CalibrationError, UnsupportedModel
+from keepkv.methods import make_method
 from keepkv.store import CODECS, STORES, choose
 
 # Beyond a method's defaults: other choices that must hold the same invariants.
@@ -105,16 +106,22 @@ def cache(name: str, method: tuple[str, dict[str, Any]], budget: Any, **options:
         pytest.skip(f"refused as it should be: {error}")
 
 
+def made(model: Any, name: str, budget: Any = None, **options: Any) -> keepkv.Cache:
+    """A cache for ``model``, with the calibration that the method needs, if it does."""
+    return keepkv.Cache(model, name, budget, calibration=calibration((name, options), model), **options)
+
+
 def calibration(method: tuple[str, dict[str, Any]], model: Any) -> keepkv.Calibration | None:
-    """What the codec of a variant needs to know of ``model``, from a few tokens at random."""
-    kind = CALIBRATED.get(method[1].get("codec", ""))
+    """What the score or the codec of a variant needs to know of ``model``, from a few tokens at random."""
+    needs = make_method(method[0], {}).score.needs_calibration
+    kind = CALIBRATED.get(method[1].get("codec", ""), needs)
     return None if kind is None else _calibration(kind, model)
 
 
 @cache_of
 def _calibration(kind: str, model: Any) -> keepkv.Calibration:
-    ids = torch.randint(3, zoo.VOCAB, (2, 40), generator=torch.Generator().manual_seed(0))
-    return calibrate(kind, model, [ids])
+    ids = torch.randint(3, zoo.VOCAB, (6, 2, 40), generator=torch.Generator().manual_seed(0))
+    return calibrate(kind, model, ids if kind == "gates" else ids[:1])
 
 
 def compresses(method: tuple[str, dict[str, Any]]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import matrix
 import pytest
 import torch
 import zoo
@@ -33,8 +34,8 @@ def inside(positions: torch.Tensor, span: Span) -> torch.Tensor:
 @pytest.mark.parametrize("method", METHODS)
 def test_lambda_zero_is_the_method_itself(method: tuple[str, dict[str, Any]]) -> None:
     model, inputs = zoo.model("llama"), batch(LENGTHS)
-    plain = keepkv.Cache(model, method[0], 20, **method[1])
-    spans = keepkv.Cache(model, method[0], 20, spans=SpanPolicy([X, Y], fair_lambda=0), **method[1])
+    plain = matrix.made(model, method[0], 20, **method[1])
+    spans = matrix.made(model, method[0], 20, spans=SpanPolicy([X, Y], fair_lambda=0), **method[1])
     outs = [generate(model, inputs, cache).scores_ for cache in (plain, spans)]
     assert torch.equal(*outs) and all(map(torch.equal, kept(plain), kept(spans)))
 
@@ -44,8 +45,8 @@ def test_lambda_zero_is_the_method_itself(method: tuple[str, dict[str, Any]]) ->
 def test_protected_tokens_stay_and_totals_do_not_change(method: tuple[str, dict[str, Any]], scoring: str) -> None:
     """In every layer and head, and an allocation over layers or heads keeps as many slots as before."""
     model, inputs = zoo.model("llama"), batch(LENGTHS)
-    plain = keepkv.Cache(model, method[0], 20, **method[1])
-    spans = keepkv.Cache(model, method[0], 20, spans=SpanPolicy([X, Y, LAW], scoring=scoring), **method[1])
+    plain = matrix.made(model, method[0], 20, **method[1])
+    spans = matrix.made(model, method[0], 20, spans=SpanPolicy([X, Y, LAW], scoring=scoring), **method[1])
     for cache in (plain, spans):
         generate(model, inputs, cache, new=2)
     assert all(bool((inside(x, LAW) == 4).all()) for x in kept(spans))
@@ -69,10 +70,10 @@ def test_a_batch_is_its_rows(method: tuple[str, dict[str, Any]], when: str) -> N
     model, inputs = zoo.model("llama"), batch(LENGTHS)
     options = {**method[1], "when": keepkv.When(prefill=when, every=3)}
     chunks = {"prefill_chunk_size": 16} if when == "deferred" else {}
-    cache = keepkv.Cache(model, method[0], 20, spans=ROWS, **options)
+    cache = matrix.made(model, method[0], 20, spans=ROWS, **options)
     together = generate(model, inputs, cache, new=8, **chunks)
     for i in range(3):
-        alone = keepkv.Cache(model, method[0], 20, spans=ROWS[i], **options)
+        alone = matrix.made(model, method[0], 20, spans=ROWS[i], **options)
         out = generate(model, row(inputs, i), alone, new=8)
         assert torch.allclose(out.scores_[0], together.scores_[i], atol=1e-5)
         for mine, all_rows in zip(kept(alone), kept(cache), strict=True):

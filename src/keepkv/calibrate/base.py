@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -36,10 +37,22 @@ def register_kind(name: str) -> Callable[[F], F]:
     """Register a function ``(model, batches, **options) -> tensors by layer``, or ``Found``, as the kind ``name``.
 
     batches: token ids (B,T) int64 on the model's device, without padding, each a text or a piece of one. They can be
-    iterated once; a kind that needs them again makes a list. A piece reads the tensors from ``LayerView.calibration``,
+    iterated once; a kind that needs them again makes a list. A kind with an option ``asked`` is given the questions on
+    each text, see ``questions.with_questions``. A piece reads the tensors from ``LayerView.calibration``,
     where those of other kinds may lie too: names begin with a word of the kind.
     """
     return KINDS.register(name)
+
+
+def asks(kind: str) -> bool:
+    """Whether the kind watches a model answer questions: its option ``asked`` has those of each text."""
+    return "asked" in inspect.signature(KINDS.factory(kind)).parameters
+
+
+def _told(options: dict[str, Any]) -> dict[str, Any]:
+    """``options`` for the record; of questions, how many there are."""
+    asked = options.get("asked")
+    return options if asked is None else options | {"asked": sum(map(len, asked))}
 
 
 def calibrate(
@@ -74,7 +87,7 @@ def calibrate(
             "device": device_name(model),
             "dtype": str(model.dtype),
         }
-        | ({"options": options} if options else {})
+        | ({"options": told} if (told := _told(options)) else {})
         | ({"found": facts, "says": says} if says else {})
     )
     return Calibration(kind, tensors, fingerprint(model), made_with)

@@ -32,6 +32,10 @@ def calibrate(
 ) -> None:
     """Measure something of a model on texts, for the methods that need it: a calibration.
 
+    gates: what questions ask of a token, foretold from its key and value, for keepkv3. Everyday facts are put between
+    the sentences of the texts, and the model answers questions on them. Options: ridge; behind=text reads each text
+    again instead, for replies that quote, behind=questions asks alone; both is the default.
+
     query-statistics: mean and covariance of the queries of each head, for expected-attention:statistics=stored. Give
     text like that which the model will read. The file fits this model only; another one is refused.
 
@@ -45,13 +49,14 @@ def calibrate(
 
     \b
     Examples:
+      keepkv calibrate gates --model Qwen/Qwen3-0.6B --out gates.safetensors
       keepkv calibrate query-statistics --out queries.safetensors
       keepkv calibrate query-statistics --model Qwen/Qwen3-0.6B --text a.txt --text b.txt --out qwen3.safetensors
       keepkv calibrate query-statistics --text report.txt --tokens 100000 --length 4096 --out queries.safetensors --json
       keepkv calibrate tada --tokens 8192 --length 128 -o bits=4 --out tada.safetensors
       keepkv calibrate sals --tokens 65536 --length 512 --out sals.safetensors
     """
-    from keepkv.calibrate import KINDS, batches
+    from keepkv.calibrate import KINDS, asks, batches, with_questions
     from keepkv.calibrate import calibrate as measure
     from keepkv.cli import arguments
     from keepkv.measure.files import folder
@@ -62,7 +67,10 @@ def calibrate(
     words = [arguments.read_text(one) for one in text or []] or [document()]
     options = arguments.pairs(option or [])
     network, tokenizer = load(model, device)
-    pieces = batches(tokenizer, words, tokens, length)
+    if asks(kind) and "asked" not in options:
+        pieces, options["asked"] = with_questions(tokenizer, words, tokens, length)
+    else:
+        pieces = batches(tokenizer, words, tokens, length)
     with progress(len(pieces)) as step:
 
         def watched() -> Iterator[Tensor]:

@@ -4,6 +4,7 @@ from keepkv.score.base import SCORES, FunctionScore, Score, register_score
 from keepkv.score.compactor import Compactor
 from keepkv.score.ema import Ema
 from keepkv.score.expected import ExpectedAttention
+from keepkv.score.gates import Gates
 from keepkv.score.gkv import GKV
 from keepkv.score.h2o import H2O
 from keepkv.score.keydiff import KeyDiff
@@ -18,6 +19,6 @@ from keepkv.score.streaming import Streaming
 from keepkv.score.tova import TOVA
 
 __all__ = [
-    "GKV", "H2O", "RKV", "SCORES", "TOVA", "Compactor", "Ema", "ExpectedAttention", "FunctionScore", "KNorm", "KVzip",
-    "KeyDiff", "Leverage", "Matching", "Random", "Score", "SnapKV", "Streaming", "register_score",
+    "GKV", "H2O", "RKV", "SCORES", "TOVA", "Compactor", "Ema", "ExpectedAttention", "FunctionScore", "Gates", "KNorm",
+    "KVzip", "KeyDiff", "Leverage", "Matching", "Random", "Score", "SnapKV", "Streaming", "register_score",
 ]  # fmt: skip
