@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import matrix
 import pytest
 import torch
 from evaluation_setup import setup
@@ -30,6 +31,12 @@ from keepkv.tasks.base import Item, Question, Task, TaskError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* items of each task", "ignore:of .* tokens, a budget of")
 EVERY_METHOD = [name for name in METHODS if name != "full"]
+
+
+def of_method(method: str, model: Any) -> Variant:
+    """The method, with the calibration that it needs, if it does."""
+    known = matrix.calibration((method, {}), model)
+    return Variant(method, {} if known is None else {"calibration": known})
 
 
 def unit(**changes: Any) -> Unit:
@@ -60,7 +67,7 @@ def test_a_batch_scores_as_each_item_does_alone(task: str, loaded: Any) -> None:
 @pytest.mark.parametrize("method", EVERY_METHOD)
 def test_one_prefill_for_all_budgets_keeps_what_compressing_at_once_keeps(method: str, loaded: Any) -> None:
     model, tokenizer = loaded
-    one = unit(variant=Variant(method), items=(HELD_OUT,))
+    one = unit(variant=of_method(method, model), items=(HELD_OUT,))
     [item] = build(tokenizer, setup(), one)
     ids = torch.tensor([item.context])
     with torch.inference_mode():
@@ -78,7 +85,7 @@ def test_one_prefill_for_all_budgets_keeps_what_compressing_at_once_keeps(method
 @pytest.mark.parametrize("method", EVERY_METHOD)
 @pytest.mark.parametrize("mode", ["agnostic", "aware"])
 def test_the_whole_budget_scores_as_the_full_cache(method: str, mode: str, loaded: Any) -> None:
-    whole = unit(variant=Variant(method), budgets=(1.0,), mode=mode, items=(HELD_OUT,), task="qa-1")
+    whole = unit(variant=of_method(method, loaded[0]), budgets=(1.0,), mode=mode, items=(HELD_OUT,), task="qa-1")
     items = build(loaded[1], setup(), whole)
     full = run(*loaded, setup(), replace(whole, variant=FULL), items).items
     mine = run(*loaded, setup(), whole, items).items
@@ -87,7 +94,7 @@ def test_the_whole_budget_scores_as_the_full_cache(method: str, mode: str, loade
 
 def test_shares_of_bytes_are_equal_for_every_method(loaded: Any) -> None:
     for method in EVERY_METHOD:
-        one = unit(variant=Variant(method), length=400, budgets=("25%bytes",))
+        one = unit(variant=of_method(method, loaded[0]), length=400, budgets=("25%bytes",))
         rows = run(*loaded, setup(), one, build(loaded[1], setup(), one)).items
         # Statistics of a score that are in use while decoding only are gone; per-row state is a few queries at most.
         assert all(0.9 * 0.25 < row.ratio <= 0.25 * 1.03 for row in rows), (method, rows[0].ratio)

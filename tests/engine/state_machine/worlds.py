@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 import keepkv
+from keepkv.calibrate import calibrate
 from keepkv.errors import UnsupportedModel
 from keepkv.store import CODECS
 from keepkv.store.codec import Codec
@@ -144,6 +145,7 @@ class World:
         spans = SPANS if self.spans else None
         budget = None if self.method == "full" else BUDGET
         store = None if layout == "auto" else layout
+        more |= {"calibration": _calibration(self.arch, self.dtype)} if self.method == "keepkv3" else {}
         return keepkv.Cache(self.model, self.method, budget, store=store, codec=codec, spans=spans, **more, **chosen)
 
 
@@ -159,6 +161,16 @@ def model(arch: str, dtype: torch.dtype) -> PreTrainedModel:
             elif parameter.dim() > 1 and "embed" not in name:
                 parameter.mul_(4.0)
     return made.to(dtype)
+
+
+@cache
+def _calibration(arch: str, dtype: torch.dtype) -> keepkv.Calibration:
+    """Gates of the model, fitted to a few tokens at random."""
+    known = model(arch, dtype)
+    generator = torch.Generator().manual_seed(0)
+    return calibrate(
+        "gates", known, torch.randint(3, known.config.get_text_config().vocab_size, (5, 1, 40), generator=generator)
+    )
 
 
 @cache

@@ -1,0 +1,130 @@
+"""What is left of a real model's replies when its cache is compressed, on tasks that no method was tuned on.
+
+    python -m benchmarks.real_models.run --model NAME=FOLDER [--gates GATES] [--contexts 3]
+
+Facts and codes in prose, defaults in code, sentences that are quoted. A context is read, compressed to a share of the
+bytes of a plain cache in bfloat16 before any question is known, and asked six questions, each on a copy. The reference
+is the full cache's own greedy reply, fed token by token: a row says how far the next tokens are from the full cache's,
+and how many replies stay the same. Every arm keeps the same first and last tokens. ``--gates`` is what ``keepkv
+calibrate gates`` wrote for the model. A run that is repeated goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.defaults.run import forced, references
+from keepkv.cli.arguments import variant
+from keepkv.core.when import When
+from keepkv.evaluation.setup import FULL, Setup, Variant
+from keepkv.evaluation.unit import look_again, make_cache
+from keepkv.measure.environment import MadeWith
+from keepkv.measure.ledger import Ledger
+from keepkv.measure.rows import INLINE, Row
+from keepkv.metrics import kl
+from keepkv.tasks.asking import Encoded, Ids, compressed, encode, read
+
+from .items import TASKS, make
+
+BUDGETS = (0.1, 0.25, 0.5)
+LENGTH = 800
+CODED = ":codec=hadamard"
+ARMS = (
+    "auto", "keepkv3", "kvzip", "auto" + CODED, "keepkv3" + CODED, "keydiff", "keepkv2", "snapkv", "random",
+    "kvzip" + CODED, "compactor", "streaming-llm",
+)  # fmt: skip
+GATED = ("keepkv3",)  # methods that take ``--gates``
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept(Row):
+    """What one arm at one budget keeps of the full cache's replies about one context.
+
+    budget: share of the bytes of a plain cache in bfloat16, in the layers that are compressed. ratio: of the bytes of
+    all layers that is held. kl: of each question, the mean over the tokens of the full cache's reply of KL(full cache ‖
+    this one), in nats. same: whether this cache gives the same reply. known: whether the full cache's has the answer.
+    """
+
+    task: str
+    context: int
+    tokens: int
+    arm: str
+    budget: float
+    ratio: float
+    kl: list[float]
+    same: list[bool]
+    known: list[bool]
+    made_with: MadeWith = field(metadata=INLINE)
+
+
+def measure(
+    model: Any, tokenizer: Any, item: Encoded, arms: dict[str, Variant], budgets: tuple[float, ...], **facts: Any
+) -> Iterator[Kept]:
+    """A row for each arm and budget."""
+    setup = Setup("", ("notes",), (), (1.0,))
+    reader = make_cache(model, setup, FULL, 1.0, 0, When("deferred"))
+    mask = read(model, reader, [item.context])
+    reader.compressing = False
+    said: list[Ids] = references(model, reader, mask, item, tokenizer.eos_token_id)
+    truth = forced(model, reader, mask, item, said)
+    text = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
+    known = [any(v in words for v in one.question.values) for one, words in zip(item.asked, text, strict=True)]
+    for name, one in arms.items():
+        cache = make_cache(model, setup, one, 1.0, 0, When("deferred"))
+        mask = read(model, cache, [item.context])
+        look_again(model, cache, [item.context])
+        for budget in budgets:
+            small = compressed(cache, f"{100 * budget:g}%bytes")
+            found = forced(model, small, mask, item, said)
+            same = [bool((x.argmax(-1).cpu() == torch.tensor(w)).all()) for x, w in zip(found, said, strict=True)]
+            far = [float(kl(a.float(), b.float()).mean()) for a, b in zip(truth, found, strict=True)]
+            yield Kept(
+                tokens=len(item.context), arm=name, budget=budget, ratio=small.report().ratio, kl=far, same=same,
+                known=known, **facts,
+            )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="NAME=FOLDER")
+    parser.add_argument("--gates", help="the file of keepkv calibrate gates; arms that need it are left out without")
+    parser.add_argument("--arm", action="append", help="repeatable; all of the study if absent")
+    parser.add_argument("--task", action="append", choices=TASKS, help="repeatable; all if absent")
+    parser.add_argument("--budget", action="append", type=float, help="share of the bytes; repeatable")
+    parser.add_argument("--first", type=int, default=0, help="number of the first context")
+    parser.add_argument("--contexts", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    given = parser.parse_args()
+    name, _, path = given.model.partition("=")
+    arms = {}
+    for arm in given.arm or ARMS:
+        method = arm.partition(":")[0]
+        if method not in GATED or given.gates:
+            gates = f"calibration={given.gates}" if method in GATED else ""
+            arms[arm] = variant(arm if not gates else f"{arm}{',' if ':' in arm else ':'}{gates}")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    given.out.mkdir(parents=True, exist_ok=True)
+    ledger, made_with = Ledger(given.out / f"{name}.jsonl", Kept), MadeWith.of(model, name)
+    done = {(row.task, row.context, row.arm) for row in ledger.rows()}
+    with torch.inference_mode():
+        for context, task in product(range(given.first, given.first + given.contexts), given.task or TASKS):
+            left = {arm: one for arm, one in arms.items() if (task, context, arm) not in done}
+            if left:
+                item = encode(tokenizer, make(task, tokenizer, context, LENGTH))
+                budgets = tuple(given.budget or BUDGETS)
+                rows = measure(model, tokenizer, item, left, budgets, task=task, context=context, made_with=made_with)
+                ledger.append(rows)
+            print(name, context, task, len(left), "arms", flush=True)
+
+
+if __name__ == "__main__":
+    main()
