@@ -26,6 +26,11 @@ def test_importing_costs_nothing() -> None:
     )
 
 
+def test_who_reads_results_imports_no_engine() -> None:
+    """A report costs seconds less than with the code of models."""
+    assert python("import sys, keepkv.report; print('keepkv.engine.cache' in sys.modules)") == "False\n"
+
+
 def test_names_come_when_they_are_asked_for() -> None:
     """In one process of its own, as another test has imported everything here."""
     lines = (

@@ -8,11 +8,9 @@ Importing this does nothing else: each public name is imported when it is first 
 it. The first cache enters the attention implementation "keepkv" into transformers.
 """
 
-import sys
-from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from keepkv.core.lazy import lazily
 
 if TYPE_CHECKING:
     from keepkv.allocate import Allocate, register_allocate
@@ -78,24 +76,4 @@ __all__ = [
 ]  # fmt: skip
 
 
-class _Package(ModuleType):
-    """A public name is what it says, even where a room is called the same: ``keepkv.methods`` is the function."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _MODULES:
-            value = getattr(import_module(f"{self.__name__}.{_MODULES[name]}"), name)
-            self.__dict__[name] = value
-            return value
-        if not name.startswith("_") and find_spec(f"{self.__name__}.{name}"):
-            return import_module(f"{self.__name__}.{name}")  # a room, such as keepkv.errors
-        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _MODULES or not isinstance(value, ModuleType):  # the import of a room sets it here
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
-
-
-sys.modules[__name__].__class__ = _Package
+lazily(__name__, _MODULES)

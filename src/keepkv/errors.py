@@ -16,7 +16,9 @@ class UnknownName(KeepKVError, ValueError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
         folded = {one.casefold(): one for one in names}
-        near = get_close_matches(name.casefold(), folded, n=1)
+        given = name.casefold()
+        begin = [one for one in folded if given and one.startswith(given)]  # niah for niah-single-1
+        near = begin[:1] or get_close_matches(given, folded, n=1)
         hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
         super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
 

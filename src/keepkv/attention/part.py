@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -62,7 +62,7 @@ class Part(NamedTuple):
             yield self
             return
         longest = self.positions.shape[2] if self.segments is None else self.segments.longest
-        for start in range(0, longest, columns):
+        for start in _starts(longest, columns):
             yield self._slice(start, start + columns) if self.segments is None else self._taken(start, start + columns)
 
     def _slice(self, start: int, stop: int) -> Part:
@@ -81,6 +81,11 @@ class Part(NamedTuple):
         keys, values = (x.each(change) if isinstance(x, Codes) else change(x) for x in (self.keys, self.values))
         votes = None if self.log_votes is None else change(self.log_votes)
         return self._replace(keys=keys, values=values, log_votes=votes, positions=change(self.positions))
+
+
+def _starts(longest: int, columns: int) -> Iterable[int]:
+    """Where the tiles of ``longest`` slots begin."""
+    return range(0, longest, columns)
 
 
 def plain(part: Part) -> tuple[Tensor, Tensor]:

@@ -33,10 +33,12 @@ def bench(
     method: Methods = None,
     store: Annotated[Texts, Option(help="auto, dense, flat, int8, static:capacity=N. Repeatable.")] = None,
     budget: Annotated[
-        Texts, Option("--budget", "-b", help="Share of the tokens (0.1), or slots per head. Repeatable.")
+        Texts,
+        Option("--budget", "--budgets", "-b", help="Share of the tokens (0.1), or slots per head. Repeatable."),
     ] = None,
     peer: Annotated[
-        Texts, Option("--peer", "-p", help="plain, quanto-4, hqq-4, fp8, kvpress:METHOD …, or none. Repeatable.")
+        Texts,
+        Option("--peer", "--peers", "-p", help="plain, quanto-4, hqq-4, fp8, kvpress:METHOD …, or none. Repeatable."),
     ] = None,
     kvpress_python: Annotated[str | None, Option(help="Python of the environment of kvpress 0.5.5.")] = None,
     context: Annotated[list[int] | None, Option("--context", "-c", help="Tokens read. Repeatable.")] = None,
@@ -175,8 +177,6 @@ def _show(rows: Sequence[BenchRow]) -> None:
         made = table(
             "", "rows", "read s", "comp. s", "ms/tok", "tok/s", "×plain", "×floor", "MiB", last,
         )  # fmt: skip
-        for column in made.columns[1:]:
-            column.no_wrap = True
         for row in mine:
             peak = _number(row.per_layer, 1e6) if kind == "overhead" else _mib(row.peak_bytes)
             numbers = (

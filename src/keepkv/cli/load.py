@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -46,8 +48,9 @@ def load(
     local = Path(name).is_dir()
     if not local and sys.stderr.isatty():
         print(f"loading {name}", file=sys.stderr)
+    shown = waiting(f"loading {name}") if local else nullcontext()  # else transformers shows how far a download is
     try:
-        with waiting(f"loading {name}") if local else nullcontext():  # else transformers shows how far a download is
+        with shown, _no_bar_of_gguf() if read else nullcontext():
             tokenizer = AutoTokenizer.from_pretrained(name, **read)
             loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **placed, **read)
     except (OSError, ValueError) as error:
@@ -80,3 +83,15 @@ def _quiet() -> None:
     hub.set_verbosity_error()  # one line for each time that it tries again
     logging.disable_progress_bar()
     enable_progress_bars()
+
+
+@contextmanager
+def _no_bar_of_gguf() -> Iterator[None]:
+    """Inside, the reader of GGUF files shows no bar of its own, which nothing in transformers turns off."""
+    reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
+    before = reader.tqdm
+    reader.tqdm = lambda tensors, **said: tensors
+    try:
+        yield
+    finally:
+        reader.tqdm = before

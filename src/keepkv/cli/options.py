@@ -18,7 +18,8 @@ def _run(files: list[str] | None) -> list[str] | None:
 Texts = list[str] | None  # of an option that may be repeated
 Model = Annotated[str | None, Option(help="Directory, .gguf file or Hub name; the embedded model if absent.")]
 Methods = Annotated[
-    Texts, Option("--method", "-m", help="NAME or NAME:key=value,key=value, codec=int4 among them. Repeatable.")
+    Texts,
+    Option("--method", "--methods", "-m", help="NAME or NAME:key=value,key=value, codec=int4 among them. Repeatable."),
 ]
 Budget = Annotated[
     str,

@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from keepkv.cli.progress import ANEW, Advance, Step, progress, progress_rows, resume, waiting
@@ -69,14 +69,12 @@ def print_json(value: object) -> None:
 
 
 def table(*columns: str, left: int = 1) -> Table:
-    """A table whose first ``left`` columns are text and whose others are numbers. No name or number is broken."""
+    """A table whose first ``left`` columns are text and whose others are numbers. No name or number is broken; headings
+    and text are where the terminal is narrow."""
     made = _Table(header_style="bold", box=None, pad_edge=False)
+    made.left = left
     for i, name in enumerate(columns):
-        is_text = 0 < i < left
-        made.add_column(
-            name, justify="left" if i < left else "right", overflow="fold", no_wrap=not is_text,
-            min_width=_TEXT if is_text else None,
-        )  # fmt: skip
+        made.add_column(name, justify="left" if i < left else "right", overflow="fold")
     return made
 
 
@@ -90,13 +88,18 @@ def listing(rows: Iterable[tuple[str, Any]]) -> None:
     console().print(made)
 
 
-_TEXT = 20  # columns at least for text that may be wrapped
+_TEXT = 20  # columns at least for text that may be wrapped, where it is as long
 
 
 class _Table(Table):
-    """Where the terminal is too narrow for it, each row is its name, and what the columns say of it below."""
+    """Where the terminal is too narrow for it, each row is its name, and what the columns say of it below. left: of the
+    columns, how many are text; all but the first may be wrapped."""
+
+    left: int
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for i, column in enumerate(self.columns):
+            _narrowest(column, wraps=0 < i < self.left)
         if Measurement.get(console, options.update(width=10_000), self).minimum <= options.max_width:
             yield from super().__rich_console__(console, options)
             return
@@ -105,6 +108,14 @@ class _Table(Table):
             yield Text(str(name), style="bold")
             said = [_pair(label, str(cell)) for label, cell in zip(labels, cells, strict=True) if str(cell)]
             yield Padding(Text("  ").join(said), (0, 0, 0, 2))
+
+
+def _narrowest(column: Column, wraps: bool) -> None:
+    """How narrow a column may become: what is in it stays whole unless it ``wraps``, the words of its heading do."""
+    cells = max((Text.from_markup(str(one)).cell_len for one in column.cells), default=0)
+    words = max((len(word) for word in str(column.header).split()), default=0)
+    column.min_width = max(words, min(_TEXT, cells) if wraps else cells)
+    column.no_wrap = not wraps and len(str(column.header)) <= cells
 
 
 def _pair(label: str, cell: str) -> Text:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -44,8 +47,9 @@ def report(
             step(f"reading {one}")
             parts.append(read(one))
         step("pooling scores")
-        found = arrange(join(parts))
-        written = write(found, out or directories[0], step)
+        with _kept():
+            found = arrange(join(parts))
+            written = write(found, out or directories[0], step)
     if as_json:
         figures = [str(path) for path in written.figures]
         print_json({"page": str(written.page), "table": str(written.table), "figures": figures, "notes": found.notes})
@@ -58,3 +62,13 @@ def report(
         typer.echo(f"wrote {written.page} ({size:.1f} MB), {written.table} and {len(written.figures)} figures")
     if show:
         webbrowser.open(written.page.resolve().as_uri())
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Inside, what there is stays: nobody need look through a hundred thousand rows for garbage, each time anew."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

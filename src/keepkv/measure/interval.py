@@ -80,19 +80,24 @@ def mean_of_means(groups: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
     means = tuple(float(torch.tensor(group, dtype=torch.float64).mean()) for group in groups)
     if max(map(len, groups)) == 1:
         return Estimate(sum(means) / len(means), None, None, means)
-    drawn = torch.zeros(RESAMPLES, dtype=torch.float64)
-    for group, index in zip(groups, _draws(tuple(map(len, groups)), seed), strict=True):
-        drawn += torch.tensor(group, dtype=torch.float64)[index].mean(-1) / len(groups)
-    ordered = drawn.sort().values
+    flat = torch.tensor([value for group in groups for value in group], dtype=torch.float64)
+    ordered = (_draws(tuple(map(len, groups)), seed) @ flat).sort().values
     low, high = (float(ordered[round(q * (RESAMPLES - 1))]) for q in (0.025, 0.975))
     return Estimate(sum(means) / len(means), low, high, means)
 
 
 @lru_cache(maxsize=1)  # a table of results has many means of groups of the same sizes
-def _draws(sizes: tuple[int, ...], seed: int) -> list[Tensor]:
-    """Which values of each group are drawn, (RESAMPLES, size) indices: the same for the same sizes and seed."""
+def _draws(sizes: tuple[int, ...], seed: int) -> Tensor:
+    """What each value weighs in each mean, (RESAMPLES, values): how often it is drawn of its group, whose values weigh
+    1 / groups together. The same for the same sizes and seed."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(size, (RESAMPLES, size), generator=generator) for size in sizes]
+    one = torch.ones(1, dtype=torch.float64)
+    parts = []
+    for size in sizes:
+        drawn = torch.randint(size, (RESAMPLES, size), generator=generator)
+        counts = torch.zeros(RESAMPLES, size, dtype=torch.float64)
+        parts.append(counts.scatter_add_(1, drawn, one.expand_as(counts)) / (size * len(sizes)))
+    return torch.cat(parts, 1)
 
 
 def share(verdicts: Sequence[bool]) -> Estimate:

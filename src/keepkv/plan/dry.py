@@ -24,13 +24,14 @@ from keepkv.store.ragged import RaggedStore
 
 META = torch.device("meta")
 _tiles: Any = import_module("keepkv.attention.attend")
+_parts: Any = import_module("keepkv.attention.part")
 
 
 @contextmanager
-def _one_tile() -> Iterator[None]:
-    """Inside, of the tiles of queries that attention goes through one by one only the first is, and one of each other
-    shape: all take the same."""
-    inner = _tiles._attend
+def _few_tiles() -> Iterator[None]:
+    """Inside, attention goes through few of its tiles: of those of queries through one of each shape, of those of slots
+    through the first two, the second of which is joined to what there is, and the last two. The others take as much."""
+    inner, starts = _tiles._attend, _parts._starts
     known: dict[Any, Any] = {}
 
     def attend(query: Tensor, part: Part, *rest: Any) -> Any:
@@ -40,11 +41,15 @@ def _one_tile() -> Iterator[None]:
         known[shape] = inner(query, part, *rest)
         return known[shape]
 
-    _tiles._attend = attend
+    def ends(longest: int, columns: int) -> list[int]:
+        found = list(starts(longest, columns))
+        return found if len(found) < 5 else found[:2] + found[-2:]
+
+    _tiles._attend, _parts._starts = attend, ends
     try:
         yield
     finally:
-        _tiles._attend = inner
+        _tiles._attend, _parts._starts = inner, starts
 
 
 class DryLayer(Layer):
@@ -66,7 +71,7 @@ class DryLayer(Layer):
         return super().update(key_states, value_states, *args, **kwargs)
 
     def attend(self, *args: Any, **kwargs: Any) -> Tensor:
-        with _one_tile():
+        with _few_tiles():
             return super().attend(*args, **kwargs)
 
     def _after_attention(self, query: Tensor, weights: Tensor | None, attention: dict[str, Any]) -> None:

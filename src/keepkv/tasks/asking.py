@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from keepkv.core.budget import Budget
 from keepkv.core.survival import survival
-from keepkv.engine.cache import Cache
-from keepkv.engine.versions import CACHE
 from keepkv.tasks.base import Item, Question, TaskError
 from keepkv.tasks.chat import Frame, frame
+
+if TYPE_CHECKING:
+    from keepkv.engine.cache import Cache
 
 Ids = list[int]
 
@@ -71,6 +72,8 @@ def pad(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
 
 def step(model: Any, cache: Any, ids: Tensor, mask: Tensor, keep: int = 1) -> Tensor:
     """Logits (B,keep,V) of a forward of ``ids`` (B,T); ``mask`` (B, all columns so far). Advances ``cache``."""
+    from keepkv.engine.versions import CACHE  # with the engine, which who only reads tasks does not need
+
     positions = (mask.cumsum(-1) - 1)[:, -ids.shape[1] :].clamp_min(0)
     out = model(
         input_ids=ids, attention_mask=mask, position_ids=positions, **{CACHE: cache}, use_cache=True,

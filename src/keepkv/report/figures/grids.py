@@ -30,12 +30,15 @@ def heat(report: Report, mode: str, length: int) -> Figure | None:
     for axes, column, colours, least, most in ((left, "score", HEAT, 0, 1), (right, "minus_full", SPLIT, -0.8, 0.8)):
         values = [[_value(found.get((method, task)), column) for task in shown] for method in methods]
         image = axes.imshow(values, cmap=colours, vmin=least, vmax=most, aspect="auto")
+        shades_of = image.to_rgba(image.get_array())
         figure.colorbar(image, ax=axes, location="bottom", shrink=0.5, aspect=24, pad=0.02)
         for y, row in enumerate(values):
             for x, value in enumerate(row):
                 if math.isfinite(value):
                     text = f"{value:.2f}".replace("0.", ".")
-                    axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color=ink_on(image.to_rgba(value)))
+                    ink = ink_on(shades_of[y, x])
+                    # Within its field: the layout need not ask each of a thousand texts how wide it is.
+                    axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color=ink, in_layout=False)
         axes.set_xticks(range(len(shown)), shown, rotation=90)
         axes.set_yticks(range(len(methods)), methods)
         axes.grid(False)
@@ -72,10 +75,10 @@ def kept(report: Report) -> Figure | None:
     counts = [count for one in found.values() for layer in one.kept for count in layer]
     if not counts:
         return None
+    heads = max(len(layer) for one in found.values() for layer in one.kept)
 
     def fill(axes: Any, method: str) -> Any:
         layers = found[method].kept
-        heads = max(map(len, layers))
         rows = [[*layer, *[math.nan] * (heads - len(layer))] for layer in layers]
         axes.set_xticks(range(heads))
         return axes.imshow(rows, cmap=HEAT, vmin=0, vmax=max(counts), aspect="auto")

@@ -91,14 +91,20 @@ def legend(figure: Figure, order: Sequence[str]) -> None:
 
 
 def panels(count: int, most: int, width: float, height: float, alike: bool = True) -> tuple[Figure, list[Any]]:
-    """A figure of ``count`` axes in rows of ``most`` at most, each of that size in inches, on a common scale of y, and
-    of x where they are ``alike``."""
+    """A figure of ``count`` axes in rows of ``most`` at most, each of that size in inches. Whoever draws gives all of
+    them the same scale of y, and of x where they are ``alike``, which is then written at the edge alone.
+
+    They do not share their axes: with those matplotlib takes a time that grows with the square of their number.
+    """
     columns = min(most, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(width * columns + 1.2, height * rows + 0.5), layout="constrained")
-    grid = list(figure.subplots(rows, columns, squeeze=False, sharex=alike, sharey=True).flat)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid[count:]:
         axes.set_axis_off()
+    for axes in grid[:count]:
+        place = axes.get_subplotspec()
+        axes.tick_params(labelleft=place.is_first_col(), labelbottom=not alike or place.is_last_row())
     return figure, grid[:count]
 
 
