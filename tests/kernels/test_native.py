@@ -72,6 +72,15 @@ def test_codes(bits: int, kind: dict[str, Any]) -> None:
 
 
 @every_dtype
+@pytest.mark.parametrize("width, groups", [(64, 1), (128, 4), (24, 1), (300, 1)])
+def test_signed_codes(width: int, groups: int, dtype: torch.dtype) -> None:
+    signed = {"bits": 8, "signed": True, "width": width, "groups": groups}
+    check_codes(packed_rectangle(2, 2, 3, 300, {**signed, "zero": False}, signed, dtype), dtype, weights=True)
+    ragged_ = packed_ragged([[5, 0], [200, 17]], {**signed, "zero": False}, {"bits": 4, "width": 32})
+    check_codes(ragged_, weights=True)
+
+
+@every_dtype
 def test_dtypes(dtype: torch.dtype) -> None:
     kind = {"bits": 4, "width": 64, "turn": True}
     check_codes(packed_rectangle(1, 2, 2, 150, kind, kind, dtype), dtype, weights=True)

@@ -122,7 +122,7 @@ class Zones(Store):
         """What stands before ``recent``, decoded a tile at a time."""
         if self.coded.length and (packed := self.held.codec.packed(self.coded.used())) is not None:
             used = self.coded.used()
-            yield Part(*packed, used.get("log_votes"), used["positions"], like=used["like"])
+            yield Part(*packed, used.get("log_votes"), used["positions"], like=self.held.codec.like(used))
             return
         step = self._tile() if self.coded.length else 1
         for start in range(0, self.coded.length, step):
