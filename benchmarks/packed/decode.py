@@ -4,10 +4,10 @@
     python -m benchmarks.packed.decode --again  # measures nothing: the tables of the rows
 
 Two layers of Qwen3-0.6B's shape with random weights, bfloat16, one row. Each round decodes one token with every cache,
-in an order that changes; one thread is timed by the processor time that it gets. A row has the median of a cache, and of
-its ratio to keepkv in full precision in the same round, with quartiles. The floor is every weight and every number that
-a cache holds, read once at the speed at which memory was summed then. What a prompt says decides no time: while it is
-read, attention returns zeros.
+in an order that changes; one thread is timed by the processor time that it gets. A row has the median of a cache, and
+of its ratio to keepkv in full precision in the same round, with quartiles. The floor is every weight and every number
+that a cache holds, read once at the speed at which memory was summed then. What a prompt says decides no time: while it
+is read, attention returns zeros.
 
 Peaks are of a process for each cache: the most memory while four tokens are decoded, beside what was there before.
 transformers' quantised caches need optimum-quanto and hqq, in an environment of their own.
@@ -190,7 +190,8 @@ def peak(name: str, seen: int) -> dict[str, Any]:
             one.step()
     assert most.bytes is not None
     held = 0 if name == NOTHING else content(one.cache)[0]
-    return {"cache": name, "seen": seen, "cache_mib": round(held / MIB, 2), "extra_mib": round((most.bytes - before) / MIB, 2)}  # fmt: skip
+    extra = most.bytes - before
+    return {"cache": name, "seen": seen, "cache_mib": round(held / MIB, 2), "extra_mib": round(extra / MIB, 2)}
 
 
 if __name__ == "__main__":
