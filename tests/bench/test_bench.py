@@ -19,7 +19,7 @@ from keepkv.bench.systems import PLAIN, System, peers, slots_asked
 from keepkv.core.when import When
 from keepkv.errors import KeepKVError
 from keepkv.measure import Percentiles
-from keepkv.store.ragged import HEAD
+from keepkv.store.ragged import SEGMENT, SHARED
 
 CONTEXT, NEW = 60, 3
 
@@ -193,7 +193,7 @@ def test_bytes_of_a_row_before_it_exists(tiny: str, one: System) -> None:
     for decoding and no kernel does, are counted at their most."""
     expected = 2 * row_bytes(GEOMETRY, one, CONTEXT, WARM + NEW)
     counts = 512  # bookkeeping of a few numbers per layer, and scales per tensor
-    tiles = 2 * GEOMETRY.layers * GEOMETRY.heads * HEAD * (one.method == "adakv")
+    tiles = 2 * GEOMETRY.layers * GEOMETRY.heads * (SEGMENT + SHARED) * (one.method == "adakv")
     held = turns(tiny, one)[0]["bytes"]
     assert held - counts <= expected <= 1.35 * held + counts + tiles
 

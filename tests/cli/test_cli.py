@@ -158,6 +158,10 @@ def test_generate_compresses_while_decoding(tiny: str) -> None:
             ["'bit'", "codec 'int4'", "'bits'"],
         ),
         (("generate", "--prompt", "a", "--codec-option", "bits=2"), ["'codec.bits'", "give codec=NAME"]),
+        (("generate", "--prompt", "a", "--select", "cods"), ["'cods'", "codes"]),
+        (("generate", "--prompt", "a", "--selected", "8"), ["'selected'", "give select=NAME", "'quest'"]),
+        (("generate", "--prompt", "a", "--select", "quest", "--select-option", "pag=2"), ["'pag'", "'page'"]),
+        (("eval", "-m", "full:select=quest,selected=0"), ["selected=0"]),
         (("generate", "--prompt", "a", "--codec", "int4", "-o", "codec.bits=3"), ["bits=3", "2, 4, 8"]),
         (("eval", "-m", "snapkv:codec=int4,store=static"), ["'static'", "holds slots as they are"]),
         (("generate", "--model", "TINY", "--prompt", "a", "-o", "calibration=3"), ["calibration=3"]),
@@ -254,6 +258,24 @@ def test_a_codec_is_an_option_of_every_method() -> None:
     assert sorted(one.label.partition(":")[2].split(",")) == sorted(text.partition(":")[2].split(","))
     assert arguments.variant("snapkv:codec=none").options == {"codec": "none"}
     assert arguments.variant("snapkv:store=static,store.capacity=64").options["store_options"] == {"capacity": 64}
+
+
+def test_a_selection_is_an_option_of_every_method() -> None:
+    text = "full:codec=int4,select=codes,selected=0.125,select.window=8,codec.bits=8"
+    one = arguments.variant(text)
+    assert one.options == {
+        "codec": "int4", "select": "codes", "selected": 0.125, "select_options": {"window": 8},
+        "codec_options": {"bits": 8},
+    }  # fmt: skip
+    assert sorted(one.label.partition(":")[2].split(",")) == sorted(text.partition(":")[2].split(","))
+
+
+def test_generate_with_a_selection_says_so(tiny: str) -> None:
+    args = ("generate", "--model", tiny, "--prompt", TEXT, "--budget", "100%", "--max-new-tokens", "5", "-m", "full")
+    more = ("--select", "quest", "--selected", "8", "--select-option", "measure=1", "--select-option", "page=4")
+    assert "quest, 8 slots: " in run(*args, *more).stdout
+    found = json.loads(run(*args, *more, "--json").stdout)["receipt"]["selection"]
+    assert (found["name"], found["selected"], found["measured"]) == ("quest", 8, 4) and 0 < found["recall"] <= 1
 
 
 def test_generate_with_a_codec_says_so(tiny: str) -> None:

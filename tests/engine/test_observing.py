@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import zoo
+from allocations import allocated
 from running import batch, generate
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 
 import keepkv
@@ -67,14 +66,6 @@ def test_weights_are_not_asked_for_where_nobody_looks(monkeypatch: pytest.Monkey
     for method in ("snapkv", "h2o"):  # the second does not compress again while decoding
         generate(model, batch((30, 17)), keepkv.Cache(model, method, 16, sinks=2, window=4), new=4)
     assert torch.tensor([x is None for x in seen]).all()
-
-
-def allocated(act: Callable[[], None]) -> int:
-    """Bytes allocated while ``act`` runs, freed ones too."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        act()
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return sum(max(0, e.nbytes()) for e in events)
 
 
 @pytest.mark.parametrize("options", [{}, {"codec": "int8"}, {"store": "ragged"}], ids=["auto", "int8", "ragged"])

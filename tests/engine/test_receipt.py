@@ -22,6 +22,7 @@ from keepkv.core.budget import Budget
 from keepkv.engine.layer import Layer
 from keepkv.engine.versions import CACHE
 from keepkv.errors import BudgetError
+from keepkv.kernels import native
 from keepkv.score.snapkv import SnapKV
 
 PROMPT = 400
@@ -110,6 +111,20 @@ def test_budget_in_bytes_is_kept(method: tuple[str, dict[str, Any]]) -> None:
         assert cache.copy().report().bytes <= BYTES, case
         for _ in range(7 if every else 0):
             assert feed(cache, 1).bytes <= BYTES, case
+
+
+@pytest.mark.parametrize("computes", ["reference", "auto"])
+def test_an_index_of_tiles_is_paid_for_where_there_is_one(computes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain torch reads ragged slots in tiles and holds an index of them from the first decoded token on: 1 % here.
+    The kernels hold none, and the bytes go to slots."""
+    if computes == "auto" and isinstance(native.library(), str):
+        pytest.skip("no kernels in C++")
+    monkeypatch.setenv("KEEPKV_KERNELS", computes)
+    cache = keepkv.Cache(wide(), "adakv", f"{BYTES}B", window=8)
+    assert (0.98 if computes == "reference" else 0.995) * BYTES < feed(cache, PROMPT).bytes <= BYTES
+    assert feed(cache, 1).bytes <= BYTES
+    index = any("tiles" in vars(layer.store.body.segments) for layer in cache.compressible)  # type: ignore[attr-defined]
+    assert index == (computes == "reference")
 
 
 def test_more_rows_share_the_bytes() -> None:

@@ -8,6 +8,7 @@ import transformers
 import zoo
 from packaging.version import Version
 from rotations import rotations, tiny
+from ulp import ulps
 
 from keepkv.core.rope import Rope
 from keepkv.engine.rope_probe import UnknownRope, rope_of
@@ -22,10 +23,14 @@ MIXED = {"layer_types": ["sliding_attention", "full_attention"] * 2, "head_dim":
 ROPES = {"full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},
          "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 128}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 5e5,
+          "original_max_position_embeddings": 128}  # fmt: skip
+FAR = torch.tensor([[0, 1, 4_095, 131_071, 524_289, 999_999, 1_048_575]])
 # name: class, configuration, rotated dims, interleaved
 SPIED = {
     "llama": ("Llama", {}, 16, False),
     "llama-yarn": ("Llama", {"rope_parameters": YARN}, 16, False),
+    "llama3": ("Llama", {"rope_parameters": LLAMA3}, 16, False),
     "qwen2": ("Qwen2", {}, 16, False),
     "qwen3": ("Qwen3", {"head_dim": 16}, 16, False),
     "phi3": ("Phi3", {}, 16, False),
@@ -53,6 +58,22 @@ def test_models_own_rotation_is_undone(name: str, monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(rope.rotate(before, torch.arange(40)), after, rtol=1e-4, atol=1e-5)
     if name == "gemma3":  # each kind of layer turns at its own speed
         assert not torch.equal(ropes[0].inv_freq, ropes[1].inv_freq)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", SPIED)
+def test_rotations_far_away_are_the_models_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to a million tokens, where an angle that is off by one part in a million is a whole radian: keys before RoPE
+    come back, and those of bfloat16 that are turned back and forth are the same to a unit of the last place."""
+    kind, changes, *_ = SPIED[name]
+    model = tiny(kind, **changes)
+    ropes = rope_of(model)
+    for n, (before, after) in enumerate(rotations(model, monkeypatch, torch.arange(1, 8)[None], FAR)):
+        rope = ropes[n // 2]
+        assert isinstance(rope, Rope)
+        torch.testing.assert_close(rope.unrotate(after, FAR[0]), before, rtol=1e-4, atol=1e-5)
+        held = after.bfloat16()
+        back = rope.rotate(rope.unrotate(held.float(), FAR[0]), FAR[0]).bfloat16()
+        assert all(ulps(held[:, :, i], back[:, :, i]) <= 1 for i in range(7))
 
 
 def test_layers_and_models_without_rotation() -> None:

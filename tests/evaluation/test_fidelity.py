@@ -179,6 +179,16 @@ def test_a_lossy_store_of_everything_is_a_row_of_its_own() -> None:
     assert 0 < packed.metrics["output_error"].mean < 0.02 and 0 < packed.metrics["kl"].mean < 0.1
 
 
+def test_a_selection_acts_on_the_tokens_that_follow() -> None:
+    """Fed several at once, they would attend to everything: all selected is the full cache, one slot is not."""
+    small = {"select_options": {"sinks": 1, "window": 1, "measure": 0}}
+    every = ("full", {"select": "exact", "selected": 1.0, **small})
+    plain, all_, one, *_ = measure("llama", every, ("full", {"select": "exact", "selected": 1, **small})).values()
+    assert all_.label == "full:select=exact,selected=1.0,select.sinks=1,select.window=1,select.measure=0"
+    assert all_.metrics["kl"].mean == pytest.approx(0, abs=1e-5) and all_.metrics["loyalty"].mean == 1
+    assert one.metrics["kl"].mean > 1e-4 and one.metrics["output_error"].mean == plain.metrics["output_error"].mean
+
+
 def test_what_cannot_be_measured_is_said() -> None:
     with pytest.raises(UnknownName, match="snapvk"):
         measure("llama", "snapvk")

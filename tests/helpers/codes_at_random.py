@@ -19,17 +19,22 @@ def codes_at_random(
     zero: bool = True,
     levels: bool = False,
     turn: bool = False,
+    signed: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Codes:
-    """Vectors with entries of about size 1, as a codec would write them; scales and zeros in ``dtype``."""
+    """Vectors with entries of about size 1, as a codec would write them; scales and zeros in ``dtype``.
+
+    signed: codes of 8 bits as int8.
+    """
     code = torch.randint(0, 2**bits, (*slots, width), dtype=torch.uint8, device=DEVICE)
-    low, span = (0.0, 3.0) if levels else (2**bits / -2, 2**bits / 3.5)
-    scale = (0.5 + torch.rand(*slots, groups, device=DEVICE)) / (1.0 if levels else span)
+    low = 0.0 if levels or signed else 2**bits / -2
+    scale = (0.5 + torch.rand(*slots, groups, device=DEVICE)) / (1.0 if levels else 2**bits / 3.5)
     centre = torch.randn(*slots, groups, device=DEVICE) / 3
     table = torch.linspace(-2, 2, 2**bits, device=DEVICE) + torch.randn(2**bits, device=DEVICE) / 9 if levels else None
     rotation = torch.linalg.qr(torch.randn(width, width)).Q.to(DEVICE) if turn else None
     zeros = (low * scale + centre).to(dtype) if zero else None
-    return Codes(pack(code, bits), scale.to(dtype), zeros, bits, width, table, rotation)
+    packed = code.view(torch.int8) if signed else pack(code, bits)
+    return Codes(packed, scale.to(dtype), zeros, bits, width, table, rotation)
 
 
 def packed_rectangle(

@@ -54,8 +54,13 @@ def tiny(name: str, **changes: Any) -> Any:
     return model
 
 
-def rotations(model: nn.Module, monkeypatch: pytest.MonkeyPatch, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Queries before and after the model's own ``apply_rotary_pos_emb``, layer by layer."""
+def rotations(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, ids: Tensor, positions: Tensor | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    """Queries and keys before and after the model's own ``apply_rotary_pos_emb``, layer by layer.
+
+    positions (1,T): where the tokens stand, from 0 on if absent.
+    """
     module = sys.modules[type(model).__module__]
     real, seen = module.apply_rotary_pos_emb, []
 
@@ -66,5 +71,5 @@ def rotations(model: nn.Module, monkeypatch: pytest.MonkeyPatch, ids: Tensor) ->
 
     with monkeypatch.context() as patch, torch.no_grad():
         patch.setattr(module, "apply_rotary_pos_emb", spy)
-        model(ids)
+        model(ids, position_ids=positions)
     return seen

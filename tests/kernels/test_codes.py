@@ -24,6 +24,13 @@ def test_the_first_code_lies_lowest() -> None:
     assert pack(torch.tensor([5, 12, 9], dtype=torch.uint8), 4).tolist() == [5 + (12 << 4), 9]
 
 
+def test_signed_codes_stand_for_themselves() -> None:
+    code = torch.arange(-128, 128).view(4, 64).to(torch.int8)
+    scale, zero = torch.rand(4, 1), torch.randn(4, 1)
+    found = Codes(code, scale, zero, 8, 64).expand(torch.float64)
+    assert torch.equal(found, code.double() * scale.double() + zero.double())
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_expansion_is_the_formula(bits: int) -> None:
     """Groups, levels, zeros and a turn, against a loop in float64."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from codes_at_random import codes_at_random, expanded, packed_ragged, packed_rectangle
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from kernel_slots import DEVICE, INF, compare, every_dtype, normal, ragged, rect
 from torch import Tensor
 from torch.testing import assert_close
 
+import keepkv
 from keepkv import kernels
 from keepkv.attention.attend import attend
 from keepkv.attention.part import Part
@@ -69,6 +71,15 @@ def test_codes(bits: int, kind: dict[str, Any]) -> None:
     slots = packed_rectangle(2, 2, 5, 300, keys, values)
     for options in ({}, {**ALL, "sinks": normal(10)}):
         check_codes(slots, **options)
+
+
+@every_dtype
+@pytest.mark.parametrize("width, groups", [(64, 1), (128, 4), (24, 1), (300, 1)])
+def test_signed_codes(width: int, groups: int, dtype: torch.dtype) -> None:
+    signed = {"bits": 8, "signed": True, "width": width, "groups": groups}
+    check_codes(packed_rectangle(2, 2, 3, 300, {**signed, "zero": False}, signed, dtype), dtype, weights=True)
+    ragged_ = packed_ragged([[5, 0], [200, 17]], {**signed, "zero": False}, {"bits": 4, "width": 32})
+    check_codes(ragged_, weights=True)
 
 
 @every_dtype
@@ -291,6 +302,24 @@ def test_without_a_compiler_plain_torch_computes(
     assert re.match(f"plain torch, for the kernels in C\\+\\+ could not be .*{said}", computing(DEVICE))
     with pytest.raises(KeepKVError, match=f"the kernels in C\\+\\+ could not be built or loaded: .*{said}"):
         kernels.decode_packed(**slots, scaling=0.25, backend="cpu")
+
+
+def test_a_cache_whose_slots_it_reads_has_it_built_and_says_so_once(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """When the cache is made, not in the middle of a reply. What is left out by name, or needs none, is not built."""
+    model = zoo.model("llama")
+    monkeypatch.setenv("KEEPKV_KERNELS", "reference")
+    keepkv.Cache(model, "adakv", 40, codec="int4")
+    monkeypatch.setenv("KEEPKV_KERNELS", "auto")
+    keepkv.Cache(model, "snapkv", 40)
+    assert capfd.readouterr().err == ""
+    for _ in range(2):
+        keepkv.Cache(model, "snapkv", 40, codec="int4")
+    assert capfd.readouterr().err == native.NOTICE + "\n"
+    native.library.cache_clear()  # as in another process: it lies in the folder now
+    keepkv.Cache(model, "adakv", 40)
+    assert capfd.readouterr().err == ""
 
 
 def test_it_shares_the_threads_of_torch() -> None:

@@ -138,12 +138,14 @@ def test_mass_kept_is_what_it_says_and_the_oracle_keeps_most() -> None:
         receipt = made.report().selection
         assert receipt is not None and 0 < receipt.mass_kept <= 1 and receipt.measured == 5
         assert 0 < receipt.bytes_read < receipt.bytes_there
+        assert 0 <= receipt.recall <= 1 and (receipt.recall == 1) == (name == "exact")
         assert receipt.name in str(made.report()) and made.report().to_dict()["selection"]["name"] == name
         kept[name] = receipt.mass_kept
     assert kept["exact"] >= kept["quest"]
     whole = cache("exact", 1.0)
     logits(whole)
     assert whole.report().selection.mass_kept == pytest.approx(1, abs=1e-6)
+    assert whole.report().selection.recall == 1
 
 
 def test_more_slots_keep_more() -> None:

@@ -13,7 +13,7 @@ from keepkv.errors import KeepKVError
 from keepkv.methods.base import METHODS, Method, own_options
 from keepkv.store import CODECS, Held, choose, settled
 from keepkv.store.base import VOTES
-from keepkv.store.ragged import HEAD, SEGMENT
+from keepkv.store.ragged import SEGMENT, SHARED
 from keepkv.store.zones import SLACK
 
 GROUP, RECENT = 64, 128  # of transformers' quantised caches: values that share a scale, tokens in full precision
@@ -95,7 +95,7 @@ def _keepkv_bytes(geometry: Geometry, system: System, context: int, new: int) ->
         mine = grown(0, recent) * exact + coded * encoded + shared
     else:
         mine = (grown(slots, new) if layout == "dense" else slots + grown(0, new)) * exact
-    mine += (HEAD if codec.exact is None else SEGMENT) * (layout == "ragged")
+    mine += (SEGMENT + SHARED * (codec.exact is None)) * (layout == "ragged")
     return geometry.layers * geometry.heads * mine
 
 

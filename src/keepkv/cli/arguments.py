@@ -17,10 +17,11 @@ from keepkv.engine.state import Settings
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.setup import Variant
 from keepkv.methods.base import Method, expanded, make_method, method_info, method_name, own_options
+from keepkv.select import SELECTIONS, make_select
 from keepkv.store import AUTO, CODECS, STORES, choose, settled
 
-_OF_CACHES = ("store", "codec", "seed", "calibration")  # options that are no method's
-_PIECES = ("store", "codec")  # of a cache; they have options of their own: codec.bits=2
+_OF_CACHES = ("store", "codec", "seed", "calibration", "select", "selected")  # options that are no method's
+_PIECES = ("store", "codec", "select")  # of a cache; they have options of their own: codec.bits=2
 _WHEN = ("when.prefill", "when.every")
 _WORDS = {"true": True, "false": False, "none": None}
 
@@ -28,8 +29,8 @@ _WORDS = {"true": True, "false": False, "none": None}
 def options(pairs: list[str], method: str) -> dict[str, Any]:
     """``["key=zip", "when.every=64"]`` as keyword arguments of ``method``; an unknown key names the nearest one.
 
-    ``store``, ``codec``, ``seed`` and ``calibration`` (a file) are options of every cache; ``codec.bits=2`` is one
-    of the codec. Raises ``KeepKVError`` where values do not fit.
+    ``store``, ``codec``, ``select``, ``selected``, ``seed`` and ``calibration`` (a file) are options of every cache;
+    ``codec.bits=2`` is one of the codec. Raises ``KeepKVError`` where values do not fit.
     """
     known = [*(_WHEN if "when" in method_info(method).options else ()), *_OF_CACHES]
     known += [key for key in method_info(method).options if key != "when"]
@@ -62,7 +63,7 @@ def options(pairs: list[str], method: str) -> dict[str, Any]:
 
 
 def _inner(method: Method, given: dict[str, Any], inner: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """``store_options`` and ``codec_options`` of the pairs ``inner`` by piece, where there are any."""
+    """``store_options``, ``codec_options``, ``select_options`` of the pairs ``inner`` by piece, where there are any."""
     layout, codec = choose(given.get("store") or method.store, given.get("codec", "none"), method.allocate.ragged)
     if inner["codec"] and codec == "none":
         names = ", ".join(repr(name) for name in CODECS if name != "none")
@@ -72,17 +73,24 @@ def _inner(method: Method, given: dict[str, Any], inner: dict[str, dict[str, Any
     if codec == AUTO:
         settled(codec, inner["codec"], Budget(share=1.0))  # refuses options
         codec = "none"
+    select = given.get("select")
+    if select is None and (inner["select"] or "selected" in given):
+        first = next((f"select.{key}" for key in inner["select"]), "selected")
+        raise KeepKVError(
+            f"option {first!r} is one of a selection: give select=NAME too, of {', '.join(map(repr, SELECTIONS))}"
+        )
     factories: dict[str, tuple[str, Any]] = {
         "store": (layout, STORES.factory(layout)), "codec": (codec, CODECS.factory(codec)),
+        **({} if select is None else {"select": (select, SELECTIONS.factory(SELECTIONS.named(select)))}),
     }  # fmt: skip
-    found = {}
-    for piece, pairs in inner.items():
-        name, factory = factories[piece]
-        known = [x for x in inspect.signature(factory).parameters if x != "held"]
-        if pairs:
+    found: dict[str, dict[str, Any]] = {}
+    for piece, (name, factory) in factories.items():
+        known = [x for x in inspect.signature(factory).parameters if x not in ("held", "selected")]
+        if pairs := inner[piece]:
             kind = f"option of {piece} {name!r}"
             found[f"{piece}_options"] = {known_as(key, known, kind): value for key, value in pairs.items()}
     CODECS.build(codec, **found.get("codec_options", {}))
+    make_select(select, given.get("selected"), found.get("select_options", {}))
     return found
 
 
@@ -107,7 +115,7 @@ def pairs(texts: list[str]) -> dict[str, Any]:
 
 
 def of_piece(piece: str, name: str | None, texts: Sequence[str] | None) -> list[str]:
-    """Pairs for ``variant`` of ``--codec int4 --codec-option bits=8``; piece: "codec" or "store"."""
+    """Pairs for ``variant`` of ``--codec int4 --codec-option bits=8``; piece: "codec", "store" or "select"."""
     return [*([] if name is None else [f"{piece}={name}"]), *(f"{piece}.{text.strip()}" for text in texts or ())]
 
 

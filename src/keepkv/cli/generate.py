@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from keepkv.cli.options import Budget, Codec, CodecOption, Device, Import, Model, Texts
+from keepkv.cli.options import Budget, Codec, CodecOption, Device, Import, Model, Select, Selected, SelectOption, Texts
 from keepkv.cli.output import one_line_errors, print_json, waiting
 from keepkv.cli.small_model import NAME, OFFER
 from keepkv.errors import KeepKVError
@@ -40,6 +40,9 @@ def generate(
     ] = None,
     codec: Codec = None,
     codec_option: CodecOption = None,
+    select: Select = None,
+    selected: Selected = None,
+    select_option: SelectOption = None,
     max_new_tokens: Annotated[int, Option(min=1, help="Length of the answer at most.")] = 128,
     temperature: Annotated[
         float | None, Option(min=0, help="Draw tokens at this temperature; the likeliest ones if absent or 0.")
@@ -66,6 +69,7 @@ def generate(
       keepkv generate --model Qwen/Qwen3-0.6B --prompt-file report.txt --budget 20%
       keepkv generate --model Qwen/Qwen3-0.6B --prompt-file report.txt -m snapkv -b 1024 --chunk 2048
       keepkv generate --model Qwen/Qwen3-0.6B --prompt-file report.txt -b 10%bytes --codec int4
+      keepkv generate --model Qwen/Qwen3-0.6B --prompt-file a.txt -m full --codec int4 --select codes --selected 512
       keepkv generate --model ./my-model --prompt "A story:" --temperature 0.7 -o when.every=64 --json
     """
     import torch
@@ -80,6 +84,7 @@ def generate(
     if (prompt is None) == (prompt_file is None):
         raise KeepKVError("give the prompt with either --prompt TEXT or --prompt-file FILE")
     more = [*(option or []), *arguments.of_piece("codec", codec, codec_option)]
+    more += arguments.of_piece("select", select, select_option) + ([] if selected is None else [f"selected={selected}"])
     chosen = arguments.variant(method or DEFAULT, more)
     asked = arguments.budget(budget, [chosen])
     text = arguments.read_text(prompt_file) if prompt_file is not None else str(prompt)

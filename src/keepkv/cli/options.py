@@ -34,6 +34,12 @@ Codec = Annotated[
     Option(help="How keys and values are written: int4, hadamard, lloyd-max, kivi, int8 …, or auto; none if absent."),
 ]
 CodecOption = Annotated[Texts, Option(help="key=value of the codec, such as bits=2. Repeatable.")]
+Select = Annotated[
+    str | None,
+    Option(help="Which older slots a decoded token reads: codes, exact, latent, quest …; all of them if absent."),
+]
+Selected = Annotated[str | None, Option(help="How many slots per head --select takes, or which share (0.125).")]
+SelectOption = Annotated[Texts, Option(help="key=value of the selection, such as window=64. Repeatable.")]
 Import = Annotated[
     Texts,
     Option(

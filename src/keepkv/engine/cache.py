@@ -35,6 +35,7 @@ from keepkv.engine.selecting import check_selection
 from keepkv.engine.state import CacheState, Settings
 from keepkv.engine.stock_layers import free_past
 from keepkv.errors import BudgetError, KeepKVError, UnsupportedModel
+from keepkv.kernels.dispatch import prepare
 from keepkv.methods import DEFAULT, Method, make_method
 from keepkv.select import Select, make_select
 from keepkv.spans import RowSpans, Span, SpanPolicy
@@ -114,6 +115,8 @@ class Cache(stock.Cache):
         settings = replace(settings, calibrations=calibrations)
         self.shared = CacheState(settings, spans=None if policy is None else RowSpans(policy), others=others)
         device = input_device(model)
+        if template.ragged or held.codec.exact is not None:  # a rectangle of numbers is read by torch
+            prepare(device)
         for index, (info, form) in prepared.ours.items():
             known = of_layer(calibrations, index, device)
             its = held.codec.for_layer(info, known)

@@ -50,13 +50,16 @@ class SelectionReceipt:
 
     name: of the selection. selected: how many of each KV head, or which share. mass_kept: share of the attention over
     all slots that those chosen had, mean over the layers that choose, over ``measured`` tokens, rows and heads; None
-    where none was measured. bytes_read: of keys and values, by one token of one row, in these layers; bytes_there: what
-    it would read of all slots. A loaded cache measures from there on.
+    where none was measured. recall: of as many slots of the greatest attention of each KV head, the share that was
+    chosen, in the same way; sinks and window, which always are, not counted. bytes_read: of keys and values, by one
+    token of one row, in these layers; bytes_there: what it would read of all slots. A loaded cache measures from there
+    on.
     """
 
     name: str
     selected: int | float
     mass_kept: float | None
+    recall: float | None
     measured: int
     bytes_read: float
     bytes_there: float
@@ -69,7 +72,8 @@ class SelectionReceipt:
         if self.mass_kept is None:
             return "selection", f"{said}; what it keeps was not measured"
         share = self.bytes_read / max(1.0, self.bytes_there)
-        return "selection", f"{said}: {self.mass_kept:.1%} of the attention, {share:.1%} of the bytes read"
+        found = f"{self.mass_kept:.1%} of the attention, {self.recall or 0:.1%} of the best slots"
+        return "selection", f"{said}: {found}, {share:.1%} of the bytes read"
 
 
 @dataclass(frozen=True)
@@ -265,11 +269,13 @@ def _selection_receipt(shared: CacheState, tallies: list[Tally]) -> SelectionRec
     if (select := shared.settings.select) is None:
         return None
     name, found = SELECTIONS.name_of(select) or type(select).__name__, [x for x in tallies if x.measured]
-    masses = [x.mass_selected / x.measured for x in found]
-    mass = sum(masses) / len(masses) if masses else None
+    mass, recall = (
+        sum(getattr(x, name) / x.measured for x in found) / len(found) if found else None
+        for name in ("mass_selected", "recall_selected")
+    )
     measured = max((x.measured for x in found), default=0)
     read, there = sum(x.bytes_read for x in found), sum(x.bytes_there for x in found)
-    return SelectionReceipt(name, select.selected, mass, measured, read, there)
+    return SelectionReceipt(name, select.selected, mass, recall, measured, read, there)
 
 
 def _largest_vote(layer: Layer) -> float:

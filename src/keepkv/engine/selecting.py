@@ -14,7 +14,7 @@ from keepkv.engine.kv_form import KVForm
 from keepkv.engine.state import Compressible
 from keepkv.errors import KeepKVError, UnsupportedModel
 from keepkv.kernels.logits import MASKED, cap_logits
-from keepkv.select import Asked, Select, choose
+from keepkv.select import Asked, Select, always, choose
 from keepkv.store import Codec, Store
 from keepkv.store.older import Older
 
@@ -35,16 +35,19 @@ def selected_parts(layer: Compressible, query: Tensor, scaling: float, softcap: 
     columns, inside = choose(select, select.scores(asked), older.positions, asked.seen, codec.together)
     tally = layer.tally
     if select.measure and tally.selections % select.measure == 0:
-        tally.mass_selected += kept(asked, columns, inside)
+        mass, recall = kept(select, asked, columns, inside)
+        tally.mass_selected += mass
+        tally.recall_selected += recall
         tally.measured += 1
         tally.bytes_read, tally.bytes_there = _bytes(layer, older, int(inside.sum()))
     tally.selections += 1
     return [older.take(columns, inside), *older.newest]
 
 
-def kept(asked: Asked, columns: Tensor, inside: Tensor) -> float:
-    """Share of the attention over all slots that those at ``columns`` (B,H,K), where ``inside``, and the newest have:
-    mean over rows and query heads."""
+def kept(select: Select, asked: Asked, columns: Tensor, inside: Tensor) -> tuple[float, float]:
+    """Of the slots at ``columns`` (B,H,K), where ``inside``: the share of the attention over all slots that they and
+    the newest have, mean over rows and query heads; and which share of as many slots of the greatest attention of each
+    KV head is among them, but for those that are attended always: 1 where there are no others."""
     older, query = asked.slots, asked.query
     logits = older.logits(query, asked.scaling, asked.softcap)
     b, h, g = logits.shape[:3]
@@ -54,7 +57,12 @@ def kept(asked: Asked, columns: Tensor, inside: Tensor) -> float:
         newest.append(cap_logits(grouped @ keys.mT, asked.softcap) + part.bias()[:, :, None])
     taken = logits.gather(3, columns[:, :, None].expand(b, h, g, -1)).masked_fill(~inside[:, :, None], MASKED)
     some, all_ = (torch.cat((x, *newest), -1).logsumexp(-1) for x in (taken, logits))
-    return float((some - all_).exp().mean())
+    free = ~always(select, older.positions, asked.seen)
+    best, good = choose(select, asked.masses(logits), older.positions, asked.seen, together=False)
+    good &= free.gather(2, best)
+    taken_ = torch.zeros_like(free).scatter_(2, columns, inside)
+    found, count = int((taken_.gather(2, best) & good).sum()), int(good.sum())
+    return float((some - all_).exp().mean()), found / count if count else 1.0
 
 
 def _bytes(layer: Compressible, older: Older, taken: int) -> tuple[float, float]:

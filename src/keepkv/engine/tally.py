@@ -20,8 +20,9 @@ class Tally:
     overflows: compressions whose budget did not hold what spans demand. seconds: spent compressing. votes_dropped:
     tokens that the dropped slots stood for. mass_dropped (B,): share of the last query's attention given up, summed;
     None where it is not known. selections: decoded tokens that attended to some of the slots; measured: of these, how
-    many compared their attention with that over all; mass_selected: its share that they kept, summed. bytes_read,
-    bytes_there: of one row, what the latest of these read, and what it would have read without a selection.
+    many compared their attention with that over all; mass_selected: its share that they kept, summed; recall_selected:
+    the share of the slots of greatest attention that they took, summed. bytes_read, bytes_there: of one row, what the
+    latest of these read, and what it would have read without a selection.
     """
 
     compressions: int = 0
@@ -30,6 +31,7 @@ class Tally:
     selections: int = 0
     measured: int = 0
     mass_selected: float = 0.0
+    recall_selected: float = 0.0
     bytes_read: float = 0.0
     bytes_there: float = 0.0
     merged: Tensor | None = None
@@ -72,4 +74,5 @@ class Tally:
         self.overflows = max(self.overflows, other.overflows)
         self.seconds += other.seconds
         self.selections = max(self.selections, other.selections)
-        self.measured, self.mass_selected = self.measured + other.measured, self.mass_selected + other.mass_selected
+        for name in ("measured", "mass_selected", "recall_selected"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))

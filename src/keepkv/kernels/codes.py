@@ -16,7 +16,8 @@ BITS = (2, 4, 8)  # of a code
 class Codes(NamedTuple):
     """Vectors x of W numbers: x ≈ (scale · level(code) + zero) @ turn.
 
-    codes (…,⌈W·bits/8⌉) uint8: W codes of ``bits`` bits, the first in the lowest bits of the first byte. scale (…,G),
+    codes (…,⌈W·bits/8⌉) uint8: W codes of ``bits`` bits, the first in the lowest bits of the first byte; or (…,W) int8,
+    codes of 8 bits that stand for themselves, from −128 on. scale (…,G),
     zero (…,G) or None, floating: of each W/G numbers that lie side by side. levels (2^bits,) float32: what a code
     stands for; None: its number. turn (W,W) float32, or (H,W,W) where every KV head has its own: orthogonal; None: the
     identity. Leading dimensions are those of the slots: (B,H,S) in a rectangle, (N,) where they are ragged.
@@ -34,8 +35,9 @@ class Codes(NamedTuple):
         """Raise ``UnsupportedInput``, which calls the vectors ``name``, unless the fields fit together."""
         check(self.bits in BITS, f"{name} in {self.bits} bits: a code has {', '.join(map(str, BITS))}")
         slots, bytes_ = self.codes.shape[:-1], -(-self.width * self.bits // 8)
+        whole = self.codes.dtype == torch.uint8 or (self.signed and self.bits == 8 and self.levels is None)
         check(
-            self.codes.dtype == torch.uint8 and self.codes.shape[-1] == bytes_,
+            whole and self.codes.shape[-1] == bytes_,
             f"{name} of {self.width} numbers in {self.bits} bits lie in {bytes_} uint8 each, not in "
             f"{self.codes.shape[-1]} {self.codes.dtype}",
         )
@@ -59,6 +61,11 @@ class Codes(NamedTuple):
             f"the turn of {name} must be {self.width} × {self.width}, not "
             f"{None if self.turn is None else tuple(self.turn.shape)}",
         )
+
+    @property
+    def signed(self) -> bool:
+        """Whether a code is a number of two's complement."""
+        return self.codes.dtype == torch.int8
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Codes:
         """With ``change`` made to every tensor that has one entry a slot: a slice, a gather, a copy."""
@@ -111,7 +118,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
-    """The codes (…,width) uint8 that ``pack`` made bytes of."""
+    """The codes (…,width) that ``pack`` made bytes of, uint8; those of int8 as they are."""
     if bits == 8:
         return packed
     mask = 2**bits - 1

@@ -82,6 +82,12 @@ def computing(device: torch.device) -> str:
     return "Triton" if obstacle is None else f"plain torch, for {obstacle}"
 
 
+def prepare(device: torch.device) -> None:
+    """Have what computes on ``device`` built now, so that no token waits for it."""
+    if device.type == "cpu" and _asked(None) == "auto":
+        library()
+
+
 def interpreting() -> bool:
     """Whether the environment told Triton to run kernels on the CPU, in Python; Triton reads it when it is imported."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")

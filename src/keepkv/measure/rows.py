@@ -90,7 +90,7 @@ def method_label(method: str, options: dict[str, Any]) -> str:
     """Method and options as the command line takes them: ``keepkv:key=zip``, ``keepkv2:codec=int4,codec.bits=8``."""
     pairs = []
     for name, value in options.items():
-        if name in ("store_options", "codec_options") and isinstance(value, dict):
+        if name in ("store_options", "codec_options", "select_options") and isinstance(value, dict):
             pairs += [(f"{name.removesuffix('_options')}.{key}", one) for key, one in value.items()]
         else:
             pairs.append((name, value))

@@ -23,7 +23,9 @@ from keepkv.score.base import Score
 
 P = ParamSpec("P")
 FIELDS = ("sinks", "window", "when")  # options of these names are the fields of these names
-OF_CACHES = ("store", "codec", "store_options", "codec_options", "seed", "calibration")  # beside a method, in any cache
+OF_CACHES = (  # beside a method, in any cache
+    "store", "codec", "store_options", "codec_options", "seed", "calibration", "select", "selected", "select_options",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

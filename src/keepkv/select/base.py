@@ -73,6 +73,12 @@ class Select(Checked):
         return {**asdict(self), "dense": list(self.dense)}
 
 
+def always(select: Select, positions: Tensor, seen: Tensor) -> Tensor:
+    """(B,H,S) bool: which of the older slots at ``positions`` (B,H,S) are attended whatever their score."""
+    late = positions >= (seen - select.window)[:, None, None]
+    return (positions >= 0) & ((positions < select.sinks) | late)
+
+
 def choose(select: Select, scores: Tensor, positions: Tensor, seen: Tensor, together: bool) -> tuple[Tensor, Tensor]:
     """Columns (B,H,K) int64 that are attended, and which of them count, (B,H,K) bool.
 
@@ -80,7 +86,7 @@ def choose(select: Select, scores: Tensor, positions: Tensor, seen: Tensor, toge
     the slots that are best on the mean over heads. Each row and head gets as many as if it were alone.
     """
     valid, s = positions >= 0, positions.shape[2]
-    must = valid & ((positions < select.sinks) | (positions >= (seen - select.window)[:, None, None]))
+    must = always(select, positions, seen)
     free = (valid & ~must).sum(-1, keepdim=True)
     n = select.selected
     most = min(n, s) if isinstance(n, int) else int(-(-n * s // 1))

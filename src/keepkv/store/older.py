@@ -102,7 +102,7 @@ class Older:
         positions, votes = fields["positions"].masked_fill(~inside, EMPTY), fields.get("log_votes")
         packed = None if self.content.exact else self.content.codec.packed(fields)
         if packed is not None:
-            return Part(*packed, votes, positions, like=fields["like"])
+            return Part(*packed, votes, positions, like=self.content.codec.like(fields))
         return Part(*self.content.read(fields), votes, positions)
 
 

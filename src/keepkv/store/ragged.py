@@ -10,6 +10,7 @@ from torch import Tensor
 
 from keepkv.attention.part import Part
 from keepkv.core.slots import Slots
+from keepkv.kernels.decode.tiles import reads_in_tiles
 from keepkv.kernels.segments import TILE
 from keepkv.store.base import Held, SlotBytes, Store, register_store
 from keepkv.store.codec.base import Fields
@@ -19,7 +20,7 @@ from keepkv.store.ragged_fields import RaggedFields
 from keepkv.store.zones import Zones, fields_of
 
 SEGMENT = 16  # bytes of a head: where it begins and its length
-HEAD = SEGMENT + 3 * TILE * 9  # with tiles that it shares with others, where nothing is encoded
+SHARED = 3 * TILE * 9  # of a head: the tiles that it shares with others, where slots are read in tiles
 
 
 @register_store("ragged")
@@ -56,7 +57,7 @@ class RaggedStore(Zones):
             yield Part(f["keys"], f["values"], f.get("log_votes"), f["positions"], self.body.segments)
         elif self.body.length and (packed := self.held.codec.packed(self.body.fields)) is not None:
             f = self.body.fields
-            yield Part(*packed, f.get("log_votes"), f["positions"], self.body.segments, f["like"])
+            yield Part(*packed, f.get("log_votes"), f["positions"], self.body.segments, self.held.codec.like(f))
         elif self.body.length:
             step = self._tile()
             for start in range(0, self.body.length, step):
@@ -72,12 +73,16 @@ class RaggedStore(Zones):
 
     def _bytes_of(self, keys: Tensor, values: Tensor) -> SlotBytes:
         sizes, heads = super()._bytes_of(keys, values), keys.shape[1]
-        # Which slots of a tile are its head's: tiles are read where nothing is encoded.
-        return sizes._replace(beside=sizes.beside + 2 * heads) if self.held.codec.exact is None else sizes
+        # Which slots of a tile are its head's.
+        return sizes._replace(beside=sizes.beside + 2 * heads) if self._has_tiles(keys, values) else sizes
 
     @property
     def row_bytes(self) -> int:
-        return self._heads * (HEAD if self.held.codec.exact is None else SEGMENT) + self.shared_bytes
+        return self._heads * (SEGMENT + SHARED * self._has_tiles(*self.like())) + self.shared_bytes
+
+    def _has_tiles(self, keys: Tensor, values: Tensor) -> bool:
+        """Whether slots like these are read in tiles: what is encoded never is."""
+        return self.held.codec.exact is None and reads_in_tiles(keys, values)
 
     @property
     def _heads(self) -> int:

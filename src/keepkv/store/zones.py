@@ -16,6 +16,7 @@ from keepkv.store.columns import Columns
 from keepkv.store.content import TILE_BYTES, Content, by_position, check_together, in_order, moved
 from keepkv.store.older import Older, Zone
 
+COPIES = 6  # of a tile that are there at once while it is read, in float32: as codes, scaled, turned, rotated
 SLACK = 8  # columns allocated beyond need when a single token does not fit, or 1/16 of the length if more
 
 
@@ -122,7 +123,7 @@ class Zones(Store):
         """What stands before ``recent``, decoded a tile at a time."""
         if self.coded.length and (packed := self.held.codec.packed(self.coded.used())) is not None:
             used = self.coded.used()
-            yield Part(*packed, used.get("log_votes"), used["positions"], like=used["like"])
+            yield Part(*packed, used.get("log_votes"), used["positions"], like=self.held.codec.like(used))
             return
         step = self._tile() if self.coded.length else 1
         for start in range(0, self.coded.length, step):
@@ -166,8 +167,10 @@ class Zones(Store):
         return [_zone(self.coded.used())] if self.coded.length else []
 
     def _tile(self) -> int:
-        """Columns that are decoded at once."""
-        return max(1, TILE_BYTES // (self._rows * self.slot_bytes().plain))
+        """Columns that are decoded at once: with all that comes in between they take ``TILE_BYTES`` at most."""
+        heads, *widths, dtype = self._widths()
+        size = COPIES * torch.promote_types(dtype, torch.float32).itemsize
+        return max(1, TILE_BYTES // (self._rows * heads * sum(widths) * size))
 
     def _part(self, fields: Fields) -> Part:
         keys, values = self.content.read(fields)

@@ -69,7 +69,8 @@ def fidelity(
 
         kl, reverse_kl   mean over positions of KL(full ‖ compressed) and KL(compressed ‖ full), nats
         top1             share of positions with the same most likely next token
-        output_error     ‖o′−o‖ / ‖o‖ of attention outputs at the full run's queries, mean over layers, heads, positions
+        output_error     ‖o′−o‖ / ‖o‖ of attention outputs at the full run's queries, mean over layers, heads and
+                         positions; over all that is held, whatever decoded tokens select of it
         prefix           tokens of the greedy reply, ``greedy`` at most, before the first difference
         prefix_share     the same by the length of the full cache's reply
         first_token      share of segments whose replies begin with the same token
@@ -179,8 +180,16 @@ def _measure(model: Any, cache: Cache, mask: Tensor, forced: Tensor, reference: 
 
 
 def _logits(model: Any, cache: Cache, mask: Tensor, ids: Tensor) -> Tensor:
-    """Logits (T,V) after each of ``ids`` (1,T); advances ``cache``, which holds the tokens of ``mask``."""
-    return asking.step(model, cache, ids, _grown(mask, ids), keep=ids.shape[1])[0]
+    """Logits (T,V) after each of ``ids`` (1,T); advances ``cache``, which holds the tokens of ``mask``.
+
+    Where decoded tokens choose what they attend to they are fed one by one, since several at once attend to everything.
+    """
+    if cache.settings.select is None:
+        return asking.step(model, cache, ids, _grown(mask, ids), keep=ids.shape[1])[0]
+    grown = _grown(mask, ids)
+    steps = range(ids.shape[1])
+    found = [asking.step(model, cache, ids[:, i : i + 1], grown[:, : mask.shape[1] + i + 1])[0] for i in steps]
+    return torch.cat(found)
 
 
 def _decode(model: Any, cache: Cache, mask: Tensor, first: Tensor) -> Iterator[int]:

@@ -6,8 +6,16 @@ import torch
 from torch import Tensor
 
 from keepkv.kernels.decode.reference import Decoded
+from keepkv.kernels.dispatch import by_cpp, choose
 from keepkv.kernels.logits import MASKED, cap_logits
+from keepkv.kernels.native import decode as cpp
 from keepkv.kernels.segments import Segments, Tiles
+
+
+def reads_in_tiles(keys: Tensor, values: Tensor) -> bool:
+    """Whether one token attends to ragged slots like these, of its own dtype, in plain torch: that holds an index of
+    their tiles beside them, and the kernels hold none."""
+    return choose(None, keys, values) != "triton" and not by_cpp(None, lambda: cpp.obstacle(keys, keys, values))
 
 
 def decode_in_tiles(

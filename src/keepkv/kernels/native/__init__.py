@@ -23,11 +23,16 @@ SOURCES = [FOLDER / name for name in ("decode.cpp", "tile.h", "lanes.h")]  # the
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp", "-w")
 COMPILERS = ("c++", "g++", "clang++")  # where the variable CXX names none
 PATIENCE = 300  # seconds for the compiler
+NOTICE = (
+    "keepkv: building its kernels in C++ for this processor, about five seconds, this once "
+    "(KEEPKV_KERNELS=reference leaves them out)"
+)
 
 
 @lru_cache
 def library() -> ctypes.CDLL | str:
-    """The library, or in words why there is none; built if this source was never built on this processor."""
+    """The library, or in words why there is none; built if this source was never built on this processor, which it then
+    says on stderr."""
     if sys.platform != "linux":
         return f"the kernels in C++ are tried on Linux alone, not on {sys.platform}"
     try:
@@ -52,6 +57,7 @@ def _built() -> Path:
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one builds
         if not path.exists():
+            print(NOTICE, file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(dir=folder) as made:
                 _run([*compiler, *FLAGS, "-c", str(SOURCES[0]), "-o", f"{made}/decode.o"])
                 # Without -fopenmp: the runtime is not linked, but found among what torch has loaded.

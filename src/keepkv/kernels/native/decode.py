@@ -13,6 +13,7 @@ from keepkv.kernels.logits import KeySlots, with_sinks
 from keepkv.kernels.native import library
 from keepkv.kernels.segments import Segments
 
+SIGNED = 9  # ``bits`` of codes of 8 bits with a sign
 EXACT = {torch.float16: 16, torch.bfloat16: 17, torch.float32: 32}  # ``bits`` of vectors that are no codes
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # ``type`` of scales and zeros
 GROUPS = 8  # of a vector with a scale of their own, at most
@@ -126,7 +127,7 @@ def _vectors(x: Codes | Tensor, segments: Segments, held: list[Tensor]) -> Vecto
     if levels is not None:
         held.append(levels)
     fields = (_field(one, segments, held) for one in (x.codes, x.scale, x.zero))
-    return Vectors(*fields, _pointer(levels), x.width, x.bits)
+    return Vectors(*fields, _pointer(levels), x.width, SIGNED if x.signed else x.bits)
 
 
 def _positions(x: Tensor | None, segments: Segments, held: list[Tensor]) -> Field:

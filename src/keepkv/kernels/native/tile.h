@@ -17,8 +17,8 @@ struct Field {
     const void* data;               // null: there is none
     int64_t row, head, each, type;  // elements from row to row, from head to head, of a slot; type: see ``number``
 };
-// Keys or values. bits 2, 4, 8: codes, with scale, and with zero and levels or without; 16: float16, 17: bfloat16,
-// 32: float32. The elements of ``rows`` are bytes.
+// Keys or values. bits 2, 4, 8: codes, with scale, and with zero and levels or without; 9: codes of 8 bits with a sign;
+// 16: float16, 17: bfloat16, 32: float32. The elements of ``rows`` are bytes.
 struct Vectors {
     Field rows, scale, zero;
     const float* levels;
@@ -61,6 +61,11 @@ template <int BITS> struct Uniform {
 #endif
         return __builtin_convertvector((I)((x >> (BITS * j)) & ((1 << BITS) - 1)), F);
     }
+};
+struct Signed {
+    static constexpr int J = 4;
+    static constexpr bool CODED = true;
+    static F number(U x, int j, const float*) { return __builtin_convertvector((I)(x << (24 - 8 * j)) >> 24, F); }
 };
 template <int BITS> struct Levels {
     static constexpr int J = 32 / BITS;
@@ -120,7 +125,7 @@ struct Shape {
     Buffer<int> at;                // (K,J,LANES) which number of the row; −1: none
 
     explicit Shape(const Vectors& v) {
-        const int bits = v.bits == 17 ? 16 : (int)v.bits;
+        const int bits = v.bits == 17 ? 16 : v.bits == 9 ? 8 : (int)v.bits;
         width = (int)v.width, J = 32 / bits, bytes = (width * bits + 7) / 8;
         R = bytes % 4 == 0 && 4 * LANES % bytes == 0 ? 4 * LANES / bytes : 1;
         K = (bytes + 4 * LANES - 1) / (4 * LANES);
@@ -331,6 +336,7 @@ template <template <class, int> class Work, class... A> void run(int n, const Ti
         case 2: return with_heads<Work, Uniform<2>, const Tile&>(n, t, a...);
         case 4: return with_heads<Work, Uniform<4>, const Tile&>(n, t, a...);
         case 8: return with_heads<Work, Uniform<8>, const Tile&>(n, t, a...);
+        case 9: return with_heads<Work, Signed, const Tile&>(n, t, a...);
         case 102: return with_heads<Work, Levels<2>, const Tile&>(n, t, a...);
         case 104: return with_heads<Work, Levels<4>, const Tile&>(n, t, a...);
         case 108: return with_heads<Work, Levels<8>, const Tile&>(n, t, a...);

@@ -27,7 +27,9 @@ def column(j, BITS: tl.constexpr):
 
 
 @triton.jit
-def _numbers(word, levels, ahead, dtype: tl.constexpr, BITS: tl.constexpr, TRICK: tl.constexpr):
+def _numbers(
+    word, levels, ahead, dtype: tl.constexpr, BITS: tl.constexpr, SIGNED: tl.constexpr, TRICK: tl.constexpr
+):  # fmt: skip
     """What the codes in words (N,K) int32 stand for, (N,K·32/BITS) in ``dtype``, ordered as ``column`` says.
 
     ahead: ``TRICKS``, in both halves of a word; where TRICK is set the numbers are as that says.
@@ -48,14 +50,18 @@ def _numbers(word, levels, ahead, dtype: tl.constexpr, BITS: tl.constexpr, TRICK
     elif TRICK:
         return tl.reshape(half, (N, K * P * 2)).to(dtype, bitcast=True)
     else:
-        return tl.reshape(half, (N, K * P * 2)).to(tl.float32).to(dtype)
+        whole = tl.reshape(half, (N, K * P * 2)).to(tl.int32)
+        if SIGNED:
+            whole = (whole ^ 128) - 128
+        return whole.to(tl.float32).to(dtype)
 
 
 @triton.jit
 def load_vectors(
     words, scale, zero, levels, ahead, row, head, slot, held, s_wb, s_wh, s_ws, s_sb, s_sh, s_ss, s_zb, s_zh, s_zs,
     dtype: tl.constexpr,
-    BITS: tl.constexpr, W: tl.constexpr, GROUP: tl.constexpr, BLOCK_W: tl.constexpr, TRICK: tl.constexpr,
+    BITS: tl.constexpr, SIGNED: tl.constexpr, W: tl.constexpr, GROUP: tl.constexpr, BLOCK_W: tl.constexpr,
+    TRICK: tl.constexpr,
 ):  # fmt: skip
     """Vectors of the slots (N,) as numbers (N,BLOCK_W), scales and zeros (N,): scale · number + zero; 0 if not held.
 
@@ -65,7 +71,7 @@ def load_vectors(
     j = tl.arange(0, BLOCK_W * BITS // 32)
     at = words + row * s_wb + head * s_wh + slot[:, None] * s_ws + j[None, :]
     word = tl.load(at, mask=full[:, None] & (j < W * BITS // 32)[None, :], other=0)
-    x = _numbers(word, levels, ahead, dtype, BITS, TRICK)
+    x = _numbers(word, levels, ahead, dtype, BITS, SIGNED, TRICK)
     scale_at = scale + row * s_sb + head * s_sh + slot * s_ss
     zero_at = scale_at if zero is None else zero + row * s_zb + head * s_zh + slot * s_zs
     b = tl.zeros(slot.shape, tl.float32)
@@ -100,11 +106,12 @@ def _words(codes: Tensor) -> Tensor:
 
 
 def constants(name: str, codes: Codes, dtype: torch.dtype) -> dict[str, Any]:
-    """BITS, GROUP, TRICK, OFFSET and UNIT of keys ("K") or values ("V")."""
+    """BITS, SIGNED, GROUP, TRICK, OFFSET and UNIT of keys ("K") or values ("V")."""
     group = codes.width // codes.scale.shape[-1]
     _, offset, unit = TRICKS.get(dtype, (0, 0.0, 1.0))
-    trick = dtype in TRICKS and group == codes.width and codes.levels is None and offset + 2**codes.bits <= 256
+    plain = group == codes.width and codes.levels is None and not codes.signed
+    trick = dtype in TRICKS and plain and offset + 2**codes.bits <= 256
     if not trick:
         offset, unit = 0.0, 1.0
-    found = {"BITS": codes.bits, "GROUP": group, "TRICK": trick, "OFFSET": offset, "UNIT": unit}
+    found = {"BITS": codes.bits, "SIGNED": codes.signed, "GROUP": group, "TRICK": trick, "OFFSET": offset, "UNIT": unit}
     return {f"{name}_{one}": x for one, x in found.items()}

@@ -35,8 +35,10 @@ def _attend_codes(
     s_db, s_dh, s_ds, s_nb, s_nh, s_ns, s_pb, s_ph, s_ps, s_ub, s_uh, s_ug,
     scaling, softcap, heads, slots, chunk, ahead,
     G: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
-    K_BITS: tl.constexpr, K_GROUP: tl.constexpr, K_TRICK: tl.constexpr, K_OFFSET: tl.constexpr, K_UNIT: tl.constexpr,
-    V_BITS: tl.constexpr, V_GROUP: tl.constexpr, V_TRICK: tl.constexpr, V_OFFSET: tl.constexpr, V_UNIT: tl.constexpr,
+    K_BITS: tl.constexpr, K_SIGNED: tl.constexpr, K_GROUP: tl.constexpr,
+    K_TRICK: tl.constexpr, K_OFFSET: tl.constexpr, K_UNIT: tl.constexpr,
+    V_BITS: tl.constexpr, V_SIGNED: tl.constexpr, V_GROUP: tl.constexpr,
+    V_TRICK: tl.constexpr, V_OFFSET: tl.constexpr, V_UNIT: tl.constexpr,
     BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     SOFTCAP: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -56,7 +58,7 @@ def _attend_codes(
     q_at = q + row * s_qb + (head * G + g[:, None]) * s_qh + d[None, :]
     query = tl.load(q_at, mask=(g < G)[:, None] & (d < D)[None, :], other=0.0)
     q_sum = tl.sum(query.to(tl.float32), 1)
-    MIDDLE: tl.constexpr = (2**V_BITS - 1) / 2 if v_levels is None and V_GROUP == DV else 0.0
+    MIDDLE: tl.constexpr = (2**V_BITS - 1) / 2 if v_levels is None and not V_SIGNED and V_GROUP == DV else 0.0
     top = tl.full((BLOCK_G,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_G,), tl.float32)
     rest = tl.zeros((BLOCK_G,), tl.float32)
@@ -69,7 +71,7 @@ def _attend_codes(
         key, scale, zero = load_vectors(
             k, k_scale, k_zero, k_levels, ahead, row, head, slot, held,
             s_kb, s_kh, s_ks, s_ab, s_ah, s_as, s_bb, s_bh, s_bs,
-            query.dtype, K_BITS, D, K_GROUP, BLOCK_D, K_TRICK,
+            query.dtype, K_BITS, K_SIGNED, D, K_GROUP, BLOCK_D, K_TRICK,
         )  # fmt: skip
         scale *= scaling
         u = _dot(query, tl.trans(key), UPCAST) * (K_UNIT * scale)[None, :]
@@ -87,7 +89,7 @@ def _attend_codes(
         value, scale, zero = load_vectors(
             v, v_scale, v_zero, v_levels, ahead, row, head, slot, held,
             s_vb, s_vh, s_vs, s_cb, s_ch, s_cs, s_db, s_dh, s_ds,
-            query.dtype, V_BITS, DV, V_GROUP, BLOCK_DV, V_TRICK,
+            query.dtype, V_BITS, V_SIGNED, DV, V_GROUP, BLOCK_DV, V_TRICK,
         )  # fmt: skip
         largest = 1.0
         if query.dtype == tl.float16:  # whose numbers do not reach to small products

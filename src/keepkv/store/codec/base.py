@@ -53,6 +53,10 @@ class Codec:
         """Keys and values of ``fields`` as codes that attention reads where they lie; None where it must ``read``."""
         return None
 
+    def like(self, fields: Fields) -> Tensor:
+        """An empty tensor in the dtype that ``packed`` keys and values stand for: a field of that name."""
+        return fields["like"]
+
     def glance(self, fields: Fields, shared: Fields) -> Tensor | Codes:
         """Keys (B,H,S,D) as ``read`` returns them, or less exact and cheaper: what selection may rank slots by."""
         codes = self.packed(fields)

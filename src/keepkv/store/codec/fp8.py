@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
+from keepkv.kernels.codes import Codes
 from keepkv.store.codec.base import Codec, Fields, register_codec
 from keepkv.store.codec.per_token import LEAST
 
 FORMAT, LARGEST = torch.float8_e4m3fn, 448.0
+
+
+@lru_cache(maxsize=64)
+def levels(device: torch.device) -> Tensor:
+    """What each byte stands for, (256,) float32; 0 for the two that are no number and are never written."""
+    return torch.arange(256, dtype=torch.uint8).view(FORMAT).float().nan_to_num(0.0).to(device)
 
 
 @register_codec("fp8")
@@ -31,3 +40,10 @@ class FP8(Codec):
         floats = {name: fields[name].view(FORMAT).to(wide) for name in ("keys", "values")}
         keys, values = (x.mul_(fields[f"{name}_scale"].to(wide)) for name, x in floats.items())
         return keys.to(dtype), values.to(dtype)
+
+    def packed(self, fields: Fields) -> tuple[Codes, Codes]:
+        keys, values = (
+            Codes(codes, fields[f"{name}_scale"], None, 8, codes.shape[-1], levels(codes.device))
+            for name, codes in ((name, fields[name]) for name in ("keys", "values"))
+        )
+        return keys, values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from keepkv.kernels.codes import Codes
 from keepkv.store.codec.base import Codec, Fields, register_codec
 
 
@@ -23,3 +24,12 @@ class Int8(Codec):
     def decode(self, fields: Fields) -> tuple[Tensor, Tensor]:
         keys, values = (fields[name].to(fields[f"{name}_scale"].dtype) for name in ("keys", "values"))
         return keys.mul_(fields["keys_scale"]), values.mul_(fields["values_scale"])
+
+    def packed(self, fields: Fields) -> tuple[Codes, Codes]:
+        keys, values = (
+            Codes(fields[name], fields[f"{name}_scale"], None, 8, fields[name].shape[-1]) for name in ("keys", "values")
+        )
+        return keys, values
+
+    def like(self, fields: Fields) -> Tensor:
+        return fields["values_scale"][..., :0]
