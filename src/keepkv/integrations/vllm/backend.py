@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from keepkv.integrations.vllm.book import BOOK
+from keepkv.integrations.vllm.book import NOW
 from keepkv.integrations.vllm.manager import KeepKVSpec
 from keepkv.integrations.vllm.serve import parts_of, serve, shifted
 
@@ -19,18 +19,15 @@ class Building:
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
         """Metadata for a stock kernel, from shifted tables where the batch has planned rows."""
-        me, common, parts = self, common_attn_metadata, []
-        spec: Any = getattr(me, "kv_cache_spec", None)
-        if BOOK.parts is not None and BOOK.rows and BOOK.order is not None and isinstance(spec, KeepKVSpec):
-            requests = BOOK.order(common)
-            starts = common.query_start_loc_cpu.tolist()
-            tables, names = common.block_table_tensor, getattr(me, "layer_names")  # noqa: B009
-            parts = parts_of(BOOK, names, requests, starts, _ends(common), tables)
-            rows = [i for i, request in enumerate(requests) if request in BOOK.rows]
+        me: Any = self
+        common, parts, book = common_attn_metadata, [], NOW.book
+        if book is not None and book.rows and isinstance(me.kv_cache_spec, KeepKVSpec):
+            starts, tables = common.query_start_loc_cpu.tolist(), common.block_table_tensor
+            parts = parts_of(book, me.layer_names, NOW.order(common), starts, _ends(common), tables)
             for part in parts:
-                BOOK.take(part)
+                book.take(part)
             if parts:
-                tables, lengths = shifted(parts, rows, tables, common.seq_lens)
+                tables, lengths = shifted(parts, tables, common.seq_lens)
                 common = replace(common, block_table_tensor=tables, seq_lens=lengths, max_seq_len=int(lengths.max()))
                 common_prefix_len = 0  # rows no longer begin with the same blocks
         metadata = super().build(common_prefix_len, common, fast_build)  # type: ignore[misc]
@@ -54,6 +51,7 @@ class Serving:
     ) -> Any:  # fmt: skip
         """As the stock implementation. Raises what keepkv does where a row cannot be served."""
         done = super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)  # type: ignore[misc]
-        for part in getattr(attn_metadata, "keepkv", ()):
-            serve(BOOK, part, layer.layer_name, query, output)
+        if NOW.book is not None:
+            for part in getattr(attn_metadata, "keepkv", ()):
+                serve(NOW.book, part, layer.layer_name, query, output)
         return done

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from keepkv.errors import KeepKVError
 from keepkv.integrations.vllm.compress import Counts, Layer, Site, compress
 from keepkv.integrations.vllm.pages import Held, Pages
 from keepkv.integrations.vllm.plan import Plan, plan_of
@@ -24,14 +24,25 @@ class Row:
     layers: dict[str, Held] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
 
+    def receipt(self) -> str:
+        """What was kept, in a line. Slots are those of all layers and heads of this worker."""
+        plan, counts = self.plan, self.counts
+        if not counts.events:
+            return f"{plan.wish.method.name} at {plan.wish.budget}: finished before it was compressed"
+        return (
+            f"{plan.wish.method.name} at {plan.wish.budget}: {counts.events} compressions of {plan.prompt} tokens and "
+            f"more, {counts.kept} slots kept after the latest, {counts.dropped} dropped, {counts.merged} merged"
+        )
+
 
 @dataclass
 class Part:
-    """A planned request in a batch: ``first`` is the row of its first query there, which is token ``begin`` of it;
-    ``end`` is one past the last. table (blocks,) int64: physical blocks. names: layers of this block table."""
+    """A planned request in a batch, whose row is ``at``: ``first`` is its first query there, which is token ``begin``
+    of it; ``end`` is one past the last. table (blocks,) int64: physical blocks. names: layers of this block table."""
 
     request: str
     row: Row
+    at: int
     first: int
     begin: int
     end: int
@@ -50,34 +61,29 @@ class Part:
 
 
 class Book:
-    """What a worker process knows: its layers, and the requests that have a plan."""
+    """What a worker knows: its layers, and the requests that have a plan.
 
-    def __init__(self) -> None:
+    sites: the layers that are compressed, in the model's order. caches: the tensor of each one's blocks. block: slots
+    of a block. transposed: see ``Pool``. longest: tokens that a request may have. default: what the server does with
+    requests that ask for nothing.
+    """
+
+    def __init__(
+        self, sites: Sequence[Site], caches: Mapping[str, Tensor], block: int, transposed: bool, longest: int,
+        default: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.rows: dict[str, Row] = {}
-        self.sites: dict[str, Site] = {}
-        self.caches: dict[str, Tensor] = {}
-        self.transposed = False
-        self.unknown_rope: dict[str, str] = {}
-        self.parts: list[Part] | None = None  # of the step that runs now; None between steps
-        self.order: Callable[[Any], Sequence[str]] | None = None
-        self.done: Callable[[str, Row], None] = lambda request, row: None
-        self._pools: dict[str, Pool] = {}
-
-    # --- layers --------------------------------------------------------------------------------------------------
-
-    def settle(
-        self, sites: Sequence[Site], caches: Mapping[str, Tensor], transposed: bool, unknown: Mapping[str, str]
-    ) -> None:
-        """Take note of the layers that are compressed, and of the tensors of their blocks."""
-        self.sites, self.caches = {site.name: site for site in sites}, dict(caches)
-        self.transposed, self.unknown_rope, self._pools = transposed, dict(unknown), {}
+        self.parts: list[Part] = []  # of the step that runs now
+        self.sites = {site.name: site for site in sites}
+        self._caches, self._pools = dict(caches), dict[str, Pool]()
+        self._block, self._transposed, self._longest, self._default = block, transposed, longest, default
 
     def pool(self, name: str, roams: bool) -> Pool:
         """The blocks of a layer, or of all layers where pages roam over them."""
         key = "" if roams else name
         if key not in self._pools:
-            tensors = list(self.caches.values()) if roams else [self.caches[name]]
-            self._pools[key] = Pool(tensors, self.transposed)
+            tensors = [self._caches[x] for x in self.sites] if roams else [self._caches[name]]
+            self._pools[key] = Pool(tensors, self._transposed)
         return self._pools[key]
 
     def layer(self, part: Part, name: str) -> Layer:
@@ -96,33 +102,21 @@ class Book:
         new: Sequence[tuple[str, Mapping[str, Any] | None, int]],
         resumed: Sequence[str],
         finished: Sequence[str],
-        default: Mapping[str, Any] | None,
-        block: int,
-        longest: int,
-    ) -> None:
+    ) -> list[tuple[str, Row]]:
         """A step begins: requests that are ``new`` in it (name, extra arguments, tokens of the prompt), ``resumed``
-        after they lost their blocks, or ``finished`` before it. Raises ``KeepKVError`` where one cannot be served."""
-        for name in finished:
-            if (row := self.rows.pop(name, None)) is not None:
-                self.done(name, row)
+        after they lost their blocks, or ``finished`` before it, of which those that had a plan are returned. Raises
+        ``KeepKVError`` where one cannot be served."""
+        done = [(name, self.rows.pop(name)) for name in finished if name in self.rows]
         for name, extra, prompt in new:  # an engine may list a resumed request here, too
-            plan = plan_of(wish_of(extra, default), prompt, block, len(self.sites), longest)
+            plan = plan_of(wish_of(extra, self._default), prompt, self._block, len(self.sites), self._longest)
             self.rows.pop(name, None)
             if plan is not None:
-                self._check(plan)
                 self.rows[name] = Row(plan)
         for name in resumed:
             if name in self.rows:
                 self.rows[name] = Row(self.rows[name].plan)
         self.parts = []
-
-    def _check(self, plan: Plan) -> None:
-        if plan.wish.method.score.needs_rope and self.unknown_rope:
-            name, reason = next(iter(self.unknown_rope.items()))
-            raise KeepKVError(
-                f"method {plan.wish.method.name!r} must undo the rotation of keys, and that of {name} is not known: "
-                f"{reason}. Use a method that need not, such as 'snapkv', 'adakv' or 'keepkv'."
-            )
+        return done
 
     def take(self, part: Part) -> None:
         """Enter a request into the step. Raises ``AssertionError`` where its tokens go beyond an event."""
@@ -131,16 +125,32 @@ class Book:
             f"request {part.request}: tokens {part.begin} to {part.end} reach over the compression at {following}; "
             "the scheduler must be keepkv's"
         )
-        assert self.parts is not None
         self.parts.append(part)
 
     def end(self) -> None:
         """The step's forward is over: compress what is due."""
-        parts, self.parts = self.parts or [], None
+        parts, self.parts = self.parts, []
         for part in parts:
             if part.row.plan.last_event(part.end) == part.end:
                 layers = [self.layer(part, name) for name in part.names]
                 compress(layers, part.row.plan, part.end, part.row.counts)
 
 
-BOOK = Book()
+class _Now:
+    """The step that runs in this process: whose book it is, and the requests in the rows of a batch."""
+
+    book: Book | None = None
+    order: Callable[[Any], Sequence[str]] = staticmethod(lambda batch: [])
+
+
+NOW = _Now()
+
+
+@contextmanager
+def running(book: Book, order: Callable[[Any], Sequence[str]]) -> Iterator[None]:
+    """Let attention know that a step of ``book`` runs; ``order`` names the request of each row of a batch."""
+    NOW.book, NOW.order = book, order
+    try:
+        yield
+    finally:
+        NOW.book = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -74,7 +74,6 @@ class Counts:
     kept: int = 0
     dropped: int = 0
     merged: int = 0
-    lost_tokens: set[int] = field(default_factory=set, repr=False)
 
 
 def compress(layers: Sequence[Layer], plan: Plan, end: int, counts: Counts) -> None:

@@ -1,4 +1,4 @@
-"""keepkv's attention backend on CPUs."""
+"""keepkv's attention backend and worker on CPUs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionBackendImpl,
     CPUAttentionMetadataBuilder,
 )
+from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+from vllm.v1.worker.cpu_worker import CPUWorker
 
 from keepkv.integrations.vllm.backend import Building, Serving
 from keepkv.integrations.vllm.manager import KeepKVSpec
+from keepkv.integrations.vllm.worker import Compressing
 
 
 class KeepKVImpl(Serving, CPUAttentionBackendImpl):
@@ -40,3 +43,14 @@ class KeepKVBackend(CPUAttentionBackend):
     @classmethod
     def customize_spec(cls, spec: Any) -> Any:
         return KeepKVSpec.of(spec)
+
+
+class KeepKVWorker(Compressing, CPUWorker):
+    """The worker on CPUs, whose attention stores the keys of a head as columns."""
+
+    transposed = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Here, not in every process: an engine with another worker keeps vLLM's own backend.
+        register_backend(AttentionBackendEnum.CPU_ATTN, f"{__name__}.{KeepKVBackend.__name__}")
+        super().__init__(*args, **kwargs)

@@ -28,7 +28,7 @@ def engine_args(
         raise KeepKVError(f"device={device!r}: supported are 'cpu' and 'cuda'")
     if (device or _device()) == "cpu":
         found: dict[str, Any] = {
-            "worker_cls": f"{_HERE}.worker.KeepKVWorker",
+            "worker_cls": f"{_HERE}.cpu.KeepKVWorker",
             "scheduler_cls": f"{_HERE}.scheduler.KeepKVScheduler",
         }
     else:

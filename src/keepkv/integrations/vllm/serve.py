@@ -35,18 +35,18 @@ def parts_of(
         row = book.rows.get(request)
         if row is not None:
             begin = ends[i] - (starts[i + 1] - starts[i])
-            found.append(Part(request, row, starts[i], begin, ends[i], tables[i].long().clone(), list(names)))
+            found.append(Part(request, row, i, starts[i], begin, ends[i], tables[i].long().clone(), list(names)))
     return found
 
 
-def shifted(parts: Sequence[Part], rows: Sequence[int], tables: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def shifted(parts: Sequence[Part], tables: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Tables (rows,blocks) and lengths (rows,) as a stock kernel is to read them; those given are left as they are.
 
     Of a row that it cannot read as it is, it gets the block of the newest tokens alone, and its output is not used.
     """
     tables, lengths = tables.clone(), lengths.clone()
-    for part, i in zip(parts, rows, strict=True):
-        plan = part.row.plan
+    for part in parts:
+        plan, i = part.row.plan, part.at
         skip = plan.first_block(part.begin) if part.exact else part.begin // plan.block
         tables[i, : tables.shape[1] - skip] = tables[i, skip:].clone()
         lengths[i] = part.end - skip * plan.block
