@@ -56,6 +56,10 @@ def serve_flags(
 
 
 def _device() -> str:
-    from vllm.platforms import current_platform
-
+    try:
+        from vllm.platforms import current_platform
+    except ModuleNotFoundError as missing:
+        raise KeepKVError(
+            "vLLM is not installed here, so where it will run is not known: give device='cpu' or 'cuda' (--device)"
+        ) from missing
     return "cpu" if current_platform.is_cpu() else "cuda"
