@@ -42,6 +42,7 @@ def serve(
     import shlex
     from importlib import import_module
     from shutil import which
+    from tempfile import mkdtemp
 
     from keepkv.cli.arguments import variant
     from keepkv.errors import KeepKVError, UnknownName
@@ -54,10 +55,9 @@ def serve(
         every = when.every
     options |= {"every": every} if every is not None else {}
     options |= {"fill": True} if fill else {}
-    made = import_module(ENGINES[engine]).serve_flags(
-        chosen.method if chosen else None, budget, device=device, **options
-    )
-    command = ["vllm", "serve", model, *made, *(flags or [])]
+    made = import_module(ENGINES[engine])
+    command = [*made.serve_command(model, chosen.method if chosen else None, budget, device=device, **options)]
+    command += flags or []
     if show:
         typer.echo(shlex.join(command))
         return
@@ -66,4 +66,5 @@ def serve(
         raise KeepKVError(
             f"{engine} is not installed here. Install it (docs/vllm.md), or print its command with --show"
         )
-    os.execv(program, command)
+    with_metrics = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": mkdtemp(prefix="keepkv-metrics-")}
+    os.execve(program, command, os.environ if "PROMETHEUS_MULTIPROC_DIR" in os.environ else with_metrics)

@@ -28,7 +28,7 @@ class Building:
                 book.take(part)
             if parts:
                 tables, lengths = shifted(parts, tables, common.seq_lens)
-                common = replace(common, block_table_tensor=tables, seq_lens=lengths, max_seq_len=int(lengths.max()))
+                common = replace(common, block_table_tensor=tables, seq_lens=lengths)
                 common_prefix_len = 0  # rows no longer begin with the same blocks
         metadata = super().build(common_prefix_len, common, fast_build)  # type: ignore[misc]
         metadata.keepkv = parts

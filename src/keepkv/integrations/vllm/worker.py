@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from vllm.logger import init_logger
 
-from keepkv.integrations.vllm.book import Book, running
+from keepkv.integrations.vllm.book import Book, Row, running
 from keepkv.integrations.vllm.compress import Site
 from keepkv.integrations.vllm.manager import KeepKVSpec
+from keepkv.integrations.vllm.metrics import count
 from keepkv.integrations.vllm.refuse import check_any, check_config, check_layers
 from keepkv.integrations.vllm.rope import rope_of
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # below vLLM's own, which has the handlers
 
 
 class Compressing:
@@ -69,10 +70,16 @@ class Compressing:
         )
         for request, row in done:
             logger.info("keepkv: %s: %s", request, row.receipt())
+            _count(row)
         with running(book, lambda batch: requests_of(me.model_runner, batch)):
             output = super().execute_model(scheduler_output)  # type: ignore[misc]
         book.end()
         return output
+
+
+def _count(row: Row) -> None:
+    done = row.counts
+    count(compressions=done.events, slots_kept=done.kept, slots_dropped=done.dropped, slots_merged=done.merged)
 
 
 def site_of(model: Any, name: str, impl: Any, rank: int, layers: int) -> Site:
