@@ -40,7 +40,7 @@ def main() -> None:
     options.add_argument("--requests", type=int, default=24)
     options.add_argument("--prompt", type=int, default=800)
     options.add_argument("--reply", type=int, default=64)
-    options.add_argument("--mib", type=float, default=24.0, help="KV memory")
+    options.add_argument("--mib", type=float, default=12.0, help="KV memory")
     options.add_argument("--block", type=int, default=32)
     options.add_argument("--out", type=Path)
     given = options.parse_args()
@@ -58,7 +58,7 @@ def main() -> None:
         given.out.write_text(json.dumps({"made_with": made_with, "rows": rows}, indent=1) + "\n")
 
 
-def engine(given: Any, ours: bool) -> Any:
+def engine(given: Any, ours: bool, prefix_caching: bool = False) -> Any:
     """vLLM with so many bytes of KV memory; ``ours``: with keepkv inside."""
     from vllm import LLM
 
@@ -66,7 +66,7 @@ def engine(given: Any, ours: bool) -> Any:
 
     return LLM(
         given.model, skip_tokenizer_init=True, enforce_eager=True, dtype="float32", block_size=given.block,
-        max_model_len=2048, max_num_batched_tokens=512, enable_prefix_caching=False, disable_log_stats=False,
+        max_model_len=1024, max_num_batched_tokens=512, enable_prefix_caching=prefix_caching, disable_log_stats=False,
         kv_cache_memory_bytes=int(given.mib * 2**20), **(engine_args() if ours else {}),
     )  # fmt: skip
 

@@ -120,6 +120,9 @@ class Engine:
     def close(self) -> None:
         from vllm.distributed import cleanup_dist_env_and_memory
 
+        from keepkv.integrations.vllm.register import restore_backend
+
+        restore_backend()
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         cleanup_dist_env_and_memory()

@@ -9,11 +9,11 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionBackendImpl,
     CPUAttentionMetadataBuilder,
 )
-from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from keepkv.integrations.vllm.backend import Building, Serving
 from keepkv.integrations.vllm.manager import KeepKVSpec
+from keepkv.integrations.vllm.register import replace_backend
 from keepkv.integrations.vllm.worker import Compressing
 
 
@@ -52,5 +52,5 @@ class KeepKVWorker(Compressing, CPUWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Here, not in every process: an engine with another worker keeps vLLM's own backend.
-        register_backend(AttentionBackendEnum.CPU_ATTN, f"{__name__}.{KeepKVBackend.__name__}")
+        replace_backend()
         super().__init__(*args, **kwargs)

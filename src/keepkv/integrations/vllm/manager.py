@@ -58,6 +58,12 @@ class KeepKVSpec(FullAttentionSpec):
     rotation: str = ""
 
     @classmethod
+    def merge(cls, specs: list[Any]) -> Any:
+        """The spec of a group of layers: vLLM's names the fields that it knows."""
+        rotation = next((spec.rotation for spec in specs if spec.rotation), "")
+        return replace(super().merge(specs), rotation=rotation)
+
+    @classmethod
     def of(cls, spec: Any) -> Any:
         """``spec`` as one of these where it is of a layer with full attention, and otherwise as it is."""
         if type(spec) is not FullAttentionSpec or spec.sliding_window is not None:

@@ -16,7 +16,7 @@ _MEANINGS = {
     "slots_dropped": "slots that left without a trace",
     "slots_merged": "slots that entered another one",
     "blocks_given_back": "blocks that requests gave back before they had ended",
-    "requests_refused": "requests that were aborted as they could not be served",
+    "requests_refused": "requests that ended with an error as they could not be served",
 }
 
 

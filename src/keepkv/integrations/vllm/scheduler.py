@@ -14,6 +14,7 @@ from keepkv.integrations.vllm.manager import KeepKVManager
 from keepkv.integrations.vllm.metrics import count
 from keepkv.integrations.vllm.plan import Plan, plan_of
 from keepkv.integrations.vllm.refuse import check_any, check_config
+from keepkv.integrations.vllm.versions import failing
 from keepkv.integrations.vllm.wish import Wish, wish_of
 
 logger = init_logger(f"vllm.{__name__}")  # below vLLM's own, which has the handlers
@@ -64,13 +65,14 @@ class Planning:
             )
 
     def add_request(self, request: Any) -> None:
-        """Add a request with its plan. One that cannot be served, and that nobody refused before, is aborted, not run
-        uncompressed."""
+        """Add a request with its plan. One that cannot be served, and that nobody refused before, ends with an error
+        after its first step: it is not run uncompressed."""
         try:
             plan = self.keepkv_plan(request)
         except KeepKVError as error:
-            logger.error("keepkv: request %s is aborted: %s", request.request_id, error)
-            plan, request.abort_immediately = None, True
+            logger.error("keepkv: request %s is refused: %s", request.request_id, error)
+            plan = None
+            failing(self).add(request.request_id)
             count(requests_refused=1)
         for manager in self.keepkv_managers:
             if plan is not None:

@@ -63,6 +63,13 @@ def logits_processors() -> tuple[type, ...]:
     return (LogitsProcessor, Newer)
 
 
+def failing(scheduler: Any) -> set[str]:
+    """The names of requests that ``scheduler`` ends with an error after its next step, to add to: it has a set of those
+    whose grammar does not compile, and no other for requests that are found wanting so late."""
+    found: set[str] = scheduler.grammar_compile_error_reqs
+    return found
+
+
 def config_of_caller() -> Any:
     """The ``VllmConfig`` of the input processor that has a request checked, None where nobody on the stack is one:
     vLLM does not hand it to the check."""
