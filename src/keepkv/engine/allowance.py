@@ -10,6 +10,7 @@ from torch import Tensor
 from keepkv.engine.state import Compressible
 from keepkv.engine.stock_layers import stock_bytes
 from keepkv.errors import BudgetError
+from keepkv.methods.allowance import allowed, least
 from keepkv.store.base import allocated
 
 RESET = "Call cache.reset() before using the cache again."
@@ -20,17 +21,12 @@ def layer_budget(layer: Compressible) -> Tensor:
     info, shared = layer.info, layer.shared
     settings, seen = shared.settings, shared.positions.seen
     assert seen is not None
-    of_share = settings.budget.grows  # which may be less than what is always kept
     mean = _mean(layer, seen)
-    mean = mean.maximum(_least(layer)) if of_share else mean
     if settings.budget.bytes is not None and layer.store.static_length is not None:
         mean = mean.clamp(max=layer.store.static_length - (settings.room or 0))
-    # Every layer holds the protected spans: what layers divide among themselves is the rest.
+    # Every layer holds the protected spans.
     held = 0 if shared.spans is None else shared.spans.protected_tokens(seen)
-    mine = settings.method.allocate.layer_budget(mean - held, info.rank, info.ranks, seen - held).floor().long() + held
-    mine = mine.maximum(_least(layer)) if of_share else mine
-    # Where every token fits, no layer gives any up, however the allocation slopes.
-    return mine.where(mean < seen, seen)
+    return allowed(settings.method, mean, seen, settings.budget.grows, info.rank, info.ranks, held)
 
 
 def _mean(layer: Compressible, seen: Tensor) -> Tensor:
@@ -117,9 +113,9 @@ def _rest(layer: Compressible) -> str:
 
 def _least(layer: Compressible) -> Tensor:
     """(B,) int64: slots of a head that are kept whatever the budget, one at least."""
-    method, seen = layer.shared.settings.method, layer.shared.positions.seen
+    seen = layer.shared.positions.seen
     assert seen is not None
-    return seen.clamp(max=max(1, method.sinks + method.window))
+    return least(layer.shared.settings.method, seen)
 
 
 def _slot_bytes(layer: Compressible) -> int:

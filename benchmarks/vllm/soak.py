@@ -1,0 +1,154 @@
+"""Many requests at random inside vLLM: nothing lost, mixed or leaked, and some replies against ``keepkv.Cache``.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.vllm.soak --requests 2000 --out benchmarks/vllm/results/soak.json
+
+Methods, budgets, paces, lengths, shared beginnings and aborts are drawn from a seed; requests arrive while others run,
+in a pool that is too small for them. Needs an environment with vLLM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+import torch
+from transformers import AutoModelForCausalLM
+
+import keepkv
+from benchmarks.vllm.pool import engine, preemptions, versions
+from keepkv.engine.versions import CACHE
+from keepkv.integrations.vllm.wish import wish_of
+
+METHODS = [
+    "snapkv",
+    "adakv",
+    "keepkv",
+    "keepkv2",
+    "pyramidkv",
+    "keydiff",
+    "tova",
+    "h2o",
+    "g-kv",
+    "r-kv",
+    "streaming-llm",
+]
+ROOTS = 6  # beginnings that prompts may share
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", default=keepkv.embedded_model())
+    options.add_argument("--requests", type=int, default=2000)
+    options.add_argument("--checked", type=float, default=0.1, help="share of the replies that are compared")
+    options.add_argument("--waiting", type=int, default=24, help="requests that are in the engine at once, about")
+    options.add_argument("--mib", type=float, default=10.0, help="KV memory")
+    options.add_argument("--block", type=int, default=32)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--out", type=Path)
+    given = options.parse_args()
+    rng = random.Random(given.seed)
+    llm = engine(given, ours=True, prefix_caching=True)
+    started, cases = time.perf_counter(), [case(rng) for _ in range(given.requests)]
+    found = run(llm, cases, given.waiting, rng)
+    found["seconds"] = round(time.perf_counter() - started)
+    found["preemptions"] = preemptions(llm)
+    found |= compare(given, cases, found.pop("replies"), rng)
+    print(json.dumps(found))
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        made_with = {k: str(v) for k, v in vars(given).items() if k != "out"} | versions()
+        given.out.write_text(json.dumps({"made_with": made_with, **found}, indent=1) + "\n")
+
+
+def case(rng: random.Random) -> dict[str, Any]:
+    """A request: its prompt, what it asks for, tokens of the reply, and after how many it is aborted, if it is."""
+    shared = rng.choice([0, 0, 64, 200, 333])
+    prompt = _tokens(rng.randrange(ROOTS), shared) + _tokens(rng.random(), rng.randint(20, 400))
+    reply = rng.randint(1, 60)
+    keys: dict[str, Any] = {}
+    if rng.random() < 0.8:
+        keys = {
+            "method": rng.choice(METHODS),
+            "budget": rng.choice([round(rng.uniform(0.1, 0.9), 2), rng.randint(40, 300)]),
+        }
+        if rng.random() < 0.5:
+            keys["every"] = rng.choice([1, 3, 8, 20])
+    return {"prompt": prompt, "keys": keys, "reply": reply, "abort": rng.randint(0, 40) if rng.random() < 0.1 else None}
+
+
+def _tokens(seed: float, count: int) -> list[int]:
+    own = random.Random(seed)
+    return [own.randrange(5, 2000) for _ in range(count)]
+
+
+def run(llm: Any, cases: list[dict[str, Any]], waiting: int, rng: random.Random) -> dict[str, Any]:
+    """All cases through the engine, some aborted on their way."""
+    from vllm import SamplingParams
+
+    core, replies, steps, added = llm.llm_engine, dict[int, list[int]](), 0, 0
+    scheduler = core.engine_core.engine_core.scheduler
+    pool, age = scheduler.kv_cache_manager.block_pool, dict[int, int]()
+    while added < len(cases) or core.has_unfinished_requests():
+        while added < len(cases) and len(age) < waiting and rng.random() < 0.7:
+            one = cases[added]
+            extra = {f"keepkv_{name}": x for name, x in one["keys"].items()} or None
+            sampling = SamplingParams(
+                temperature=0, ignore_eos=True, detokenize=False, max_tokens=one["reply"], extra_args=extra
+            )
+            core.add_request(str(added), {"prompt_token_ids": one["prompt"]}, sampling)
+            age[added] = 0
+            added += 1
+        for out in core.step():
+            if out.finished:
+                replies[int(out.request_id)] = list(out.outputs[0].token_ids)
+                age.pop(int(out.request_id), None)
+        steps += 1
+        for i in list(age):
+            age[i] += 1
+            if cases[i]["abort"] == age[i]:
+                core.abort_request([str(i)])
+                del age[i]
+    lost = [i for i, x in enumerate(cases) if i not in replies and x["abort"] is None]
+    short = [i for i, x in enumerate(cases) if x["abort"] is None and len(replies.get(i, [])) != x["reply"]]
+    return {
+        "requests": len(cases), "steps": steps, "replies": replies, "lost": len(lost), "cut_short": len(short),
+        "aborted": sum(x["abort"] is not None and i not in replies for i, x in enumerate(cases)),
+        "blocks_left_over": int(pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()),
+        "plans_left_over": sum(len(m.forget(())) for m in scheduler.keepkv_managers),
+    }  # fmt: skip
+
+
+def compare(
+    given: Any, cases: list[dict[str, Any]], replies: dict[int, list[int]], rng: random.Random
+) -> dict[str, Any]:
+    """Replies of a sample against transformers."""
+    model = AutoModelForCausalLM.from_pretrained(given.model)
+    whole = [i for i, x in enumerate(cases) if x["abort"] is None]
+    sample = rng.sample(whole, int(given.checked * len(whole)))
+    wrong = []
+    for i in sample:
+        one, kept = cases[i], {}
+        wish = wish_of({f"keepkv_{name}": x for name, x in one["keys"].items()}, None)
+        if wish is not None:
+            kept = {CACHE: keepkv.Cache(model, wish.method, wish.budget)}
+        ids = torch.tensor([one["prompt"]])
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=one["reply"], do_sample=False, eos_token_id=None,
+            **kept,
+        )  # fmt: skip
+        if out[0, ids.shape[1] :].tolist() != replies[i]:
+            wrong.append({"number": i, "keys": one["keys"], "prompt": len(one["prompt"]), "reply": one["reply"]})
+    return {"compared": len(sample), "same": len(sample) - len(wrong), "different": wrong}
+
+
+if __name__ == "__main__":
+    main()

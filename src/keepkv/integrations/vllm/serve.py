@@ -1,0 +1,81 @@
+"""Attention over a batch in which some rows are compressed: what is added to a stock backend, whichever it is.
+
+Everything logical stays as it is, and only what attention reads is shifted: the table of a planned row begins with the
+first block that is still read, and its length is counted from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from keepkv.engine.view import SlotsOnDemand
+from keepkv.integrations.vllm.attend import attend_slots
+from keepkv.integrations.vllm.book import Book, Part
+from keepkv.integrations.vllm.compress import Layer
+
+
+def parts_of(
+    book: Book,
+    names: Sequence[str],
+    requests: Sequence[str],
+    starts: Sequence[int],
+    ends: Sequence[int],
+    tables: Tensor,
+) -> list[Part]:
+    """The planned rows of a batch.
+
+    requests: of each row; starts (rows+1): where the queries of each begin; ends: tokens that each row has after this
+    step; tables (rows,blocks): physical blocks. names: layers that the tables belong to.
+    """
+    found = []
+    for i, request in enumerate(requests):
+        row = book.rows.get(request)
+        if row is not None:
+            begin = ends[i] - (starts[i + 1] - starts[i])
+            found.append(Part(request, row, i, starts[i], begin, ends[i], tables[i].long().clone(), list(names)))
+    return found
+
+
+def shifted(parts: Sequence[Part], tables: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Tables (rows,blocks) and lengths (rows,) as a stock kernel is to read them; those given are left as they are.
+
+    Of a row that it cannot read as it is, it gets the block of the newest tokens alone, and its output is not used.
+    """
+    tables, lengths = tables.clone(), lengths.clone()
+    for part in parts:
+        plan, i = part.row.plan, part.at
+        skip = plan.first_block(part.begin) if part.exact else part.begin // plan.block
+        tables[i, : tables.shape[1] - skip] = tables[i, skip:].clone()
+        lengths[i] = part.end - skip * plan.block
+    return tables, lengths
+
+
+def serve(book: Book, part: Part, name: str, query: Tensor, output: Tensor) -> None:
+    """Attention of the ``part``'s rows of ``query`` (tokens,Hq,D) in layer ``name``, into ``output``, where a stock
+    kernel could not; and let the score see them."""
+    layer, plan = book.layer(part, name), part.row.plan
+    at = slice(part.first, part.first + part.end - part.begin)
+    q, score = query[at], plan.wish.method.score
+    layer.pages.begin(layer.held, part.begin, part.end)
+    slots = None
+    if not part.exact:
+        slots = layer.pages.read(layer.held, part.end)
+        site, votes = layer.site, plan.wish.method.reduce.merges
+        done = attend_slots(q, slots, site.scaling, votes, site.softcap, site.sinks)
+        output[at].copy_(done.reshape(output[at].shape))
+    if score.observes and (part.begin < plan.prompt or plan.every is not None):
+        _observe(layer, part, q, slots)
+
+
+def _observe(layer: Layer, part: Part, query: Tensor, slots: Any) -> None:
+    """Let the score see the queries; slots are gathered only where it looks at them."""
+    plan = part.row.plan
+    if slots is None:
+        slots = SlotsOnDemand(lambda: layer.pages.read(layer.held, part.end))
+    view = layer.site.view(slots, layer.held, part.end, plan, query, part.begin)
+    plan.wish.method.score.observe(view)
+    if layer.pages.stats:
+        layer.pages.write_stats(layer.held, view.slots)
