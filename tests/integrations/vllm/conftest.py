@@ -17,7 +17,8 @@ NEEDS_VLLM = "needs vLLM in this environment: make test-vllm"
 
 @pytest.fixture(scope="session")
 def vllm_here() -> None:
-    if find_spec("vllm") is None:
+    found = find_spec("vllm")
+    if found is None or found.origin is None:  # without an origin it is a folder of this name on the path
         pytest.skip(NEEDS_VLLM)
 
 
