@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 import keepkv
 from keepkv.cli.program import program
 from keepkv.engine.versions import CACHE
+from keepkv.plan import dry
 from keepkv.plan.live import Live
 from keepkv.plan.units import read_bytes, read_tokens
 
@@ -77,6 +79,19 @@ def test_the_peak_is_that_of_tensors_alive(name: str, chunk: int | None) -> None
         for piece in ids.split(chunk or tokens, dim=1):
             model(input_ids=piece, logits_to_keep=1, **{CACHE: cache})
     assert said == pytest.approx(live.peak, rel=0.05)
+
+
+def test_the_tiles_that_are_left_out_take_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {"method": "adakv", "budget": 0.9, "memory": 1, "chunk": 4096}
+    few = keepkv.fit(LLAMA, "8k", **asked)
+    gone_through: list[int] = []
+
+    def all_of_them(starts: Iterable[int]) -> list[int]:
+        gone_through.append(len(found := list(starts)))
+        return found
+
+    monkeypatch.setattr(dry, "_ends", all_of_them)
+    assert keepkv.fit(LLAMA, "8k", **asked) == few and max(gone_through) > 4
 
 
 def test_a_refused_model_is_told_with_its_full_cache() -> None:

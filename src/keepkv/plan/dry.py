@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -41,15 +41,16 @@ def _few_tiles() -> Iterator[None]:
         known[shape] = inner(query, part, *rest)
         return known[shape]
 
-    def ends(longest: int, columns: int) -> list[int]:
-        found = list(starts(longest, columns))
-        return found if len(found) < 5 else found[:2] + found[-2:]
-
-    _tiles._attend, _parts._starts = attend, ends
+    _tiles._attend, _parts._starts = attend, lambda *sizes: _ends(starts(*sizes))
     try:
         yield
     finally:
         _tiles._attend, _parts._starts = inner, starts
+
+
+def _ends(starts: Iterable[int]) -> list[int]:
+    found = list(starts)
+    return found if len(found) < 5 else found[:2] + found[-2:]
 
 
 class DryLayer(Layer):
