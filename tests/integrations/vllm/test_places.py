@@ -4,7 +4,7 @@ from math import ceil
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keepkv.integrations.vllm.places import Places, equal_places, packed_places, recent_places
@@ -31,6 +31,7 @@ def ragged(draw: st.DrawFn) -> tuple[torch.Tensor, int, int, int]:
     return counts, event, draw(st.integers(0, first)), block
 
 
+@settings(deadline=None)
 @given(ragged())
 def test_packed_pages_fit_whatever_the_counts(case: tuple[torch.Tensor, int, int, int]) -> None:
     counts, event, first, block = case
@@ -44,6 +45,7 @@ def test_packed_pages_fit_whatever_the_counts(case: tuple[torch.Tensor, int, int
     assert not found & recent, "tokens to come would overwrite what is kept"
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(40, 200), st.sampled_from([4, 16]))
 def test_equal_heads_end_right_before_the_event(counts: list[int], event: int, block: int) -> None:
     found = taken(equal_places(torch.tensor(counts), event, block))
