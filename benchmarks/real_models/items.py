@@ -28,7 +28,8 @@ def functions() -> tuple[tuple[str, str, tuple[tuple[str, Any], ...]], ...]:
         for node in ast.parse(source).body:
             if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
                 continue
-            named = node.args.args[len(node.args.args) - len(node.args.defaults) :]
+            every = node.args.posonlyargs + node.args.args
+            named = every[len(every) - len(node.args.defaults) :]
             pairs = [(x.arg, v.value) for x, v in zip(named, node.args.defaults, strict=True) if _tells(v)]
             text = ast.get_source_segment(source, node) or ""
             if pairs and len(text) < 900:
