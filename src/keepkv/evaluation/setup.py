@@ -59,10 +59,11 @@ class Setup:
     """One evaluation.
 
     items: per task, length and seed. batch: items read together. sinks, window: tokens that every method keeps, so that
-    methods differ in what they choose alone; None leaves a method's own. every: decoded tokens between compressions in
-    tasks that decode long. plain: tasks in plain English. slack: tokens that a reply may have beyond those of the
-    answer. questions: what methods that rehearse are told may be asked, each with the beginning of a reply; never those
-    that are asked. budgets: as ``keepkv.Budget`` reads them; ``"10%bytes"`` holds the bytes of all methods equal.
+    methods differ in what they choose alone; None keeps each method's default. every: decoded tokens between
+    compressions in tasks that decode long. plain: tasks in plain English. slack: tokens that a reply may have beyond
+    those of the answer. questions: what methods that rehearse are told may be asked, each with the beginning of a
+    reply; never those that are asked. budgets: as ``keepkv.Budget`` reads them; ``"10%bytes"`` holds the bytes of all
+    methods equal.
     """
 
     model: str

@@ -10,7 +10,7 @@ from rich.text import Text
 
 # Height grows with the square root of the share: at small budgets that is where the differences are.
 _BARS = " ▁▂▃▄▅▆▇█"
-LEGEND = "height: share of (layer, head) that still hold the tokens; ▃ is 14 %, █ is all"
+LEGEND = "height: root of the share of (layer, head) that hold the tokens; ▃ is 14 %, █ all"
 
 
 def cells(survival: Sequence[float], width: int) -> list[float]:
