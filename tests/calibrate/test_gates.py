@@ -123,6 +123,10 @@ def test_what_cannot_be_fitted_is_refused(taught: keepkv.Calibration, tmp_path: 
     model, ids = zoo.model("llama"), torch.randint(3, zoo.VOCAB, (3, 1, 40))
     with pytest.raises(CalibrationError, match="at least 5 texts of more than 8 tokens, 3 were given"):
         calibrate("gates", model, ids)
+    with pytest.raises(CalibrationError, match="text 1 has 1 rows, and there are questions for 1 texts"):
+        calibrate("gates", model, ids, asked=[[[5, 6]]])
+    with pytest.raises(CalibrationError, match="choose from both, questions, text"):
+        calibrate("gates", model, ids, behind="below")
     with pytest.raises(CalibrationError, match="give a positive number"):
         calibrate("gates", model, ids, noise=0.0)
     with pytest.raises(CalibrationError, match=r"needs a calibration 'gates'.*keepkv calibrate gates"):

@@ -101,6 +101,11 @@ def gates(
         feed(model, cache, ids, ids.new_ones(len(ids), 0))
         wanted = []
         if asked is not None and behind != "text":
+            if number >= len(asked) or len(ids) > 1:
+                raise CalibrationError(
+                    f"text {number} has {len(ids)} rows, and there are questions for {len(asked)} texts: give texts of "
+                    "one row, and a list of questions for each"
+                )
             _ask(model, cache, asked[number], torch.ones_like(ids))
             wanted.append(_wanted(cache))
         if asked is None or behind != "questions":
