@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import keepkv
+from keepkv.engine.versions import CACHE
 from keepkv.integrations.vllm.plan import Plan, plan_of
 from keepkv.integrations.vllm.wish import wish_of
 
@@ -115,9 +116,9 @@ def held_by_a_cache(one: Plan, decoded: int) -> list[list[list[int]]]:
     cache = keepkv.Cache(made, wish.method, wish.budget, seed=wish.settings.seed)
     ids = torch.randint(0, 64, (1, one.prompt), generator=torch.Generator().manual_seed(one.prompt))
     with torch.inference_mode():
-        made(ids, cache=cache)
+        made(ids, **{CACHE: cache})
         for _ in range(decoded):
-            made(ids[:, :1], cache=cache)  # a compression that is due comes first
+            made(ids[:, :1], **{CACHE: cache})  # a compression that is due comes first
             kept = cache.report().kept
             found.append([[n - 1 for n in kept[layer][0]] for layer in sorted(kept)])
     return found
