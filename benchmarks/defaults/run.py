@@ -76,6 +76,17 @@ def forced(model: Any, cache: Any, mask: torch.Tensor, item: Encoded, replies: l
     return [row[len(row) - len(said) :] for row, said in zip(logits, replies, strict=True)]
 
 
+def answered(tokenizer: Any, item: Encoded, said: list[Ids]) -> list[bool]:
+    """Of each question, whether the reply ``said`` has the answer."""
+    text = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
+    return [any(v in words for v in one.question.values) for one, words in zip(item.asked, text, strict=True)]
+
+
+def unchanged(logits: list[torch.Tensor], said: list[Ids]) -> list[bool]:
+    """Of each reply ``said``, whether greedy decoding would give it: ``logits`` (tokens,V) are those of its tokens."""
+    return [bool((x.argmax(-1).cpu() == torch.tensor(words)).all()) for x, words in zip(logits, said, strict=True)]
+
+
 def measure(
     model: Any, tokenizer: Any, item: Encoded, methods: list[Variant], aware: bool, **facts: Any
 ) -> Iterator[Kept]:
@@ -86,8 +97,7 @@ def measure(
     reader.compressing = False
     said = references(model, reader, mask, item, tokenizer.eos_token_id)
     truth = forced(model, reader, mask, item, said)
-    text = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
-    known = [any(v in words for v in one.question.values) for one, words in zip(item.asked, text, strict=True)]
+    known = answered(tokenizer, item, said)
     rows, rest = [item.context], item
     if aware:
         rows = [item.context + one.prompt[:-1] for one in item.asked]
@@ -99,9 +109,7 @@ def measure(
         for budget in BUDGETS:
             small = compressed(cache, f"{100 * budget:g}%bytes")
             found = forced(model, small, mask, rest, said)
-            same = [
-                bool((x.argmax(-1).cpu() == torch.tensor(words)).all()) for x, words in zip(found, said, strict=True)
-            ]
+            same = unchanged(found, said)
             yield Kept(
                 aware=aware, tokens=len(item.context), method=one.label, budget=budget, ratio=small.report().ratio,
                 kl=[float(kl(a, b).mean()) for a, b in zip(truth, found, strict=True)], same=same, known=known, **facts,

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.defaults.run import forced, references
+from benchmarks.defaults.run import answered, forced, references, unchanged
 from keepkv.cli.arguments import variant
 from keepkv.core.when import When
 from keepkv.evaluation.setup import FULL, Setup, Variant
@@ -75,8 +75,7 @@ def measure(
     reader.compressing = False
     said: list[Ids] = references(model, reader, mask, item, tokenizer.eos_token_id)
     truth = forced(model, reader, mask, item, said)
-    text = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
-    known = [any(v in words for v in one.question.values) for one, words in zip(item.asked, text, strict=True)]
+    known = answered(tokenizer, item, said)
     for name, one in arms.items():
         cache = make_cache(model, setup, one, 1.0, 0, When("deferred"))
         mask = read(model, cache, [item.context])
@@ -84,7 +83,7 @@ def measure(
         for budget in budgets:
             small = compressed(cache, f"{100 * budget:g}%bytes")
             found = forced(model, small, mask, item, said)
-            same = [bool((x.argmax(-1).cpu() == torch.tensor(w)).all()) for x, w in zip(found, said, strict=True)]
+            same = unchanged(found, said)
             far = [float(kl(a.float(), b.float()).mean()) for a, b in zip(truth, found, strict=True)]
             yield Kept(
                 tokens=len(item.context), arm=name, budget=budget, ratio=small.report().ratio, kl=far, same=same,
