@@ -18,7 +18,7 @@ from keepkv.engine.versions import CACHE
 from keepkv.engine.view import view_of
 from keepkv.errors import CalibrationError
 from keepkv.methods import make_method
-from keepkv.score.gates import BIAS, WEIGHT
+from keepkv.score.learned.gates import BIAS, WEIGHT
 from keepkv.tasks.asking import encode
 
 LENGTH = 320

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 import zoo
-from matrix import CASES, cache, calibration, compresses, tolerance
+from matrix import cache, calibration, cases, compresses, tolerance
 from packaging.version import Version
 from running import LENGTHS, batch, generate, hot, plain, row
 
@@ -18,9 +18,12 @@ from keepkv.engine.allowance import layer_budget
 from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheStateError, CalibrationError, UnsupportedModel
 
-pytestmark = pytest.mark.parametrize(("arch", "method"), CASES)
 Method = tuple[str, dict[str, Any]]
 BUDGET = 14
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    metafunc.parametrize(("arch", "method"), cases(metafunc.function.__name__))
 
 
 def test_full_budget_is_the_plain_cache(arch: str, method: Method) -> None:

@@ -22,7 +22,7 @@ from keepkv.errors import BudgetError, CacheStateError, KeepKVError
 from keepkv.methods import METHODS
 from keepkv.reduce import REDUCTIONS
 from keepkv.score import SCORES, KeyDiff
-from keepkv.score.remembering import Remembering
+from keepkv.score.queries.remembering import Remembering
 from keepkv.store import CODECS, STORES
 
 BUDGET = 8

@@ -20,7 +20,7 @@ from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheFileError, CacheStateError
 from keepkv.methods import METHODS, make_method
 from keepkv.methods.keepkv import keepkv as keepkv_method
-from keepkv.score.knorm import KNorm
+from keepkv.score.content.knorm import KNorm
 
 SMALL = {"window": 4, "sinks": 2}
 

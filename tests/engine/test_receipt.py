@@ -23,7 +23,7 @@ from keepkv.engine.layer import Layer
 from keepkv.engine.versions import CACHE
 from keepkv.errors import BudgetError
 from keepkv.kernels import native
-from keepkv.score.snapkv import SnapKV
+from keepkv.score.queries.snapkv import SnapKV
 
 PROMPT = 400
 HEADS, LAYERS, DIM = 2, 2, 128

@@ -25,8 +25,8 @@ from keepkv.evaluation.unit import build, run
 from keepkv.observe.rehearsal import NAMES
 from keepkv.reduce.fit import ridge
 from keepkv.reduce.refit import Refit, relative
-from keepkv.score.knorm import KNorm
-from keepkv.score.rehearsed import Listen, Rehearsed, effects
+from keepkv.score.content.knorm import KNorm
+from keepkv.score.passes.rehearsed import Listen, Rehearsed, effects
 from keepkv.tasks.asking import likely
 
 DEFERRED = keepkv.When("deferred")

@@ -22,7 +22,7 @@ from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheStateError, KeepKVError, UnsupportedInput
 from keepkv.evaluation import unit as units
 from keepkv.observe.attention import received, strongest
-from keepkv.score.kvzip import STAT
+from keepkv.score.passes.kvzip import STAT
 
 torch.set_num_threads(1)
 DEFERRED = keepkv.When("deferred")

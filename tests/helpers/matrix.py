@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache as cache_of
 from itertools import product
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
@@ -78,10 +79,17 @@ METHODS = method_variants()
 ARCHITECTURES = list(zoo.ZOO)
 # Full attention, attention sinks, latents, layers that share slots beside ones with a sliding window.
 STORE_ARCHITECTURES = ["llama", "gpt-oss", "deepseek-v3", "gemma4"]
-CASES = [
-    *(pytest.param(arch, *one.values, id=f"{arch}-{one.id}") for arch, one in product(ARCHITECTURES, METHODS)),
-    *store_cases(),
-]
+
+
+def cases(test: str) -> list[Any]:
+    """Every method on every architecture, and stores. In the quick suite: every method on the first architecture, and
+    of the other pairs a third, another one for each ``test``, so that some test sees every pair."""
+    made = []
+    for (i, arch), (j, one) in product(enumerate(ARCHITECTURES), enumerate(METHODS)):
+        quick = i == 0 or (i + j + crc32(test.encode())) % 3 == 0
+        marks = [] if quick else pytest.mark.slow
+        made.append(pytest.param(arch, *one.values, id=f"{arch}-{one.id}", marks=marks))
+    return made + store_cases()
 
 
 def tolerance(method: tuple[str, dict[str, Any]], exact: float = 1e-5) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from keepkv.core.slots import EMPTY, LayerView, Slots
 from keepkv.core.stats import Merge, Stat
 from keepkv.observe import attention
-from keepkv.score.random import Random
+from keepkv.score.content.random import Random
 
 
 class Kinds(Random):

@@ -14,7 +14,7 @@ import keepkv
 from keepkv.errors import KeepKVError, UnknownName
 from keepkv.methods import METHODS, MethodInfo, make_method
 from keepkv.methods.keepkv import keepkv as merging
-from keepkv.score.knorm import KNorm
+from keepkv.score.content.knorm import KNorm
 
 
 @pytest.fixture

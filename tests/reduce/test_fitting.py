@@ -22,8 +22,8 @@ from keepkv.reduce.drop import Drop
 from keepkv.reduce.grkv import GRKV
 from keepkv.reduce.matching import Matching
 from keepkv.reduce.residual import Residual
-from keepkv.score import matching as score
-from keepkv.score.random import Random
+from keepkv.score.content.random import Random
+from keepkv.score.queries import matching as score
 
 torch.set_num_threads(1)
 F64 = torch.float64

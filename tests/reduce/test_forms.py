@@ -20,8 +20,8 @@ from keepkv.reduce.cam import CaM
 from keepkv.reduce.d2o import D2O
 from keepkv.reduce.forms import integer_votes
 from keepkv.reduce.merge import KeepKV
-from keepkv.score.ema import Ema
-from keepkv.score.random import Random
+from keepkv.score.content.random import Random
+from keepkv.score.queries.ema import Ema
 
 torch.set_num_threads(1)
 F64 = torch.float64

@@ -19,8 +19,8 @@ from keepkv.reduce.forms import (
     zip_scale,
 )
 from keepkv.reduce.merge import KeepKV
-from keepkv.score.ema import STAT, Ema
-from keepkv.score.random import Random
+from keepkv.score.content.random import Random
+from keepkv.score.queries.ema import STAT, Ema
 
 torch.set_num_threads(1)
 F64 = torch.float64

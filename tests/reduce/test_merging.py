@@ -24,9 +24,9 @@ from keepkv.reduce.cam import _DRAW, CaM
 from keepkv.reduce.d2o import D2O
 from keepkv.reduce.d2o import STATE as D2O_STATE
 from keepkv.reduce.merge import KeepKV
-from keepkv.score.ema import STAT
-from keepkv.score.h2o import H2O
-from keepkv.score.random import Random
+from keepkv.score.content.random import Random
+from keepkv.score.queries.ema import STAT
+from keepkv.score.queries.h2o import H2O
 
 torch.set_num_threads(1)
 F64 = torch.float64

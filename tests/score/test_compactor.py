@@ -22,7 +22,7 @@ from keepkv.core.rope import Rope
 from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
 from keepkv.observe.sketched_leverage import gaussian, sketched_leverage
-from keepkv.score.compactor import NEVER, STAT, Compactor
+from keepkv.score.content.compactor import NEVER, STAT, Compactor
 
 torch.set_num_threads(1)
 ROPE = Rope(torch.tensor([1.0, 0.3, 0.05]))

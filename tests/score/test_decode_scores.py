@@ -21,8 +21,8 @@ from keepkv.engine.versions import CACHE
 from keepkv.errors import KeepKVError
 from keepkv.observe import redundancy as redundant
 from keepkv.observe.redundancy import redundancy
-from keepkv.score.gkv import GKV, NEVER, STAT
-from keepkv.score.rkv import RKV
+from keepkv.score.decoding.gkv import GKV, NEVER, STAT
+from keepkv.score.decoding.rkv import RKV
 
 torch.set_num_threads(1)
 F64, W = torch.float64, 4

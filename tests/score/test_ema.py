@@ -11,7 +11,7 @@ from merge_views import make_view, padded
 from torch import Tensor
 
 from keepkv.core.slots import LayerView, Slots
-from keepkv.score.ema import STAT, Ema
+from keepkv.score.queries.ema import STAT, Ema
 
 torch.set_num_threads(1)
 F64 = torch.float64

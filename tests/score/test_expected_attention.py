@@ -19,7 +19,7 @@ from keepkv.core.slots import LayerView
 from keepkv.engine.rope_probe import rope_of
 from keepkv.errors import KeepKVError
 from keepkv.observe.gaussian import query_gaussian, remember_queries
-from keepkv.score.expected import ExpectedAttention
+from keepkv.score.queries.expected import ExpectedAttention
 
 torch.set_num_threads(1)
 F64 = torch.float64

@@ -21,7 +21,7 @@ from keepkv.core.rope import Rope
 from keepkv.core.slots import LayerView
 from keepkv.errors import KeepKVError
 from keepkv.kernels.leverage.reference import evenly_spaced
-from keepkv.score.leverage import Leverage
+from keepkv.score.content.leverage import Leverage
 
 ROPE = Rope(torch.tensor([1.0, 0.3, 0.05]))
 

@@ -21,13 +21,13 @@ from keepkv.methods import METHODS, methods
 from keepkv.observe import attention
 from keepkv.observe.window import remember, window
 from keepkv.score import SCORES, Score
-from keepkv.score.expected import ExpectedAttention
-from keepkv.score.h2o import H2O
-from keepkv.score.keydiff import KeyDiff
-from keepkv.score.knorm import KNorm
-from keepkv.score.snapkv import SnapKV
-from keepkv.score.streaming import Streaming
-from keepkv.score.tova import TOVA
+from keepkv.score.content.keydiff import KeyDiff
+from keepkv.score.content.knorm import KNorm
+from keepkv.score.content.streaming import Streaming
+from keepkv.score.queries.expected import ExpectedAttention
+from keepkv.score.queries.h2o import H2O
+from keepkv.score.queries.snapkv import SnapKV
+from keepkv.score.queries.tova import TOVA
 
 torch.set_num_threads(1)
 MINE = ["streaming", "knorm", "keydiff", "snapkv", "h2o", "tova", "expected-attention", "random"]

@@ -21,7 +21,7 @@ from keepkv.engine.rope_probe import rope_of
 from keepkv.engine.versions import CACHE
 from keepkv.errors import CalibrationError, KeepKVError
 from keepkv.score.base import SCORES
-from keepkv.score.expected import ExpectedAttention
+from keepkv.score.queries.expected import ExpectedAttention
 
 KIND = "query-statistics"
 STORED: dict[str, Any] = {"statistics": "stored"}

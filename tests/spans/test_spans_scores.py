@@ -15,7 +15,7 @@ from keepkv.core.intervals import Intervals
 from keepkv.core.slots import LayerView
 from keepkv.observe.window import remember_in_spans, span_window
 from keepkv.score import H2O, TOVA, KNorm, Score, SnapKV, Streaming
-from keepkv.score.remembering import Remembering
+from keepkv.score.queries.remembering import Remembering
 
 SIZE = 16
 SPANS = Intervals.of([[(1, 6), (7, 14)]], torch.device("cpu"))

@@ -16,8 +16,8 @@ from keepkv.engine.cache import Cache
 from keepkv.engine.passes.reread import feed, reread, watching
 from keepkv.errors import CalibrationError
 from keepkv.methods import Method
-from keepkv.score.gates import BIAS, KIND, NORMS, WEIGHT, features
-from keepkv.score.kvzip import STAT, KVzip
+from keepkv.score.learned.gates import BIAS, KIND, NORMS, WEIGHT, features
+from keepkv.score.passes.kvzip import STAT, KVzip
 from keepkv.tasks.asking import Ids
 
 SINKS = 4  # first tokens of each text that are left out: every method keeps them, and they are like no others
@@ -74,7 +74,7 @@ def gates(
     behind: str = "both",
     noise: float = 0.003,
 ) -> Found:
-    """Per layer: ``gates_weight`` (H,F) and ``gates_bias`` (H,), see ``keepkv.score.gates``.
+    """Per layer: ``gates_weight`` (H,F) and ``gates_bias`` (H,), see ``keepkv.score.learned.gates``.
 
     y = ln of the largest attention that a token gets from what is read behind its text, on copies of the cache. w =
     argmin E(w·(x + e) + b − y)², e noise of ``noise`` times the mean square of keys, of values and of each norm: what

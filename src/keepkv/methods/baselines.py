@@ -1,13 +1,11 @@
-"""Baselines: the full cache, a random choice, and what needs no attention."""
+"""Baselines: the full cache, a random choice, and the ends of the text."""
 
 from __future__ import annotations
 
 from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
-from keepkv.score.keydiff import KeyDiff
-from keepkv.score.knorm import KNorm
-from keepkv.score.random import Random
-from keepkv.score.streaming import Streaming
+from keepkv.score.content.random import Random
+from keepkv.score.content.streaming import Streaming
 
 
 @register_method("full")
@@ -30,22 +28,3 @@ def streaming_llm(sinks: int = 4, window: int = 0, when: When = When()) -> Metho
     ``When(every=n)`` keeps the cache at the budget while decoding.
     """
     return Method(Streaming())
-
-
-@register_method("knorm", paper="arXiv 2406.11430")
-def knorm(sinks: int = 4, window: int = 0, when: When = When()) -> Method:
-    """Keeps the slots whose keys have the smallest norm: score −‖k‖₂.
-
-    The paper compresses all layers but the first two; here every layer is compressed, as in kvpress. Where a model
-    norms its keys (QK-norm), norms hardly differ and the choice means little.
-    """
-    return Method(KNorm())
-
-
-@register_method("keydiff", paper="arXiv 2504.15364")
-def keydiff(sinks: int = 4, window: int = 0, when: When = When()) -> Method:
-    """Keeps the slots whose keys are least like the average key: score −cos(k, mean of normalised keys).
-
-    The paper runs it block by block over a chunked prefill: chunk the prefill, with ``When("immediate")``.
-    """
-    return Method(KeyDiff())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
-from keepkv.score.gkv import GKV
-from keepkv.score.rkv import RKV
+from keepkv.score.decoding.gkv import GKV
+from keepkv.score.decoding.rkv import RKV
 
 
 @register_method("g-kv", paper="arXiv 2512.00504")

@@ -10,9 +10,9 @@ from keepkv.methods.pieces import as_allocation, as_score
 from keepkv.reduce.grkv import GRKV
 from keepkv.reduce.matching import Matching
 from keepkv.reduce.residual import Residual
-from keepkv.score import matching
 from keepkv.score.base import Score
-from keepkv.score.remembering import Remembering
+from keepkv.score.queries import matching
+from keepkv.score.queries.remembering import Remembering
 
 
 @register_method("attention-matching", paper="arXiv 2602.16284")

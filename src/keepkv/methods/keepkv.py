@@ -8,7 +8,7 @@ from keepkv.methods.base import Method, register_method
 from keepkv.methods.pieces import as_allocation, as_score
 from keepkv.reduce.merge import KeepKV
 from keepkv.score.base import Score
-from keepkv.score.remembering import Remembering
+from keepkv.score.queries.remembering import Remembering
 
 
 @register_method("keepkv", paper="arXiv 2504.09936")

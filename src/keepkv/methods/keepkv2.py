@@ -12,8 +12,8 @@ from keepkv.reduce.drop import Drop
 from keepkv.reduce.merge import KeepKV
 from keepkv.reduce.refit import Refit
 from keepkv.score.base import Score
-from keepkv.score.leverage import Leverage
-from keepkv.score.rehearsed import Rehearsed
+from keepkv.score.content.leverage import Leverage
+from keepkv.score.passes.rehearsed import Rehearsed
 
 
 @register_method("keepkv2")
@@ -26,7 +26,7 @@ def keepkv2(
 
     1. Score: S_i = ℓ_i·(A_i + ``floor``·Ā). ℓ is the leverage of a key before RoPE among the keys of its head (ridge
        ``ridge``), A the largest attention that the last ``queries`` tokens give one of the ``kernel`` slots around it,
-       Ā its mean. What is usual in a head is learnt from ``sample`` of its keys. See ``score.leverage``.
+       Ā its mean. What is usual in a head is learnt from ``sample`` of its keys. See ``score.content.leverage``.
     2. Budget: one for all heads of all layers, whose scores compare; each keeps its own top ``safeguard`` share.
     3. ``merge``, a key cosine such as 0.8: a leaving slot enters the kept slot most similar to it, if that is above
        ``merge``. Keys stay where they are. The bias becomes ln(Σ mass of the group / its own), the value the mean by
@@ -35,7 +35,7 @@ def keepkv2(
 
     4. ``rehearsed=True``: the score is times √(E_i + Ē/20), E what the outputs of rehearsed questions would lose with
        the slot, and biases and values of the kept slots are fitted to these outputs. What to rehearse is known best by
-       who will ask; without questions, pieces of the text are read again. See ``score.rehearsed`` and
+       who will ask; without questions, pieces of the text are read again. See ``score.passes.rehearsed`` and
        ``reduce.refit``. Make the cache with ``when=keepkv.When("deferred")``, feed the context, call
        ``keepkv.rehearse(model, cache, input_ids, questions=…)``, then ``cache.compress()``.
 

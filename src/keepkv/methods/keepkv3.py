@@ -7,7 +7,7 @@ from keepkv.allocate.base import Allocate
 from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
 from keepkv.methods.pieces import as_allocation
-from keepkv.score.gates import Gates
+from keepkv.score.learned.gates import Gates
 
 
 @register_method("keepkv3")
@@ -17,7 +17,7 @@ def keepkv3(
     """Keeps the slots that questions would ask for, before any is asked and without reading the text again.
 
     1. Once per model, ``keepkv calibrate gates`` lets it answer questions on other texts, and fits for each KV head, in
-       closed form, a linear map from a token's key and value to the attention that it gets. See ``score.gates``.
+       closed form, a linear map from a token's key and value to the attention that it gets (``score.learned.gates``).
     2. Score: that map. It looks at no query, so nothing is observed while a text is read, and the order of slots never
        changes while decoding.
     3. Budget: one for all heads of all layers, whose scores are on one scale; each keeps its own top ``safeguard``.

@@ -9,7 +9,7 @@ from keepkv.methods.pieces import as_allocation, as_score
 from keepkv.reduce.cam import CaM
 from keepkv.reduce.d2o import D2O
 from keepkv.score.base import Score
-from keepkv.score.remembering import Remembering
+from keepkv.score.queries.remembering import Remembering
 
 
 @register_method("cam", paper="ICML 2024, openreview LCTmppB165")

@@ -15,7 +15,7 @@ from keepkv.observe.masses import exact_dtype, log_masses, recent
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
 from keepkv.score.base import Score
-from keepkv.score.random import Random
+from keepkv.score.content.random import Random
 
 _TILE = 2**24  # elements of one tile of the (leaving × kept) window matrix
 _DRAW = 0x43614D  # keeps the draws independent of the score "random", which hashes the same positions

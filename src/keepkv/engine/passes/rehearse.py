@@ -14,7 +14,7 @@ from keepkv.engine.cache import Cache
 from keepkv.engine.passes.reread import check_whole, feed, watching
 from keepkv.errors import KeepKVError, UnsupportedInput
 from keepkv.observe.rehearsal import NAMES
-from keepkv.score.rehearsed import Listen
+from keepkv.score.passes.rehearsed import Listen
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ def key_leverage(
     sample: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """ℓ_i = k̃_iᵀ(Σ + λI)⁻¹k̃_i of each slot among those of its row and head, as ``score.leverage`` wants it.
+    """ℓ_i = k̃_iᵀ(Σ + λI)⁻¹k̃_i of each slot among those of its row and head, as ``score.content.leverage`` wants it.
 
     keys (B,H,S,D) after ``rope``, which is None where they are not rotated, at positions (B,H,S), below 0 where a slot
     is empty. k̃ are the keys before it less their mean, Σ their covariance, λ = ``ridge``·tr Σ/D; a slot counts

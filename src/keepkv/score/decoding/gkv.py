@@ -15,7 +15,7 @@ from keepkv.observe.attention import tiles
 from keepkv.observe.redundancy import redundancy
 from keepkv.observe.window import remember, window
 from keepkv.score.base import Score, register_score
-from keepkv.score.rkv import before_window, with_window_on_top
+from keepkv.score.decoding.rkv import before_window, with_window_on_top
 
 STAT = "global_score"  # per slot: F after the last compression that it went through
 NEVER = -1.0  # a slot that went through none, as F is not negative

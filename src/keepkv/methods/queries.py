@@ -1,16 +1,14 @@
-"""Methods that keep what has been attended to."""
+"""Methods that keep what is attended to: by the latest queries, by all so far, or by those to come."""
 
 from __future__ import annotations
 
-from keepkv.allocate.adakv import AdaKV
 from keepkv.allocate.pyramid import Pyramid
 from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
-from keepkv.methods.pieces import as_score
-from keepkv.score.base import Score
-from keepkv.score.h2o import H2O
-from keepkv.score.snapkv import SnapKV
-from keepkv.score.tova import TOVA
+from keepkv.score.queries.expected import ExpectedAttention
+from keepkv.score.queries.h2o import H2O
+from keepkv.score.queries.snapkv import SnapKV
+from keepkv.score.queries.tova import TOVA
 
 
 @register_method("snapkv", paper="arXiv 2404.14469")
@@ -69,19 +67,32 @@ def tova(sinks: int = 0, window: int = 0, when: When = When()) -> Method:
     return Method(TOVA())
 
 
-@register_method("adakv", paper="arXiv 2407.11550")
-def adakv(
-    score: str | Score = "snapkv", alpha: float = 0.2, sinks: int = 4, window: int = 32, when: When = When()
-) -> Method:
-    """Any score, with the budget of a layer shared by its heads: those with concentrated attention need fewer slots.
+@register_method("expected-attention", paper="arXiv 2510.00636")
+def expected_attention(
+    horizon: int = 512, epsilon: float = 0.0, epsilon_mode: str = "absolute", use_covariance: bool = True,
+    value_norm: str | None = "v", position_average: str = "rotation", shrinkage: float | str = 0.0,
+    statistics: str = "prompt", sinks: int = 4, window: int = 0, when: When = When(),
+) -> Method:  # fmt: skip
+    """Keeps the slots with the largest expected contribution to the output of the next ``horizon`` queries.
 
-    Each head first keeps its own top ⌊``alpha`` · budget⌋, the rest goes to the highest scores over all heads.
-    ``score`` is a name or a Score whose values can be compared between heads; "snapkv" looks through the method's
-    ``window``. Memory of what a head does not keep is freed.
+    Score = mean over query heads of (softmax of log E[exp(q·k·scaling)] + ε)·‖v‖, q Gaussian with the statistics of
+    the row's queries before RoPE, turned by the mean rotation over the horizon. ε is 0 as in kvpress and in the paper's
+    needle tests; the paper's other results use 0.02. The statistics cover the whole row, ``sinks`` excluded, and go on
+    while decoding (``When(every=512)`` in the paper). ``statistics="stored"`` takes those of other texts instead, a
+    calibration made once by ``keepkv calibrate query-statistics``: nothing is observed while a row is read. See
+    ``keepkv.score.ExpectedAttention`` for every option.
 
     Options:
-        score: name or Score whose values can be compared between heads
-        alpha: share of its budget that each head keeps for itself
-        window: most recent tokens that are always kept; snapkv looks through them
+        horizon: queries to come that are averaged over
+        epsilon: is added to the attention before it is weighed by the value
+        epsilon_mode: absolute; relative: epsilon is divided by the number of tokens
+        use_covariance: whether the spread of the queries counts, beside their mean
+        value_norm: v: weigh by the norm of the value; none: leave it out
+        position_average: rotation, moments or mixture: how the queries' positions are averaged
+        shrinkage: how far the covariance is drawn to its diagonal, 0 to 1; auto: by the number of tokens
+        statistics: prompt: of the queries of the text; stored: of a calibration
     """
-    return Method(as_score(score, window), AdaKV(alpha))
+    return Method(ExpectedAttention(
+        horizon, sinks, epsilon, epsilon_mode, use_covariance, value_norm, position_average, shrinkage,
+        statistics=statistics,
+    ))  # fmt: skip

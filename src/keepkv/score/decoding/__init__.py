@@ -1,0 +1,1 @@
+"""Scores made for long replies, which remember what earlier compressions saw."""

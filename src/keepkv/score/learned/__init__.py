@@ -1,0 +1,1 @@
+"""Scores that were fitted beforehand, for one model."""

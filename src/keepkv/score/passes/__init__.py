@@ -1,0 +1,1 @@
+"""Scores that need more of a text than one reading."""
