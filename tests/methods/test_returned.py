@@ -124,7 +124,8 @@ def test_the_name_of_another_needs_replace() -> None:
         return knorm(view)
 
     with pytest.raises(NameTaken, match=r"score 'snapkv' is registered already, by keepkv\.score\.queries\."
-                       r"snapkv\.SnapKV: give .*mine another name, or register it with replace=True") as caught:  # fmt: skip
+                       r"snapkv\.SnapKV: give .*mine another name, or "
+                       r"register it with replace=True") as caught:  # fmt: skip
         keepkv.register_score("snapkv")(mine)
     assert " at 0x" not in str(caught.value) and isinstance(caught.value, ValueError)
     keepkv.register_score("snapkv", replace=True)(mine)
