@@ -79,6 +79,14 @@ def test_methods_lists_every_method() -> None:
     assert all(one["name"] in printed for one in listed)
 
 
+def test_methods_like_another() -> None:
+    found = json.loads(run("methods", "--like", "tova", "--json").stdout)
+    assert {one["method"] for one in found} == {info.name for info in keepkv.methods()} - {"tova", "full"}
+    shared = [one["shared"] for one in found if one["shared"] is not None]
+    assert shared == sorted(shared, reverse=True) and 0 < shared[-1] < shared[0] < 1
+    assert "leave out the name" in run("methods", "snapkv", "--like", "tova", code=2).stderr
+
+
 def test_methods_describes_one() -> None:
     described = json.loads(run("methods", "keepkv", "--json").stdout)
     assert described["paper"] and "key" in described["options"]

@@ -71,6 +71,25 @@ def test_bytes_stay_within_the_budget(method: tuple[str, dict[str, Any]], budget
     assert state == 0 or cache.settings.method.score.observes
 
 
+def test_gone_counts_what_no_head_holds() -> None:
+    """Where all heads keep the same tokens, what leaves is gone; where each draws its own, hardly any is."""
+    inputs = torch.randint(3, zoo.VOCAB, (3, 100))
+    mask = torch.ones_like(inputs)
+    mask[1, :60] = 0
+    gone = {}
+    for name in ("streaming-llm", "random"):
+        cache = keepkv.Cache(wide(), name, 30)
+        with torch.no_grad():
+            wide()(input_ids=inputs, attention_mask=mask, **{CACHE: cache})
+        gone[name] = cache.report().gone
+        held = [x.store.positions() for x in cache.compressible]
+        kept = sum(len({int(p) for x in held for p in x[row].flatten() if p >= 0}) for row in range(3))
+        assert gone[name] == pytest.approx(1 - kept / 240)
+    assert gone["streaming-llm"] == pytest.approx((70 + 10 + 70) / 240) and gone["random"] < 0.3
+    assert "of the tokens, in all heads of all layers" in str(cache.report())
+    assert keepkv.Cache(wide(), "random", 30).report().gone == 0
+
+
 def test_adaptive_heads_free_memory() -> None:
     """Head-adaptive budgets at 0.25 hold at most 0.26 of the full cache's bytes (a mask frees nothing: 1.00)."""
     cache = keepkv.Cache(wide(), "adakv", 0.25, window=8)

@@ -1,23 +1,10 @@
 """Named methods; importing this package registers them all."""
 
-from keepkv.methods import (
-    baselines,
-    content,
-    decoding,
-    fitting,
-    heads,
-    keepkv,
-    keepkv2,
-    keepkv3,
-    merging,
-    passes,
-    queries,
-)
+from keepkv.methods import baselines, content, decoding, fitting, heads, merging, own, passes, queries
 from keepkv.methods.base import METHODS, Method, MethodInfo, make_method, method_info, methods, register_method
 from keepkv.methods.presets import DEFAULT, PRESETS, Preset
 
 __all__ = [
     "DEFAULT", "METHODS", "PRESETS", "Method", "MethodInfo", "Preset", "baselines", "content", "decoding", "fitting",
-    "heads", "keepkv", "keepkv2", "keepkv3", "make_method", "merging", "method_info", "methods", "passes", "queries",
-    "register_method",
+    "heads", "make_method", "merging", "method_info", "methods", "own", "passes", "queries", "register_method",
 ]  # fmt: skip

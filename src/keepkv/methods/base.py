@@ -17,6 +17,7 @@ from keepkv.core.when import When
 from keepkv.errors import KeepKVError
 from keepkv.methods.explain import meanings, type_word, without_options
 from keepkv.methods.presets import PRESETS
+from keepkv.methods.traits import does, group_of, needs
 from keepkv.reduce.base import Reduce
 from keepkv.reduce.drop import Drop
 from keepkv.score.base import Score
@@ -65,7 +66,11 @@ class Method(Checked):
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What ``keepkv methods`` shows of a method. options: by name, with their defaults; types, meanings: in words."""
+    """What ``keepkv methods`` shows of a method.
+
+    options: by name, with their defaults; types, meanings: in words. group: its family. needs, does: see
+    ``methods.traits``.
+    """
 
     name: str
     paper: str
@@ -74,6 +79,9 @@ class MethodInfo:
     options: dict[str, Any]
     types: dict[str, str] = field(default_factory=dict)
     meanings: dict[str, str] = field(default_factory=dict)
+    group: str = ""
+    needs: list[str] = field(default_factory=list)
+    does: list[str] = field(default_factory=list)
 
 
 METHODS: Registry[Method] = Registry("method")
@@ -135,6 +143,8 @@ def method_info(name: str) -> MethodInfo:
     doc = inspect.getdoc(factory) or ""
     options = {p.name: p.default for p in inspect.signature(factory).parameters.values()} | own
     hints = hints_of(factory)
+    unknown = any(x is inspect.Parameter.empty for x in options.values())  # what it is made of depends on them
+    made = None if unknown else factory(**own)
     return MethodInfo(
         method,
         _PAPERS.get(method, ""),
@@ -143,6 +153,9 @@ def method_info(name: str) -> MethodInfo:
         options,
         {name: type_word(hints.get(name, Any)) for name in options},
         meanings(doc, options),
+        group_of(factory),
+        needs(made.score, made.allocate, made.reduce) if made else [],
+        does(made.score, made.allocate, made.reduce, made.when) if made else [],
     )
 
 

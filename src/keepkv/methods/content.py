@@ -1,4 +1,4 @@
-"""Methods that judge a token by its key and value: no query has a say."""
+"""Judge a token by its key and value: no query has a say."""
 
 from __future__ import annotations
 

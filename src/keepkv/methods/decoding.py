@@ -1,4 +1,4 @@
-"""Methods made for long replies: they compress every so many decoded tokens."""
+"""Made for long replies: they compress every so many decoded tokens."""
 
 from __future__ import annotations
 

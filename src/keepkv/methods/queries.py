@@ -1,4 +1,4 @@
-"""Methods that keep what is attended to: by the latest queries, by all so far, or by those to come."""
+"""Keep what is attended to: by the latest queries, by all so far, or by those to come."""
 
 from __future__ import annotations
 

@@ -48,6 +48,9 @@ class RaggedStore(Zones):
     def holds_all(self) -> bool:
         return self.body.lengths is None and super().holds_all
 
+    def _older_positions(self) -> list[Tensor]:
+        return ([self.body.positions()] if self.body.length else []) + super()._older_positions()
+
     def _older(self) -> list[Fields]:
         return ([self.body.rectangle()] if self.body.length else []) + super()._older()
 

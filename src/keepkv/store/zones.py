@@ -182,6 +182,14 @@ class Zones(Store):
             zones.append(self._slots(self.recent.used(), encoded=False))
         return reduce(Slots.join, zones)
 
+    def positions(self) -> Tensor:
+        recent = [self.recent.used()["positions"]] if self.recent.fields else []
+        return torch.cat([*self._older_positions(), *recent], dim=2)
+
+    def _older_positions(self) -> list[Tensor]:
+        """Positions of what stands before ``recent``, as rectangles (B,H,S)."""
+        return [self.coded.used()["positions"]] if self.coded.length else []
+
     def _older(self) -> list[Fields]:
         """What stands before ``recent`` as rectangles of encoded fields (B,H,S,…)."""
         return [self.coded.used()] if self.coded.length else []
