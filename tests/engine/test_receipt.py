@@ -132,6 +132,18 @@ def test_budget_in_bytes_is_kept(method: tuple[str, dict[str, Any]]) -> None:
             assert feed(cache, 1).bytes <= BYTES, case
 
 
+@pytest.mark.parametrize("layout", ["dense", "ragged"])
+@pytest.mark.parametrize(("codec", "most"), [("int4", 600_000), ("kivi", 450_000)])
+def test_slots_that_stay_exact_are_paid_for(codec: str, most: int, layout: str) -> None:
+    kept = {}
+    for exact in ({}, {"exact_first": 4, "exact_last": 64}):
+        cache = keepkv.Cache(wide(), "knorm", f"{most}B", store=layout, codec=codec, store_options=exact)
+        receipt = feed(cache, 4 * PROMPT)
+        assert receipt.compressed and 0.4 * most < receipt.bytes <= most, exact
+        kept[len(exact)] = sum(receipt.kept[0][0])
+    assert 0.2 < kept[2] / kept[0] < 0.99
+
+
 @pytest.mark.parametrize("computes", ["reference", "auto"])
 def test_an_index_of_tiles_is_paid_for_where_there_is_one(computes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain torch reads ragged slots in tiles and holds an index of them from the first decoded token on: 1 % here.
