@@ -2,6 +2,7 @@
 
 from keepkv.methods import (
     baselines,
+    chunks,
     content,
     decoding,
     fitting,
@@ -10,6 +11,7 @@ from keepkv.methods import (
     keepkv2,
     keepkv3,
     merging,
+    outputs,
     passes,
     queries,
 )
@@ -17,7 +19,7 @@ from keepkv.methods.base import METHODS, Method, MethodInfo, make_method, method
 from keepkv.methods.presets import DEFAULT, PRESETS, Preset
 
 __all__ = [
-    "DEFAULT", "METHODS", "PRESETS", "Method", "MethodInfo", "Preset", "baselines", "content", "decoding", "fitting",
-    "heads", "keepkv", "keepkv2", "keepkv3", "make_method", "merging", "method_info", "methods", "passes", "queries",
-    "register_method",
+    "DEFAULT", "METHODS", "PRESETS", "Method", "MethodInfo", "Preset", "baselines", "chunks", "content", "decoding",
+    "fitting", "heads", "keepkv", "keepkv2", "keepkv3", "make_method", "merging", "method_info", "methods", "outputs",
+    "passes", "queries", "register_method",
 ]  # fmt: skip

@@ -85,15 +85,16 @@ class Score(Checked):
 
 @dataclass(frozen=True)
 class Wrapped(Score):
-    """Base of scores that add something to another: what it keeps, needs, observes and predicts."""
+    """Base of scores that add something to another: what it keeps, needs, observes and predicts.
+
+    passed_on: attributes of the other's; ``ALL_OF_IT`` for a score that looks at nothing itself.
+    """
 
     score: Score
 
     observes: ClassVar[bool] = True
 
-    passed_on: ClassVar[tuple[str, ...]] = (  # attributes of the other's
-        "stats", "needs_rope", "needs_output", "needs_calibration",
-    )  # fmt: skip
+    passed_on: ClassVar[tuple[str, ...]] = ("stats", "needs_rope", "needs_output", "needs_calibration")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,6 +111,9 @@ class Wrapped(Score):
 
     def masses(self, view: LayerView) -> Tensor | None:
         return self.score.masses(view)
+
+
+ALL_OF_IT = (*Wrapped.passed_on, "observes", "follows_decode", "needs_second_reading", "needs_questions")
 
 
 @dataclass(frozen=True)
