@@ -27,9 +27,13 @@ class Chunk(Wrapped):
     passed_on: ClassVar[tuple[str, ...]] = ALL_OF_IT
 
     def __call__(self, view: LayerView) -> Tensor:
-        slots, own = view.slots, self.score(view)
+        slots, own = view.slots, self.scored(view)
         home = chunk_of(slots, self.size)
         if view.protected is not None:
             own = own.masked_fill(view.protected, float("inf"))
         tokens = (view.seen[:, None, None] - home * self.size).clamp(1, self.size)
         return -(rank_within(own, home) + 0.5).to(torch.float32) / tokens
+
+    def scored(self, view: LayerView) -> Tensor:
+        """The other score (B,H,S), of the whole text."""
+        return self.score(view)

@@ -27,7 +27,8 @@ class Critical(Wrapped):
         (s_i + ``epsilon``)·‖v_i W‖₁    W the output projection; mean over the query heads of the KV head
 
     adaptive: heads share the budget of the layer by s, as AdaKV does with the safeguard ``adaptive``; slots within the
-    budget of their head then have the largest score, so that AdaKV keeps just these. None: all heads have the same.
+    budget of their head then have the largest score, so that AdaKV keeps just these, and what the safeguard gives a
+    head is chosen by s alone. None: all heads have the same.
     Protected slots are the first of a head's budget. s must not be negative to mean the same.
     """
 
@@ -45,6 +46,13 @@ class Critical(Wrapped):
             return product
         heads: Allocate = Uniform() if self.adaptive is None else AdaKV(self.adaptive)
         counts = heads(own, view, view.budget)
-        chosen = ranks(own, tiers(view)) < (self.first * counts.double()).floor().clamp(min=self.first > 0)[..., None]
+        chosen = ranks(own, tiers(view)) < self._first(counts, view.budget)[..., None]
         second = product.masked_fill(chosen, CHOSEN)
         return second if self.adaptive is None else second.masked_fill(keep_mask(second, counts, view), CHOSEN)
+
+    def _first(self, counts: Tensor, budget: Tensor) -> Tensor:
+        """(B,H): how many of the ``counts`` (B,H) of each head s alone chooses, given the mean budget (B,)."""
+        half = (self.first * counts.double() + 1e-9).floor()  # 0.29 * 100 is 28.999…
+        if self.adaptive is None:
+            return half.clamp(min=float(self.first > 0))
+        return half.maximum((self.adaptive * budget[:, None].double() + 1e-9).floor())
