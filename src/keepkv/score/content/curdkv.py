@@ -44,7 +44,7 @@ class CurDKV(Score):
 
 def _share(x: Tensor, votes: Tensor, home: Tensor) -> Tensor:
     """(B,H,S): what each slot of x (B,H,S,D) has of the squared length of its run; 0 where that has none."""
-    length: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).square() * votes
+    length: Tensor = torch.linalg.vector_norm(x.float(), dim=-1).square() * votes
     length = length.masked_fill(home < 0, 0.0)
     total = at_chunk(per_chunk(length, home, "sum"), home)
     return length / total.masked_fill(total == 0, 1.0)

@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool1d
 from keepkv.core.options import Kernel, Rate, Window
 from keepkv.core.slots import LayerView
 from keepkv.observe.attention import tiles
-from keepkv.observe.outputs import output_metric, squared_distances
+from keepkv.observe.outputs import output_metric
 from keepkv.observe.window import remember, window
 from keepkv.score.base import Score, register_score
 
@@ -50,13 +50,19 @@ class ReSTKV(Score):
         first = positions.where(positions >= 0, view.seen[:, None]).amin(-1) if positions.shape[1] else view.seen
         before = (slots.valid & (slots.positions < first[:, None, None]))[:, :, None]
         mean = self._average(view, queries, positions)
-        values = slots.values.to(mean.dtype)
-        centre = (mean * before)[..., None, :] @ values[:, :, None]  # (B,H,G,1,Dv)
-        away = squared_distances(values, centre, output_metric(view))[..., 0, :].sqrt()
-        effect = mean / (1 - mean).clamp(min=torch.finfo(mean.dtype).eps) * away
+        odds = mean / (1 - mean).clamp(min=torch.finfo(mean.dtype).eps)
+        effect = odds * self._distances(view, mean * before)
         # Empties and the window are zeros, as the border of the pooling is: a padded row scores as it does alone.
         pooled = avg_pool1d((effect * before).flatten(0, 1), self.kernel, stride=1, padding=self.kernel // 2)
         return pooled.view_as(effect).where(before, effect).mean(2).float()
+
+    def _distances(self, view: LayerView, weights: Tensor) -> Tensor:
+        """‖(v_i − ō)W‖ (B,H,G,S), ō the values' sum with ``weights`` (B,H,G,S); a head at a time."""
+        metric, out = output_metric(view), torch.empty_like(weights)
+        for head, values in enumerate(view.slots.values.to(weights.dtype).unbind(1)):
+            away = values[:, None] - (weights[:, head] @ values)[:, :, None]  # (B,G,S,Dv)
+            out[:, head] = ((away @ metric[head].to(away.dtype)) * away).sum(-1).clamp_(min=0.0).sqrt()
+        return out
 
     def _average(self, view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
         """ā (B,H,G,S): the oldest query starts the average."""
