@@ -150,3 +150,13 @@ def test_pickles_hold_no_weights() -> None:
     assert len(pickle.dumps(cache)) < model.model.layers[0].self_attn.o_proj.weight.nbytes
     with pytest.raises(CacheStateError, match="pickle"):
         read.compressible[0].info.output(torch.device("cpu"))
+
+
+def test_an_adapter_on_the_projection_is_refused_until_it_is_merged() -> None:
+    peft = pytest.importorskip("peft")
+    model = tiny("Llama")
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["o_proj"], init_lora_weights=False))
+    with pytest.raises(UnsupportedModel, match=r"layer 0 of LlamaForCausalLM: .*no product"):
+        Cache(wrapped, LOOKING, 8)
+    merged = wrapped.merge_and_unload()
+    check(merged, Cache(merged, LOOKING, 8))
