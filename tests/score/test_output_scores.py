@@ -15,10 +15,11 @@ from torch import Tensor
 from keepkv.allocate import AdaKV
 from keepkv.core.rope import Rope
 from keepkv.core.slots import LayerView
+from keepkv.errors import KeepKVError
 from keepkv.methods.apply import compress
 from keepkv.methods.base import Method
 from keepkv.observe.outputs import projected_lengths, squared_distances
-from keepkv.score import Cap, Critical, DropKV, KNorm, ReSTKV, Score, SnapKV
+from keepkv.score import Cap, Critical, CurDKV, DropKV, KNorm, ReSTKV, Score, SnapKV
 from keepkv.score.queries.critical import CHOSEN
 
 F64 = torch.float64
@@ -201,7 +202,7 @@ def test_cap() -> None:
 
 
 @pytest.mark.parametrize(
-    "score", [DropKV(4), DropKV(4, True), ReSTKV(4), Critical(SnapKV(4)), Critical(KNorm()), Cap(horizon=8)]
+    "score", [DropKV(4), DropKV(4, True), ReSTKV(4), Critical(SnapKV(4)), Critical(CurDKV()), Cap(horizon=8)]
 )
 def test_a_row_scores_as_it_does_alone(score: Score) -> None:
     alone = [row(n, slots=size, queries=min(size, 6)) for n, size in ((1, 14), (2, 9), (3, 4))]
@@ -211,6 +212,11 @@ def test_a_row_scores_as_it_does_alone(score: Score) -> None:
     for b, view in enumerate(alone):
         mine = scored(score, replace(view, output=WEIGHT.float(), rope=ROPE, budget=budget[b : b + 1]))
         torch.testing.assert_close(got[b : b + 1, :, 14 - view.slots.shape[2] :], mine, rtol=1e-4, atol=1e-6)
+
+
+def test_critical_refuses_scores_below_zero() -> None:
+    with pytest.raises(KeepKVError, match="'knorm' gave some below 0"):
+        scored(Critical(KNorm()), replace(views(), budget=torch.tensor([5, 5])))
 
 
 def test_what_critical_needs_and_passes_on() -> None:

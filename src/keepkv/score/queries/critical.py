@@ -14,8 +14,9 @@ from keepkv.allocate.select import keep_mask, ranks, tiers
 from keepkv.allocate.uniform import Uniform
 from keepkv.core.options import Amount, Share
 from keepkv.core.slots import LayerView
+from keepkv.errors import KeepKVError
 from keepkv.observe.outputs import projected_lengths
-from keepkv.score.base import ALL_OF_IT, Wrapped
+from keepkv.score.base import ALL_OF_IT, Wrapped, name_of
 
 CHOSEN = torch.finfo(torch.float32).max
 
@@ -29,7 +30,7 @@ class Critical(Wrapped):
     adaptive: heads share the budget of the layer by s, as AdaKV does with the safeguard ``adaptive``; slots within the
     budget of their head then have the largest score, so that AdaKV keeps just these, and what the safeguard gives a
     head is chosen by s alone. None: all heads have the same.
-    Protected slots are the first of a head's budget. s must not be negative to mean the same.
+    Protected slots are the first of a head's budget. s must not be negative.
     """
 
     first: Share = 0.5
@@ -41,6 +42,11 @@ class Critical(Wrapped):
 
     def __call__(self, view: LayerView) -> Tensor:
         own = self.score(view).float()
+        if bool((view.slots.valid & (own < 0)).any()):
+            raise KeepKVError(
+                f"CriticalKV multiplies scores by lengths; {name_of(self.score)!r} gave some below 0. Choose a score "
+                "that is not negative, such as 'snapkv', 'h2o' or 'curdkv'."
+            )
         product = (own + self.epsilon) * projected_lengths(view)
         if view.budget is None:
             return product
