@@ -23,8 +23,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "adakv": [{"score": "expected-attention"}, {"score": "keydiff"}],
     "compactor": [{"chunk": 8}],
     "random": [{"sinks": 0}],
+    "non-causal-attention": [{"chunk": 8}],
+    "lagkv": [{"cross": True}],
+    "chunkkv": [{"spiky": 2}],
+    "finch": [{"size": None}],
+    "dropkv": [{"project": True}],
 }
 SMALL = {"window": 4, "sinks": 2}  # so that tiny prompts leave something to choose
+RUNS = {"lag": 4, "size": 4}  # tokens of runs, where a method looks at these
 LOSSY = {"int8": 0.2}  # of logits, where a codec loses something; 1 where it has fewer bits
 
 
@@ -34,7 +40,7 @@ def method_variants() -> list[Any]:
     for info in keepkv.methods():
         if info.name.startswith("test-"):
             continue
-        small = {k: v for k, v in SMALL.items() if k in info.options}
+        small = {k: v for k, v in (SMALL | RUNS).items() if k in info.options}
         for extra in [{}, *VARIANTS.get(info.name, [])]:
             label = "-".join([info.name, *map(str, extra.values())])
             found.append(pytest.param((info.name, {**small, **extra}), id=label))

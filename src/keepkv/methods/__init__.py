@@ -1,10 +1,22 @@
 """Named methods; importing this package registers them all."""
 
-from keepkv.methods import baselines, content, decoding, fitting, heads, merging, own, passes, queries
+from keepkv.methods import (  # noqa: F401 imported to register
+    baselines,
+    chunks,
+    content,
+    decoding,
+    fitting,
+    heads,
+    merging,
+    outputs,
+    own,
+    passes,
+    queries,
+)
 from keepkv.methods.base import METHODS, Method, MethodInfo, make_method, method_info, methods, register_method
 from keepkv.methods.presets import DEFAULT, PRESETS, Preset
 
 __all__ = [
-    "DEFAULT", "METHODS", "PRESETS", "Method", "MethodInfo", "Preset", "baselines", "content", "decoding", "fitting",
-    "heads", "make_method", "merging", "method_info", "methods", "own", "passes", "queries", "register_method",
+    "DEFAULT", "METHODS", "PRESETS", "Method", "MethodInfo", "Preset", "make_method", "method_info", "methods",
+    "register_method",
 ]  # fmt: skip

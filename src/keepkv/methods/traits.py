@@ -34,6 +34,7 @@ def needs(score: Score, allocate: Allocate, reduce: Reduce) -> list[str]:
         (kind is not None, f"a calibration: keepkv calibrate {kind}"),
         (allocate.joint or score.looks_again, "memory for the whole prompt until it is compressed"),
         (score.needs_rope, "a rotary embedding of known layout"),
+        (score.needs_output, "the weights of the attention's output projection"),
         (reduce.merges, "keys apart from values: not latent attention (MLA)"),
     ]
     return [words for needed, words in asked if needed]

@@ -28,6 +28,11 @@ def check_method(method: Method) -> None:
             f"method {name!r} needs a calibration ({score.needs_calibration}), which this plugin does not load. Choose "
             "options that do without, or transformers"
         )
+    if score.needs_output:
+        raise KeepKVError(
+            f"method {name!r} looks at the output projection of attention, which this plugin does not read. Choose a "
+            "score that does not, such as 'snapkv', or transformers"
+        )
     if len(score.stats) > MOST_STATS:
         raise KeepKVError(
             f"method {name!r} keeps {len(score.stats)} numbers per slot ({', '.join(score.stats)}); pages have room "
