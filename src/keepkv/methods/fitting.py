@@ -10,15 +10,18 @@ from keepkv.methods.pieces import as_allocation, as_score
 from keepkv.reduce.grkv import GRKV
 from keepkv.reduce.matching import Matching
 from keepkv.reduce.residual import Residual
+from keepkv.reduce.zeromerge import ZeroMerge
 from keepkv.score.base import Score
+from keepkv.score.passes.asked import Asked
 from keepkv.score.queries import matching
+from keepkv.score.queries.decayed import Decayed
 from keepkv.score.queries.remembering import Remembering
 
 
 @register_method("attention-matching", paper="arXiv 2602.16284")
 def attention_matching(
     queries: int = 64, pool: str = "rms", allocate: str | Allocate = "uniform", iterations: int = 200,
-    bound: float = 3.0, ridge: float = 1e-2, prior: str = "kept",
+    bound: float = 3.0, ridge: float = 1e-2, prior: str = "kept", rehearsed: bool = False,
     sinks: int = 4, window: int = 32, when: When = When(),
 ) -> Method:  # fmt: skip
     """Keeps the keys of largest attention, and fits their biases and values to the mass and output of past queries.
@@ -30,23 +33,30 @@ def attention_matching(
         bias    β = ln w, w = argmin Σ_q (Σ_r w_r e^{u_r(q)}/Z(q) − 1)², e^−bound ≤ w ≤ e^bound
         values  ridge regression of o(q) on the attention over the kept slots with β
 
-    Not as published: there tens of thousands of reference queries, also from repeating the text or from questions on
-    it that the model asks itself, attend to all of the text; here there are few, and each sees what stands before it.
-    They leave many values undetermined, and the ridge holds those near the kept ones (``prior="zero"``: near 0, as the
-    least-norm solution of the paper is). Layers are fitted in the same forward, not one after the other on compressed
-    predecessors ("on-policy"), and head budgets are not optimised beforehand: ``allocate="adakv"`` adapts them. sinks,
-    window: first and most recent tokens, kept exact; they take no part in the fit.
+    ``rehearsed=True``: the reference queries are those of the text read again and of questions on it, as in the paper,
+    which attend to all of the text. Make the cache with ``when=keepkv.When("deferred")``, feed the context, call
+    ``keepkv.rehearse(model, cache, input_ids, questions=…)`` with questions that the model asked itself or others, then
+    ``cache.compress()``. ``allocate="pooled"`` has one budget for all heads and layers, as the paper's head budgets.
+
+    Not as published: there tens of thousands of reference queries attend to all of the text; without ``rehearsed`` each
+    sees what stands before it. Few queries leave many values undetermined, and the ridge holds those near the kept ones
+    (``prior="zero"``: near 0, as the least-norm solution of the paper is). Layers are fitted in the same forward, not
+    one after the other on compressed predecessors ("on-policy"), and head budgets are not optimised beforehand for a
+    model, but follow from the scores. sinks, window: first and most recent tokens, kept exact; they take no part in the
+    fit.
 
     Options:
-        queries: queries of the text that are matched
+        queries: queries of the text that are matched, unless rehearsed
         pool: rms or max over these queries
         iterations: steps of the fit of the biases
         bound: largest bias, in nats
         ridge: of the regression of the values
         prior: kept or zero: what the ridge draws the values to
+        rehearsed: whether queries of rehearsed questions are matched, with keepkv.rehearse
     """
-    reduce = Matching(queries, iterations, bound, ridge, prior)
-    return Method(matching.Matching(queries, pool), as_allocation(allocate), reduce)
+    reduce = Matching(queries, iterations, bound, ridge, prior, rehearsed)
+    score: Score = Asked(pool) if rehearsed else matching.Matching(queries, pool)
+    return Method(score, as_allocation(allocate), reduce)
 
 
 @register_method("grkv", paper="arXiv 2605.31105")
@@ -106,3 +116,26 @@ def reskv(
     chosen = as_score(score, window)
     chosen = Remembering(chosen, window) if bias == "mass" else chosen
     return Method(chosen, as_allocation(allocate), Residual(residual, bias, max(1, window), alpha))
+
+
+@register_method("zeromerge", paper="arXiv 2503.10714")
+def zeromerge(
+    score: str | Score | None = None, decay: float = 0.98, residual: int = 1, allocate: str | Allocate = "uniform",
+    sinks: int = 4, window: int = 32, when: When = When(),
+) -> Method:  # fmt: skip
+    """Keeps what is attended to lately, exact, and a few residual slots that are the mean of everything that left.
+
+    Score = Σ_j ``decay``^(t−j)·a_j, attention of all queries so far. A residual slot is the mean of keys and values of
+    the c tokens that entered it, with the bias ln c. What leaves at first is cut into ``residual`` runs in the order of
+    the text; later each enters the residual slot of largest key dot product.
+
+    As in the released code, with its α = 1. Not as published: there one slot leaves each step; here all that leave at a
+    compression enter at once. The paper keeps no sinks apart.
+
+    Options:
+        score: another score by name; none: decayed attention
+        decay: of attention with each token
+        residual: slots of each head that hold means
+    """
+    chosen = Decayed(decay) if score is None else as_score(score, window)
+    return Method(chosen, as_allocation(allocate), ZeroMerge(residual))

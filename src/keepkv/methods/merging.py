@@ -8,7 +8,11 @@ from keepkv.methods.base import Method, register_method
 from keepkv.methods.pieces import as_allocation, as_score
 from keepkv.reduce.cam import CaM
 from keepkv.reduce.d2o import D2O
+from keepkv.reduce.kvmerger import KVMerger
+from keepkv.reduce.look_m import LookM
+from keepkv.reduce.weightedkv import WeightedKV
 from keepkv.score.base import Score
+from keepkv.score.queries.h2o import H2O
 from keepkv.score.queries.remembering import Remembering
 
 
@@ -47,3 +51,59 @@ def d2o(
         beta: how slowly the threshold follows
     """
     return Method(as_score(score), as_allocation(allocate), D2O(weights, beta))
+
+
+@register_method("look-m", paper="arXiv 2406.18139")
+def look_m(
+    score: str | Score = "h2o", allocate: str | Allocate = "uniform", merge: str = "pivot",
+    sinks: int = 4, window: int = 32, when: When = When(),
+) -> Method:  # fmt: skip
+    """Keeps what is attended to, and averages every leaving slot into its nearest kept key.
+
+    With n arrivals at slot c, for keys and values alike and without votes:
+
+        average    x_c ← (x_c + Σ x_e) / (n + 1)
+        pivot      x_c ← (x_c + Σ (x_e + x_c)/2) / (n + 1), so that the kept slot prevails
+        weighted   x_c ← (x_c + Σ cos(k_e, k_c)·x_e) / (n + 1)
+
+    Not as published: there tokens of images leave before any of the text do, which needs to be told which these are,
+    and sinks and recent tokens receive merges too.
+
+    Options:
+        merge: pivot, average or weighted: how a slot takes in what arrives
+    """
+    return Method(as_score(score), as_allocation(allocate), LookM(merge))
+
+
+@register_method("kvmerger", paper="arXiv 2407.08454")
+def kvmerger(
+    score: str | Score = "h2o", allocate: str | Allocate = "uniform", threshold: float = 0.75,
+    sigma: float | None = None, sinks: int = 4, window: int = 32, when: When = When(),
+) -> Method:  # fmt: skip
+    """Keeps what is attended to; what leaves enters the most attended slot of its run of similar neighbours.
+
+    Slots next to each other whose key cosine is above ``threshold`` form a run. With p its kept slot of largest score:
+    g_i = exp(−‖k_p − k_i‖² / 2σ²), w = g/Σg over p and what leaves the run, k_p ← Σwk, v_p ← Σwv; no votes.
+
+    Not as published: there every run becomes one slot, tokens of high attention stay out of runs, and what the cache
+    then holds follows from ``threshold``. Here the budget says what stays, so a run may keep several slots, and one
+    that keeps none is dropped. The paper's σ is a function of the weights that it defines; here it is the root mean
+    square distance within the run.
+
+    Options:
+        threshold: key cosine of neighbours above which they are one run
+        sigma: σ, in the units of keys; none: of each run, from its distances
+    """
+    return Method(as_score(score), as_allocation(allocate), KVMerger(threshold, sigma))
+
+
+@register_method("weightedkv", paper="arXiv 2503.01330")
+def weightedkv(allocate: str | Allocate = "uniform", sinks: int = 4, window: int = 32, when: When = When()) -> Method:
+    """Keeps the keys of largest mean attention; the values of the others go to the next kept slot.
+
+    v_c ← (ā_c·v_c + Σ ā_e·v_e) / (ā_c + Σ ā_e) over the slots e between c and the kept slot before it, ā the mean
+    attention of all queries that saw a slot. No votes: keys, and what they attract, stay as they are. The paper lets
+    one token leave a step, into its right neighbour, sinks and recent tokens included; here all leave at once, and
+    protected slots take nothing, so that what stands between them and the last other kept slot is dropped.
+    """
+    return Method(H2O("mean"), as_allocation(allocate), WeightedKV())

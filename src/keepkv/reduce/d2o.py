@@ -12,8 +12,9 @@ from torch import Tensor
 from keepkv.core.options import Share, one_of
 from keepkv.core.slots import LayerView
 from keepkv.kernels.assign import nearest_key
-from keepkv.kernels.groups import expand_groups, group_mean, group_sum
+from keepkv.kernels.groups import expand_groups, group_sum
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
+from keepkv.reduce.blend import blended, outcome, targets
 from keepkv.reduce.drop import Drop
 from keepkv.score.base import Score
 
@@ -43,8 +44,7 @@ class D2O(Reduce):
     def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
         slots = view.slots
         keep = keep & slots.valid
-        leaving = slots.valid & ~keep
-        into, u = nearest_key(slots.keys, leaving, keep if view.protected is None else keep & ~view.protected)
+        into, u = nearest_key(slots.keys, slots.valid & ~keep, targets(view, keep))
         merged = (into >= 0) & (u >= self._threshold(view, into, u)[..., None])
         if not bool(merged.any()):
             return Drop()(view, keep, scores, score)
@@ -54,17 +54,10 @@ class D2O(Reduce):
         own = math.e if self.weights == "paper" else 1.0
         per_slot = weights if self.weights == "paper" else torch.ones_like(weights)
         total = group_sum(torch.where(merged, per_slot, 0.0), group, size) + own
-        receives = group_sum(merged.to(torch.int32), group, size) > 0
         # Weights sum to 1 over a group in the paper, so partial sums stay in range.
-        weights = torch.where(merged, weights, 0.0) / expand_groups(total, group, fill=1.0)
-
-        def mix(x: Tensor) -> Tensor:
-            new = group_mean(x, weights, group, size) + x.to(weights.dtype) * (own / total)[..., None]
-            return torch.where(receives[..., None], new.to(x.dtype), x)
-
-        lost = leaving & ~merged
-        kept = slots.with_(keys=mix(slots.keys), values=mix(slots.values)).select(keep)
-        return Reduced(kept, merged.sum(-1), lost.sum(-1), lost)
+        shares = torch.where(merged, weights, 0.0) / expand_groups(total, group, fill=1.0)
+        keys, values = (blended(x, group, shares, own / total) for x in (slots.keys, slots.values))
+        return outcome(slots.with_(keys=keys, values=values), keep, group)
 
     def _threshold(self, view: LayerView, into: Tensor, u: Tensor) -> Tensor:
         """τ (B,H) of this compression, also kept in ``view.state``."""

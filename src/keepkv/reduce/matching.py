@@ -13,6 +13,7 @@ from keepkv.core.slots import LayerView
 from keepkv.errors import CacheStateError
 from keepkv.observe import attention
 from keepkv.observe.masses import exact_dtype
+from keepkv.observe.rehearsal import remembered
 from keepkv.observe.sample import sample
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
@@ -27,8 +28,9 @@ _LEAST = 1e-4  # mean squared row norm below which the ridge no longer shrinks w
 class Matching(Reduce):
     """Kept keys stay; each gets a bias β and a value such that reference queries find the mass and the output they had.
 
-    The reference queries q are ``queries`` of the row's own at their own positions (``observe.sample``), those of the G
-    query heads of a KV head together. With u the biased logits over the slots q sees, Z(q) = Σ_all e^u:
+    The reference queries q are ``queries`` of the row's own at their own positions (``observe.sample``), or, where
+    ``rehearsed``, all that ``keepkv.rehearse`` left, which see every slot; those of the G query heads of a KV head
+    together. With u the biased logits over the slots q sees, Z(q) = Σ_all e^u, and o(q) the output over these slots:
 
         β = ln w    w = argmin Σ_q (Σ_r w_r e^{u_r(q)}/Z(q) − 1)²  with  e^−bound ≤ w ≤ e^bound
         V           argmin Σ_q ‖Σ_r â_r(q) v_r − o(q)‖² + λ‖V − V₀‖²,  â the attention over kept slots with β
@@ -45,11 +47,12 @@ class Matching(Reduce):
     bound: Amount = 3.0
     ridge: Positive = 1e-2
     prior: Annotated[str, one_of("kept", "zero")] = "kept"
+    rehearsed: bool = False
 
     merges: ClassVar[bool] = True
 
     def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
-        queries, positions = sample(view, self.queries)
+        queries, positions = remembered(view)[:2] if self.rehearsed else sample(view, self.queries)
         dropped = Drop()(view, keep & view.slots.valid, scores, score)
         if not bool(dropped.lost.any()):
             return dropped

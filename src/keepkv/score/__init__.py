@@ -20,6 +20,7 @@ from keepkv.score.learned.qfilter import QFilter
 from keepkv.score.passes.kvzip import KVzip
 from keepkv.score.queries.cap import Cap
 from keepkv.score.queries.critical import Critical
+from keepkv.score.queries.decayed import Decayed
 from keepkv.score.queries.dropkv import DropKV
 from keepkv.score.queries.ema import Ema
 from keepkv.score.queries.expected import ExpectedAttention
@@ -32,8 +33,8 @@ from keepkv.score.queries.snapkv import SnapKV
 from keepkv.score.queries.tova import TOVA
 
 __all__ = [
-    "Block", "Cap", "Chunk", "ChunkKV", "Compactor", "Critical", "CurDKV", "DropKV", "Ema", "ExpectedAttention",
-    "Finch", "FunctionScore", "GKV", "Gates", "H2O", "KNorm", "KVzip", "KeyDiff", "LRU", "LagKV", "Leverage",
-    "LeverageScore", "Matching", "QFilter", "RKV", "Random", "ReSTKV", "SCORES", "Score", "SnapKV", "Streaming",
-    "TOVA", "register_score",
+    "Block", "Cap", "Chunk", "ChunkKV", "Compactor", "Critical", "CurDKV", "Decayed", "DropKV", "Ema",
+    "ExpectedAttention", "Finch", "FunctionScore", "GKV", "Gates", "H2O", "KNorm", "KVzip", "KeyDiff", "LRU",
+    "LagKV", "Leverage", "LeverageScore", "Matching", "QFilter", "RKV", "Random", "ReSTKV", "SCORES", "Score",
+    "SnapKV", "Streaming", "TOVA", "register_score",
 ]  # fmt: skip

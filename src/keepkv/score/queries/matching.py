@@ -37,19 +37,24 @@ class Matching(Score):
         remember_sample(view, self.queries)
 
     def __call__(self, view: LayerView) -> Tensor:
-        queries, positions = sample(view, self.queries)
-        (b, h, s), g, rows = view.slots.shape, view.query_groups, queries.shape[2]
-        dtype = torch.promote_types(view.slots.keys.dtype, torch.float32)
-        total = torch.zeros(b, h, s, dtype=dtype, device=queries.device)
-        for heads, _, end, attn in tiles(view, queries, positions):
-            a, held = attn.flatten(2, 3), total[:, heads, :end]
-            if self.pool == "max":
-                held.copy_(held.maximum(a.amax(2)))
-            else:
-                held.add_(a.square_().sum(2))
-        if self.pool == "max":
-            return total
-        # Positions ascend, padding first: those at a slot's own and behind it see it.
-        at = view.slots.positions.flatten(1).to(positions.dtype)
-        seen = rows - torch.searchsorted(positions.contiguous(), at).view(b, h, s)
-        return (total / (seen.clamp(min=1) * g)).sqrt()
+        return pooled(view, *sample(view, self.queries), self.pool)
+
+
+def pooled(view: LayerView, queries: Tensor, positions: Tensor, pool: str) -> Tensor:
+    """(B,H,S): ``pool``, "rms" or "max", over queries (B,H*G,T,D) at positions (B,T), of the attention that a slot
+    receives from those that see it."""
+    (b, h, s), g, rows = view.slots.shape, view.query_groups, queries.shape[2]
+    dtype = torch.promote_types(view.slots.keys.dtype, torch.float32)
+    total = torch.zeros(b, h, s, dtype=dtype, device=queries.device)
+    for heads, _, end, attn in tiles(view, queries, positions):
+        a, held = attn.flatten(2, 3), total[:, heads, :end]
+        if pool == "max":
+            held.copy_(held.maximum(a.amax(2)))
+        else:
+            held.add_(a.square_().sum(2))
+    if pool == "max":
+        return total
+    # Padding first: queries at a slot's own position and behind it see it.
+    at = view.slots.positions.flatten(1).to(positions.dtype)
+    seen = rows - torch.searchsorted(positions.sort(1).values, at).view(b, h, s)
+    return (total / (seen.clamp(min=1) * g)).sqrt()
