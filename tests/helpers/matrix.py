@@ -28,6 +28,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "chunkkv": [{"spiky": 2}],
     "finch": [{"size": None}],
     "dropkv": [{"project": True}],
+    "zeromerge": [{"residual": 3}],
 }
 SMALL = {"window": 4, "sinks": 2}  # so that tiny prompts leave something to choose
 RUNS = {"lag": 4, "size": 4}  # tokens of runs, where a method looks at these

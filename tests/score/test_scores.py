@@ -24,6 +24,7 @@ from keepkv.score import SCORES, Score
 from keepkv.score.content.keydiff import KeyDiff
 from keepkv.score.content.knorm import KNorm
 from keepkv.score.content.streaming import Streaming
+from keepkv.score.queries.decayed import Decayed
 from keepkv.score.queries.expected import ExpectedAttention
 from keepkv.score.queries.h2o import H2O
 from keepkv.score.queries.snapkv import SnapKV
@@ -31,7 +32,7 @@ from keepkv.score.queries.tova import TOVA
 
 torch.set_num_threads(1)
 MINE = ["streaming", "knorm", "keydiff", "snapkv", "h2o", "tova", "expected-attention", "random"]
-MORE = ["lagkv", "curdkv", "leverage-score", "lru", "finch", "cap", "dropkv"]
+MORE = ["lagkv", "curdkv", "leverage-score", "lru", "finch", "cap", "dropkv", "decayed"]
 ROPE = Rope(torch.tensor([1.0, 0.3, 0.05]))
 
 
@@ -143,6 +144,26 @@ def test_h2o_continues_over_forwards() -> None:
     close(mass, once)
 
 
+def test_decayed_forgets_over_forwards_as_in_one() -> None:
+    """Chunk by chunk and token by token; in a batch, each row decays by its own tokens."""
+    view = together([row(9, slots=12, queries=12), row(8, slots=9, queries=4)])
+    once, score = scored(Decayed(0.9), view), Decayed(0.9)
+    a = loop_weights(view).view(2, 2, 2, 12, 12).mean(2)
+    wanted = torch.zeros(2, 2, 12)
+    for b in range(2):
+        for t in (t for t in range(12) if view.query_positions[b, t] >= 0):
+            wanted[b] += 0.9 ** int(view.seen[b] - 1 - view.query_positions[b, t]) * a[b, :, t]
+    close(once, wanted)
+    view, held = row(9, slots=12, queries=12), torch.zeros(1, 2, 12)
+    for start, stop in ((0, 5), (5, 9), (9, 10), (10, 11), (11, 12)):
+        step = part_of_queries(view, start, stop)
+        step.seen = torch.tensor([stop])
+        step.slots.stats["decayed"] = held[:, :, :stop].clone()
+        score.observe(step)
+        held[:, :, :stop] = step.slots.stats["decayed"]
+    close(held, once[:1])
+
+
 def test_tova() -> None:
     view = together([row(10), row(11, slots=9, queries=4)])
     got, a = scored(TOVA(), view), loop_weights(view)
@@ -226,7 +247,9 @@ def test_extreme_input_gives_finite_scores(name: str) -> None:
         assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True)), "the view was modified"
 
 
-@pytest.mark.parametrize("name", ["snapkv", "tova", "h2o", "expected-attention", "lru", "finch", "cap", "dropkv"])
+@pytest.mark.parametrize(
+    "name", ["snapkv", "tova", "h2o", "expected-attention", "lru", "finch", "cap", "dropkv", "decayed"]
+)
 def test_deferred_scores_are_the_same(name: str) -> None:
     """With the queries gone, what was observed is enough."""
     score = build(name)
