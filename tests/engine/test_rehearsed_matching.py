@@ -17,7 +17,7 @@ from torch.testing import assert_close
 import keepkv
 from keepkv.core.slots import LayerView
 from keepkv.engine.versions import CACHE
-from keepkv.errors import CacheStateError
+from keepkv.errors import CacheStateError, KeepKVError
 from keepkv.observe.rehearsal import NAMES
 from keepkv.reduce.matching import Matching
 from keepkv.score.passes.asked import Asked
@@ -129,3 +129,29 @@ def test_without_questions_nothing_is_compressed() -> None:
     cache, _ = read("llama")
     with pytest.raises(CacheStateError, match="no question was rehearsed"):
         cache.compress()
+
+
+def test_questions_that_the_model_asks_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row goes on by itself with the likeliest tokens, as ``generate`` does, and ends where its text ends."""
+    model, inputs = zoo.model("llama"), batch(LENGTHS)
+    start, said = torch.tensor([7, 9]), []
+    for i in range(3):
+        ids = torch.cat((row(inputs, i)["input_ids"], start[None]), dim=1)
+        out = model.generate(ids, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0)
+        said.append(out[0, ids.shape[1] :])
+    for end in (-1, int(said[0][3])):
+        cache, _ = read("llama")
+        monkeypatch.setattr(model.generation_config, "eos_token_id", end)
+        keepkv.rehearse(model, cache, **inputs, pieces=0, begun=[start], new=5)
+        positions = cache.compressible[0].score_state[NAMES[1]]
+        for i, length in enumerate(LENGTHS):
+            new = said[i].tolist()
+            count = 2 + (new.index(end) if end in new else 5)
+            assert positions[i][positions[i] >= 0].tolist() == list(range(length, length + count))
+        if end == -1:
+            heard_alone, _ = read("llama")
+            keepkv.rehearse(model, heard_alone, **inputs, pieces=0, questions=[torch.cat((start, said[0]))])
+            mine, other = (c.compressible[0].score_state[NAMES[0]][0] for c in (cache, heard_alone))
+            assert_close(mine, other, rtol=1e-4, atol=1e-5)
+    with pytest.raises(KeepKVError, match="new=0"):
+        keepkv.rehearse(model, cache, **inputs, begun=[start], new=0)

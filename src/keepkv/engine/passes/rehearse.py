@@ -26,8 +26,11 @@ def rehearse(
     questions: Sequence[Tensor | Sequence[int]] = (),
     pieces: int = 8,
     piece: int = 64,
+    begun: Sequence[Tensor | Sequence[int]] = (),
+    new: int = 32,
 ) -> None:
-    """Let the method of ``cache`` see what queries may come: for ``"keepkv2"`` with ``rehearsed=True``.
+    """Let the method of ``cache`` see what queries may come: for ``"keepkv2"`` and ``"attention-matching"`` with
+    ``rehearsed=True``.
 
     cache: has read ``input_ids`` and was not compressed since, so its method has ``when=keepkv.When("deferred")``. It
         remembers the queries until it is compressed; what was rehearsed before is forgotten.
@@ -36,6 +39,8 @@ def rehearse(
         it can be guessed, the beginning of a reply. Not the very questions, if these are not known yet: any of their
         kind. A dozen will do.
     pieces: of the text itself, ``piece`` tokens each, evenly spread, that are read again.
+    begun: token ids of beginnings of questions that the model asks itself: each row goes on with ``new`` tokens, or up
+        to its end of text, the likeliest ones, with the template of the chat as above.
 
         cache = keepkv.Cache(model, "keepkv2", budget=0.1, rehearsed=True, when=keepkv.When("deferred"))
         model(input_ids=context, cache=cache)
@@ -53,12 +58,15 @@ def rehearse(
         )
     if pieces < 0 or piece < 2:
         raise KeepKVError(f"rehearse(pieces={pieces}, piece={piece}): at least 0 pieces of at least 2 tokens")
+    if new < 1:
+        raise KeepKVError(f"rehearse(new={new}): the model goes on with at least 1 token")
     check_whole(cache, input_ids, mask, "rehearse")
     rows = [ids[real] for ids, real in zip(input_ids, mask.bool(), strict=True)]
     asked = [_checked(ids, input_ids) for ids in questions]
-    texts = [[ids] * len(rows) for ids in asked] + [
-        [_piece(row, i, pieces, piece) for row in rows] for i in range(pieces)
-    ]
+    starts = [_checked(ids, input_ids) for ids in begun]
+    texts = [[ids] * len(rows) for ids in asked]
+    texts += [_continued(model, cache, ids, mask, new) for ids in starts]
+    texts += [[_piece(row, i, pieces, piece) for row in rows] for i in range(pieces)]
     if not texts:
         raise KeepKVError("rehearse(questions=(), pieces=0): give questions, pieces of the text to read again, or both")
     heard = [_hear(model, cache, text, mask) for text in texts]
@@ -87,6 +95,22 @@ def _hear(model: PreTrainedModel, cache: Cache, texts: list[Tensor], mask: Tenso
                     mine[name] = x.new_full(shape, EMPTY if name == NAMES[1] else 0)
                 mine[name].narrow(dim, longest - length, length)[rows] = x
     return found
+
+
+def _continued(model: PreTrainedModel, cache: Cache, start: Tensor, mask: Tensor, new: int) -> list[Tensor]:
+    """What each row makes of ``start`` (T,), that included, each (≤ T + new,)."""
+    twin, ids = watching(cache), start.expand(len(mask), -1)
+    said = [ids]
+    for _ in range(new):
+        likeliest = feed(model, twin, ids, mask).argmax(-1, keepdim=True)
+        mask = torch.cat((mask, mask.new_ones(ids.shape)), dim=1)
+        ids = likeliest.to(start.dtype)
+        said.append(ids)
+    stops = model.generation_config.eos_token_id if model.generation_config else None
+    ends = torch.tensor([] if stops is None else stops, device=start.device).view(-1)
+    rows = torch.cat(said, dim=1)
+    over = torch.isin(rows[:, len(start) :], ends).cumsum(-1) > 0
+    return [row[: len(row) - int(late.sum())] for row, late in zip(rows, over, strict=True)]
 
 
 def _checked(ids: Tensor | Sequence[int], like: Tensor) -> Tensor:

@@ -123,10 +123,13 @@ def watching(cache: Cache, rows: Tensor | None = None, score: Score | None = Non
     return twin
 
 
-def feed(model: PreTrainedModel, cache: Cache, ids: Tensor, mask: Tensor) -> None:
-    """Read ``ids`` (B,T) behind what ``cache`` holds, which was read with ``mask`` (B, columns)."""
+def feed(model: PreTrainedModel, cache: Cache, ids: Tensor, mask: Tensor) -> Tensor:
+    """Read ``ids`` (B,T) behind what ``cache`` holds, which was read with ``mask`` (B, columns): logits (B,V) of what
+    comes next."""
     seen = torch.cat((mask, mask.new_ones(ids.shape)), dim=1)
-    model(
+    out = model(
         input_ids=ids, attention_mask=seen, position_ids=(seen.cumsum(-1) - 1)[:, -ids.shape[1] :],
         **{CACHE: cache}, use_cache=True, logits_to_keep=1,
     )  # fmt: skip
+    logits: Tensor = out.logits[:, -1]
+    return logits
