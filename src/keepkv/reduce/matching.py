@@ -102,6 +102,7 @@ def nonnegative(a: Tensor, target: Tensor, lower: float, upper: float, iteration
     tiny = torch.finfo(a.dtype).tiny
     wanted = (a.mT @ target[..., None].to(a.dtype)) + tiny
     w = torch.ones_like(wanted)
+    gram = a.mT @ a if a.shape[-2] > a.shape[-1] else None  # the smaller of the two to go on with
     for _ in range(iterations):
-        w = (w * wanted / (a.mT @ (a @ w) + tiny)).clamp_(lower, upper)
+        w = (w * wanted / ((a.mT @ (a @ w) if gram is None else gram @ w) + tiny)).clamp_(lower, upper)
     return w[..., 0].to(dtype)
