@@ -113,7 +113,8 @@ class Cache(stock.Cache):
         layers = list(prepared.stock)
         others = [layer for i, layer in enumerate(layers) if i not in prepared.ours]
         settings = replace(settings, calibrations=calibrations)
-        self.shared = CacheState(settings, spans=None if policy is None else RowSpans(policy), others=others)
+        spans_of_rows = None if settings.policy is None else RowSpans(settings.policy)
+        self.shared = CacheState(settings, spans=spans_of_rows, others=others)
         device = input_device(model)
         if template.ragged or held.codec.exact is not None:  # a rectangle of numbers is read by torch
             prepare(device)

@@ -44,6 +44,7 @@ def changed(cache: CacheParts, budget: Any, when: When | None, method: Method | 
             ("undoes the rotary embedding", score.needs_rope, read_with.needs_rope),
             ("merges slots", chosen.reduce.merges, mine.method.reduce.merges),
             ("needs a calibration", needs - mine.calibrations.keys(), ()),
+            ("keeps the prompt", chosen.prompt, mine.policy is not None and mine.policy.prompt),
             ("keeps different numbers of slots in each head", chosen.allocate.ragged, mine.method.allocate.ragged),
         )
         if a and not b

@@ -22,7 +22,7 @@ from keepkv.reduce.drop import Drop
 from keepkv.score.base import Score
 
 P = ParamSpec("P")
-FIELDS = ("sinks", "window", "when")  # options of these names are the fields of these names
+FIELDS = ("sinks", "window", "when", "prompt")  # options of these names are the fields of these names
 OF_CACHES = (  # beside a method, in any cache
     "store", "codec", "store_options", "codec_options", "seed", "calibration", "select", "selected", "select_options",
 )  # fmt: skip
@@ -34,7 +34,8 @@ class Method(Checked):
 
     sinks, window: the first tokens and the most recent tokens of a row that are always kept, part of the budget.
     store: name of the layout, or ``"auto"``: rectangular, and ragged where the allocation is. together: whether the
-    heads of a layer keep the same tokens, those whose scores are highest on the mean over heads.
+    heads of a layer keep the same tokens, those whose scores are highest on the mean over heads. prompt: whether every
+    token of the prompt is kept, as ``SpanPolicy.prompt`` has it.
     name, options: under which the method is registered, and every option it was made with: what a saved cache says of
     its method. ``register_method`` sets both.
     """
@@ -47,6 +48,7 @@ class Method(Checked):
     sinks: Count = 4
     window: Count = 0
     together: bool = False
+    prompt: bool = False
     name: str = "custom"
     options: dict[str, Any] = field(default_factory=dict, compare=False)
 
@@ -87,8 +89,8 @@ def register_method(
     lines ``name: meaning`` behind one of ``Options:`` say what an option is.
 
     The function chooses the pieces. The ``Method`` gets its name, all options (given or default), and ``sinks``,
-    ``window`` and ``when`` from the options of these names, where the signature has them. Registering the same function
-    again takes its former place; ``replace`` takes that of another one.
+    ``window``, ``when`` and ``prompt`` from the options of these names, where the signature has them. Registering the
+    same function again takes its former place; ``replace`` takes that of another one.
     """
 
     def enter(factory: Callable[P, Method]) -> Callable[P, Method]:

@@ -8,7 +8,13 @@ from keepkv.score.content.leverage import Leverage
 from keepkv.score.content.random import Random
 from keepkv.score.content.streaming import Streaming
 from keepkv.score.decoding.gkv import GKV
+from keepkv.score.decoding.lazy import LazyEviction
+from keepkv.score.decoding.morphkv import MorphKV
+from keepkv.score.decoding.raas import RaaS
 from keepkv.score.decoding.rkv import RKV
+from keepkv.score.decoding.rpc import RPC
+from keepkv.score.decoding.triattention import TriAttention
+from keepkv.score.decoding.vase import VaSE
 from keepkv.score.learned.gates import Gates
 from keepkv.score.passes.kvzip import KVzip
 from keepkv.score.queries.ema import Ema
@@ -19,6 +25,7 @@ from keepkv.score.queries.snapkv import SnapKV
 from keepkv.score.queries.tova import TOVA
 
 __all__ = [
-    "GKV", "H2O", "RKV", "SCORES", "TOVA", "Compactor", "Ema", "ExpectedAttention", "FunctionScore", "Gates", "KNorm",
-    "KVzip", "KeyDiff", "Leverage", "Matching", "Random", "Score", "SnapKV", "Streaming", "register_score",
+    "GKV", "H2O", "RKV", "RPC", "SCORES", "TOVA", "Compactor", "Ema", "ExpectedAttention", "FunctionScore", "Gates",
+    "KNorm", "KVzip", "KeyDiff", "LazyEviction", "Leverage", "Matching", "MorphKV", "RaaS", "Random", "Score", "SnapKV",
+    "Streaming", "TriAttention", "VaSE", "register_score",
 ]  # fmt: skip
