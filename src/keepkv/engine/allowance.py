@@ -104,8 +104,8 @@ def check_prompt(layer: Compressible) -> None:
     beside = f" beside the {window} most recent ones" if window else ""
     raise BudgetError(
         f"row {row}: the {int(seen[row])} tokens of its prompt so far are kept{beside}, and a budget of "
-        f"{settings.budget} was given, which is {int(budget[row])} in each head. Give at least {int(need.max())} slots per head, or "
-        f"prompt=False. {RESET}"
+        f"{settings.budget} was given, which is {int(budget[row])} in each head. Give at least "
+        f"{int(need.max())} slots per head, or prompt=False. {RESET}"
     )
 
 
