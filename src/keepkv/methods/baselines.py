@@ -26,8 +26,5 @@ def streaming_llm(sinks: int = 4, window: int = 0, prompt: bool = False, when: W
 
     Score = position. Kept keys stay at their original positions; the paper moves them up to close the gap.
     ``When(every=n)`` keeps the cache at the budget while decoding.
-
-    Options:
-        prompt: whether every token of the prompt is kept
     """
     return Method(Streaming())

@@ -39,7 +39,6 @@ def gkv(
         mode: max, mean or sum: how that is remembered
         lam: weight of the attention against the redundancy
         threshold: cosine from which keys count as near
-        prompt: whether every token of the prompt is kept
     """
     return Method(GKV(window, alpha, mode, lam, threshold))
 
@@ -60,7 +59,6 @@ def rkv(
         kernel: neighbours of which the largest score counts, an odd number
         lam: weight of the attention against the redundancy
         threshold: cosine from which keys count as near
-        prompt: whether every token of the prompt is kept
     """
     return Method(RKV(window, kernel, lam, threshold))
 
@@ -79,7 +77,6 @@ def snapkv_decode(
         window: recent tokens that are always kept, and whose attention is the score
         kernel: neighbours that a score is pooled over, an odd number
         pooling: avg or max: how it is pooled
-        prompt: whether every token of the prompt is kept
     """
     return Method(SnapKV(window, kernel, pooling))
 
@@ -97,7 +94,6 @@ def morphkv(
     Options:
         window: recent tokens that are always kept, and whose attention is the score
         fuse: sum or max over these queries
-        prompt: whether every token of the prompt is kept
     """
     return Method(MorphKV(window, fuse))
 
@@ -116,7 +112,6 @@ def rpc(
     Options:
         window: recent tokens that are always kept, and whose attention is the score
         kernel: neighbours that a score is averaged over, an odd number
-        prompt: whether every token of the prompt is kept
     """
     return Method(RPC(window, kernel), together=True)
 
@@ -132,7 +127,6 @@ def raas(
 
     Options:
         threshold: attention from which a slot counts as used; none: the median over the slots of its head
-        prompt: whether every token of the prompt is kept
     """
     return Method(RaaS(threshold))
 
@@ -149,7 +143,6 @@ def lazy_eviction(
 
     Options:
         threshold: attention of a token from which a slot counts as attended to
-        prompt: whether every token of the prompt is kept
     """
     return Method(LazyEviction(threshold))
 
@@ -169,7 +162,6 @@ def vase(
         reserved: share of the budget that goes to the values that range widest
         window: recent tokens that are always kept, and whose attention is drawn by
         kernel: neighbours that attention is averaged over, an odd number
-        prompt: whether every token of the prompt is kept
     """
     return Method(VaSE(reserved, window, kernel))
 
@@ -189,7 +181,6 @@ def triattention(
     Options:
         horizon: the farthest distance, in tokens
         normalize: whether the scores of each query head are brought to mean 0 and deviation 1
-        prompt: whether every token of the prompt is kept
     """
     return Method(TriAttention(horizon, normalize))
 
@@ -201,8 +192,5 @@ def random_attention(sinks: int = 0, window: int = 0, prompt: bool = True, when:
     A slot must win every draw to stay, so the older a token the fewer of its heads hold it: a soft recent window with a
     thin tail. What every score for long replies must beat at the same budget, with the prompt kept or not as there.
     ``Cache(seed=)`` decides the draws.
-
-    Options:
-        prompt: whether every token of the prompt is kept
     """
     return Method(Random(fresh=True))

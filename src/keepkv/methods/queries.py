@@ -54,7 +54,6 @@ def h2o(window: int = 32, normalize: str = "sum", sinks: int = 4, prompt: bool =
 
     Options:
         normalize: sum of the attention, or mean over the queries that could see the slot
-        prompt: whether every token of the prompt is kept
     """
     return Method(H2O(normalize))
 
@@ -64,9 +63,6 @@ def tova(sinks: int = 0, window: int = 0, prompt: bool = False, when: When = Whe
     """Keeps what the last query attends to, averaged over all heads of a layer: every head keeps the same tokens.
 
     Nothing is pinned, as in the paper (kvpress pins the last token). ``When(every=1)`` is the paper's decoding.
-
-    Options:
-        prompt: whether every token of the prompt is kept
     """
     return Method(TOVA())
 
