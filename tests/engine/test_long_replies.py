@@ -25,6 +25,8 @@ DECODING = [
     "g-kv", "r-kv", "snapkv-decode", "morphkv", "rpc", "raas", "lazy-eviction", "vase", "triattention",
     "random-attention", "h2o", "tova", "streaming-llm",
 ]  # fmt: skip
+QUICK = ("g-kv", "raas", "random-attention")
+EACH = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in DECODING]
 DRAWS = ["random-attention", "vase", "random", "cam"]
 LENGTHS, BUDGET, EVERY = (25, 14, 3), 32, 3
 
@@ -70,7 +72,7 @@ def watch(cache: keepkv.Cache) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("prompt", [False, True])
-@pytest.mark.parametrize("name", DECODING)
+@pytest.mark.parametrize("name", EACH)
 def test_no_step_holds_more_than_the_budget_and_the_interval(name: str, prompt: bool) -> None:
     """Of a long sampled reply to prompts of different lengths, two of which are shorter than the budget."""
     cache = made(name, prompt=prompt)
@@ -119,7 +121,7 @@ def test_g_kv_compresses_at_every_multiple_of_the_interval(length: int, every: i
 # --- prompts that stay -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", DECODING)
+@pytest.mark.parametrize("name", EACH)
 def test_every_token_of_the_prompt_stays(name: str) -> None:
     cache = made(name, prompt=True)
     generate(zoo.model("llama"), batch(LENGTHS), cache, new=40)
@@ -196,7 +198,7 @@ def test_a_saved_prompt_stays(tmp_path: Any) -> None:
 # --- rows, and chance --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", DECODING)
+@pytest.mark.parametrize("name", EACH)
 def test_a_row_that_has_ended_changes_no_other(name: str) -> None:
     """It is fed padding to the end, or taken out of the batch: the others go on as they do alone."""
     model, inputs = zoo.model("llama"), batch(LENGTHS)
@@ -233,7 +235,7 @@ def generate_until(inputs: dict[str, Tensor], cache: keepkv.Cache, new: int, sto
     return torch.stack(logits)
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0]])
+@pytest.mark.parametrize("order", [[2, 0, 1], pytest.param([1, 2, 0], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", DRAWS)
 def test_what_is_drawn_for_a_row_knows_no_other(name: str, order: list[int]) -> None:
     """Same seed, same slots, alone or in a batch in any order; another seed, others; every compression draws anew."""
