@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, ParamSpec
@@ -118,8 +118,9 @@ def register_method(
     return enter
 
 
-def make_method(method: str | Method, options: Mapping[str, Any]) -> Method:
-    """The method of a name or a preset, made with ``options``; a ``Method`` as it is, which takes none.
+def make_method(method: str | Method, options: Mapping[str, Any], kinds: Iterable[str] = ()) -> Method:
+    """The method of a name or a preset, made with ``options``; a ``Method`` as it is, which takes none. kinds: of the
+    calibrations that there are, by which a preset may choose.
 
     Raises ``UnknownName`` where the name is not registered, ``KeepKVError`` where the options do not fit.
     """
@@ -127,7 +128,7 @@ def make_method(method: str | Method, options: Mapping[str, Any]) -> Method:
         if options:
             raise KeepKVError(f"options {sorted(options)} were given beside a Method object; put them into the Method")
         return method
-    name, own = expanded(method)
+    name, own = expanded(method, kinds)
     return METHODS.factory(name)(**{**own, **options})
 
 
@@ -166,11 +167,15 @@ def method_name(name: str) -> str:
     return name if known else known_as(name, [*METHODS, *PRESETS], METHODS.kind)
 
 
-def expanded(name: str) -> tuple[str, dict[str, Any]]:
-    """The method that ``name``, a method's or a preset's, stands for, and the preset's options."""
+def expanded(name: str, kinds: Iterable[str] = ()) -> tuple[str, dict[str, Any]]:
+    """The method that ``name``, a method's or a preset's, stands for, and the preset's options; kinds: of the
+    calibrations that there are."""
     known = method_name(name)
     preset = PRESETS.get(known)
-    return (known, {}) if preset is None else (preset.method, dict(preset.options))
+    if preset is None:
+        return known, {}
+    method, options = preset.given(kinds)
+    return method, dict(options)
 
 
 def methods() -> list[MethodInfo]:
