@@ -83,9 +83,18 @@ def test_commands_exist(page: Path) -> None:
 
 
 def test_every_method_is_listed() -> None:
-    section = (ROOT / "docs" / "methods.md").read_text("utf-8").split("\n## Every method\n")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| `([a-z0-9-]+)` \|.*\| (.*?) ?\|$", section, re.MULTILINE)
-    assert dict(rows) == {info.name: info.paper for info in keepkv.methods()}
+    """``python docs/site/method_pages.py`` writes the list."""
+    pages, text = site("method_pages"), (ROOT / "docs" / "methods.md").read_text("utf-8")
+    assert pages.with_listing(text) == text
+    assert set(re.findall(r"\(methods/(.*)\.md\)", pages.linked(text))) == {info.name for info in keepkv.methods()}
+
+
+def test_every_method_has_a_page() -> None:
+    pages = site("method_pages")
+    for info in pages.ordered():
+        text = pages.page(info)
+        assert all(f"`{name}`" in text for name in info.options), info.name
+        assert info.paper.removeprefix("arXiv ") in text and "``" not in text.replace("```", ""), info.name
 
 
 def test_architectures_that_are_claimed_are_tested() -> None:

@@ -25,7 +25,7 @@ import keepkv
 from keepkv.embedded import embedded_model
 from keepkv.engine.versions import CACHE
 from keepkv.methods import METHODS
-from keepkv.methods.keepkv import keepkv as keepkv_method
+from keepkv.methods.own.keepkv import keepkv as keepkv_method
 from keepkv.reduce.drop import Drop
 from keepkv.tasks import demo_document
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from keepkv import LayerView
+from keepkv.observe.chunks import chunk_of
 from keepkv.observe.window import remember, window
-from keepkv.score import Compactor, ExpectedAttention, SnapKV
+from keepkv.score import Chunk, Compactor, ExpectedAttention, SnapKV
 
 
 @dataclass(frozen=True)
@@ -56,3 +57,15 @@ class FilledBlock(Compactor):
         if rest:
             z = torch.logaddexp(z, torch.full_like(z, math.log(rest)))
         return (u - z).exp().sum(1) + u.shape[1] / queries * rest / self.chunk
+
+
+@dataclass(frozen=True)
+class EachAlone(Chunk):
+    """Chunks as kvpress scores them: each as if it were all there is. For scores of keys and values."""
+
+    def scored(self, view: LayerView) -> Tensor:
+        out, home = torch.zeros(view.slots.shape), chunk_of(view.slots, self.size)
+        for number in range(int(home.max()) + 1):
+            part = view.slots.select(home == number)
+            out[home == number] = self.score(replace(view, slots=part)).flatten()
+        return out

@@ -12,7 +12,8 @@ JOB.json: ``model`` (a directory written by ``save_pretrained``), ``prompts`` (a
                   "ask": read the prompt, then ask ``questions`` ({"prompt", "answer": names, "limit"}), in turn if
                   ``conversation``
     prompt, continuation, turns      names in the prompts file
-    press         {"press": class name, "options": {...}}, options may hold presses; null = the plain cache
+    press         {"press": class name, "options": {...}, "set": {...}}, options may hold presses, "set" has attributes
+                  that are no options; null = the plain cache
     attention     "sdpa" or "eager"
     new, chunk    of "generate": new tokens, prefill_chunk_size or null
     scores        also record the scores that ranked the slots
@@ -47,12 +48,16 @@ EMPTY = -1
 
 
 def build_press(spec: dict[str, Any]) -> Any:
-    """A press from its class name and options, presses inside presses included."""
+    """A press from its class name and options, presses inside presses included; "set" has attributes that are no
+    options."""
     options = {
         name: build_press(value) if isinstance(value, dict) and "press" in value else value
         for name, value in spec.get("options", {}).items()
     }
-    return getattr(kvpress, spec["press"])(**options)
+    press = getattr(kvpress, spec["press"])(**options)
+    for name, value in spec.get("set", {}).items():
+        setattr(press, name, value)
+    return press
 
 
 def innermost(press: Any) -> Any:

@@ -10,20 +10,21 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 import keepkv
+from keepkv.engine.versions import CACHE
 
 from .outcome import Outcome, kept_lists
 
 
 def feed(model: PreTrainedModel, cache: Any, tokens: Tensor) -> list[Tensor]:
     """Logits (B,V) after each token of ``tokens`` (B,T), fed one at a time."""
-    return [model(t[:, None], past_key_values=cache).logits[:, -1] for t in tokens.unbind(1)]
+    return [model(t[:, None], **{CACHE: cache}).logits[:, -1] for t in tokens.unbind(1)]
 
 
 def plain(model: PreTrainedModel, ids: Tensor, continuation: Tensor) -> Outcome:
     """The same with transformers' own cache."""
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        logits = [model(ids, past_key_values=cache).logits[:, -1], *feed(model, cache, continuation)]
+        logits = [model(ids, **{CACHE: cache}).logits[:, -1], *feed(model, cache, continuation)]
     return Outcome(logits=torch.stack(logits, 1)[0].float())
 
 
@@ -42,7 +43,7 @@ def prefill(
     layers = range(len(cache.layers))
     with torch.no_grad():
         started = time.perf_counter()
-        last = model(ids, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+        last = model(ids, **{CACHE: cache}, logits_to_keep=1).logits[:, -1]
         seconds = time.perf_counter() - started
         kept = [kept_lists(cache.kept_positions(i)) for i in layers]
         receipt = cache.report()

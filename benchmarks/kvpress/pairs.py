@@ -13,9 +13,10 @@ from torch import Tensor
 
 from keepkv import Method, When
 from keepkv.allocate import Uniform
-from keepkv.score import ExpectedAttention, SnapKV
+from keepkv.score import Chunk, ChunkKV, ExpectedAttention, KeyDiff, KNorm, SnapKV
+from keepkv.score.base import Score
 
-from .explain import FilledBlock, FromBuffer, OnePosition
+from .explain import EachAlone, FilledBlock, FromBuffer, OnePosition
 
 Spec = dict[str, Any]
 
@@ -91,10 +92,33 @@ def _filled(chunk: int, sinks: int) -> Callable[[int, tuple[int, ...]], str | Me
     return make
 
 
+def _over(name: str, inner: Callable[[float, int], Spec], **options: Any) -> Callable[[float, int], Spec]:
+    """A press around another one."""
+    return lambda ratio, window: {"press": name, "options": {"press": inner(ratio, window), **options}}
+
+
+def _as_many(score: Score, together: bool = False) -> Callable[[int, tuple[int, ...]], str | Method]:
+    """As many slots as kvpress keeps, whose chunks do not always add up to the budget."""
+    return lambda window, counts: Method(score, Given(counts=counts), sinks=0, together=together)
+
+
+def _finch(ratio: float, window: int) -> Spec:
+    """Without the token that it looks for, which the worker's prompts do not have; keys keep their positions."""
+    options = {"compression_ratio": ratio, "rerotate_keys": False}
+    return {"press": "FinchPress", "options": options, "set": {"window_size": window, "delimiter_token_id": -1}}
+
+
+def _filled_attention(window: int, counts: tuple[int, ...]) -> Method:
+    return Method(FilledBlock(blending=0.0, chunk=256, sinks=0, window=0), sinks=0)
+
+
 def _filled_default(window: int, counts: tuple[int, ...]) -> Method:
     return Method(score=FilledBlock(), sinks=8, window=4)
 
 
+_TAIL = "a budget below the sinks, the last whole run and its rest: kvpress takes any of them, keepkv the newest"
+_EQUALS = "ties: equal tokens have keys of equal norm in the first layer (scores of all chunks are not recorded)"
+_ALONE = "kvpress scores each chunk as if it were all there is, keepkv within the whole text"
 _FILLED = "kvpress fills a last block that is not full with zeros, which take part in the softmax"
 _PYRAMID = (
     "counts per layer: kvpress takes the window out of each layer's share, keepkv (as the authors' code) gives it to "
@@ -156,6 +180,73 @@ MATCHED = [
     ),
     Pair("adakv(knorm)", _adaptive(_press("KnormPress")), **_plain("adakv", score="knorm", window=0, sinks=0)),
     Pair("adakv(keydiff)", _adaptive(_press("KeyDiffPress")), **_plain("adakv", score="keydiff", window=0, sinks=0)),
+    Pair("lagkv", _press("LagKVPress", lag_size=29), **_plain("lagkv", lag=29), why=_TAIL),
+    Pair(
+        "lagkv, cross",
+        _press("LagKVPress", lag_size=29, cross_scoring=True),
+        **_plain("lagkv", lag=29, cross=True),
+        why=_TAIL,
+    ),
+    Pair("curdkv", _press("CURPress"), **_plain("curdkv")),
+    Pair("curdkv, mean", _press("CURPress", leverage_type="kv_avg"), **_plain("curdkv", of="mean")),
+    Pair(
+        "curdkv, whole row",
+        _press("CURPress", use_local_approximation=False),
+        **_plain("curdkv", neighbours=0),
+    ),
+    Pair("leverage-score", _press("LeverageScorePress"), **_plain("leverage-score", sinks=0)),
+    Pair(
+        "non-causal-attention",
+        _press("NonCausalAttnPress"),
+        **_plain("non-causal-attention", sinks=0, window=0),
+        why=_FILLED,
+    ),
+    Pair("non-causal-attention, filled as kvpress does", _press("NonCausalAttnPress"), _filled_attention),
+    Pair("cap", _press("CapPress"), **_plain("cap")),
+    Pair(
+        "cap, τ 1, horizon 64", _press("CapPress", tau=1.0, n_future_positions=64), **_plain("cap", tau=1.0, horizon=64)
+    ),
+    Pair("criticalkv(snapkv)", _over("CriticalKVPress", _SNAP), **_windowed("criticalkv", score="snapkv", sinks=0)),
+    Pair(
+        "criticalkv(curdkv), first 0.25",
+        _over("CriticalKVPress", _press("CURPress", num_sinks=0), first_stage_ratio=0.25),
+        **_plain("criticalkv", score="curdkv", first=0.25, sinks=0, window=0),
+    ),
+    Pair(
+        "critical-adakv(snapkv)",
+        _over("CriticalAdaKVPress", _SNAP),
+        **_windowed("critical-adakv", score="snapkv", sinks=0),
+    ),
+    Pair(
+        "chunk(knorm)",
+        _over("ChunkPress", _press("KnormPress"), chunk_length=20),
+        _as_many(Chunk(KNorm(), 20)),
+        why=_EQUALS,
+    ),
+    Pair(
+        "chunk(keydiff)",
+        _over("ChunkPress", _press("KeyDiffPress"), chunk_length=20),
+        _as_many(Chunk(KeyDiff(), 20)),
+        why=_ALONE,
+    ),
+    Pair(
+        "chunk(keydiff), each alone as in kvpress",
+        _over("ChunkPress", _press("KeyDiffPress"), chunk_length=20),
+        _as_many(EachAlone(KeyDiff(), 20)),
+    ),
+    Pair("chunkkv(knorm)", _over("ChunkKVPress", _press("KnormPress")), _as_many(ChunkKV(KNorm()), True)),
+    Pair("chunkkv(keydiff)", _over("ChunkKVPress", _press("KeyDiffPress")), _as_many(ChunkKV(KeyDiff()), True)),
+    Pair(
+        "chunkkv(curdkv), entropy-gated",
+        _over("EntropyGatedChunkKVPress", _press("CURPress", num_sinks=0)),
+        **_plain("chunkkv", score="curdkv", size=10, spiky=4, sinks=0, window=0),
+    ),
+    Pair(
+        "block(keydiff)",
+        _over("BlockPress", _press("KeyDiffPress"), block_size=16),
+        **_plain("block", score="keydiff", size=16, sinks=0),
+    ),
+    Pair("finch", _finch, **_windowed("finch", sinks=0)),
 ]
 
 _SINKS = "keepkv pins 4 sinks unless told otherwise, kvpress none"

@@ -38,7 +38,8 @@ from keepkv.tasks.asking import Asked, Encoded, encode, pad, read, step
 
 METHODS = (
     "random-attention", "streaming-llm", "snapkv-decode", "morphkv", "r-kv", "r-kv:lam=0.5", "g-kv", "g-kv:lam=1",
-    "h2o", "tova", "raas", "lazy-eviction", "vase", "triattention", "r-kv:lam=0", "keydiff", "keepkv2:allocate=uniform",
+    "h2o", "tova", "raas", "protected-lru", "lazy-eviction", "vase", "triattention", "r-kv:lam=0", "keydiff",
+    "keepkv2:allocate=uniform",
 )  # fmt: skip
 BUDGETS = (96, 144)  # slots per head, the prompt's included
 TASK, LENGTH, REPLY, EVERY, SINKS, WINDOW, BATCH = "niah-multikey-1", 256, 208, 16, 4, 8, 16

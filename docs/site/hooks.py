@@ -1,10 +1,16 @@
-"""Hooks of the site's build: studies in benchmarks/ become pages of it, and llms.txt lists all for language models."""
+"""Hooks of the site's build: studies in benchmarks/ become pages of it, methods have theirs, and
+llms.txt lists all for language models."""
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parent))
+
+import method_pages
 
 ROOT = Path(__file__).parents[2]
 SHOWN = {".md", ".svg"}
@@ -18,6 +24,8 @@ def on_files(files: Any, config: Any) -> Any:
         if path.suffix in SHOWN:
             name = path.relative_to(ROOT).as_posix()
             files.append(File(name, ROOT, config.site_dir, config.use_directory_urls))
+    for info in method_pages.ordered():
+        files.append(File.generated(config, f"methods/{info.name}.md", content=method_pages.page(info)))
     return files
 
 
@@ -28,7 +36,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         page.meta["hide"] = ["navigation", "toc"]
     if source.startswith("benchmarks/"):
         return re.sub(r"\]\(((?:\.\./)+)docs/", r"](\1", markdown)
-    return markdown.replace("](../", "](")
+    if source.startswith("methods/"):
+        return markdown
+    return (method_pages.linked(markdown) if source == "methods.md" else markdown).replace("](../", "](")
 
 
 def on_post_page(output: str, **_: Any) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from keepkv.engine.passes.reread import reread
     from keepkv.engine.receipt import Receipt
     from keepkv.errors import KeepKVError
+    from keepkv.integrations.kvpress import from_kvpress
     from keepkv.methods import Method, method_info, methods, register_method
     from keepkv.plan.answer import fit
     from keepkv.plan.result import Fit
@@ -56,6 +57,7 @@ _NAMES = {  # by the module that has them; the block above says the same to type
     "engine.passes.reread": "reread",
     "engine.receipt": "Receipt",
     "errors": "KeepKVError",
+    "integrations.kvpress": "from_kvpress",
     "methods": "Method method_info methods register_method",
     "plan.answer": "fit",
     "plan.result": "Fit",
@@ -69,8 +71,8 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names.s
 __all__ = [
     "Allocate", "Answers", "Budget", "Cache", "Calibration", "Codec", "Context", "Fit", "KeepKVError",
     "LayerView", "Method", "ModelCheck", "Receipt", "Reduce", "Reduced", "Score", "Select", "Slots", "Span",
-    "SpanPolicy", "Stat", "Store", "When", "ask", "check", "compressed", "embedded_model", "fit", "method_info",
-    "methods",
+    "SpanPolicy", "Stat", "Store", "When", "ask", "check", "compressed", "embedded_model", "fit", "from_kvpress",
+    "method_info", "methods",
     "register_allocate", "register_codec", "register_method", "register_reduce", "register_score",
     "register_select", "register_store", "rehearse", "reread", "restore", "spans_of_chat", "spans_of_text",
 ]  # fmt: skip

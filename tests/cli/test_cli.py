@@ -79,6 +79,14 @@ def test_methods_lists_every_method() -> None:
     assert all(one["name"] in printed for one in listed)
 
 
+def test_methods_like_another() -> None:
+    found = json.loads(run("methods", "--like", "tova", "--json").stdout)
+    assert {one["method"] for one in found} == {info.name for info in keepkv.methods()} - {"tova", "full"}
+    shared = [one["shared"] for one in found if one["shared"] is not None]
+    assert shared == sorted(shared, reverse=True) and 0 < shared[-1] < shared[0] < 1
+    assert "leave out the name" in run("methods", "snapkv", "--like", "tova", code=2).stderr
+
+
 def test_methods_describes_one() -> None:
     described = json.loads(run("methods", "keepkv", "--json").stdout)
     assert described["paper"] and "key" in described["options"]
@@ -164,7 +172,7 @@ def test_generate_compresses_while_decoding(tiny: str) -> None:
         (("eval", "-m", "full:select=quest,selected=0"), ["selected=0"]),
         (("generate", "--prompt", "a", "--codec", "int4", "-o", "codec.bits=3"), ["bits=3", "2, 4, 8"]),
         (("eval", "-m", "snapkv:codec=int4,store=static"), ["'static'", "holds slots as they are"]),
-        (("generate", "--model", "TINY", "--prompt", "a", "-o", "calibration=3"), ["calibration=3"]),
+        (("generate", "--model", "TINY", "--prompt", "a", "-o", "calibration=3"), ["3: no such file"]),
         (("eval", "--model", "TINY", "-l", "1000000000"), ["1000000000 tokens", "512"]),
         (("eval", "--items", "1000000000"), ["100000"]),
         (("eval", "--seed", "9" * 30), ["seeds=999", "whole number"]),

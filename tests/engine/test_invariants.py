@@ -51,6 +51,7 @@ def test_storage_stays_within_the_budget(arch: str, method: Method) -> None:
     mine.compress()  # where layers share slots, it would be the next forward that compresses
     held = allowed = 0
     for layer in mine.compressible:
+        assert torch.equal(layer.store.positions(), layer.store.view().positions)
         plain = layer.store.slot_bytes().plain
         names = ("keys", "values")
         held += sum(x.untyped_storage().nbytes() for n, x in layer.store.tensors().items() if n.endswith(names))

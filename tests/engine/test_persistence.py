@@ -19,7 +19,7 @@ import keepkv
 from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheFileError, CacheStateError
 from keepkv.methods import METHODS, make_method
-from keepkv.methods.keepkv import keepkv as keepkv_method
+from keepkv.methods.own.keepkv import keepkv as keepkv_method
 from keepkv.score.content.knorm import KNorm
 
 SMALL = {"window": 4, "sinks": 2}

@@ -71,6 +71,25 @@ def test_bytes_stay_within_the_budget(method: tuple[str, dict[str, Any]], budget
     assert state == 0 or cache.settings.method.score.observes
 
 
+def test_gone_counts_what_no_head_holds() -> None:
+    """Where all heads keep the same tokens, what leaves is gone; where each draws its own, hardly any is."""
+    inputs = torch.randint(3, zoo.VOCAB, (3, 100))
+    mask = torch.ones_like(inputs)
+    mask[1, :60] = 0
+    gone = {}
+    for name in ("streaming-llm", "random"):
+        cache = keepkv.Cache(wide(), name, 30)
+        with torch.no_grad():
+            wide()(input_ids=inputs, attention_mask=mask, **{CACHE: cache})
+        gone[name] = cache.report().gone
+        held = [x.store.positions() for x in cache.compressible]
+        kept = sum(len({int(p) for x in held for p in x[row].flatten() if p >= 0}) for row in range(3))
+        assert gone[name] == pytest.approx(1 - kept / 240)
+    assert gone["streaming-llm"] == pytest.approx((70 + 10 + 70) / 240) and gone["random"] < 0.3
+    assert "of the tokens, in all heads of all layers" in str(cache.report())
+    assert keepkv.Cache(wide(), "random", 30).report().gone == 0
+
+
 def test_adaptive_heads_free_memory() -> None:
     """Head-adaptive budgets at 0.25 hold at most 0.26 of the full cache's bytes (a mask frees nothing: 1.00)."""
     cache = keepkv.Cache(wide(), "adakv", 0.25, window=8)
@@ -101,7 +120,8 @@ def test_budget_in_bytes_is_kept(method: tuple[str, dict[str, Any]]) -> None:
         when = keepkv.When(every=every)
         cache = matrix.made(wide(), name, f"{BYTES}B", store=layout, codec=codec, when=when, **options)
         case = (layout, codec, every)
-        if name == "compactor" and "chunk" not in options:  # 260 queries of two layers are 1.1 MB
+        # 260 queries of two layers are 1.1 MB
+        if name in ("compactor", "non-causal-attention") and "chunk" not in options:
             with pytest.raises(BudgetError, match="to what the score remembers"):
                 feed(cache, PROMPT)
             continue
@@ -111,6 +131,18 @@ def test_budget_in_bytes_is_kept(method: tuple[str, dict[str, Any]]) -> None:
         assert cache.copy().report().bytes <= BYTES, case
         for _ in range(7 if every else 0):
             assert feed(cache, 1).bytes <= BYTES, case
+
+
+@pytest.mark.parametrize("layout", ["dense", "ragged"])
+@pytest.mark.parametrize(("codec", "most"), [("int4", 600_000), ("kivi", 450_000)])
+def test_slots_that_stay_exact_are_paid_for(codec: str, most: int, layout: str) -> None:
+    kept = {}
+    for exact in ({}, {"exact_first": 4, "exact_last": 64}):
+        cache = keepkv.Cache(wide(), "knorm", f"{most}B", store=layout, codec=codec, store_options=exact)
+        receipt = feed(cache, 4 * PROMPT)
+        assert receipt.compressed and 0.4 * most < receipt.bytes <= most, exact
+        kept[len(exact)] = sum(receipt.kept[0][0])
+    assert 0.2 < kept[2] / kept[0] < 0.99
 
 
 @pytest.mark.parametrize("computes", ["reference", "auto"])

@@ -23,8 +23,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "adakv": [{"score": "expected-attention"}, {"score": "keydiff"}],
     "compactor": [{"chunk": 8}],
     "random": [{"sinks": 0}],
+    "non-causal-attention": [{"chunk": 8}],
+    "lagkv": [{"cross": True}],
+    "chunkkv": [{"spiky": 2}],
+    "finch": [{"size": None}],
+    "dropkv": [{"project": True}],
 }
 SMALL = {"window": 4, "sinks": 2}  # so that tiny prompts leave something to choose
+RUNS = {"lag": 4, "size": 4}  # tokens of runs, where a method looks at these
 LOSSY = {"int8": 0.2}  # of logits, where a codec loses something; 1 where it has fewer bits
 
 
@@ -35,7 +41,7 @@ def method_variants() -> list[Any]:
         if info.name.startswith("test-"):
             continue
         # A prompt that is kept leaves nothing to choose either: tests/engine/test_long_replies.py has these.
-        small = {k: v for k, v in {**SMALL, "prompt": False}.items() if k in info.options}
+        small = {k: v for k, v in (SMALL | RUNS | {"prompt": False}).items() if k in info.options}
         for extra in [{}, *VARIANTS.get(info.name, [])]:
             label = "-".join([info.name, *map(str, extra.values())])
             found.append(pytest.param((info.name, {**small, **extra}), id=label))
@@ -43,6 +49,7 @@ def method_variants() -> list[Any]:
 
 
 CALIBRATED = {"oscar": "oscar", "sals": "sals"}  # the kind of calibration that a codec is made with
+MIXED = ("int4", "kivi", "sals")  # with these some slots stay exact beside the codes
 UNCALIBRATED: dict[str, dict[str, Any]] = {"tada": {"codec_options": {"centre": True}}}  # what else they take
 
 
@@ -59,6 +66,7 @@ def store_variants() -> list[Any]:
         if (layout, codec) != ("ragged" if ragged else "dense", "none"):
             more = {"store_options": {"capacity": 96}} if layout == "static" else {}
             more |= UNCALIBRATED.get(codec, {})
+            more |= {"store_options": {"exact_first": 3, "exact_last": 5}} if codec in MIXED else {}
             label = "-".join((name, layout, codec))
             found.append(pytest.param((name, {**SMALL, "store": layout, "codec": codec, **more}), id=label))
     return found

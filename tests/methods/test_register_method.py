@@ -13,7 +13,7 @@ from running import batch, generate, row
 import keepkv
 from keepkv.errors import KeepKVError, UnknownName
 from keepkv.methods import METHODS, MethodInfo, make_method
-from keepkv.methods.keepkv import keepkv as merging
+from keepkv.methods.own.keepkv import keepkv as merging
 from keepkv.score.content.knorm import KNorm
 
 

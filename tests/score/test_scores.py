@@ -31,11 +31,16 @@ from keepkv.score.queries.tova import TOVA
 
 torch.set_num_threads(1)
 MINE = ["streaming", "knorm", "keydiff", "snapkv", "h2o", "tova", "expected-attention", "random"]
+MORE = ["lagkv", "curdkv", "leverage-score", "lru", "finch", "cap", "dropkv"]
 ROPE = Rope(torch.tensor([1.0, 0.3, 0.05]))
 
 
 def build(name: str) -> Score:
-    options = {"snapkv": {"window": 4, "kernel": 3}, "expected-attention": {"horizon": 16, "n_sink": 2}}
+    options = {
+        "snapkv": {"window": 4, "kernel": 3}, "expected-attention": {"horizon": 16, "n_sink": 2},
+        "lagkv": {"lag": 3, "sinks": 1}, "finch": {"window": 4}, "dropkv": {"window": 4},
+        "cap": {"horizon": 16, "n_sink": 2}, "curdkv": {"neighbours": 4}, "leverage-score": {"sketch": 3},
+    }  # fmt: skip
     return SCORES.build(name, **options.get(name, {}))
 
 
@@ -176,7 +181,7 @@ def test_attention_is_tiled(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- what all scores share ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MINE)
+@pytest.mark.parametrize("name", MINE + MORE)
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 99), sizes=st.lists(st.integers(3, 14), min_size=2, max_size=4))
 def test_a_row_scores_as_it_does_alone(name: str, seed: int, sizes: list[int]) -> None:
@@ -203,7 +208,7 @@ def test_two_votes_are_two_slots(name: str) -> None:
     close(one[:, :, :slot], two[:, :, :slot])
 
 
-@pytest.mark.parametrize("name", MINE)
+@pytest.mark.parametrize("name", MINE + MORE)
 def test_extreme_input_gives_finite_scores(name: str) -> None:
     """Logits to ±200, bfloat16 and half precision, a head that holds nothing, a row of padding."""
     score = build(name)
@@ -221,7 +226,7 @@ def test_extreme_input_gives_finite_scores(name: str) -> None:
         assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True)), "the view was modified"
 
 
-@pytest.mark.parametrize("name", ["snapkv", "tova", "h2o", "expected-attention"])
+@pytest.mark.parametrize("name", ["snapkv", "tova", "h2o", "expected-attention", "lru", "finch", "cap", "dropkv"])
 def test_deferred_scores_are_the_same(name: str) -> None:
     """With the queries gone, what was observed is enough."""
     score = build(name)

@@ -39,6 +39,9 @@ def calibrate(
     query-statistics: mean and covariance of the queries of each head, for expected-attention:statistics=stored. Give
     text like that which the model will read. The file fits this model only; another one is refused.
 
+    q-filters: the main direction of the queries of each head, for q-filter. Option: published, a folder or file of the
+    authors of Q-Filters, which is read instead of the texts.
+
     oscar: rotations of keys and values for the 2-bit codes of the codec oscar. Option: bits.
     tada: how alike KV heads are in each layer, whether their mean pays, and which layers get 2, 4 or 8 bits, for the
     codec tada. Options: bits (on average), mean, centre, proposals, seed. It reads the text often: give short pieces.
@@ -53,6 +56,7 @@ def calibrate(
       keepkv calibrate query-statistics --out queries.safetensors
       keepkv calibrate query-statistics --model Qwen/Qwen3-0.6B --text a.txt --text b.txt --out qwen3.safetensors
       keepkv calibrate query-statistics --text report.txt --tokens 100000 --length 4096 --out queries.safetensors --json
+      keepkv calibrate q-filters --model Qwen/Qwen3-0.6B -o published=Qwen3-0.6B_qfilt --out filters.safetensors
       keepkv calibrate tada --tokens 8192 --length 128 -o bits=4 --out tada.safetensors
       keepkv calibrate sals --tokens 65536 --length 512 --out sals.safetensors
     """

@@ -130,6 +130,7 @@ class LayerView:
     budget: Tensor | None = None
     spans: Intervals | None = None  # where given, each slot inside is scored by the queries of its own span alone
     calibration: Mapping[str, Tensor] | None = None  # of this layer, by name, where ``needs_calibration`` asks for it
+    output: Tensor | None = None  # (H*G,Dv,E): weight of the output projection, where ``needs_output`` asks for it
 
     @property
     def query_groups(self) -> int:

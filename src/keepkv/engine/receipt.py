@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from keepkv.core.budget import Budget
+from keepkv.core.survival import survival
 from keepkv.core.words import counted, percent, size, spread
 from keepkv.engine.allowance import layer_budget
 from keepkv.engine.layer import Layer
@@ -85,9 +86,10 @@ class Receipt:
     compressible layer. bytes: storage really allocated, all layers, votes, positions and statistics included.
     full_bytes: a plain cache of the same tokens. merged, dropped: slots, summed over layers, rows and heads.
     mass_dropped: share of the last query's attention that the dropped slots held when they were dropped, mean over
-    layers; None where it could not be measured. largest_vote: most votes of a slot, 1.0 where none were merged.
-    seconds: spent compressing. spans: None where none were given. since: tokens that were read after the last
-    compression, and are all held.
+    layers; None where it could not be measured. gone: share of the tokens read that no head of any layer holds by
+    itself; where few tokens are left in any head, replies break at once (arXiv 2603.01426). largest_vote: most votes of
+    a slot, 1.0 where none were merged. seconds: spent compressing. spans: None where none were given. since: tokens
+    that were read after the last compression, and are all held.
     selection: None where decoded tokens attend to everything.
     """
 
@@ -102,6 +104,7 @@ class Receipt:
     merged: int
     dropped: int
     mass_dropped: float | None
+    gone: float
     largest_vote: float
     compressions: int
     seconds: float
@@ -156,6 +159,7 @@ class Receipt:
             mass = "not known" if self.mass_dropped is None else f"{self.mass_dropped:.1%} of the last token's"
             merged = f", {self.merged:,} merged into others" if self.merged else ""
             lines += [("slots given up", f"{self.dropped:,} dropped{merged}"), ("attention given up", mass)]
+            lines.append(("gone everywhere", f"{percent(self.gone)} of the tokens, in all heads of all layers"))
             if self.largest_vote > 1:
                 lines.append(("heaviest slot", f"counts as {counted(round(self.largest_vote), 'token')} in attention"))
             lines.append(("compressions", f"{self._compressions()}, {self.seconds:.3g} s"))
@@ -228,6 +232,7 @@ def make_receipt(layers: Sequence[Any], shared: CacheState, codec: str, codec_op
         merged=sum(int(t.merged.sum()) for t in tallies if t.merged is not None),
         dropped=sum(int(t.dropped.sum()) for t in tallies if t.dropped is not None),
         mass_dropped=float(torch.stack(masses).mean()) if masses else None,
+        gone=_gone([x.store.positions() for x in used], seen),
         largest_vote=max([1.0, *(_largest_vote(x) for x in used)]),
         compressions=sum(t.compressions for t in tallies),
         seconds=sum(t.seconds for t in tallies),
@@ -256,7 +261,7 @@ def _span_receipt(shared: CacheState, used: list[Layer]) -> SpanReceipt | None:
         return None
     rates, requested, realised = {}, 1.0, 1.0
     if seen is not None and used:
-        positions = [x.store.view().positions for x in used]
+        positions = [x.store.positions() for x in used]
         rates = keep_rates(spans, positions, seen)
         tokens = max(1, len(used) * int(seen.sum()))
         requested = sum(int(layer_budget(x).minimum(seen).sum()) for x in used) / tokens
@@ -276,6 +281,14 @@ def _selection_receipt(shared: CacheState, tallies: list[Tally]) -> SelectionRec
     measured = max((x.measured for x in found), default=0)
     read, there = sum(x.bytes_read for x in found), sum(x.bytes_there for x in found)
     return SelectionReceipt(name, select.selected, mass, recall, measured, read, there)
+
+
+def _gone(layers: list[Tensor], seen: Tensor | None) -> float:
+    """Share of the tokens of all rows, ``seen`` (B,), that are in none of the positions (B,H,S) of ``layers``."""
+    if seen is None or not layers or not int(seen.sum()):
+        return 0.0
+    held = int((survival(layers, int(seen.max())) > 0).sum())
+    return 1 - held / int(seen.sum())
 
 
 def _largest_vote(layer: Layer) -> float:

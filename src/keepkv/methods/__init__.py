@@ -1,15 +1,15 @@
 """Named methods; importing this package registers them all."""
 
-from keepkv.methods import (
+from keepkv.methods import (  # noqa: F401 imported to register
     baselines,
+    chunks,
     content,
     decoding,
     fitting,
     heads,
-    keepkv,
-    keepkv2,
-    keepkv3,
     merging,
+    outputs,
+    own,
     passes,
     queries,
 )
@@ -17,7 +17,6 @@ from keepkv.methods.base import METHODS, Method, MethodInfo, make_method, method
 from keepkv.methods.presets import DEFAULT, PRESETS, Preset
 
 __all__ = [
-    "DEFAULT", "METHODS", "PRESETS", "Method", "MethodInfo", "Preset", "baselines", "content", "decoding", "fitting",
-    "heads", "keepkv", "keepkv2", "keepkv3", "make_method", "merging", "method_info", "methods", "passes", "queries",
+    "DEFAULT", "METHODS", "PRESETS", "Method", "MethodInfo", "Preset", "make_method", "method_info", "methods",
     "register_method",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, ParamSpec
@@ -17,6 +17,7 @@ from keepkv.core.when import When
 from keepkv.errors import KeepKVError
 from keepkv.methods.explain import meanings, type_word, without_options
 from keepkv.methods.presets import PRESETS
+from keepkv.methods.traits import does, group_of, needs
 from keepkv.reduce.base import Reduce
 from keepkv.reduce.drop import Drop
 from keepkv.score.base import Score
@@ -67,7 +68,11 @@ class Method(Checked):
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What ``keepkv methods`` shows of a method. options: by name, with their defaults; types, meanings: in words."""
+    """What ``keepkv methods`` shows of a method.
+
+    options: by name, with their defaults; types, meanings: in words. group: its family. needs, does: see
+    ``methods.traits``.
+    """
 
     name: str
     paper: str
@@ -76,6 +81,9 @@ class MethodInfo:
     options: dict[str, Any]
     types: dict[str, str] = field(default_factory=dict)
     meanings: dict[str, str] = field(default_factory=dict)
+    group: str = ""
+    needs: list[str] = field(default_factory=list)
+    does: list[str] = field(default_factory=list)
 
 
 METHODS: Registry[Method] = Registry("method")
@@ -112,8 +120,9 @@ def register_method(
     return enter
 
 
-def make_method(method: str | Method, options: Mapping[str, Any]) -> Method:
-    """The method of a name or a preset, made with ``options``; a ``Method`` as it is, which takes none.
+def make_method(method: str | Method, options: Mapping[str, Any], kinds: Iterable[str] = ()) -> Method:
+    """The method of a name or a preset, made with ``options``; a ``Method`` as it is, which takes none. kinds: of the
+    calibrations that there are, by which a preset may choose.
 
     Raises ``UnknownName`` where the name is not registered, ``KeepKVError`` where the options do not fit.
     """
@@ -121,7 +130,7 @@ def make_method(method: str | Method, options: Mapping[str, Any]) -> Method:
         if options:
             raise KeepKVError(f"options {sorted(options)} were given beside a Method object; put them into the Method")
         return method
-    name, own = expanded(method)
+    name, own = expanded(method, kinds)
     return METHODS.factory(name)(**{**own, **options})
 
 
@@ -137,6 +146,8 @@ def method_info(name: str) -> MethodInfo:
     doc = inspect.getdoc(factory) or ""
     options = {p.name: p.default for p in inspect.signature(factory).parameters.values()} | own
     hints = hints_of(factory)
+    unknown = any(x is inspect.Parameter.empty for x in options.values())  # what it is made of depends on them
+    made = None if unknown else factory(**own)
     return MethodInfo(
         method,
         _PAPERS.get(method, ""),
@@ -145,6 +156,9 @@ def method_info(name: str) -> MethodInfo:
         options,
         {name: type_word(hints.get(name, Any)) for name in options},
         meanings(doc, options),
+        group_of(factory),
+        needs(made.score, made.allocate, made.reduce) if made else [],
+        does(made.score, made.allocate, made.reduce, made.when) if made else [],
     )
 
 
@@ -155,11 +169,15 @@ def method_name(name: str) -> str:
     return name if known else known_as(name, [*METHODS, *PRESETS], METHODS.kind)
 
 
-def expanded(name: str) -> tuple[str, dict[str, Any]]:
-    """The method that ``name``, a method's or a preset's, stands for, and the preset's options."""
+def expanded(name: str, kinds: Iterable[str] = ()) -> tuple[str, dict[str, Any]]:
+    """The method that ``name``, a method's or a preset's, stands for, and the preset's options; kinds: of the
+    calibrations that there are."""
     known = method_name(name)
     preset = PRESETS.get(known)
-    return (known, {}) if preset is None else (preset.method, dict(preset.options))
+    if preset is None:
+        return known, {}
+    method, options = preset.given(kinds)
+    return method, dict(options)
 
 
 def methods() -> list[MethodInfo]:

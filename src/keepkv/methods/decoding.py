@@ -1,4 +1,4 @@
-"""Methods made for long replies: they compress every so many decoded tokens.
+"""Made for long replies: they compress every so many decoded tokens.
 
 ``prompt=True`` keeps every token of the prompt, with each of them. A budget in slots or bytes includes the prompt and
 must hold it; one that is a share is one of the tokens that follow. A head never holds more than its budget and

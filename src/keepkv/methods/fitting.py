@@ -1,4 +1,4 @@
-"""Published methods that keep what leaves by fitting what stays: Attention Matching, GRKV, and ResKV's slots."""
+"""Fit what stays to what leaves: biases, values or a few slots that stand for the rest."""
 
 from __future__ import annotations
 

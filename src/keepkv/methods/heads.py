@@ -1,4 +1,4 @@
-"""Methods that say how a budget is shared by heads and layers, whatever the score."""
+"""Share the budget by heads and layers, whatever the score."""
 
 from __future__ import annotations
 

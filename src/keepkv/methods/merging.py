@@ -1,4 +1,4 @@
-"""Merging without votes: CaM and D2O."""
+"""Merge what leaves into what stays, without votes, as it was published."""
 
 from __future__ import annotations
 

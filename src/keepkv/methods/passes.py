@@ -1,4 +1,4 @@
-"""Methods that need more of a text than one reading."""
+"""Read the text more than once."""
 
 from __future__ import annotations
 

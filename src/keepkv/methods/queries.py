@@ -1,10 +1,11 @@
-"""Methods that keep what is attended to: by the latest queries, by all so far, or by those to come."""
+"""Keep what is attended to: by the latest queries, by all so far, or by those to come."""
 
 from __future__ import annotations
 
 from keepkv.allocate.pyramid import Pyramid
 from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
+from keepkv.score.content.compactor import Compactor
 from keepkv.score.queries.expected import ExpectedAttention
 from keepkv.score.queries.h2o import H2O
 from keepkv.score.queries.snapkv import SnapKV
@@ -96,3 +97,19 @@ def expected_attention(
         horizon, sinks, epsilon, epsilon_mode, use_covariance, value_norm, position_average, shrinkage,
         statistics=statistics,
     ))  # fmt: skip
+
+
+@register_method("non-causal-attention", paper="arXiv 2507.08143")
+def non_causal_attention(
+    chunk: int = 256, scaled: bool = False, sinks: int = 4, window: int = 4, when: When = When()
+) -> Method:
+    """Keeps what tokens before and behind attend to, weighed by the value: Compactor's attention, without its leverage.
+
+    Score = mean of 3 neighbours of ‖v_i‖·mean_g Σ_q p_i(q), the queries of each ``chunk`` attending to all of it,
+    later tokens too. What kvpress has as NonCausalAttnPress. sinks, window: kept and left out of the score.
+
+    Options:
+        chunk: tokens that attend to each other for the score
+        scaled: whether the attention takes the model's scaling
+    """
+    return Method(Compactor(0.0, chunk, scaled=scaled, sinks=sinks, window=window))

@@ -1,10 +1,16 @@
 """Scores, one file per idea; importing this package registers them all."""
 
 from keepkv.score.base import SCORES, FunctionScore, Score, register_score
+from keepkv.score.chunks.block import Block
+from keepkv.score.chunks.chunk import Chunk
+from keepkv.score.chunks.chunkkv import ChunkKV
 from keepkv.score.content.compactor import Compactor
+from keepkv.score.content.curdkv import CurDKV
 from keepkv.score.content.keydiff import KeyDiff
 from keepkv.score.content.knorm import KNorm
+from keepkv.score.content.lagkv import LagKV
 from keepkv.score.content.leverage import Leverage
+from keepkv.score.content.leverage_score import LeverageScore
 from keepkv.score.content.random import Random
 from keepkv.score.content.streaming import Streaming
 from keepkv.score.decoding.gkv import GKV
@@ -16,16 +22,24 @@ from keepkv.score.decoding.rpc import RPC
 from keepkv.score.decoding.triattention import TriAttention
 from keepkv.score.decoding.vase import VaSE
 from keepkv.score.learned.gates import Gates
+from keepkv.score.learned.qfilter import QFilter
 from keepkv.score.passes.kvzip import KVzip
+from keepkv.score.queries.cap import Cap
+from keepkv.score.queries.critical import Critical
+from keepkv.score.queries.dropkv import DropKV
 from keepkv.score.queries.ema import Ema
 from keepkv.score.queries.expected import ExpectedAttention
+from keepkv.score.queries.finch import Finch
 from keepkv.score.queries.h2o import H2O
+from keepkv.score.queries.lru import LRU
 from keepkv.score.queries.matching import Matching
+from keepkv.score.queries.restkv import ReSTKV
 from keepkv.score.queries.snapkv import SnapKV
 from keepkv.score.queries.tova import TOVA
 
 __all__ = [
-    "GKV", "H2O", "RKV", "RPC", "SCORES", "TOVA", "Compactor", "Ema", "ExpectedAttention", "FunctionScore", "Gates",
-    "KNorm", "KVzip", "KeyDiff", "LazyEviction", "Leverage", "Matching", "MorphKV", "RaaS", "Random", "Score", "SnapKV",
-    "Streaming", "TriAttention", "VaSE", "register_score",
+    "Block", "Cap", "Chunk", "ChunkKV", "Compactor", "Critical", "CurDKV", "DropKV", "Ema", "ExpectedAttention",
+    "Finch", "FunctionScore", "GKV", "Gates", "H2O", "KNorm", "KVzip", "KeyDiff", "LRU", "LagKV", "LazyEviction",
+    "Leverage", "LeverageScore", "Matching", "MorphKV", "QFilter", "RKV", "RPC", "RaaS", "Random", "ReSTKV", "SCORES",
+    "Score", "SnapKV", "Streaming", "TOVA", "TriAttention", "VaSE", "register_score",
 ]  # fmt: skip

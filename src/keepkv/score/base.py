@@ -28,6 +28,7 @@ class Score(Checked):
 
     stats: ClassVar[dict[str, Stat]] = {}  # what is kept per slot, by name
     needs_rope: ClassVar[bool] = False  # True if it must undo RoPE: refused where the rotary layout is unknown
+    needs_output: ClassVar[bool] = False  # True if ``__call__`` looks at ``view.output``: refused where it is not known
     observes: ClassVar[bool] = False  # True if ``observe`` must be called after each forward
     follows_decode: ClassVar[bool] = False  # True if ``observe`` uses the attention of each decoded token
     needs_second_reading: ClassVar[bool] = False  # True if ``observe`` must see the text read again: ``keepkv.reread``
@@ -84,13 +85,16 @@ class Score(Checked):
 
 @dataclass(frozen=True)
 class Wrapped(Score):
-    """Base of scores that add something to another: what it keeps, needs, observes and predicts."""
+    """Base of scores that add something to another: what it keeps, needs, observes and predicts.
+
+    passed_on: attributes of the other's; ``ALL_OF_IT`` for a score that looks at nothing itself.
+    """
 
     score: Score
 
     observes: ClassVar[bool] = True
 
-    passed_on: ClassVar[tuple[str, ...]] = ("stats", "needs_rope", "needs_calibration")  # attributes of the other's
+    passed_on: ClassVar[tuple[str, ...]] = ("stats", "needs_rope", "needs_output", "needs_calibration")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,6 +111,9 @@ class Wrapped(Score):
 
     def masses(self, view: LayerView) -> Tensor | None:
         return self.score.masses(view)
+
+
+ALL_OF_IT = (*Wrapped.passed_on, "observes", "follows_decode", "needs_second_reading", "needs_questions")
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,10 @@ class Store(ABC):
     def view(self) -> Slots:
         """All slots in rectangular form. Statistics may share memory with the store; ``write_stats`` stores them."""
 
+    def positions(self) -> Tensor:
+        """(B,H,S) int32: the positions of ``view``, where no content is read for them."""
+        return self.view().positions
+
     def live_view(self) -> Slots:
         """The view that statistics are updated through after each forward; may hold empty slots anywhere."""
         return self.view()

@@ -212,6 +212,9 @@ class Canary(Store):
     def lengths(self) -> Tensor:
         return self.inner.lengths
 
+    def positions(self) -> Tensor:
+        return self.inner.positions()
+
     @property
     def appended(self) -> int:
         return self.inner.appended

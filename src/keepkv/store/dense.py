@@ -17,6 +17,7 @@ class DenseStore(Zones):
         if self.held.codec.exact is None:
             return {**self.recent.tensors(), **({"counts": self._counts()} if self.recent.fields else {})}
         named = {f"body.{name}": x for name, x in self.coded.tensors().items()}
+        named |= {f"pinned.{name}": x for name, x in self.pinned.tensors().items()}
         named |= {f"tail.{name}": x for name, x in self.recent.tensors().items()}
         return {**named, **self.content.tensors(), "appended": torch.tensor([self._appended])} if named else {}
 
@@ -28,7 +29,7 @@ class DenseStore(Zones):
             self.recent.restore(tensors)
             self._appended = int(tensors["counts"][1])
             return
-        for prefix, zone in (("body.", self.coded), ("tail.", self.recent)):
-            zone.restore({name[5:]: x for name, x in tensors.items() if name.startswith(prefix)})
+        for prefix, zone in (("body.", self.coded), ("pinned.", self.pinned), ("tail.", self.recent)):
+            zone.restore({name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)})
         self.content.restore(tensors)
         self._appended = int(tensors["appended"][0])

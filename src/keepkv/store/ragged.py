@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from keepkv.attention.part import Part
+from keepkv.core.options import Count
 from keepkv.core.slots import Slots
 from keepkv.kernels.decode.tiles import reads_in_tiles
 from keepkv.kernels.segments import TILE
@@ -30,8 +31,8 @@ class RaggedStore(Zones):
 
     ragged: ClassVar[bool] = True
 
-    def __init__(self, held: Held) -> None:
-        super().__init__(held)
+    def __init__(self, held: Held, exact_first: Count = 0, exact_last: Count = 0) -> None:
+        super().__init__(held, exact_first, exact_last)
         self.body = RaggedFields()
 
     @property
@@ -47,6 +48,9 @@ class RaggedStore(Zones):
     @property
     def holds_all(self) -> bool:
         return self.body.lengths is None and super().holds_all
+
+    def _older_positions(self) -> list[Tensor]:
+        return ([self.body.positions()] if self.body.length else []) + super()._older_positions()
 
     def _older(self) -> list[Fields]:
         return ([self.body.rectangle()] if self.body.length else []) + super()._older()
@@ -92,23 +96,26 @@ class RaggedStore(Zones):
 
     def load_kept(self, slots: Slots, keep: Tensor) -> None:
         if self.content.exact:  # no rectangle in between
-            self._hold_kept(fields_of(slots), keep)
+            self._hold_kept(fields_of(slots), keep, {})
         else:
             super().load_kept(slots, keep)
 
-    def _hold(self, fields: Fields) -> None:
-        self._hold_kept(fields, fields["positions"] >= 0)
+    def _hold(self, fields: Fields, newest: Fields) -> None:
+        self._hold_kept(fields, fields["positions"] >= 0, newest)
 
-    def _hold_kept(self, fields: Fields, keep: Tensor) -> None:
+    def _hold_kept(self, fields: Fields, keep: Tensor, newest: Fields) -> None:
         where = keep.flatten().nonzero()[:, 0]  # once, as the host waits for it
         kept = {name: x.flatten(0, 2).index_select(0, where) for name, x in fields.items()}
         self.body.set(kept, keep.sum(-1))
         self.coded, self.recent = Columns(self.coded.starts), Columns(self.recent.starts)
+        if newest:
+            self.recent.set(newest)
         self._appended = 0
 
     def write_stats(self, stats: dict[str, Tensor]) -> None:
         if self.body.length:
-            self.body.put({name: x[:, :, : self.body.length] for name, x in stats.items()})
+            start = self.pinned.length
+            self.body.put({name: x[:, :, start : start + self.body.length] for name, x in stats.items()})
         super().write_stats(stats)
 
     @property
@@ -125,13 +132,15 @@ class RaggedStore(Zones):
         mine, theirs, rows = self._in_segments(), other._in_segments(), (self._rows, other._rows)
         mine.body.join(theirs.body)
         mine.content.join(theirs.content, rows)
-        self.body, self.content = mine.body, mine.content
-        self.coded, self.recent = Columns(self.coded.starts), Columns(self.recent.starts)  # empty, for fewer rows
+        mine.pinned.join(theirs.pinned, rows)
+        mine.recent.join(theirs.recent, rows)
+        self.body, self.content, self.pinned, self.recent = mine.body, mine.content, mine.pinned, mine.recent
+        self.coded = Columns(self.coded.starts)  # empty, for fewer rows
         self._appended = 0
 
     def _in_segments(self) -> RaggedStore:
         """This store, or one that holds its slots in segments alone."""
-        if self.length == self.body.length and self.body.lengths is not None:
+        if self.length == self.pinned.length + self.body.length and self.body.lengths is not None:
             return self
         twin, slots = self.successor(), self.view()
         assert isinstance(twin, RaggedStore)
@@ -140,13 +149,14 @@ class RaggedStore(Zones):
 
     def tensors(self) -> dict[str, Tensor]:
         named = {f"body.{name}": x for name, x in self.body.tensors().items()}
+        named |= {f"pinned.{name}": x for name, x in self.pinned.tensors().items()}
         named |= {f"coded.{name}": x for name, x in self.coded.tensors().items()}
         named |= {f"tail.{name}": x for name, x in self.recent.tensors().items()} | self.content.tensors()
         encodes = self.held.codec.exact is not None  # otherwise all that lies in the tail was appended
         return {**named, "appended": torch.tensor([self._appended])} if named and encodes else named
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        found: dict[str, Fields] = {"body": {}, "coded": {}, "tail": {}, "shared": {}}
+        found: dict[str, Fields] = {"body": {}, "pinned": {}, "coded": {}, "tail": {}, "shared": {}}
         for name, x in tensors.items():
             zone, _, rest = name.partition(".")
             if rest:
@@ -154,6 +164,7 @@ class RaggedStore(Zones):
         self.body = RaggedFields()
         if found["body"]:
             self.body.restore(found["body"])
+        self.pinned.restore(found["pinned"])
         self.coded.restore(found["coded"])
         self.recent.restore(found["tail"])
         self.content.restore(tensors)

@@ -47,6 +47,13 @@ class RaggedFields:
                     x.masked_fill_(columns[..., None] < 0, 0)
         return taken
 
+    def positions(self) -> Tensor:
+        """(B,H,length) int32: the positions of ``rectangle``."""
+        assert self.segments is not None and self.segments.first is not None and self.lengths is not None
+        columns = torch.arange(self.length, device=self.lengths.device) - self.length + self.lengths[..., None]
+        index = (self.segments.first[..., None] + columns).clamp_(0, max(0, self.segments.total - 1))
+        return self.fields["positions"][index].masked_fill_(columns < 0, EMPTY)
+
     def at(self, columns: Tensor) -> dict[str, Tensor]:
         """The fields at ``columns`` (B,H,K) of ``rectangle``, copied."""
         assert self.lengths is not None

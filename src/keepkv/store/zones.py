@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from keepkv.attention.part import Part
-from keepkv.core.slots import Slots
+from keepkv.core.options import Count
+from keepkv.core.slots import EMPTY, Slots
+from keepkv.errors import KeepKVError
 from keepkv.store.base import Held, Store
 from keepkv.store.codec.base import Fields
 from keepkv.store.columns import Columns
@@ -26,11 +28,22 @@ class Zones(Store):
     With a codec, ``coded`` stands before it: tokens move there so many at a time, at the end of a multi-token forward
     and while decoding; ``Codec.exact`` to twice that stay exact. What was encoded once is not encoded again: a
     ``successor`` takes its codes from the store before, where they are those of the same content.
+
+    exact_first: tokens at the start of a row, attention sinks, that a codec leaves exact: they lie in ``pinned``,
+    before all others. exact_last: newest tokens that it leaves exact, where that is more than ``Codec.exact``; a
+    compression keeps them exact too.
     """
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: Held, exact_first: Count = 0, exact_last: Count = 0) -> None:
         super().__init__(held)
         starts = dict(held.stats)
+        self.exact_first, self.exact_last = exact_first, exact_last
+        if held.codec.exact is None and (exact_first or exact_last):
+            raise KeepKVError(
+                f"exact_first={exact_first}, exact_last={exact_last}: without a codec every slot is exact. Leave them "
+                "out, or give a codec, such as codec='int4'."
+            )
+        self.pinned = Columns(starts)
         self.coded = Columns(starts)
         self.recent = Columns(starts)
         self.content = Content(held)
@@ -41,11 +54,11 @@ class Zones(Store):
 
     @property
     def length(self) -> int:
-        return self.coded.length + self.recent.length
+        return self.pinned.length + self.coded.length + self.recent.length
 
     @property
     def lengths(self) -> Tensor:
-        zones = [zone for zone in (self.coded, self.recent) if zone.length] or [self.recent]
+        zones = [zone for zone in (self.pinned, self.coded, self.recent) if zone.length] or [self.recent]
         return torch.stack([(zone.used()["positions"] >= 0).sum(-1) for zone in zones]).sum(0)
 
     @property
@@ -73,18 +86,25 @@ class Zones(Store):
 
     def after_prefill(self) -> None:
         exact = self.held.codec.exact
-        if exact is not None and self.recent.length > exact:
-            self._encode(self.recent.length - exact)
+        if exact is not None and (more := self.recent.length - max(exact, self.exact_last)) > 0:
+            self._encode(more)
 
     def begin_decode(self) -> None:
         exact = self.held.codec.exact
-        if exact is not None and self.recent.length >= 2 * exact:
+        if exact is not None and self.recent.length >= exact + max(exact, self.exact_last):
             self._encode(exact)
 
     def _encode(self, columns: int) -> None:
-        """Move the oldest ``columns`` of ``recent`` into ``coded``."""
-        taken = self._written(self.recent.take_oldest(columns))
-        self.coded.add(taken, self._ahead(self.coded) if self.held.room is None else 0)
+        """Move the oldest ``columns`` of ``recent`` into ``coded``, and what stays exact into ``pinned``."""
+        taken = self.recent.take_oldest(columns)
+        if bool((first := self._first(taken["positions"])).any()):
+            self.pinned.add(_where(taken, first), 0)
+            taken["positions"] = taken["positions"].masked_fill(first, EMPTY)
+        self.coded.add(self._written(taken), self._ahead(self.coded) if self.held.room is None else 0)
+
+    def _first(self, positions: Tensor) -> Tensor:
+        """Which of ``positions`` (B,H,S) stay exact as the first of their row."""
+        return (positions >= 0) & (positions < self.exact_first)
 
     def _ahead(self, zone: Columns) -> int:
         """Columns to allocate beyond need where a token does not fit: up to the next load, if that is known."""
@@ -96,6 +116,7 @@ class Zones(Store):
         self._appended -= tokens
 
     def hide(self, first: Tensor) -> None:
+        self.pinned.hide(first)
         self.coded.hide(first)
         self.recent.hide(first)
 
@@ -114,10 +135,11 @@ class Zones(Store):
         return Slots(keys, values, votes, fields["positions"], {name: fields[name] for name in self.held.stats})
 
     def parts(self) -> Iterator[Part]:
+        if self.pinned.length:
+            yield _exact(self.pinned.used())
         yield from self._older_parts()
         if self.recent.length:
-            used = self.recent.used()
-            yield Part(used["keys"], used["values"], used.get("log_votes"), used["positions"])
+            yield _exact(self.recent.used())
 
     def _older_parts(self) -> Iterator[Part]:
         """What stands before ``recent``, decoded a tile at a time."""
@@ -131,7 +153,11 @@ class Zones(Store):
 
     @property
     def shared_bytes(self) -> int:
-        return 0 if self.content.exact or self.held.codec.grouped else self.held.codec.row_bytes(*self._widths())
+        if self.content.exact:
+            return 0
+        content, _, plain = self._bytes_of(*self.like())
+        more = (self.exact_first + self.exact_last) * max(0, plain - content)
+        return more + (0 if self.held.codec.grouped else self.held.codec.row_bytes(*self._widths()))
 
     @property
     def groups(self) -> tuple[int, int]:
@@ -159,8 +185,8 @@ class Zones(Store):
             zones.append(_zone({name: x[:, :, : newest - window] for name, x in self.recent.used().items()}))
             newest = window
         used = {name: x[:, :, self.recent.length - newest :] for name, x in self.recent.used().items()}
-        last = [Part(used["keys"], used["values"], used.get("log_votes"), used["positions"])] if newest else []
-        return Older(self.content, zones, last)
+        always = [_exact(self.pinned.used())] if self.pinned.length else []
+        return Older(self.content, zones, [*always, *([_exact(used)] if newest else [])])
 
     def _zones(self) -> list[Zone]:
         """What stands before ``recent``."""
@@ -177,10 +203,23 @@ class Zones(Store):
         return Part(keys, values, fields.get("log_votes"), fields["positions"])
 
     def view(self) -> Slots:
+        rest = self._rest()
+        return self._slots(self.pinned.used(), encoded=False).join(rest) if self.pinned.length else rest
+
+    def _rest(self) -> Slots:
+        """All slots but those of ``pinned``."""
         zones = [self._slots(fields) for fields in self._older()]
         if self.recent.length or not zones:
             zones.append(self._slots(self.recent.used(), encoded=False))
         return reduce(Slots.join, zones)
+
+    def positions(self) -> Tensor:
+        exact = [[zone.used()["positions"]] if zone.fields else [] for zone in (self.pinned, self.recent)]
+        return torch.cat([*exact[0], *self._older_positions(), *exact[1]], dim=2)
+
+    def _older_positions(self) -> list[Tensor]:
+        """Positions of what stands before ``recent``, as rectangles (B,H,S)."""
+        return [self.coded.used()["positions"]] if self.coded.length else []
 
     def _older(self) -> list[Fields]:
         """What stands before ``recent`` as rectangles of encoded fields (B,H,S,…)."""
@@ -193,26 +232,46 @@ class Zones(Store):
             twin.content.shared, twin._before = dict(self.content.shared), self
         return twin
 
+    def empty(self, held: Held | None = None) -> Store:
+        return type(self)(held or self.held, exact_first=self.exact_first, exact_last=self.exact_last)
+
     def load(self, slots: Slots) -> None:
+        rest, newest = self._apart(slots, slots.valid)
+        slots = slots if rest is None else slots.select(rest)
         fields = fields_of(slots)
         if not self.content.exact:
             fields = {**self._content_of(slots), **beside(fields)}
-        self._hold(fields)
+        self._hold(fields, newest)
 
     def load_kept(self, slots: Slots, keep: Tensor) -> None:
         if self._before is None:
             self.load(slots.select(keep))
             return
+        rest, newest = self._apart(slots, keep)
+        keep = keep if rest is None else rest
         written, positions = self._before._codes(self.content)
         content = moved(written, in_order(slots, keep, positions))
         del written
         kept = slots.with_(keys=slots.keys[..., :0], values=slots.values[..., :0]).select(keep)
-        self._hold({**self._pruned(content, kept), **beside(fields_of(kept))})
+        self._hold({**self._pruned(content, kept), **beside(fields_of(kept))}, newest)
 
-    def _hold(self, fields: Fields) -> None:
-        """Hold a rectangle of fields and nothing else."""
+    def _apart(self, slots: Slots, keep: Tensor) -> tuple[Tensor | None, Fields]:
+        """Of ``slots`` that ``keep`` (B,H,S) marks: which are encoded, None for all, and fields of those that stay
+        exact as the newest. Those that do as the first are pinned from now on."""
+        if not (self.exact_first or self.exact_last):
+            return None, {}
+        first = keep & self._first(slots.positions)
+        self.pinned.set(fields_of(slots.select(first)))
+        newest = slots.positions.amax((1, 2), keepdim=True) - self.exact_last
+        last = keep & ~first & (slots.positions > newest)
+        return keep & ~first & ~last, fields_of(slots.select(last)) if self.exact_last else {}
+
+    def _hold(self, fields: Fields, newest: Fields) -> None:
+        """Hold a rectangle of fields, the ``newest`` behind it, and what is pinned."""
         self.coded, self.recent = Columns(self.coded.starts), Columns(self.recent.starts)
         (self.recent if self.content.exact else self.coded).set(fields)
+        if newest:
+            self.recent.set(newest)
         self._appended = 0
 
     def _content_of(self, slots: Slots) -> Fields:
@@ -220,7 +279,7 @@ class Zones(Store):
         if self._before is None:
             return self._pruned(self.content.write(slots.keys, slots.values, slots.positions), slots)
         written, positions = self._before._codes(self.content)
-        where, before = by_position(slots, positions), self._before.view()
+        where, before = by_position(slots, positions), self._before._rest()
         at, same = where.clamp_min(0)[..., None], where >= 0
         for one, two in ((slots.keys, before.keys), (slots.values, before.values)):
             same &= (two.gather(2, at.expand(*at.shape[:3], two.shape[-1])) == one).all(-1)
@@ -252,6 +311,8 @@ class Zones(Store):
 
     def write_stats(self, stats: dict[str, Tensor]) -> None:
         start = self.length - self.recent.length - self.coded.length
+        for name, x in stats.items() if self.pinned.length else ():
+            self.pinned.fields[name].copy_(x[:, :, : self.pinned.length])
         for zone in (self.coded, self.recent):
             for name, x in stats.items() if zone.length else ():
                 zone.fields[name][:, :, : zone.length] = x[:, :, start : start + zone.length]
@@ -265,6 +326,7 @@ class Zones(Store):
         return zone.fields["positions"].shape[0]
 
     def index(self, rows: Tensor) -> None:
+        self.pinned.index(rows)
         self.coded.index(rows)
         self.recent.index(rows)
         self.content.index(rows)
@@ -272,10 +334,24 @@ class Zones(Store):
     def join(self, other: Store) -> None:
         assert isinstance(other, Zones)
         rows = (self._rows, other._rows)
+        self.pinned.join(other.pinned, rows)
         self.coded.join(other.coded, rows)
         self.recent.join(other.recent, rows)
         self.content.join(other.content, rows)
         self._appended = min(self.appended, other.appended)
+
+
+def _exact(fields: Fields) -> Part:
+    """A rectangle of fields that no codec wrote."""
+    return Part(fields["keys"], fields["values"], fields.get("log_votes"), fields["positions"])
+
+
+def _where(fields: Fields, which: Tensor) -> Fields:
+    """The slots of a rectangle of fields where ``which`` (B,H,S), as few columns as hold them."""
+    columns = which.any((0, 1)).nonzero()[:, 0]
+    taken = {name: x.index_select(2, columns) for name, x in fields.items()}
+    taken["positions"] = taken["positions"].masked_fill(~which.index_select(2, columns), EMPTY)
+    return taken
 
 
 def _zone(fields: Fields) -> Zone:

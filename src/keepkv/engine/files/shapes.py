@@ -51,9 +51,10 @@ def zones(store: Store) -> list[Zone] | None:
     """The zones of a store of ours; None for one of somebody else's, of which nothing is known."""
     codes = store.held.codec.exact is not None
     if type(store) is DenseStore:
-        return [Zone("body.", "columns", True), Zone("tail.", "columns")] if codes else [Zone("", "columns")]
+        beside = [Zone("pinned.", "columns"), Zone("tail.", "columns")]
+        return [Zone("body.", "columns", True), *beside] if codes else [Zone("", "columns")]
     if type(store) is RaggedStore:
-        coded = [Zone("coded.", "columns", True)] if codes else []
+        coded = [Zone("pinned.", "columns"), Zone("coded.", "columns", True)] if codes else []
         return [Zone("body.", "segments", codes), *coded, Zone("tail.", "columns")]
     if type(store) is StaticStore:
         return [Zone("growing.", "columns"), Zone("", "buffers")]

@@ -32,6 +32,11 @@ def check_method(method: Method) -> None:
         raise KeepKVError(
             f"method {name!r} keeps the whole prompt, which this plugin does not. Choose prompt=False, or transformers"
         )
+    if score.needs_output:
+        raise KeepKVError(
+            f"method {name!r} looks at the output projection of attention, which this plugin does not read. Choose a "
+            "score that does not, such as 'snapkv', or transformers"
+        )
     if len(score.stats) > MOST_STATS:
         raise KeepKVError(
             f"method {name!r} keeps {len(score.stats)} numbers per slot ({', '.join(score.stats)}); pages have room "

@@ -36,8 +36,8 @@ class Compactor(Score):
     ``window`` tokens take no part in anything, and get the largest score; blocks are counted from behind the sinks.
 
     blending: λ. None: the share of tokens that is to leave, as in kvpress, or 0.35, its fallback, where no budget is
-    known. ridge: absolute, as in kvpress; raised where sums of squares would be too large for it to be more than
-    rounding.
+    known; 0: no leverage is looked at. ridge: absolute, as in kvpress; raised where sums of squares would be too large
+    for it to be more than rounding.
 
     Statistic ``block_attention``: mean_g Σ_q p. A block is added up once its last query is there and outside the
     window; until then the last chunk + window queries are remembered. So chunks of a prompt make no difference, nor
@@ -59,8 +59,11 @@ class Compactor(Score):
     window: Queries = 4
 
     stats: ClassVar[dict[str, Stat]] = {STAT: Stat(NEVER, "max")}
-    needs_rope: ClassVar[bool] = True
     observes: ClassVar[bool] = True
+
+    @property
+    def needs_rope(self) -> bool:  # type: ignore[override]
+        return self.blending != 0
 
     @property
     def remembers(self) -> dict[str, int]:
@@ -90,9 +93,10 @@ class Compactor(Score):
         length = torch.linalg.vector_norm(slots.values, dim=-1, dtype=dtype)
         # What is left out is zeros, as the border of the pooling is: a padded row scores as it does alone.
         pooled = avg_pool1d((total * length).masked_fill(~known, 0.0), 3, stride=1, padding=1)
-        leverage = sketched_leverage(view, inside, self.sketch, self.ridge)
-        blending = self._blending(view).to(pooled.dtype)[:, None, None]
-        score = (blending * standardized(leverage, inside) + standardized(pooled, known)).float()
+        score = standardized(pooled, known).float()
+        if self.blending != 0:
+            leverage = sketched_leverage(view, inside, self.sketch, self.ridge)
+            score += self._blending(view)[:, None, None] * standardized(leverage, inside).float()
         best = score.masked_fill(~inside, float("-inf")).amax((1, 2), keepdim=True)
         return torch.where(inside, score, best.masked_fill(best.isneginf(), 0.0))
 

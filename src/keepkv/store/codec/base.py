@@ -93,12 +93,12 @@ class Codec:
 
     def token_bytes(self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
         """Bytes of the content of one slot of every one of ``heads`` KV heads."""
-        return _bytes(self.blank(heads, key_dim, value_dim, dtype)[0])
+        return sum(self._sizes(heads, key_dim, value_dim, dtype)[0].values())
 
     def glance_bytes(self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
         """Bytes that ``glance`` reads of one slot of every one of ``heads`` KV heads."""
-        fields = self.blank(heads, key_dim, value_dim, dtype)[0]
-        return _bytes({name: x for name, x in fields.items() if not name.startswith("values")})
+        fields = self._sizes(heads, key_dim, value_dim, dtype)[0]
+        return sum(size for name, size in fields.items() if not name.startswith("values"))
 
     def group_bytes(self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
         """Bytes of what a group of tokens shares, of every one of ``heads`` KV heads."""
@@ -106,17 +106,24 @@ class Codec:
 
     def row_bytes(self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> int:
         """Bytes of what the slots of a row share, of one group where tokens share by groups."""
-        return _bytes(self.blank(heads, key_dim, value_dim, dtype)[1])
+        return sum(self._sizes(heads, key_dim, value_dim, dtype)[1].values())
+
+    def _sizes(
+        self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """Bytes of what ``blank`` returns, by name; found once, since a budget asks for them again and again."""
+        known = self.__dict__.setdefault("_known_sizes", {})
+        asked = (heads, key_dim, value_dim, dtype)
+        if asked not in known:
+            known[asked] = tuple({n: x.nbytes for n, x in one.items()} for one in self.blank(*asked))
+        found: tuple[dict[str, int], dict[str, int]] = known[asked]
+        return found
 
     def blank(self, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> tuple[Fields, Fields]:
         """What one slot of zeros of each head is written as: fields (1,heads,1,·) and what is shared."""
         keys, values = (torch.zeros(1, heads, 1, width, dtype=dtype) for width in (key_dim, value_dim))
         valid = torch.ones(1, heads, 1, dtype=torch.bool)
         return self.write(keys, values, valid, self.learn(keys, values, valid, {}))
-
-
-def _bytes(tensors: Fields) -> int:
-    return sum(x.numel() * x.element_size() for x in tensors.values())
 
 
 CODECS: Registry[Codec] = Registry("codec")

@@ -1,0 +1,1 @@
+"""Scores of runs of consecutive tokens, made of the scores of their slots."""

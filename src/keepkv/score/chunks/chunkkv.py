@@ -1,0 +1,83 @@
+"""Runs of tokens stay or leave as a whole."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from keepkv.core.options import Count, Size
+from keepkv.core.slots import LayerView
+from keepkv.observe.chunks import at_chunk, chunk_of, per_chunk, rank_within
+from keepkv.score.base import ALL_OF_IT, Wrapped
+
+TINY = 1e-8  # beside shares and their sums, as in kvpress
+
+
+@dataclass(frozen=True)
+class ChunkKV(Wrapped):
+    """ChunkKV (arXiv 2502.00299): runs of ``size`` tokens by their mean score, the slots of a run by their own.
+
+    S = −(runs that are better, then better slots of the run), so the best runs stay whole and the last one that fits
+    in part gives its best slots. The score of a token is the sum over heads of another score, the same for every head.
+
+    spiky: entropy-gated, as in kvpress: a run whose mean is at least the median of runs and whose entropy −Σ p ln p,
+    p the shares of its slots in its score, is below the median of theirs, gives only its ``spiky`` best slots; the
+    others come after all runs, best first. 0: no run is gated. Where scores may be negative, they are counted from the
+    least of the run.
+    """
+
+    size: Size = 20
+    spiky: Count = 0
+
+    passed_on: ClassVar[tuple[str, ...]] = ALL_OF_IT
+
+    def __call__(self, view: LayerView) -> Tensor:
+        slots = view.slots
+        home = chunk_of(slots, self.size)
+        own = _over_heads(self.score(view), slots.positions)
+        count = per_chunk(torch.ones_like(own), home, "sum")
+        held = count > 0
+        mean = (per_chunk(own, home, "sum") / count.clamp(min=1)).masked_fill(~held, float("-inf"))  # (B,H,R)
+        order = at_chunk(_ranks(mean), home)
+        inner = rank_within(own, home)
+        if not self.spiky:
+            return -(order * self.size + inner).float()
+        gated = at_chunk((mean >= _median(mean, held)) & self._spiky(own, home, count, held), home)
+        last = gated & (inner >= self.spiky)
+        first = -(order * self.size + inner).float()
+        # What a spiky run does not give comes after all runs, by its score.
+        rest = -(_ranks(own.masked_fill(~slots.valid, float("-inf"))) + (mean.shape[-1] + 1) * self.size).float()
+        return torch.where(last, rest, first)
+
+    def _spiky(self, own: Tensor, home: Tensor, count: Tensor, held: Tensor) -> Tensor:
+        """(B,H,R) bool: runs whose entropy, as a share of the largest it could be, is below the median of runs."""
+        low = at_chunk(per_chunk(own, home, "amin"), home).clamp(max=0.0)
+        above = own - torch.where(low.isfinite(), low, 0.0)
+        share = above / (at_chunk(per_chunk(above, home, "sum"), home) + TINY)
+        entropy = per_chunk(-share * (share + TINY).log(), home, "sum") / count.clamp(min=2).log()
+        entropy = entropy.masked_fill(count < 2, 0.0).clamp(0.0, 1.0)
+        return entropy < _median(entropy, held)
+
+
+def _over_heads(scores: Tensor, positions: Tensor) -> Tensor:
+    """Sum over heads of the scores (B,H,S) of each token, (B,H,S): heads may hold different ones."""
+    index = positions.clamp(min=0).long()
+    table = scores.new_zeros(scores.shape[0], int(index.max()) + 1 if index.numel() else 1)
+    for head in range(scores.shape[1]):  # one head at a time: the order of additions is fixed on any device
+        table.scatter_add_(1, index[:, head], scores[:, head].masked_fill(positions[:, head] < 0, 0.0))
+    return table[:, None].expand(-1, index.shape[1], -1).gather(2, index)
+
+
+def _ranks(x: Tensor) -> Tensor:
+    """How many entries of x (B,H,R) are larger, or as large and earlier: (B,H,R) int64."""
+    return rank_within(x, torch.zeros_like(x, dtype=torch.int64))
+
+
+def _median(x: Tensor, held: Tensor) -> Tensor:
+    """(B,H,1): the lower median of x (B,H,R) over the runs that are ``held``."""
+    ascending = x.masked_fill(~held, math.inf).sort(-1).values
+    return ascending.gather(-1, (held.sum(-1, keepdim=True) - 1).clamp(min=0) // 2)
