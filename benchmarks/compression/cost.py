@@ -154,11 +154,11 @@ def watched(cache: keepkv.Cache, spent: list[float]) -> Iterator[None]:
 
 
 def timed(observe: Any, spent: list[float]) -> Any:
-    def run(query: torch.Tensor, weights: torch.Tensor | None) -> None:
-        wait(query)
+    def run(latest: Any, *more: Any) -> None:
+        wait(latest.query)
         began = time.perf_counter()
-        observe(query, weights)
-        wait(query)
+        observe(latest, *more)
+        wait(latest.query)
         spent[0] += time.perf_counter() - began
 
     return run

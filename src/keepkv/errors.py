@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_NAMES, NEAREST = 30, 10  # of so many names all are said, of more the nearest
+
 
 class KeepKVError(Exception):
     """Base of every error that keepkv raises on purpose."""
@@ -20,7 +22,11 @@ class UnknownName(KeepKVError, ValueError):
         begin = [one for one in folded if given and one.startswith(given)]  # niah for niah-single-1
         near = begin[:1] or get_close_matches(given, folded, n=1)
         hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
-        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+        rest = ""
+        if len(names) > MOST_NAMES:
+            some = [folded[one] for one in get_close_matches(given, folded, n=NEAREST, cutoff=0.0)]
+            names, rest = some, f" and {len(names) - len(some)} others"
+        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}{rest}.")
 
 
 class NameTaken(KeepKVError, ValueError):

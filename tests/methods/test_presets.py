@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+from pathlib import Path
 
 import pytest
 import zoo
+from matrix import calibration
 from typer.testing import CliRunner
 
 import keepkv
@@ -15,7 +17,7 @@ from keepkv.cli import fidelity
 from keepkv.cli.arguments import variant
 from keepkv.cli.fit import fit
 from keepkv.cli.program import program
-from keepkv.errors import KeepKVError
+from keepkv.errors import CalibrationError, KeepKVError
 from keepkv.methods import DEFAULT, PRESETS
 
 
@@ -25,6 +27,19 @@ def test_a_preset_is_its_method(name: str) -> None:
     mine = keepkv.Cache(zoo.model("llama"), name.upper(), 64).settings.method
     assert mine == keepkv.Cache(zoo.model("llama"), preset.method, 64, **preset.options).settings.method
     assert mine.name == preset.method and preset.work
+
+
+def test_gates_make_auto_the_method_that_takes_them(tmp_path: Path) -> None:
+    """Before, gates beside "auto" were refused as of no use."""
+    model, gates = zoo.model("llama"), calibration(("keepkv3", {}), zoo.model("llama"))
+    assert gates is not None
+    gates.save(tmp_path / "gates.safetensors")
+    for given in (gates, str(tmp_path / "gates.safetensors")):
+        assert keepkv.Cache(model, "auto", 64, calibration=given).settings.method.name == "keepkv3"
+    assert keepkv.Cache(model, "auto", 64, calibration=gates, safeguard=0.3).settings.method.options["safeguard"] == 0.3
+    assert variant(f"auto:calibration={tmp_path / 'gates.safetensors'}").method == "keepkv3"
+    with pytest.raises(CalibrationError, match="no part of the method uses it"):
+        keepkv.Cache(model, "chat", 64, calibration=gates)
 
 
 def test_options_beside_a_preset_count_more() -> None:

@@ -144,3 +144,10 @@ def test_a_name_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_numbers_as_people_write_them() -> None:
     assert [read_tokens(x) for x in (7, "7", "131,072", "128k", "1M", "1.5K")] == [7, 7, 131072, 131072, 2**20, 1536]
     assert [read_bytes(x) for x in (7, "24GiB", "1.5 MB")] == [7, 24 << 30, 1500000]
+
+
+def test_a_prompt_that_is_kept_is_not_made_smaller(tmp_path: Path) -> None:
+    zoo.model("llama").config.save_pretrained(tmp_path)
+    with pytest.raises(keepkv.KeepKVError, match=r"keeps the prompt.*prompt=False"):
+        keepkv.fit(str(tmp_path), 300, method="random-attention")
+    assert keepkv.fit(str(tmp_path), 300, method="random-attention", prompt=False).compressed

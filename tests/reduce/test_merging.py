@@ -136,9 +136,9 @@ def test_cam_equals_its_loop_reference(limit: int | None) -> None:
     view = replace(view, seed=5, protected=view.slots.positions < 2)
     keep = keep_every(view, 3) | view.protected
     reduce = CaM(span=4, limit=limit, window=5)
-    scores = (Random()(replace(view, seed=99)) // 2**20).float()  # with ties
+    scores = (Random()(replace(view, seed=99)) * 16).floor()  # with ties
     got = reduce(view, keep, scores, Random())
-    draw = Random()(replace(view, seed=5 ^ _DRAW)) / 2**24
+    draw = Random()(replace(view, seed=5 ^ _DRAW))
     values, s = view.slots.values.clone(), view.slots
     merges = 0
     for h in range(2):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keepkv.core.budget import Budget
+from keepkv.core.calibration import loaded
 from keepkv.core.options import Seed, taken
 from keepkv.core.registry import known_as
 from keepkv.core.when import When
@@ -98,8 +99,10 @@ def variant(text: str, more: Sequence[str] = ()) -> Variant:
     """``keepkv`` or ``keepkv:key=zip,window=64``; more: further pairs. A preset becomes the method it stands for."""
     name, _, rest = text.partition(":")
     name = method_name(name.strip())
-    given = options([*(pair for pair in rest.split(",") if pair), *more], name)
-    method, own = expanded(name)
+    asked = [*(pair for pair in rest.split(",") if pair), *more]
+    files = [value.strip() for key, _, value in (pair.partition("=") for pair in asked) if key.strip() == "calibration"]
+    method, own = expanded(name, [one.kind for one in loaded(files)])
+    given = options(asked, method)
     return Variant(method, {**own, **given})
 
 

@@ -123,11 +123,7 @@ def check_calibration(
     fingerprint: returns that of the cache's model; called only where something is needed or given. layers: those that
     the cache compresses. Raises ``CalibrationError`` where a calibration is missing, not needed, or of another model.
     """
-    one = (Calibration, str, Path)
-    some = [given] if isinstance(given, one) else (given or [])
-    if not isinstance(some, Sequence) or not all(isinstance(x, one) for x in some):
-        raise CalibrationError(f"calibration={shown(given)}: expected a keepkv.Calibration, its file, or a list")
-    found = {one.kind: one for one in (x if isinstance(x, Calibration) else Calibration.load(x) for x in some)}
+    found = {one.kind: one for one in loaded(given)}
     needs = needed(*pieces)
     facts = fingerprint() if found or needs else {}
     for kind, piece in needs.items():
@@ -143,6 +139,15 @@ def check_calibration(
             "out, or choose the option that needs it, such as statistics='stored' of 'expected-attention'."
         )
     return found
+
+
+def loaded(given: Given) -> list[Calibration]:
+    """What is ``given``, files read. Raises ``CalibrationError`` for anything else, and where a file is none."""
+    one = (Calibration, str, Path)
+    some = [given] if isinstance(given, one) else (given or [])
+    if not isinstance(some, Sequence) or not all(isinstance(x, one) for x in some):
+        raise CalibrationError(f"calibration={shown(given)}: expected a keepkv.Calibration, its file, or a list")
+    return [x if isinstance(x, Calibration) else Calibration.load(x) for x in some]
 
 
 def needed(*pieces: object) -> dict[str, str]:

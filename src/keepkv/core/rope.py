@@ -95,6 +95,10 @@ class Rope:
         """``x`` (…,T,D) from where it is to ``by`` (…,T) positions further, as ``unrotate`` and ``rotate`` would."""
         return self._turn(x, *self.phases(by))
 
+    def magnitudes(self, x: Tensor) -> Tensor:
+        """Lengths (…,R/2) of the pairs of ``x`` (…,D), which no rotation changes but for ``scaling``."""
+        return torch.hypot(*self._pairs(x))
+
     def average(self, x: Tensor, start: Tensor, count: int, transpose: bool = False) -> Tensor:
         """Apply R̄, the mean of the rotations at positions start … start+count−1, to ``x`` (B,…,D); start (B,).
 

@@ -21,11 +21,14 @@ def layer_budget(layer: Compressible) -> Tensor:
     info, shared = layer.info, layer.shared
     settings, seen = shared.settings, shared.positions.seen
     assert seen is not None
-    mean = _mean(layer, seen)
+    # Every layer holds the protected spans.
+    held = seen.new_zeros(()) if shared.spans is None else shared.spans.protected_tokens(seen)
+    if settings.policy is not None and settings.policy.prompt and settings.budget.grows:
+        mean = held + _mean(layer, seen - held).maximum(least(settings.method, seen - held))
+    else:
+        mean = _mean(layer, seen)
     if settings.budget.bytes is not None and layer.store.static_length is not None:
         mean = mean.clamp(max=layer.store.static_length - (settings.room or 0))
-    # Every layer holds the protected spans.
-    held = 0 if shared.spans is None else shared.spans.protected_tokens(seen)
     return allowed(settings.method, mean, seen, settings.budget.grows, info.rank, info.ranks, held)
 
 
@@ -60,6 +63,9 @@ def check(layer: Compressible, budget: Tensor, over: Tensor) -> None:
     if not bool((over & (little < _least(layer))).any()):
         return
     if asked.grows:
+        policy = layer.shared.settings.policy
+        if policy is not None and policy.prompt:  # of a reply that has just begun any share is that little
+            return
         short = math.ceil(pinned / asked.rate(_density(layer)))
         warnings.warn(
             f"budget of {asked}: in rows of fewer than {short} tokens that is below {always}, which are kept; "
@@ -77,6 +83,29 @@ def check(layer: Compressible, budget: Tensor, over: Tensor) -> None:
         f"budget of {asked}: one slot in every layer and head takes {one}, and {rest} {_rest(layer)}. What is left "
         f"holds fewer than {always}. Give at least {rest + pinned * one} bytes, or smaller sinks= and window= options. "
         f"{RESET}"
+    )
+
+
+def check_prompt(layer: Compressible) -> None:
+    """Raises ``BudgetError`` where the prompt is to be kept, and it and the window are more than the budget holds:
+    while it is read, not when the reply has become long."""
+    shared = layer.shared
+    settings, spans, seen = shared.settings, shared.spans, shared.positions.seen
+    if spans is None or not spans.policy.prompt or spans.policy.on_overflow != "error" or spans.prompt is not None:
+        return
+    assert seen is not None
+    if settings.budget.grows:
+        return
+    need = seen + (settings.method.window if settings.method.when.every is not None else 0)
+    budget = _mean(layer, seen).floor().long()
+    if not bool((over := need > budget).any()):
+        return
+    row, window = int(over.int().argmax()), int((need - seen)[0])
+    beside = f" beside the {window} most recent ones" if window else ""
+    raise BudgetError(
+        f"row {row}: the {int(seen[row])} tokens of its prompt so far are kept{beside}, and a budget of "
+        f"{settings.budget} was given, which is {int(budget[row])} in each head. Give at least "
+        f"{int(need.max())} slots per head, or prompt=False. {RESET}"
     )
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers import cache_utils as stock
 
 from keepkv.core.budget import Budget
-from keepkv.core.calibration import Given, check_calibration, of_layer
+from keepkv.core.calibration import Given, check_calibration, loaded, of_layer
 from keepkv.core.options import keywords
 from keepkv.core.tensorfile import MAX_FILE
 from keepkv.core.when import When
@@ -50,7 +50,8 @@ class Cache(stock.Cache):
     model: switched to the attention implementation "keepkv" (its text part) until its last cache goes; refused with
         ``UnsupportedModel`` if it cannot be served.
     method: a name from ``keepkv.methods()`` or of a preset (``keepkv methods --advise``), with its options as keywords,
-        or a ``keepkv.Method``. "auto": what measured best where the question is not known.
+        or a ``keepkv.Method``. "auto": what measured best where the question is not known; given gates as
+        ``calibration``, that is "keepkv3".
     budget: share of the tokens (float), slots per KV head (int), or bytes for the whole cache ("256MiB").
     store: layout of the slots: "auto", "dense", "ragged", "static" (compiled decode), or one of your own.
     codec: how keys and values are written: "none", "int8", "int4", "hadamard" …, one of your own, or "auto": what the
@@ -85,7 +86,8 @@ class Cache(stock.Cache):
         select_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        model, chosen = inner_model(model), make_method(method, options)
+        known = loaded(calibration)
+        model, chosen = inner_model(model), make_method(method, options, [one.kind for one in known])
         if budget is None and chosen.name != "full":
             raise BudgetError(
                 f"method {chosen.name!r} needs a budget, e.g. budget=0.1 or budget=1024 or budget='256MiB'"
@@ -108,19 +110,20 @@ class Cache(stock.Cache):
             self.attached: Attachment | None = attach(model)
         check_selection(selection, template, writes, prepared.ours.values())
         pieces = (chosen.score, chosen.allocate, chosen.reduce, held.codec, template, selection)
-        calibrations = check_calibration(pieces, calibration, lambda: fingerprint(model), prepared.ours)
+        calibrations = check_calibration(pieces, known, lambda: fingerprint(model), prepared.ours)
         self.attached_config, self.origin = shape(model), Origin(model)
         layers = list(prepared.stock)
         others = [layer for i, layer in enumerate(layers) if i not in prepared.ours]
         settings = replace(settings, calibrations=calibrations)
-        self.shared = CacheState(settings, spans=None if policy is None else RowSpans(policy), others=others)
+        spans_of_rows = None if settings.policy is None else RowSpans(settings.policy)
+        self.shared = CacheState(settings, spans=spans_of_rows, others=others)
         device = input_device(model)
         if template.ragged or held.codec.exact is not None:  # a rectangle of numbers is read by torch
             prepare(device)
         for index, (info, form) in prepared.ours.items():
-            known = of_layer(calibrations, index, device)
-            its = held.codec.for_layer(info, known)
-            own = replace(held, layer=form.of_stored(info), calibration=known, codec=its)
+            mine = of_layer(calibrations, index, device)
+            its = held.codec.for_layer(info, mine)
+            own = replace(held, layer=form.of_stored(info), calibration=mine, codec=its)
             layers[index] = Layer(info, form, self.shared, template.empty(own))
         self.made = len(layers)
         super().__init__(layers=layers)

@@ -45,6 +45,7 @@ def changed(cache: CacheParts, budget: Any, when: When | None, method: Method | 
             ("looks at the output projection", score.needs_output, read_with.needs_output),
             ("merges slots", chosen.reduce.merges, mine.method.reduce.merges),
             ("needs a calibration", needs - mine.calibrations.keys(), ()),
+            ("keeps the prompt", chosen.prompt, mine.policy is not None and mine.policy.prompt),
             ("keeps different numbers of slots in each head", chosen.allocate.ragged, mine.method.allocate.ragged),
         )
         if a and not b

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from keepkv.core.slots import LayerView
-from keepkv.engine.allowance import check, check_buffers, exceeds, layer_budget
+from keepkv.engine.allowance import check, check_buffers, check_prompt, exceeds, layer_budget
 from keepkv.engine.state import CacheState, Compressible
 from keepkv.engine.view import view_of
 from keepkv.errors import KeepKVError
@@ -117,6 +117,7 @@ def _run(layers: Sequence[Compressible], query: Tensor | None, rows: Tensor | No
 def _due(layer: Compressible, rows: Tensor | None, quiet: bool = False) -> _Due:
     check_buffers(layer)
     shared, allowed = layer.shared, layer_budget(layer)
+    check_prompt(layer)
     if rows is not None:  # the others keep what they hold
         allowed = allowed.where(rows, allowed.maximum(layer.store.lengths.amax(-1)))
     budget, over = allowed, False

@@ -51,6 +51,8 @@ class Settings(Checked):
         if method.name == "full" and self.budget != EVERYTHING:
             warnings.warn(f"method 'full' keeps every token: the budget of {self.budget} is not applied", stacklevel=3)
             object.__setattr__(self, "budget", EVERYTHING)
+        if method.prompt:
+            object.__setattr__(self, "policy", replace(self.policy or SpanPolicy(()), prompt=True))
         slots = self.budget.slots
         scopes = self.policy is not None and self.policy.scopes and method.score.scores_within_spans
         object.__setattr__(self, "scopes", scopes)

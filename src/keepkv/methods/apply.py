@@ -21,7 +21,7 @@ from torch import Tensor
 
 from keepkv.allocate.select import keep_mask, tiers
 from keepkv.core.slots import EMPTY, LayerView
-from keepkv.errors import BudgetError, CacheStateError
+from keepkv.errors import BudgetError, CacheStateError, KeepKVError
 from keepkv.methods.base import Method
 from keepkv.methods.returned import checked_counts, checked_reduced, checked_scores
 from keepkv.reduce.base import Reduced
@@ -69,6 +69,11 @@ def over_budget(lengths: Sequence[Tensor], budgets: Sequence[Tensor]) -> Tensor:
 
 def score(method: Method, view: LayerView, budget: Tensor, spans: RowSpans | None = None) -> Scored:
     """Score the slots of ``view``, whose rows may keep ``budget`` (B,) slots per KV head."""
+    if method.prompt and not (spans is not None and spans.policy.prompt):
+        raise KeepKVError(
+            f"method {method.name!r} keeps the prompt, and nothing says where it ends: give "
+            "spans=RowSpans(SpanPolicy((), prompt=True)), or make the method with prompt=False"
+        )
     close_gaps(view)
     check_seen(method, view, budget)
     view.protected, view.budget = protected(method, view, spans), budget

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, ParamSpec
@@ -23,7 +23,7 @@ from keepkv.reduce.drop import Drop
 from keepkv.score.base import Score
 
 P = ParamSpec("P")
-FIELDS = ("sinks", "window", "when")  # options of these names are the fields of these names
+FIELDS = ("sinks", "window", "when", "prompt")  # options of these names are the fields of these names
 OF_CACHES = (  # beside a method, in any cache
     "store", "codec", "store_options", "codec_options", "seed", "calibration", "select", "selected", "select_options",
 )  # fmt: skip
@@ -35,7 +35,8 @@ class Method(Checked):
 
     sinks, window: the first tokens and the most recent tokens of a row that are always kept, part of the budget.
     store: name of the layout, or ``"auto"``: rectangular, and ragged where the allocation is. together: whether the
-    heads of a layer keep the same tokens, those whose scores are highest on the mean over heads.
+    heads of a layer keep the same tokens, those whose scores are highest on the mean over heads. prompt: whether every
+    token of the prompt is kept, as ``SpanPolicy.prompt`` has it.
     name, options: under which the method is registered, and every option it was made with: what a saved cache says of
     its method. ``register_method`` sets both.
     """
@@ -48,6 +49,7 @@ class Method(Checked):
     sinks: Count = 4
     window: Count = 0
     together: bool = False
+    prompt: bool = False
     name: str = "custom"
     options: dict[str, Any] = field(default_factory=dict, compare=False)
 
@@ -95,8 +97,8 @@ def register_method(
     lines ``name: meaning`` behind one of ``Options:`` say what an option is.
 
     The function chooses the pieces. The ``Method`` gets its name, all options (given or default), and ``sinks``,
-    ``window`` and ``when`` from the options of these names, where the signature has them. Registering the same function
-    again takes its former place; ``replace`` takes that of another one.
+    ``window``, ``when`` and ``prompt`` from the options of these names, where the signature has them. Registering the
+    same function again takes its former place; ``replace`` takes that of another one.
     """
 
     def enter(factory: Callable[P, Method]) -> Callable[P, Method]:
@@ -118,8 +120,9 @@ def register_method(
     return enter
 
 
-def make_method(method: str | Method, options: Mapping[str, Any]) -> Method:
-    """The method of a name or a preset, made with ``options``; a ``Method`` as it is, which takes none.
+def make_method(method: str | Method, options: Mapping[str, Any], kinds: Iterable[str] = ()) -> Method:
+    """The method of a name or a preset, made with ``options``; a ``Method`` as it is, which takes none. kinds: of the
+    calibrations that there are, by which a preset may choose.
 
     Raises ``UnknownName`` where the name is not registered, ``KeepKVError`` where the options do not fit.
     """
@@ -127,7 +130,7 @@ def make_method(method: str | Method, options: Mapping[str, Any]) -> Method:
         if options:
             raise KeepKVError(f"options {sorted(options)} were given beside a Method object; put them into the Method")
         return method
-    name, own = expanded(method)
+    name, own = expanded(method, kinds)
     return METHODS.factory(name)(**{**own, **options})
 
 
@@ -166,11 +169,15 @@ def method_name(name: str) -> str:
     return name if known else known_as(name, [*METHODS, *PRESETS], METHODS.kind)
 
 
-def expanded(name: str) -> tuple[str, dict[str, Any]]:
-    """The method that ``name``, a method's or a preset's, stands for, and the preset's options."""
+def expanded(name: str, kinds: Iterable[str] = ()) -> tuple[str, dict[str, Any]]:
+    """The method that ``name``, a method's or a preset's, stands for, and the preset's options; kinds: of the
+    calibrations that there are."""
     known = method_name(name)
     preset = PRESETS.get(known)
-    return (known, {}) if preset is None else (preset.method, dict(preset.options))
+    if preset is None:
+        return known, {}
+    method, options = preset.given(kinds)
+    return method, dict(options)
 
 
 def methods() -> list[MethodInfo]:

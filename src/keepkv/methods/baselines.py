@@ -22,7 +22,7 @@ def random(sinks: int = 4, window: int = 0, when: When = When()) -> Method:
 
 
 @register_method("streaming-llm", paper="arXiv 2309.17453")
-def streaming_llm(sinks: int = 4, window: int = 0, when: When = When()) -> Method:
+def streaming_llm(sinks: int = 4, window: int = 0, prompt: bool = False, when: When = When()) -> Method:
     """Keeps the first ``sinks`` tokens and the most recent ones, as many as the budget holds.
 
     Score = position. Kept keys stay at their original positions; the paper moves them up to close the gap.

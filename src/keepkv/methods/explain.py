@@ -11,6 +11,7 @@ _HEAD = "Options:"
 _COMMON = {  # what these mean where a docstring does not say otherwise
     "sinks": "first tokens that are always kept; part of the budget",
     "window": "most recent tokens that are always kept; part of the budget",
+    "prompt": "whether every token of the prompt is kept; a share is then one of the tokens that follow",
     "when": "when it compresses: when.prefill=immediate, deferred or none, and when.every=N decoded tokens",
     "score": "how slots are judged: a score by name",
     "allocate": "how the budget is shared by heads: an allocation by name",

@@ -5,7 +5,7 @@ What they were chosen on is in ``benchmarks/defaults``: two real models that no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,8 @@ class Preset:
     """A method by the work it is for.
 
     work: what it is for. method, options: what it stands for; options that are given beside its name count more. why:
-    what was measured. needs: time, memory and calls beyond those of any method.
+    what was measured. needs: time, memory and calls beyond those of any method. calibrated: what is taken instead where
+    a calibration of a kind is given.
     """
 
     work: str
@@ -27,6 +28,12 @@ class Preset:
     why: str
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: str = "nothing"
+    calibrated: Mapping[str, str] = field(default_factory=dict)
+
+    def given(self, kinds: Iterable[str]) -> tuple[str, Mapping[str, Any]]:
+        """The method and options that are taken where calibrations of ``kinds`` are given."""
+        better = next((self.calibrated[kind] for kind in kinds if kind in self.calibrated), None)
+        return (self.method, self.options) if better is None else (better, {})
 
 
 PRESETS: dict[str, Preset] = {
@@ -36,8 +43,10 @@ PRESETS: dict[str, Preset] = {
         options={"allocate": "adakv"},
         why=(
             "of the methods that read a text once none diverges less from the full cache's replies (SmolLM2-135M and "
-            "Gemma 3 270M), and with the question in sight it is level with snapkv"
+            "Gemma 3 270M), and with the question in sight it is level with snapkv. Where calibration= has gates "
+            "(keepkv calibrate gates) it is keepkv3, which diverges less than all, those that read twice included"
         ),
+        calibrated={"gates": "keepkv3"},
     ),
     "long-document": Preset(
         work="a document with its question behind it, in one prompt",

@@ -46,7 +46,7 @@ def pyramidkv(
 
 
 @register_method("h2o", paper="arXiv 2306.14048")
-def h2o(window: int = 32, normalize: str = "sum", sinks: int = 4, when: When = When()) -> Method:
+def h2o(window: int = 32, normalize: str = "sum", sinks: int = 4, prompt: bool = False, when: When = When()) -> Method:
     """Keeps heavy hitters, the slots that received most attention from all queries so far, and a recent window.
 
     Score = Σ over queries of attention ("mean": per query that could see the slot, as kvpress' ObservedAttention).
@@ -60,7 +60,7 @@ def h2o(window: int = 32, normalize: str = "sum", sinks: int = 4, when: When = W
 
 
 @register_method("tova", paper="arXiv 2401.06104")
-def tova(sinks: int = 0, window: int = 0, when: When = When()) -> Method:
+def tova(sinks: int = 0, window: int = 0, prompt: bool = False, when: When = When()) -> Method:
     """Keeps what the last query attends to, averaged over all heads of a layer: every head keeps the same tokens.
 
     Nothing is pinned, as in the paper (kvpress pins the last token). ``When(every=1)`` is the paper's decoding.

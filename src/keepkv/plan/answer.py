@@ -64,6 +64,11 @@ def fit(
     """
     config, tokens, rows = read_config(model), read_tokens(context), taken("fit", "batch", batch, Size)
     asked, chosen = Budget.of(budget), make_method(method, options)
+    if chosen.prompt:
+        raise KeepKVError(
+            f"method {chosen.name!r} keeps the prompt, which takes what it takes in a plain cache, and what a prompt "
+            "takes is what is said here. Ask for the method 'full', or with prompt=False"
+        )
     settings = Settings(chosen, asked)
     layout, codec = choose(store or chosen.store, codec, chosen.allocate.ragged)
     codec, codec_options = settled(codec, keywords("fit", "codec_options", codec_options), asked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor
 from keepkv.core.options import Count, Size, Window
 from keepkv.core.slots import LayerView
 from keepkv.kernels.assign.reference import padded_indices
+from keepkv.observe.draw import uniform
 from keepkv.observe.masses import exact_dtype, log_masses, recent
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
 from keepkv.reduce.drop import Drop
 from keepkv.score.base import Score
-from keepkv.score.content.random import Random
 
 _TILE = 2**24  # elements of one tile of the (leaving × kept) window matrix
 _DRAW = 0x43614D  # keeps the draws independent of the score "random", which hashes the same positions
@@ -55,7 +55,7 @@ class CaM(Reduce):
         # exp, so that windows are plain means; a mass that underflows has nothing to give.
         attention = log_masses(view, recent(view, self.window, alpha=1.0))[0].exp()
         first = targets.cumsum(-1).gather(2, source)  # column in `to` of the first target after a leaving slot
-        draw = Random()(replace(view, seed=view.seed ^ _DRAW)).gather(2, source) / 2**24
+        draw = uniform(view, _DRAW).gather(2, source)
         masses = attention.gather(2, to) * real_to
         mine = attention.gather(2, source)
         dtype = exact_dtype(slots.values)

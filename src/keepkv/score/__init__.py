@@ -14,7 +14,13 @@ from keepkv.score.content.leverage_score import LeverageScore
 from keepkv.score.content.random import Random
 from keepkv.score.content.streaming import Streaming
 from keepkv.score.decoding.gkv import GKV
+from keepkv.score.decoding.lazy import LazyEviction
+from keepkv.score.decoding.morphkv import MorphKV
+from keepkv.score.decoding.raas import RaaS
 from keepkv.score.decoding.rkv import RKV
+from keepkv.score.decoding.rpc import RPC
+from keepkv.score.decoding.triattention import TriAttention
+from keepkv.score.decoding.vase import VaSE
 from keepkv.score.learned.gates import Gates
 from keepkv.score.learned.qfilter import QFilter
 from keepkv.score.passes.kvzip import KVzip
@@ -35,6 +41,6 @@ from keepkv.score.queries.tova import TOVA
 __all__ = [
     "Block", "Cap", "Chunk", "ChunkKV", "Compactor", "Critical", "CurDKV", "Decayed", "DropKV", "Ema",
     "ExpectedAttention", "Finch", "FunctionScore", "GKV", "Gates", "H2O", "KNorm", "KVzip", "KeyDiff", "LRU",
-    "LagKV", "Leverage", "LeverageScore", "Matching", "QFilter", "RKV", "Random", "ReSTKV", "SCORES", "Score",
-    "SnapKV", "Streaming", "TOVA", "register_score",
+    "LagKV", "LazyEviction", "Leverage", "LeverageScore", "Matching", "MorphKV", "QFilter", "RKV", "RPC", "RaaS",
+    "Random", "ReSTKV", "SCORES", "Score", "SnapKV", "Streaming", "TOVA", "TriAttention", "VaSE", "register_score",
 ]  # fmt: skip

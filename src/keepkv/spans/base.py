@@ -61,12 +61,15 @@ class SpanPolicy(Checked):
         "trim" the protected tokens by score.
     scoring: "span" lets only a fair span's own queries vote on its tokens, where the method's score supports that and
         ``fair_lambda`` is above 0; "global" uses the method's scores as they are.
+    prompt: whether every token of the prompt is protected: what is read before the first decoded token, however long
+        it is. A budget in slots or bytes includes it; one that is a share is one of the tokens that follow.
     """
 
     spans: Sequence[Span] | Sequence[Sequence[Span]]
     fair_lambda: Share = 1.0
     on_overflow: Annotated[str, one_of(*OVERFLOWS)] = "error"
     scoring: Annotated[str, one_of(*SCORINGS)] = "span"
+    prompt: bool = False
 
     refusal: ClassVar[type[KeepKVError]] = SpanError
 

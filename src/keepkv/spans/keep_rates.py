@@ -15,8 +15,8 @@ def keep_rates(spans: RowSpans, layers: list[Tensor], seen: Tensor) -> dict[str,
     """Share of the tokens of each span that are held, mean over layers and heads, by name.
 
     layers: positions (B,H,S) of the slots of each layer; seen (B,): tokens of each row. Spans of one name count
-    together, over all rows. "rest" is what lies in no fair or protected span, "generated" what came after the prompt.
-    A span that has not begun is left out.
+    together, over all rows. "rest" is what lies in no fair or protected span, "generated" what came after the prompt,
+    "prompt" all of it where it is protected as a whole. A span that has not begun is left out.
     """
     if spans.which is None or not layers:
         return {}
@@ -24,7 +24,8 @@ def keep_rates(spans: RowSpans, layers: list[Tensor], seen: Tensor) -> dict[str,
     held = survival(layers, every.shape[1]).to(seen.device)
     within = every < seen[:, None]
     free, groups = within & ~spans.protects(every), spans.group_of(every)
-    masks = {name: free & (groups == spans.groups.fair.size + i) for i, name in enumerate(("rest", "generated"))}
+    masks = {"prompt": within & spans.protects(every)} if spans.policy.prompt else {}
+    masks |= {name: free & (groups == spans.groups.fair.size + i) for i, name in enumerate(("rest", "generated"))}
     parts = [
         (span.label, row, within[row] & (every[row] >= span.start) & (every[row] < span.end))
         for row, index in enumerate(spans.which.tolist())

@@ -46,7 +46,7 @@ class RowSpans:
     @property
     def demanding(self) -> bool:
         """Whether something must be kept whatever the budget."""
-        return any(x.mode == "protect" or x.min_keep for row in self.policy.lists for x in row)
+        return self.policy.prompt or any(x.mode == "protect" or x.min_keep for row in self.policy.lists for x in row)
 
     def least(self, sinks: int) -> int:
         """Tokens of the protected spans and the first ``sinks`` of a row, in the row that has most."""
@@ -88,11 +88,13 @@ class RowSpans:
         """The first token is decoded after ``seen`` (B,) tokens."""
         if self.prompt is None and self.which is not None:
             self.prompt = seen.clone()
+            self._protect_prompt()
 
     def crop(self, seen: Tensor) -> None:
         """Only the first ``seen`` (B,) tokens of each row are left; where that is less than the prompt, it goes on."""
         if self.prompt is not None and bool((seen < self.prompt).any()):
             self.prompt = None
+            self._protect_prompt()
 
     def index(self, rows: Tensor) -> None:
         """Row i becomes the present row ``rows[i]``."""
@@ -134,6 +136,13 @@ class RowSpans:
     def _set(self, which: Tensor) -> None:
         # Not when they are first asked for: that may be in compiled code, which sees tensors only.
         self.which, self._groups = which, _groups(self.policy.lists, which.device).rows(which)
+        self._protect_prompt()
+
+    def _protect_prompt(self) -> None:
+        """Where the prompt is protected, it is one interval that holds all other protected spans."""
+        if self.policy.prompt and self._groups is not None:
+            ends = self.prompt_or(FAR)[:, None]
+            self._groups = replace(self._groups, protect=Intervals(torch.zeros_like(ends), ends))
 
     # --- groups ------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,8 @@ SPAN = table({
 })  # fmt: skip
 SPANS = table({
     "spans": each(either(SPAN, each(SPAN))), "fair_lambda": number(0, 1), "on_overflow": text, "scoring": text,
-})  # fmt: skip
+    "prompt": flag,
+}, may_lack=("prompt",))  # fmt: skip
 ATTENTION = table({"scaling": number(), "softcap": either(nothing, number(1e-6))}, may_lack=("scaling", "softcap"))
 TALLY = table({"compressions": whole(), "overflows": whole(), "seconds": number(0)})
 # A field that came later starts as a fresh one does.

@@ -28,6 +28,10 @@ def check_method(method: Method) -> None:
             f"method {name!r} needs a calibration ({score.needs_calibration}), which this plugin does not load. Choose "
             "options that do without, or transformers"
         )
+    if method.prompt:
+        raise KeepKVError(
+            f"method {name!r} keeps the whole prompt, which this plugin does not. Choose prompt=False, or transformers"
+        )
     if score.needs_output:
         raise KeepKVError(
             f"method {name!r} looks at the output projection of attention, which this plugin does not read. Choose a "

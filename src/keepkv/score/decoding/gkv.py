@@ -15,7 +15,7 @@ from keepkv.observe.attention import tiles
 from keepkv.observe.redundancy import redundancy
 from keepkv.observe.window import remember, window
 from keepkv.score.base import Score, register_score
-from keepkv.score.decoding.rkv import before_window, with_window_on_top
+from keepkv.score.decoding.before_window import before_window, with_window_on_top
 
 STAT = "global_score"  # per slot: F after the last compression that it went through
 NEVER = -1.0  # a slot that went through none, as F is not negative
@@ -31,7 +31,7 @@ class GKV(Score):
         global     F = max(alpha·F⁻, Ŝ)              mode "max": the largest alpha^(compressions since)·Ŝ
                    F = alpha·F⁻ + (1 − alpha)·Ŝ      mode "mean"
                    F = alpha·F⁻ + Ŝ                  mode "sum"
-        redundancy R̂ = R / max_j R, R as of ``rkv.redundancy``; lam = 1 leaves it out
+        redundancy R̂ = R / max_j R, R as of ``observe.redundancy``; lam = 1 leaves it out
 
     F⁻ is what was stored at the last compression of the slot, before redundancy; of a slot that was never scored Ŝ, or
     0 in mode "sum". It changes only for rows that are compressed. Slots of the window get the largest score and stay
