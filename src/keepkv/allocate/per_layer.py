@@ -13,6 +13,8 @@ from keepkv.allocate.water_filling import water_fill
 from keepkv.core.options import Count, shown
 from keepkv.errors import BudgetError, KeepKVError
 
+TINY = 1e-9  # of the largest share: nothing
+
 
 @register_allocate("per-layer")
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ class PerLayer(Uniform):
             raise KeepKVError(
                 f"PerLayer: shares={shown(self.shares)}: give a number of at least 0 for each layer, such as (2, 1, 1)"
             )
-        object.__setattr__(self, "shares", tuple(map(float, self.shares)))
+        object.__setattr__(self, "shares", tuple(float(x) for x in self.shares))
 
     def layer_budget(self, budget: Tensor, layer: int, layers: int, seen: Tensor | None = None) -> Tensor:
-        shares = self.shares or (1.0,) * layers
+        shares = [x if x > TINY * max(self.shares) else 0.0 for x in self.shares] or [1.0] * layers
         if len(shares) != layers:
             raise BudgetError(
                 f"shares of {len(shares)} layers, and {layers} are compressed: give one number for each of these"
@@ -47,7 +49,7 @@ class PerLayer(Uniform):
         low = torch.full((*budget.shape, layers), float(self.reserved), dtype=torch.float64, device=budget.device)
         low = low.minimum(budget.double()[..., None])
         high = total.expand(low.shape) if seen is None else seen.double()[..., None].expand(low.shape).maximum(low)
-        each = water_fill(total[..., 0], total.new_tensor(shares).expand(low.shape), low, high)
+        each = water_fill(total[..., 0], (total.new_tensor(shares) / max(shares)).expand(low.shape), low, high)
         spare = total[..., 0] - each.sum(-1)  # of layers of share 0
         each = each + water_fill(spare, torch.ones_like(each), torch.zeros_like(each), high - each)
         upto = (each.cumsum(-1) + 1e-6).floor()

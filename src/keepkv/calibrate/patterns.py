@@ -34,7 +34,7 @@ def read_pattern(model: PreTrainedModel, path: str) -> Found:
         numbers = torch.from_numpy(np.asarray(table, dtype=np.float32))
     except (OSError, ValueError, TypeError) as error:
         raise CalibrationError(f"cannot read the pattern of heads in {path!r}: {error}") from error
-    sizes, layers = _sizes(model), int(model.config.get_text_config(decoder=True).num_hidden_layers)
+    sizes, layers = kv_heads(model), int(model.config.get_text_config(decoder=True).num_hidden_layers)
     if not bool(numbers.isfinite().all()):
         raise CalibrationError(f"{path}: it has numbers that are not finite")
     shape = (RATIOS, layers) if curves else (layers,)
@@ -49,7 +49,7 @@ def read_pattern(model: PreTrainedModel, path: str) -> Found:
 
 
 @torch.no_grad()
-def _sizes(model: PreTrainedModel) -> dict[int, int]:
+def kv_heads(model: PreTrainedModel) -> dict[int, int]:
     """KV heads by layer, of those that a cache compresses: those of what it holds of one token."""
     cache = Cache(model, Method(KNorm(), when=When("deferred")), 1.0)
     ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
