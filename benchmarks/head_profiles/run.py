@@ -4,13 +4,14 @@
 
 A context is read, behind it a question or none, and compressed to the same number of slots by the same score, attention
 of the last 16 queries. The arms share the slots over layers and heads by what ``keepkv calibrate heads`` found, by the
-same numbers given to heads at random, or evenly, all in the same store. The reference is the full cache's own greedy
-reply, fed token by token. A run that is repeated goes on.
+same numbers given to heads at random, evenly, or by the scores themselves (AdaKV), all in the same store. The reference
+is the full cache's own greedy reply, fed token by token. A run that is repeated goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -23,25 +24,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.defaults.run import answered, forced, references, unchanged
 from benchmarks.real_models.items import make
 from keepkv import Calibration, tasks
+from keepkv.allocate import AdaKV, Allocate, HeadBudget, Pooled
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
 from keepkv.evaluation.setup import HELD_OUT
 from keepkv.measure.environment import MadeWith
 from keepkv.measure.ledger import Ledger
 from keepkv.measure.rows import INLINE, Row
-from keepkv.methods import make_method
+from keepkv.methods import Method
 from keepkv.metrics import kl
+from keepkv.score import SnapKV
 from keepkv.tasks.asking import Encoded, compressed, encode, read, rows_of
 
 SHUFFLES, QUESTIONS = 4, 6
 BUDGETS = (64, 128)  # slots of a head, on average
 LENGTH = 800
-ARMS: dict[str, dict[str, Any]] = {
-    "inf": {"name": "surface-logic-kv"},
-    "copy+compose": {"name": "surface-logic-kv", "behaviour": "copy_vs_compose"},
-    "found": {"name": "headkv"},
-    "uniform": {"name": "surface-logic-kv", "beta": 1e9},
-}
 TASKS = {"embedded": ("niah-multikey-1", "variable-tracking"), "real": ("notes", "niah-multikey-1")}
 
 
@@ -50,10 +47,10 @@ class Shared(Row):
     """What one way to share a budget keeps of the full cache's replies about one context.
 
     asked: whether the question was read before the compression. arm: a profile, behind a slash the number of its
-    shuffle; "uniform". budget: slots of a head, on average. held: of all heads together, per row, mean. ratio: of the
-    bytes of a plain cache that is held. kl: of each question, the mean over the tokens of the full cache's reply of
-    KL(full cache ‖ this one), in nats. same: whether this cache gives the same reply. known: whether the full cache's
-    has the answer.
+    shuffle; "uniform"; "adakv" and "pooled", by the scores. budget: slots of a head, on average. held: of all heads
+    together, per row, mean. ratio: of the bytes of a plain cache that is held. kl: of each question, the mean over the
+    tokens of the full cache's reply of KL(full cache ‖ this one), in nats. same: whether this cache gives the same
+    reply. known: whether the full cache's has the answer.
     """
 
     task: str
@@ -82,17 +79,23 @@ def shuffled(profile: Calibration, seed: int) -> Calibration:
     return Calibration(profile.kind, made, profile.fingerprint, profile.made_with)
 
 
-def arms(profile: Calibration) -> Iterator[tuple[str, dict[str, Any], Calibration]]:
-    """Name, method and profile of each arm."""
-    for arm, options in ARMS.items():
-        yield arm, options, profile
+def arms(profile: Calibration) -> Iterator[tuple[str, Allocate, Calibration]]:
+    """Name, allocation and profile of each arm. "found" is HeadKV's, "uniform" a profile that weighs nothing."""
+    shares: dict[str, Allocate] = {
+        "inf": HeadBudget("inf"), "copy+compose": HeadBudget("copy+compose"), "uniform": HeadBudget(beta=1e9),
+        "found": HeadBudget("found", beta=1.2, eps_layer=0.0, eps_head=0.0), "adakv": AdaKV(), "pooled": Pooled(),
+    }  # fmt: skip
+    for arm, share in shares.items():
+        yield arm, share, profile
     for seed, arm in product(range(SHUFFLES), ("inf", "found")):
-        yield f"{arm}/{seed}", ARMS[arm], shuffled(profile, seed)
+        yield f"{arm}/{seed}", shares[arm], shuffled(profile, seed)
 
 
-def measure(model: Any, tokenizer: Any, item: Encoded, profile: Calibration, asked: bool, **facts: Any) -> Any:
-    """A row for each arm and budget."""
-    method = make_method("surface-logic-kv", {"when": When("deferred")})
+def measure(
+    model: Any, tokenizer: Any, item: Encoded, profile: Calibration, asked: bool, done: set[str], **facts: Any
+) -> Iterator[Shared]:
+    """A row for each budget and each arm that is not ``done``."""
+    method = Method(SnapKV(16, 7, "max"), HeadBudget(), when=When("deferred"), window=16)
     cache = Cache(model, method, 1.0, calibration=profile)
     mask = read(model, cache, [item.context])
     full, _ = rows_of(cache, mask, [0])
@@ -104,8 +107,10 @@ def measure(model: Any, tokenizer: Any, item: Encoded, profile: Calibration, ask
             item.context + one.prompt[:-1] for one in item.asked
         ])  # fmt: skip
         rest = replace(item, asked=tuple(replace(one, prompt=one.prompt[-1:]) for one in item.asked))
-    for arm, options, own in arms(profile):
-        twin = cache.copy(method=make_method(options["name"], {k: v for k, v in options.items() if k != "name"}))
+    for arm, share, own in arms(profile):
+        if arm in done:
+            continue
+        twin = cache.copy(method=replace(method, allocate=share))
         twin.shared.settings = replace(twin.shared.settings, calibrations={own.kind: own})  # same text, another profile
         for budget in BUDGETS:
             small = compressed(twin, budget)
@@ -130,11 +135,13 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()
     tokenizer, profile = AutoTokenizer.from_pretrained(path), Calibration.load(given.heads)
     ledger, made_with = Ledger(given.out / f"{name}.jsonl", Shared), MadeWith.of(model, name)
-    done = {(row.task, row.context, row.asked) for row in ledger.rows()}
+    done = defaultdict(set)
+    for row in ledger.rows():
+        done[row.task, row.context, row.asked].add(row.arm)
     own = TASKS.get(name, TASKS["real"])
     with torch.inference_mode():
-        for context, task, asked in product(range(given.first, given.first + given.contexts), own, (True, False)):
-            if (task, context, asked) in done:
+        for asked, context, task in product((True, False), range(given.first, given.first + given.contexts), own):
+            if not {arm for arm, *_ in arms(profile)} - done[task, context, asked]:
                 continue
             plain = name != "embedded"
             item = encode(tokenizer, make(task, tokenizer, context, LENGTH) if plain else tasks.get(task).generate(
@@ -142,7 +149,8 @@ def main() -> None:
             ))  # fmt: skip
             item = replace(item, asked=item.asked[:QUESTIONS])
             facts = {"task": task, "context": context, "made_with": made_with}
-            ledger.append(list(measure(model, tokenizer, item, profile, asked, **facts)))
+            had = done[task, context, asked]
+            ledger.append(list(measure(model, tokenizer, item, profile, asked, had, **facts)))
             print(name, context, task, "asked" if asked else "not asked", flush=True)
 
 

@@ -209,7 +209,7 @@ def test_failed_runs_are_ignored(toy: Any, runs: list[tuple[Tensor, Needle]]) ->
     alone = measured(toy, runs)
     assert mixed.made_with["found"]["accepted"] == 16 and mixed.made_with["found"]["runs"] == 20
     assert all(torch.equal(x, mixed.tensors[0][name]) for name, x in alone.tensors[0].items())
-    with pytest.raises(CalibrationError, match="the model knew none of 4 answers.*likely= than 0.3"):
+    with pytest.raises(CalibrationError, match=r"the model knew none of 4 answers.*likely= than 0.3"):
         measured(toy, wrong)
     by = measured(toy, wrong, likely=0.0).made_with["found"]["by"]
     assert by == {"likelihood": 4}

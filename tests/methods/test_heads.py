@@ -78,7 +78,7 @@ def test_behaviours_choose_the_profile() -> None:
         for use in ("both", "surface", "logic")
     }
     assert list(chosen.values()) == ["inf", "precision", "recall", "copy+compose", "copy", "compose"]
-    with pytest.raises(UnknownName, match="unknown behaviour 'confuse'. Did you mean 'confusion'"):
+    with pytest.raises(UnknownName, match=r"unknown behaviour 'confuse'\. Did you mean 'confusion'"):
         make_method("surface-logic-kv", {"behaviour": "confuse"})
     with pytest.raises(UnknownName, match="unknown use 'all'"):
         make_method("surface-logic-kv", {"use": "all"})
