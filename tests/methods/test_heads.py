@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import zoo
 from matrix import random_profile
 from running import batch, generate, plain
+from torch import Tensor
 
 import keepkv
-from keepkv.allocate import ALLOCATIONS
+from keepkv.allocate import ALLOCATIONS, AdaKV, HeadBudget
 from keepkv.calibrate import KINDS
 from keepkv.engine.versions import CACHE
 from keepkv.errors import KeepKVError, UnknownName
+from keepkv.integrations.vllm.served import check_method
 from keepkv.methods import make_method
 
 torch.set_num_threads(1)
@@ -116,6 +119,47 @@ def test_layers_keep_their_shares() -> None:
         filled("per-layer", 20, shares=[2, 1], sinks=2, window=4)
     with pytest.raises(KeepKVError, match="shares='2,1' is not"):
         make_method("per-layer", {"shares": "2,1"})
+
+
+@dataclass(frozen=True)
+class Old(AdaKV):
+    """Layers share, by a signature that knows no calibration."""
+
+    joint: ClassVar[bool] = True
+
+    def across(self, scores: list[Tensor], tiers: list[Tensor], budgets: list[Tensor]) -> list[Tensor]:  # type: ignore[override]
+        return super().across(scores, tiers, budgets)
+
+
+@dataclass(frozen=True)
+class Listening(HeadBudget):
+    """Remembers what it was told."""
+
+    heard: ClassVar[list[Any]] = []
+
+    def across(self, *given: Any) -> list[Tensor]:  # type: ignore[override]
+        self.heard.append(given[3])
+        return super().across(*given)
+
+
+def test_an_allocation_is_told_what_it_asks_for() -> None:
+    """The calibration of each layer, in the order of scores; one that asks for none is called as it always was."""
+    model, ids = zoo.model("llama"), torch.randint(3, zoo.VOCAB, (1, 60))
+    known = random_profile(model)
+    score = make_method("snapkv", {"window": 4}).score
+    for allocate, given in ((Old(), None), (Listening(), known)):
+        cache = keepkv.Cache(model, keepkv.Method(score, allocate, window=4, name="mine"), 20, calibration=given)
+        with torch.no_grad():
+            model(ids, **{CACHE: cache})
+        assert sum(map(sum, held(cache))) == 6 * 20
+    [heard] = Listening.heard
+    assert all(torch.equal(x["heads_inf"], known.tensors[i]["heads_inf"]) for i, x in enumerate(heard))
+
+
+def test_servers_without_calibrations_refuse() -> None:
+    with pytest.raises(KeepKVError, match=r"'headkv' needs a calibration \(heads\), which this plugin does not load"):
+        check_method(make_method("headkv", {}))
+    check_method(make_method("simlayerkv", {}))
 
 
 def test_every_calibration_that_an_allocation_needs_can_be_made() -> None:
