@@ -39,6 +39,8 @@ class HeadBudget(Allocate):
     integration: "flat" is the above. "two_level" has the layers share first, by their ``layers`` ("sum" or "std" of
     their heads), and then the heads of each, both with the floor that ``beta`` says; it is the same where all layers
     share equally. profile: which numbers, see ``PROFILES``; "copy+compose" is the mean of two, each made to sum to 1.
+
+    No layer is compressed before all can be: a prompt stands in memory as a whole until its forward ends.
     """
 
     profile: Annotated[str, one_of(*PROFILES)] = "inf"

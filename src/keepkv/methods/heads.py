@@ -84,7 +84,8 @@ def headkv(
 
     c = b − ⌊b/beta⌋ + N·⌊b/beta⌋·S/ΣS of N heads in all layers. S: attention to the needle among the k most attended
     tokens, mean over the steps of answers to questions that copy and that compose (HeadKV-R2), ``keepkv calibrate
-    heads``. The paper's needles are of one kind of reasoning; these are of two.
+    heads``. Its code looks at as many tokens as the needle has, and is run with ``beta`` from 1.005 to 10; the paper's
+    needles are of one kind of reasoning, these of two.
 
     Options:
         score: name or Score; snapkv looks through the method's window, max-pooled over 7
@@ -118,7 +119,8 @@ def simlayerkv(score: str | Score = "tova", sinks: int = 4, window: int = 32, wh
 
     A layer is the lazier the more of the last query's attention, mean over heads, goes to sinks and window. The paper
     has a threshold, 1,024 recent tokens, and as many lazy layers as pass it; here the budget says how many, and the
-    layer between keeps what ``score`` says. Its prefill looks at 32 queries, its code and kvpress at the last one.
+    layer between keeps what ``score`` says. kvpress counts attention of the last token to itself as not lazy; here that
+    token is one of the window.
 
     Options:
         score: an attention, by which layers are judged too: tova is that of the last query
