@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 import zoo
+from allocations import peak
 from torch import Tensor
 
 import keepkv
@@ -198,6 +199,15 @@ def loops(attention: Tensor, context: list[int], needle: Needle, said: list[int]
         for name, x in steps.items():
             found[name].append(sum(x) / len(x) if x else math.nan)
     return found
+
+
+def test_attention_is_looked_at_a_few_rows_at_a_time() -> None:
+    """At the peak less than the n × n weights of a single head; there are 12 of these."""
+    model, n = zoo.model("llama"), 1000
+    ids = torch.randint(3, zoo.VOCAB, (1, n), generator=torch.Generator().manual_seed(0))
+    needle = Needle(200, tuple(ids[0, 200:204].tolist()), Asked(Question("", ""), [5, 6], [7, 8], 3), ((7, 8),))
+    measured(model, [(ids[:, :40], Needle(20, (3,), needle.asked, needle.answers))], likely=0.0)  # what is made once
+    assert peak(lambda: measured(model, [(ids, needle)], likely=0.0)) < n * n * 4
 
 
 # --- the gate, and what is said of it ------------------------------------------------------------------------------

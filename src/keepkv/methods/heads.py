@@ -139,7 +139,7 @@ def per_layer(
     PerLayerCompressionPress has ratios instead, of which the budget is the mean.
 
     Options:
-        shares: a number for each layer that is compressed, such as [2,1,1,0.5]; none: uniform
+        shares: a number for each layer that is compressed, such as -o shares=[2,1,1,0.5]; none: uniform
         score: name or Score
     """
     return Method(as_score(score, window), PerLayer(tuple(shares), sinks + window))
