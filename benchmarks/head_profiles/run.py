@@ -80,10 +80,12 @@ def shuffled(profile: Calibration, seed: int) -> Calibration:
 
 
 def arms(profile: Calibration) -> Iterator[tuple[str, Allocate, Calibration]]:
-    """Name, allocation and profile of each arm. "found" is HeadKV's, "uniform" a profile that weighs nothing."""
+    """Name, allocation and profile of each arm. "found" is HeadKV's, "found-1.351" the same numbers by the rule of
+    "inf", "uniform" a profile that weighs nothing."""
     shares: dict[str, Allocate] = {
         "inf": HeadBudget("inf"), "copy+compose": HeadBudget("copy+compose"), "uniform": HeadBudget(beta=1e9),
         "found": HeadBudget("found", beta=1.2, eps_layer=0.0, eps_head=0.0), "adakv": AdaKV(), "pooled": Pooled(),
+        "found-1.351": HeadBudget("found"),
     }  # fmt: skip
     for arm, share in shares.items():
         yield arm, share, profile
