@@ -29,7 +29,7 @@ def table(rows: list[Shared]) -> list[str]:
         same[row.arm.partition("/")[0] + " shuffled" * ("/" in row.arm)] += row.same
     lines = ["| arm | KL | minus shuffled | beaten | minus uniform | same replies |", "|---" * 6 + "|"]
     for arm, found in far.items():
-        if "/" in arm:
+        if "/" in arm or len(found) < len(far["uniform"]):  # a run that was stopped
             continue
         seeds = [x for name, x in far.items() if name.startswith(f"{arm}/")]
         pairs = [found[key] - mean([x[key] for x in seeds]) for key in found] if seeds else []
