@@ -85,6 +85,21 @@ def test_tada_says_whether_it_pays(tiny: str, tmp_path: Path) -> None:  # noqa: 
     assert "too few" in run(*words[:-3], "400", "--length", "200", "--out", out, code=2).stderr
 
 
+def test_heads_are_measured_and_used(tmp_path: Path) -> None:
+    """On the model in the package; then a prompt is compressed by what was found."""
+    out, pattern = str(tmp_path / "heads.safetensors"), tmp_path / "full_attention_heads.tsv"
+    said = run("calibrate", "heads", "--tokens", "3000", "--length", "300", "--out", out).stdout
+    assert "answers were known" in said and "inf" in said and f"wrote {out}" in said
+    found = keepkv.Calibration.load(out).made_with
+    assert 3000 <= found["tokens"] < 3300 and found["options"]["needles"] == found["found"]["runs"] >= 10
+    ask = ["generate", "--prompt", TEXT * 3, "--max-new-tokens", "4", "-b", "0.3", "-m", "surface-logic-kv", "--json"]
+    receipt = json.loads(run(*ask, "-o", f"calibration={out}", "-o", "behaviour=copy_vs_compose").stdout)["receipt"]
+    assert receipt["ratio"] < 0.5
+    pattern.write_text("0.9\t0.1\n" * 4)
+    said = run("calibrate", "heads", "-o", f"pattern={pattern}", "--out", out).stdout
+    assert "full of 4 layers" in said and keepkv.Calibration.load(out).tensors[3]["heads_full"].tolist()[0] > 0.8
+
+
 def test_texts_take_turns_and_every_piece_begins_as_a_text_does() -> None:
     tokenizer = AutoTokenizer.from_pretrained(keepkv.embedded_model())
     long, short = "The cat sat on the mat. " * 40, "A dog ran."

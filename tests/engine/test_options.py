@@ -176,7 +176,7 @@ def test_defaults_fit() -> None:
 def test_refusals_name_what_is_known() -> None:
     with pytest.raises(KeepKVError, match=r"store 'static'.*'x'.*Its options: capacity"):
         keepkv.Cache(model(), "snapkv", 0.5, store="static", store_options={"x": 1})
-    with pytest.raises(KeepKVError, match=r"store 'dense'.*'x'.*Its options: none"):
+    with pytest.raises(KeepKVError, match=r"store 'dense'.*'x'.*Its options: exact_first, exact_last"):
         keepkv.Cache(model(), "snapkv", 0.5, store_options={"x": 1})
     with pytest.raises(KeepKVError, match=r"store 'dense': multiple values for argument 'held'"):
         keepkv.Cache(model(), "snapkv", 0.5, store_options={"held": 1})

@@ -12,7 +12,12 @@ import torch
 import zoo
 
 import keepkv
+from keepkv.allocate.curves import RATIOS
+from keepkv.allocate.profile import CURVE, FULL, MEASURED, PREFIX
 from keepkv.calibrate import calibrate
+from keepkv.calibrate.patterns import kv_heads
+from keepkv.core.calibration import needed
+from keepkv.engine.fingerprint import fingerprint
 from keepkv.errors import CalibrationError, UnsupportedModel
 from keepkv.methods import make_method
 from keepkv.store import CODECS, STORES, choose
@@ -29,6 +34,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "finch": [{"size": None}],
     "dropkv": [{"project": True}],
     "zeromerge": [{"residual": 3}],
+    "surface-logic-kv": [{"integration": "two_level", "behaviour": "copy_vs_compose"}],
+    "duo-attention": [{"profile": "inf", "score": "keydiff"}],
 }
 SMALL = {"window": 4, "sinks": 2}  # so that tiny prompts leave something to choose
 RUNS = {"lag": 4, "size": 4}  # tokens of runs, where a method looks at these
@@ -130,16 +137,27 @@ def made(model: Any, name: str, budget: Any = None, **options: Any) -> keepkv.Ca
 
 
 def calibration(method: tuple[str, dict[str, Any]], model: Any) -> keepkv.Calibration | None:
-    """What the score or the codec of a variant needs to know of ``model``, from a few tokens at random."""
-    needs = make_method(method[0], {}).score.needs_calibration
-    kind = CALIBRATED.get(method[1].get("codec", ""), needs)
+    """What the score, the allocation or the codec of a variant needs to know of ``model``, from a few random tokens."""
+    chosen = make_method(method[0], {})
+    kind = CALIBRATED.get(method[1].get("codec", ""), next(iter(needed(chosen.score, chosen.allocate)), None))
     return None if kind is None else _calibration(kind, model)
 
 
 @cache_of
 def _calibration(kind: str, model: Any) -> keepkv.Calibration:
+    if kind == "heads":
+        return random_profile(model)
     ids = torch.randint(3, zoo.VOCAB, (6, 2, 40), generator=torch.Generator().manual_seed(0))
     return calibrate(kind, model, ids if kind == "gates" else ids[:1])
+
+
+def random_profile(model: Any, seed: int = 0) -> keepkv.Calibration:
+    """A calibration "heads" of numbers at random: a model that answers nothing has no other."""
+    generator, tensors = torch.Generator().manual_seed(seed), {}
+    for i, heads in kv_heads(model).items():
+        tensors[i] = {PREFIX + name: torch.rand(heads, generator=generator) for name in (*MEASURED, FULL)}
+        tensors[i][PREFIX + CURVE] = torch.rand(RATIOS, heads, generator=generator)
+    return keepkv.Calibration("heads", tensors, fingerprint(model), {})
 
 
 def compresses(method: tuple[str, dict[str, Any]]) -> bool:

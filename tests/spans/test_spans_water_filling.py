@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from score_views import row, rows_of, together
 from torch import Tensor
 
+from keepkv.allocate.water_filling import largest_remainder, share, water_fill
 from keepkv.core.intervals import FAR, Intervals
 from keepkv.core.slots import LayerView
 from keepkv.errors import SpanError
 from keepkv.score import KNorm
 from keepkv.spans import RowSpans, Span, SpanPolicy
 from keepkv.spans.select import keep_by_span, needed, trim
-from keepkv.spans.water_filling import largest_remainder, share, water_fill
 
 GROUP = st.tuples(st.integers(0, 40), st.floats(0.1, 8), st.integers(0, 40), st.integers(0, 40))
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from keepkv.allocate.base import Allocate, register_allocate
+from keepkv.allocate.base import Allocate, Known, register_allocate
 from keepkv.allocate.select import tiers
 from keepkv.core.options import Share
 from keepkv.core.slots import LayerView
@@ -30,7 +30,9 @@ class AdaKV(Allocate):
     def __call__(self, scores: Tensor, view: LayerView, budget: Tensor) -> Tensor:
         return self.across([scores], [tiers(view)], [budget])[0]
 
-    def across(self, scores: list[Tensor], tiers: list[Tensor], budgets: list[Tensor]) -> list[Tensor]:
+    def across(
+        self, scores: list[Tensor], tiers: list[Tensor], budgets: list[Tensor], known: Known = ()
+    ) -> list[Tensor]:
         heads, longest = [x.shape[1] for x in scores], max(x.shape[2] for x in scores)
         score, tier = (torch.cat([_widened(x, longest) for x in parts], dim=1) for parts in (scores, tiers))
         budget = torch.stack(budgets, dim=1)  # (B,L)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor
 
@@ -11,12 +11,15 @@ from keepkv.core.options import Checked
 from keepkv.core.registry import Registry
 from keepkv.core.slots import LayerView
 
+Known: TypeAlias = Sequence[Mapping[str, Tensor]]  # what a calibration says of each layer, by name
+
 
 class Allocate(Checked):
     """Base of allocations, frozen dataclasses without state."""
 
     ragged: ClassVar[bool] = False  # heads of one row may keep different numbers of slots
     joint: ClassVar[bool] = False  # layers share one budget: ``across`` is called once for all, and ``__call__`` never
+    needs_calibration: ClassVar[str | None] = None  # the kind that it reads: ``view.calibration``, ``known`` of across
 
     def layer_budget(self, budget: Tensor, layer: int, layers: int, seen: Tensor | None = None) -> Tensor:
         """(B,) slots per KV head on average that ``layer`` gets when the mean over layers is ``budget`` (B,) float.
@@ -34,9 +37,12 @@ class Allocate(Checked):
         """
         raise TypeError(f"{type(self).__name__} must implement __call__(scores, view, budget) -> counts")
 
-    def across(self, scores: list[Tensor], tiers: list[Tensor], budgets: list[Tensor]) -> list[Tensor]:
+    def across(
+        self, scores: list[Tensor], tiers: list[Tensor], budgets: list[Tensor], known: Known = ()
+    ) -> list[Tensor]:
         """Slots to keep (B,H) int64 of each layer, given the scores (B,H,S), the ``select.tiers`` (B,H,S) and the mean
-        budget (B,) of each: sums over layers and heads to H * Σ budget where the slots allow it."""
+        budget (B,) of each: sums over layers and heads to H * Σ budget where the slots allow it. known: the calibration
+        of each layer, given where ``needs_calibration`` asks for one."""
         raise TypeError(f"{type(self).__name__} must implement across(scores, tiers, budgets) -> counts of each layer")
 
 

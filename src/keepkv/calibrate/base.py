@@ -38,7 +38,8 @@ def register_kind(name: str) -> Callable[[F], F]:
 
     batches: token ids (B,T) int64 on the model's device, without padding, each a text or a piece of one. They can be
     iterated once; a kind that needs them again makes a list. A kind with an option ``asked`` is given the questions on
-    each text, see ``questions.with_questions``. A piece reads the tensors from ``LayerView.calibration``,
+    each text, see ``questions.with_questions``; one with an option ``needles`` the needle in each, see
+    ``needles.with_needles``. A piece reads the tensors from ``LayerView.calibration``,
     where those of other kinds may lie too: names begin with a word of the kind.
     """
     return KINDS.register(name)
@@ -49,10 +50,16 @@ def asks(kind: str) -> bool:
     return "asked" in inspect.signature(KINDS.factory(kind)).parameters
 
 
+def hides(kind: str) -> bool:
+    """Whether the kind watches a model look for needles: its option ``needles`` has that of each text."""
+    return "needles" in inspect.signature(KINDS.factory(kind)).parameters
+
+
 def _told(options: dict[str, Any]) -> dict[str, Any]:
-    """``options`` for the record; of questions, how many there are."""
-    asked = options.get("asked")
-    return options if asked is None else options | {"asked": sum(map(len, asked))}
+    """``options`` for the record; of questions and needles, how many there are."""
+    asked, needles = options.get("asked"), options.get("needles")
+    told = options if asked is None else options | {"asked": sum(map(len, asked))}
+    return told if needles is None else told | {"needles": len(needles)}
 
 
 def calibrate(

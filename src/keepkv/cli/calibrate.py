@@ -36,6 +36,10 @@ def calibrate(
     the sentences of the texts, and the model answers questions on them. Options: noise; behind=text reads each text
     again instead, for replies that quote, behind=questions asks alone; both is the default.
 
+    heads: what each KV head looks at while the model answers questions on needles, for surface-logic-kv, headkv and
+    duo-attention; it prints how well two halves of the answers agree. Options: k, group, likely, seed; pattern=FILE
+    reads a published profile instead, full_attention_heads.tsv of DuoAttention or a .npy of LU-KV.
+
     query-statistics: mean and covariance of the queries of each head, for expected-attention:statistics=stored. Give
     text like that which the model will read. The file fits this model only; another one is refused.
 
@@ -53,6 +57,7 @@ def calibrate(
     \b
     Examples:
       keepkv calibrate gates --model Qwen/Qwen3-0.6B --out gates.safetensors
+      keepkv calibrate heads --model HuggingFaceTB/SmolLM2-135M-Instruct --tokens 60000 --out heads.safetensors
       keepkv calibrate query-statistics --out queries.safetensors
       keepkv calibrate query-statistics --model Qwen/Qwen3-0.6B --text a.txt --text b.txt --out qwen3.safetensors
       keepkv calibrate query-statistics --text report.txt --tokens 100000 --length 4096 --out queries.safetensors --json
@@ -60,7 +65,7 @@ def calibrate(
       keepkv calibrate tada --tokens 8192 --length 128 -o bits=4 --out tada.safetensors
       keepkv calibrate sals --tokens 65536 --length 512 --out sals.safetensors
     """
-    from keepkv.calibrate import KINDS, asks, batches, with_questions
+    from keepkv.calibrate import KINDS, asks, batches, hides, with_needles, with_questions
     from keepkv.calibrate import calibrate as measure
     from keepkv.cli import arguments
     from keepkv.measure.files import folder
@@ -73,6 +78,8 @@ def calibrate(
     network, tokenizer = load(model, device)
     if asks(kind) and "asked" not in options:
         pieces, options["asked"] = with_questions(tokenizer, words, tokens, length)
+    elif hides(kind) and not {"needles", "pattern"} & options.keys():
+        pieces, options["needles"] = with_needles(tokenizer, words, tokens, length)
     else:
         pieces = batches(tokenizer, words, tokens, length)
     with progress(len(pieces)) as step:

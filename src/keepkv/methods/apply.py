@@ -13,7 +13,7 @@ serving engine say, compresses with it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,13 +31,15 @@ from keepkv.spans.select import keep_by_span, needed, trim
 
 @dataclass
 class Scored:
-    """A layer whose slots have scores (B,H,S) and tiers (B,H,S), see ``allocate.select``. protected and memo of its
-    view are kept too: another view of the same slots could not know them."""
+    """A layer whose slots have scores (B,H,S) and tiers (B,H,S), see ``allocate.select``. protected, memo and
+    calibration of its view are kept too: another view of the same slots could not know the first two, and an allocation
+    that all layers share sees no view."""
 
     scores: Tensor
     tier: Tensor
     protected: Tensor | None
     memo: dict[str, Tensor]
+    calibration: Mapping[str, Tensor] | None = None
 
 
 def compress(
@@ -81,7 +83,7 @@ def score(method: Method, view: LayerView, budget: Tensor, spans: RowSpans | Non
     trims = spans is not None and spans.demanding and spans.policy.on_overflow == "trim"
     if spans is not None and trims and _demand(method, view, spans, budget) is not None:
         view.protected = trim(scores, budget, view, pins(method, view))
-    return Scored(scores, tiers(view), view.protected, view.memo)
+    return Scored(scores, tiers(view), view.protected, view.memo, view.calibration)
 
 
 def _shared(method: Method, scores: Tensor) -> Tensor:
@@ -122,7 +124,10 @@ def share(
 ) -> list[Tensor]:
     """Slots to keep (B,H) int64 of each layer. A joint allocation does not look at ``views``."""
     if method.allocate.joint:
-        shared = method.allocate.across([x.scores for x in scored], [x.tier for x in scored], list(budgets))
+        every = [x.scores for x in scored], [x.tier for x in scored], list(budgets)
+        known = [x.calibration or {} for x in scored]
+        asks = method.allocate.needs_calibration is not None
+        shared = method.allocate.across(*every, known) if asks else method.allocate.across(*every)
         return [checked_counts(method.allocate, x.scores, n) for x, n in zip(scored, shared, strict=True)]
     counts = (method.allocate(x.scores, view, b) for x, view, b in zip(scored, views, budgets, strict=True))
     return [checked_counts(method.allocate, x.scores, n) for x, n in zip(scored, counts, strict=True)]

@@ -27,7 +27,7 @@ def group_of(factory: Callable[..., Any]) -> str:
 
 def needs(score: Score, allocate: Allocate, reduce: Reduce) -> list[str]:
     """What a method of these pieces asks for beyond a forward over the text, in words."""
-    kind = score.needs_calibration
+    kind = score.needs_calibration or allocate.needs_calibration
     asked = [
         (score.needs_second_reading, "a second reading of the text: keepkv.reread, or keepkv.ask"),
         (score.needs_questions, "questions that may come: keepkv.rehearse"),

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from keepkv.allocate.select import keep_mask, protected_counts, ranks
+from keepkv.allocate.water_filling import share
 from keepkv.core.slots import LayerView
 from keepkv.spans.rows import RowSpans
-from keepkv.spans.water_filling import share
 
 
 def keep_by_span(scores: Tensor, counts: Tensor, view: LayerView, spans: RowSpans, own: Tensor) -> Tensor:

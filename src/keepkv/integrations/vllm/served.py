@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from keepkv.core.calibration import needed
 from keepkv.errors import KeepKVError
 from keepkv.methods.base import Method
 from keepkv.observe.masses import STATE
@@ -23,9 +24,9 @@ def check_method(method: Method) -> None:
             f"method {name!r} rehearses questions, which a server does not do. Leave rehearsed=True out, or use "
             "keepkv.rehearse with transformers"
         )
-    if score.needs_calibration is not None:
+    if kinds := needed(score, method.allocate, method.reduce):
         raise KeepKVError(
-            f"method {name!r} needs a calibration ({score.needs_calibration}), which this plugin does not load. Choose "
+            f"method {name!r} needs a calibration ({', '.join(kinds)}), which this plugin does not load. Choose "
             "options that do without, or transformers"
         )
     if method.prompt:

@@ -1,4 +1,4 @@
-"""How groups of slots share a budget: water-filling between bounds, rounded so that sums are exact."""
+"""How groups share a budget: water-filling between bounds, rounded so that sums are exact."""
 
 from __future__ import annotations
 
@@ -61,3 +61,19 @@ def share(
     if own is not None and fair < 1:
         shares = water_fill(total, fair * shares + (1 - fair) * own, low, high)
     return largest_remainder(shares, total, high)
+
+
+def above(floor: Tensor, weights: Tensor, total: Tensor, high: Tensor) -> Tensor:
+    """Counts c_k (…,K) int64 with floor_k ≤ c_k ≤ high_k and the exact sum min(total, Σ high): what is left above the
+    floors is shared in proportion to ``weights`` (…,K), what a group at its bound cannot take by the others.
+
+    floor, high (…,K) int64, total (…) int64. A floor above ``high`` is lowered to it; Σ floor ≤ total is the caller's.
+    Where only groups of weight 0 have room left they share it evenly.
+    """
+    floor = floor.minimum(high)
+    room = high - floor
+    rest = (total.minimum(high.sum(-1)) - floor.sum(-1)).clamp(min=0)
+    none = torch.zeros_like(room)
+    shares = water_fill(rest, weights, none, room)
+    shares = shares + water_fill(rest - shares.sum(-1), torch.ones_like(shares), none, room - shares)
+    return floor + largest_remainder(shares.minimum(room.double()), rest, room)
