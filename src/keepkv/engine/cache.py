@@ -17,6 +17,7 @@ from transformers import cache_utils as stock
 from keepkv.core.budget import Budget
 from keepkv.core.calibration import Given, check_calibration, of_layer
 from keepkv.core.options import keywords
+from keepkv.core.rope import axes_of
 from keepkv.core.tensorfile import MAX_FILE
 from keepkv.core.when import When
 from keepkv.engine import forward, persistence, rows
@@ -30,6 +31,7 @@ from keepkv.engine.fingerprint import fingerprint, shape
 from keepkv.engine.layer import Layer
 from keepkv.engine.mask_rule import MaskRule, note_cache
 from keepkv.engine.model import inner_model, prepare_model
+from keepkv.engine.positions import RowPositions
 from keepkv.engine.receipt import Receipt, make_receipt, summary
 from keepkv.engine.selecting import check_selection
 from keepkv.engine.state import CacheState, Settings
@@ -113,14 +115,16 @@ class Cache(stock.Cache):
         layers = list(prepared.stock)
         others = [layer for i, layer in enumerate(layers) if i not in prepared.ours]
         settings = replace(settings, calibrations=calibrations)
-        self.shared = CacheState(settings, spans=None if policy is None else RowSpans(policy), others=others)
+        spans_ = None if policy is None else RowSpans(policy)
+        positions = RowPositions(axes_of(model.config.get_text_config(decoder=True)))
+        self.shared = CacheState(settings, spans=spans_, others=others, positions=positions)
         device = input_device(model)
         if template.ragged or held.codec.exact is not None:  # a rectangle of numbers is read by torch
             prepare(device)
         for index, (info, form) in prepared.ours.items():
             known = of_layer(calibrations, index, device)
             its = held.codec.for_layer(info, known)
-            own = replace(held, layer=form.of_stored(info), calibration=known, codec=its)
+            own = replace(held, layer=form.of_stored(info), calibration=known, codec=its, places=positions.places)
             layers[index] = Layer(info, form, self.shared, template.empty(own))
         self.made = len(layers)
         super().__init__(layers=layers)

@@ -178,7 +178,7 @@ class CacheState:
         """Forget the rows, and what joins and splits made of the budget and the spans."""
         assert self.asked is not None
         self.settings = self.asked
-        fresh = RowPositions()
+        fresh = RowPositions(self.positions.axes)
         self.positions.__dict__.update(fresh.__dict__)
         self.decoded, self.fed, self.waiting, self.begun, self.ended = [], [], [], {}, {}
         if self.spans is not None:
