@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from keepkv.core.rope import Rope
-from keepkv.core.tokens import Tokens
+from keepkv.core.tokens import KIND, MOVED, Tokens, steps_of
 
 if TYPE_CHECKING:
     from keepkv.core.intervals import Intervals
@@ -144,6 +144,15 @@ class LayerView:
             return self.tokens.places(positions)
         axes = 1 if self.rope is None else self.rope.axes
         return positions if axes == 1 else positions[..., None].expand(*positions.shape, axes)
+
+    def key_places(self) -> Tensor:
+        """Rotary positions of the slots' keys, (B,H,S[,A]): their tokens', and what they were moved by since."""
+        positions, moved = self.slots.positions, self.slots.stats.get(MOVED)
+        places = self.places(positions)
+        if moved is None or self.tokens is None:
+            return places
+        kinds = self.tokens.of(positions)[..., KIND]
+        return places + steps_of(moved.to(places.dtype), kinds, self.tokens.axes)
 
     def next_place(self) -> Tensor:
         """(B,) int64: the rotary position of the next token of each row, if it is text."""

@@ -10,6 +10,7 @@ from torch import Tensor
 TEXT, IMAGE, VIDEO = 0, 1, 2  # kinds of tokens
 KIND, STEP, CELL = -3, -2, -1  # behind the A rotary positions of a token
 FACTS = 3  # how many these are
+MOVED = "moved"  # statistic of slots whose keys were turned to other positions: by how much
 FAR = torch.iinfo(torch.int64).max  # index of an entry that a row does not have
 
 
@@ -171,6 +172,16 @@ class Tokens:
 
     def _blank(self, rows: int, size: int) -> tuple[Tensor, Tensor]:
         return self.at.new_full((rows, size), FAR), self.facts.new_zeros(rows, size, self.facts.shape[-1])
+
+
+def steps_of(by: Tensor, kinds: Tensor, axes: int) -> Tensor:
+    """What (…[,A]) to add to rotary positions of tokens that move ``by`` (…) in time: text on all axes, vision of
+    ``kinds`` (…) stays at its height and width."""
+    if axes == 1:
+        return by
+    by = by[..., None].expand(*by.shape, axes).clone()
+    by[..., 1:].masked_fill_((kinds != TEXT)[..., None], 0)
+    return by
 
 
 def _slope(facts: Tensor) -> Tensor:

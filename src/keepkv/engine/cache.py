@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy as copying
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from keepkv.engine.receipt import Receipt, make_receipt, summary
 from keepkv.engine.selecting import check_selection
 from keepkv.engine.state import CacheState, Settings
 from keepkv.engine.stock_layers import free_past
+from keepkv.engine.transient import transient
 from keepkv.errors import BudgetError, KeepKVError, UnsupportedModel
 from keepkv.kernels.dispatch import prepare
 from keepkv.methods import DEFAULT, Method, make_method
@@ -168,10 +169,12 @@ class Cache(stock.Cache):
                 layer.listen()
                 layer.score_state.clear()
 
-    def compress(self) -> None:
+    def compress(self, budget: Budget | float | int | str | None = None) -> None:
         """Run now, in every layer, the compression that is due or pending; to be used when the prefill schedule is
-        "deferred" and no token is decoded yet."""
+        "deferred" and no token is decoded yet. budget: what this one leaves, and those that follow."""
         self.renew()
+        if budget is not None:
+            self.shared.settings = replace(self.settings, budget=Budget.of(budget))
         read = [layer for layer in self.compressible if layer.progress.seen]
         for layer in read:
             layer.listen()
@@ -181,8 +184,13 @@ class Cache(stock.Cache):
         compress_waiting(self.shared)
         self.shared.restart()
         for layer in self.compressible:
-            if self.settings.method.when.every is None:
+            if not self.settings.method.when.recurs:
                 layer.drop_score_state()
+
+    def transient(self) -> AbstractContextManager[None]:
+        """Inside, whatever is read and decoded leaves no trace: it is never compressed, no score sees it, and it is
+        taken back at the end. A question, say, that later ones shall not depend on."""
+        return transient(self)
 
     @contextmanager
     def reading(self) -> Iterator[None]:

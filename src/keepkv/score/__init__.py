@@ -17,8 +17,14 @@ from keepkv.score.queries.h2o import H2O
 from keepkv.score.queries.matching import Matching
 from keepkv.score.queries.snapkv import SnapKV
 from keepkv.score.queries.tova import TOVA
+from keepkv.score.vision.frames import EvenFrames, NewestFrames
+from keepkv.score.vision.infinipot import InfiniPotV
+from keepkv.score.vision.tar import TaR
+from keepkv.score.vision.text_first import TextFirst
+from keepkv.score.vision.van import VaN
 
 __all__ = [
-    "GKV", "H2O", "RKV", "SCORES", "TOVA", "Compactor", "Ema", "ExpectedAttention", "FunctionScore", "Gates", "KNorm",
-    "KVzip", "KeyDiff", "Leverage", "Matching", "Random", "Score", "SnapKV", "Streaming", "register_score",
+    "GKV", "H2O", "RKV", "SCORES", "TOVA", "Compactor", "Ema", "EvenFrames", "ExpectedAttention", "FunctionScore",
+    "Gates", "InfiniPotV", "KNorm", "KVzip", "KeyDiff", "Leverage", "Matching", "NewestFrames", "Random", "Score",
+    "SnapKV", "Streaming", "TaR", "TextFirst", "VaN", "register_score",
 ]  # fmt: skip

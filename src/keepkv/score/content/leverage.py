@@ -65,7 +65,7 @@ class Leverage(Score):
 
     def __call__(self, view: LayerView) -> Tensor:
         slots, rope, keys = view.slots, view.rope, view.slots.keys
-        if rope is not None and (places := view.places(slots.positions)) is not slots.positions:
+        if rope is not None and (places := view.key_places()) is not slots.positions:
             keys, rope = rope.unrotate(keys.float(), places), None  # the kernel turns by the index alone
         score = key_leverage(keys, slots.positions, slots.log_votes, ridge=self.ridge, rope=rope, sample=self.sample)
         if not self.queries:

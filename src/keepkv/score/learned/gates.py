@@ -44,7 +44,7 @@ class Gates(Score):
                 f"gates of {weight.shape[0]} heads and {weight.shape[1]} numbers for a layer that has {wanted[0]} and "
                 f"{wanted[1]}: make them for this model with keepkv calibrate gates"
             )
-        places = view.places(slots.positions)
+        places = view.key_places()
         # A head at a time: what is turned back is as large as the keys.
         heads = [features(slots, view.rope, places, head) @ weight[head] + bias[head] for head in range(wanted[0])]
         return torch.stack(heads, dim=1)
