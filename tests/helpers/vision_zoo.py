@@ -22,8 +22,9 @@ SIGLIP = dict(
 )
 
 
-def _qwen2() -> Any:
-    vision = dict(depth=1, embed_dim=32, num_heads=2, hidden_size=64, mlp_ratio=2, patch_size=4, temporal_patch_size=1)
+def _qwen2(frames: int = 1) -> Any:
+    vision = dict(depth=1, embed_dim=32, num_heads=2, hidden_size=64, mlp_ratio=2, patch_size=4)
+    vision["temporal_patch_size"] = frames
     config = t.Qwen2VLConfig(text_config={**BASE, **SECTIONS}, vision_config=vision, vocab_size=300, **IDS)
     return t.Qwen2VLForConditionalGeneration(config)
 
@@ -85,6 +86,7 @@ def _onevision() -> Any:
 
 
 SECTIONED = {"qwen2-vl": _qwen2, "qwen2.5-vl": _qwen25, "qwen3-vl": _qwen3}
+MORE = {"llava-onevision": _onevision, "qwen2-vl-pairs": lambda: _qwen2(2)}  # with tests of their own
 # Images of 16 × 16 pixels, and how many tokens each is.
 PLAIN = {"llava": (_llava, 16), "internvl": (_internvl, 4), "smolvlm": (_smolvlm, 4), "gemma3": (_gemma3, 4)}
 ZOO: dict[str, Callable[[], Any]] = {**SECTIONED, **{name: make for name, (make, _) in PLAIN.items()}}
@@ -94,7 +96,7 @@ ZOO: dict[str, Callable[[], Any]] = {**SECTIONED, **{name: make for name, (make,
 def model(name: str) -> Any:
     """The tiny model of family ``name``, float32, evaluation mode; the same object every time."""
     torch.manual_seed(0)
-    made = (_onevision if name == "llava-onevision" else ZOO[name])().eval()
+    made = (ZOO | MORE)[name]().eval()
     for key, x in made.named_parameters():
         if x.dim() > 1 and "embed" not in key and "visual" not in key and "vision" not in key:
             x.data.mul_(4)  # sharper, so that positions and choices matter

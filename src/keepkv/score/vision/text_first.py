@@ -33,6 +33,7 @@ class TextFirst(Wrapped):
         super().__post_init__()
         if self.moves:
             object.__setattr__(self, "stats", {**self.score.stats, MOVED: Stat(0.0, "anchor")})
+            object.__setattr__(self, "needs_rope", True)
 
     def __call__(self, view: LayerView) -> Tensor:
         seen, slots = sight(view), view.slots
