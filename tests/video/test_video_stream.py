@@ -96,12 +96,12 @@ def test_below_the_cap_a_stream_is_one_forward(name: str) -> None:
     row, column = torch.arange(size) // 3, torch.arange(size) % 3
     height = torch.cat((torch.arange(5), (5 + row).repeat(6), 11 + torch.arange(7)))
     width = torch.cat((torch.arange(5), (5 + column).repeat(6), 11 + torch.arange(7)))
-    pixels = made.family.pixels(video)
+    pixels = made.reader.family.pixels(video)
     with torch.no_grad():
         places = torch.stack((time, height, width))[:, None]
         wanted = model(input_ids=whole, position_ids=places, **pixels).logits[:, -1]
         with made.cache.transient():
-            found = made._read_text(question)
+            found = made.reader.text(question)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     assert made.counts.compressions == 0
 
@@ -116,7 +116,7 @@ def test_patches_are_those_of_transformers() -> None:
     image = torch.randint(0, 255, (16, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     found = theirs(images=[image.numpy()], return_tensors="pt")
     made = stream("qwen2-vl")
-    ours = made.family.pixels(made.family.look(image.movedim(-1, 0), (16, 24))[None])
+    ours = made.reader.family.pixels(made.reader.family.look(image.movedim(-1, 0), (16, 24))[None])
     assert torch.equal(ours["video_grid_thw"], found["image_grid_thw"])
     torch.testing.assert_close(ours["pixel_values_videos"], found["pixel_values"].float(), atol=1e-5, rtol=1e-5)
 

@@ -29,6 +29,10 @@ class When(Checked):
 
     form: ClassVar[str] = "a keepkv.When, such as keepkv.When('deferred') or keepkv.When(every=64)"
 
+    def __repr__(self) -> str:
+        cap = "" if self.cap is None else f", cap={self.cap}"
+        return f"When(prefill={self.prefill!r}, every={self.every}{cap})"
+
     @property
     def recurs(self) -> bool:
         """Whether a compression may come while tokens are decoded."""

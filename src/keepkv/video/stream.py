@@ -12,17 +12,14 @@ import torch
 from torch import Tensor
 
 from keepkv.core.options import taken
-from keepkv.core.rope import AXES
-from keepkv.core.tokens import VIDEO
 from keepkv.engine.cache import Cache
-from keepkv.engine.places import telling
-from keepkv.engine.versions import CACHE
-from keepkv.errors import BudgetError, CacheStateError, KeepKVError, UnsupportedInput
+from keepkv.errors import BudgetError, CacheStateError, KeepKVError
 from keepkv.score import Score
 from keepkv.video.family import family_of
 from keepkv.video.frames import Frames, frames_of
-from keepkv.video.moves import compact, forget, mode_of, steps_held
+from keepkv.video.moves import mode_of, steps_held
 from keepkv.video.policies import method_of
+from keepkv.video.reader import Counts, Reader
 
 CACHE_FILE, STATE_FILE = "cache.safetensors", "stream.json"
 
@@ -35,21 +32,6 @@ class Pushed:
     compressions: int
     entries: int
     bytes: int
-
-
-@dataclass
-class _Counts:
-    """prefix, kept: tokens of text before all frames, and of turns that were kept. vision: slots of a KV head. steps:
-    time steps seen. edge: position in time of what comes next. issued: the next that no token has on any axis."""
-
-    prefix: int = 0
-    kept: int = 0
-    vision: int = 0
-    steps: int = 0
-    edge: int = 0
-    issued: int = 0
-    compressions: int = 0
-    peak: int = 0
 
 
 class VideoStream:
@@ -89,9 +71,9 @@ class VideoStream:
         size: tuple[int, int] | None = None,
         **options: Any,
     ) -> None:
-        self.model, self.processor = model, processor
-        self.family = family_of(model, processor, size)
-        self.mode = mode_of(positions, self.family.axes)
+        self.processor = processor
+        family = family_of(model, processor, size)
+        mode = mode_of(positions, family.axes)
         if not 0 < target < 1 or not 0 <= alpha <= 1 or not 0 < recent < target:
             raise KeepKVError(
                 f"target={target}, alpha={alpha}, recent={recent}: give shares, recent below target, target below 1"
@@ -102,20 +84,19 @@ class VideoStream:
                 "the reserve, and whole numbers from 1"
             )
         made = {"alpha": alpha, **options} if policy == "infinipot-v" else options
-        self.method = method_of(policy, cap_tokens, recent / target, self.mode != "absolute", made)
+        self.method = method_of(policy, cap_tokens, recent / target, mode != "absolute", made)
         text = model.config.get_text_config(decoder=True)
-        self.limit: int = limit or getattr(text, "max_position_embeddings", None) or 1 << 30
+        most = limit or getattr(text, "max_position_embeddings", None) or 1 << 30
         self.asked = dict(
             cap_tokens=cap_tokens, target=target, alpha=alpha, recent=recent, text_reserve=text_reserve, policy=policy,
             positions=positions, limit=limit, ticks=ticks, block=block, size=size, **options,
         )  # fmt: skip
         self.cap, self.target, self.alpha, self.recent = cap_tokens, target, alpha, recent
-        self.reserve, self.ticks, self.block = text_reserve, ticks, block
-        self.cache = Cache(model, self.method, max(1, int(target * (cap_tokens - text_reserve))))
-        self.counts = _Counts()
+        self.reserve, self.block = text_reserve, block
+        cache = Cache(model, self.method, max(1, int(target * (cap_tokens - text_reserve))))
+        self.reader = Reader(model, family, cache, most, ticks, mode != "absolute")
         self._waiting: list[Tensor] = []
         self._size: tuple[int, int] | None = None
-        self._grid: tuple[int, int] | None = None
 
     # --- what comes in -------------------------------------------------------------------------------------------
 
@@ -125,25 +106,25 @@ class VideoStream:
             raise CacheStateError("prefix(…) comes first and once: call reset() for another stream")
         ids = self._ids(text)
         self._check_room(ids.shape[1])
-        self._read_text(ids)
+        self.reader.text(ids)
         self.counts.prefix = ids.shape[1]
 
     def push(self, frames: Frames) -> Pushed:
         """Watch any number of raw frames: an array, an iterator, or a file. What is not a whole time step waits."""
+        look, each = self.reader.family.look, self.reader.family.frames
         for frame in frames_of(frames):
-            self._size = self._size or self.family.look.sized(frame)
-            self._waiting.append(self.family.look(frame.to(self._device), self._size))
-            if len(self._waiting) == self._block_steps() * self.family.frames:
-                self._watch()
-        whole = len(self._waiting) // self.family.frames * self.family.frames
-        self._watch(whole)
+            self._size = self._size or look.sized(frame)
+            self._waiting.append(look(frame.to(self.reader.device), self._size))
+            if len(self._waiting) == self._block_steps() * each:
+                self._watch(len(self._waiting))
+        self._watch(len(self._waiting) // each * each)
         return self._pushed()
 
     def flush(self) -> Pushed:
         """Watch frames that wait for their step to be whole: the last one is repeated."""
         if self._waiting:
-            self._waiting += [self._waiting[-1]] * (-len(self._waiting) % self.family.frames)
-            self._watch()
+            self._waiting += [self._waiting[-1]] * (-len(self._waiting) % self.reader.family.frames)
+            self._watch(len(self._waiting))
         return self._pushed()
 
     @torch.no_grad()
@@ -166,32 +147,37 @@ class VideoStream:
                 "taken by turns that were kept: ask with keep=False, give a larger reserve, or reset()."
             )
         self._check_room(length)
-        self._make_way(self._text_start() + length)
-        before = asdict(self.counts)
+        self.reader.make_way(self.reader.text_start + length)
         if keep:
-            answer = self._answer(ids, max_new_tokens, on_token, keep)
+            answer = self.reader.answer(ids, max_new_tokens, on_token, keep)
             self.counts.kept += ids.shape[1] + len(answer)
         else:
-            try:
-                with self.cache.transient():
-                    answer = self._answer(ids, max_new_tokens, on_token, keep)
-            finally:
-                self.counts = _Counts(**{**before, "peak": self.counts.peak})
-        said = torch.tensor([answer], device=self._device)
+            answer = self.reader.passing(ids, max_new_tokens, on_token)
+        said = torch.tensor([answer], device=self.reader.device)
         return said if self.processor is None else str(self._tokenizer.decode(answer, skip_special_tokens=True))
 
     def reset(self) -> None:
         """Forget everything."""
         self.cache.reset()
-        self.counts, self._waiting, self._size, self._grid = _Counts(), [], None, None
+        self.reader.counts, self.reader.grid = Counts(), None
+        self._waiting, self._size = [], None
 
     # --- what is held --------------------------------------------------------------------------------------------
 
     @property
+    def cache(self) -> Cache:
+        """The cache; it is the stream's own."""
+        return self.reader.cache
+
+    @property
+    def counts(self) -> Counts:
+        """How far the stream has come."""
+        return self.reader.counts
+
+    @property
     def entries(self) -> int:
         """Slots that a KV head holds."""
-        lengths = [int(x.store.lengths.max()) for x in self.cache.compressible if x.is_initialized]
-        return max(lengths, default=0)
+        return self.reader.entries
 
     @property
     def peak_entries(self) -> int:
@@ -219,7 +205,7 @@ class VideoStream:
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         self.cache.save(folder / CACHE_FILE)
-        state = {"asked": self.asked, "counts": asdict(self.counts), "size": self._size, "grid": self._grid}
+        state = {"asked": self.asked, "counts": asdict(self.counts), "size": self._size, "grid": self.reader.grid}
         (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
     @classmethod
@@ -228,105 +214,59 @@ class VideoStream:
         state = json.loads((Path(path) / STATE_FILE).read_text(encoding="utf-8"))
         asked: dict[str, Any] = {k: tuple(x) if isinstance(x, list) else x for k, x in state["asked"].items()}
         stream = cls(model, processor=processor, **asked)
-        stream.cache = Cache.load(Path(path) / CACHE_FILE, model, stream.method)
-        stream.counts = _Counts(**state["counts"])
-        stream._size, stream._grid = (None if state[x] is None else tuple(state[x]) for x in ("size", "grid"))
+        stream.reader.cache = Cache.load(Path(path) / CACHE_FILE, model, stream.method)
+        stream.reader.counts = Counts(**state["counts"])
+        stream._size, stream.reader.grid = (None if state[x] is None else tuple(state[x]) for x in ("size", "grid"))
         return stream
 
     # --- steps ---------------------------------------------------------------------------------------------------
-
-    @property
-    def _device(self) -> torch.device:
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
 
     @property
     def _room(self) -> int:
         """M: vision slots that may be held."""
         return self.cap - self.counts.prefix - self.reserve
 
+    @property
+    def _left(self) -> int:
+        """C: vision slots that a compression leaves."""
+        return int(self.target * self._room)
+
     def _block_steps(self) -> int:
-        """Steps of one forward; says what does not fit, once the size of a step is known."""
-        if self._grid is None:
+        """Steps of one forward at most; says what does not fit, once the size of a step is known."""
+        if self.reader.grid is None:
             assert self._size is not None
-            self._grid = self.family.grid(self.model, self._size)
+            self.reader.grid = self.reader.family.grid(self.reader.model, self._size)
             self._check_sizes()
-        most = max(1, (self._room - int(self.target * self._room)) // (self._grid[0] * self._grid[1]))
+        most = max(1, (self._room - self._left) // self.reader.cells)
         return min(most, self.block or most)
 
     def _check_sizes(self) -> None:
-        assert self._grid is not None
-        cells, left = self._grid[0] * self._grid[1], int(self.target * self._room)
+        cells, left = self.reader.cells, self._left
         new = int(self.recent / self.target * left / cells + 1e-9) * cells
         share = self.alpha if self.asked["policy"] == "infinipot-v" and self.alpha else 1.0
-        least = (left - round((1 - share) * left)) if share < 1 else left
-        if new < cells or new > least or self._room - left < cells:
+        most = left - round((1 - share) * left)
+        if new < cells or new > most or self._room - left < cells:
+            self.reader.grid = self._size = None
+            self._waiting = []
             raise BudgetError(
                 f"cap_tokens={self.cap}: {self._room} vision slots may be held, a compression leaves {left} "
-                f"(target={self.target}), and a step has {cells}. Of these {new} are recent (recent={self.recent}): "
-                f"a step at least, and {least} slots at most (alpha={self.alpha}), and one step must fit beside "
-                "what is left. Give a larger cap, or other shares."
+                f"(target={self.target}), and a step has {cells}. Of these {new} are recent (recent={self.recent}): a "
+                f"step at least, and {most} slots at most (alpha={self.alpha}); and one step must fit beside what is "
+                "left. Give a larger cap, or other shares."
             )
 
-    @torch.no_grad()
-    def _watch(self, count: int | None = None) -> None:
-        """Read the first ``count`` frames that wait, whole steps; None: all of them."""
-        count = len(self._waiting) if count is None else count
-        if not count:
-            return
-        each = self._block_steps() * self.family.frames
-        assert self._grid is not None
-        (rows, columns), counts = self._grid, self.counts
-        for start in range(0, count, each):
-            part, self._waiting[: min(each, count - start)] = self._waiting[: min(each, count - start)], []
-            steps = len(part) // self.family.frames
-            size = rows * columns
-            if counts.vision + steps * size > self._room:
-                self._compress()
-            self._make_way(max(counts.edge + steps * self.ticks, counts.issued), self.reserve)
-            shape = (1, steps * size)
-            ids = torch.full(shape, self.family.token, device=self._device)
-            starts = (torch.arange(shape[1], device=self._device) % size == 0)[None]
-            pixels = self.family.pixels(torch.stack(part).to(next(self.model.parameters()).dtype))
-            del part
-            with telling(self.cache, torch.full_like(ids, VIDEO), starts):
-                self._forward(ids, self._places(steps, rows, columns), **pixels)
-            counts.vision += shape[1]
-            counts.steps += steps
-            counts.edge += steps * self.ticks if self.family.axes == AXES else shape[1]
-            counts.issued = max(counts.issued, counts.edge, counts.prefix + max(rows, columns))
-
-    def _places(self, steps: int, rows: int, columns: int) -> Tensor:
-        """Rotary positions (3,1,n) or (1,n) of some steps."""
-        counts, device = self.counts, self._device
-        if self.family.axes < AXES:
-            return counts.edge + torch.arange(steps * rows * columns, device=device)[None]
-        t, h, w = (torch.arange(n, device=device) for n in (steps, rows, columns))
-        grid = torch.meshgrid(counts.edge + t * self.ticks, counts.prefix + h, counts.prefix + w, indexing="ij")
-        return torch.stack(grid).reshape(AXES, 1, -1)
-
-    def _compress(self) -> None:
-        counts, left = self.counts, int(self.target * self._room)
-        self.cache.compress(budget=counts.prefix + counts.kept + left)
-        counts.vision = min(counts.vision, left)
-        counts.compressions += 1
-        forget(self.cache)
-
-    def _make_way(self, end: int, spare: int = 0) -> None:
-        """Positions below ``end`` are about to be given, and ``spare`` more are left to text: move slots together where
-        these are beyond the limit."""
-        if end + spare > self.limit and self.mode != "absolute":
-            edge, counts = compact(self.cache, self.counts.prefix, self.ticks), self.counts
-            end -= counts.edge - edge
-            counts.edge = counts.issued = edge
-            if self._grid is not None and self.family.axes == AXES:
-                counts.issued = max(edge, counts.prefix + max(self._grid))
-        if end + spare > self.limit:
-            raise UnsupportedInput(
-                f"the stream has come to rotary position {end}, and with {spare} left to text the limit is {self.limit}"
-                + (": give positions='auto', which moves slots together" if self.mode == "absolute" else "")
-                + ". A smaller cap, fewer ticks, or limit=… of a model that can do more."
-            )
+    def _watch(self, count: int) -> None:
+        """Read the first ``count`` frames that wait, whole steps."""
+        while count:
+            part = min(count, self._block_steps() * self.reader.family.frames)
+            steps = part // self.reader.family.frames
+            if self.counts.vision + steps * self.reader.cells > self._room:
+                self.reader.compress(self._left)
+            end = self.counts.edge + self.reader.advance(steps)
+            self.reader.make_way(max(end, self.counts.issued), self.reserve - self.counts.kept)
+            frames, self._waiting[:part] = torch.stack(self._waiting[:part]), []
+            self.reader.steps(frames)
+            count -= part
 
     # --- text ----------------------------------------------------------------------------------------------------
 
@@ -341,51 +281,18 @@ class VideoStream:
                     "text is a str, and there is no processor: VideoStream(…, processor=tokenizer), or ids"
                 )
             text = torch.tensor([self._tokenizer(text, add_special_tokens=False)["input_ids"]])
-        ids: Tensor = taken("VideoStream", "text", text, Tensor).to(self._device)
+        ids: Tensor = taken("VideoStream", "text", text, Tensor).to(self.reader.device)
         if ids.dim() != 2 or ids.shape[0] != 1 or not ids.shape[1]:
             raise KeepKVError(f"ids of shape {tuple(ids.shape)}: give (1,n), one token at least")
         return ids
 
     def _check_room(self, length: int) -> None:
-        held = self.counts.prefix + self.counts.kept + self.counts.vision
+        held = self.counts.held
         if held + length > self.cap:
             raise BudgetError(
                 f"{length} tokens of text do not fit: {held} of cap_tokens={self.cap} are held. Ask for less, or give "
                 f"a larger text_reserve ({self.reserve}) or cap."
             )
-
-    def _text_start(self) -> int:
-        """Where text stands that comes now: behind all positions that were given."""
-        return max(self.counts.edge, self.counts.issued)
-
-    def _read_text(self, ids: Tensor) -> Tensor:
-        """Logits (1,V) of what follows ``ids`` (1,n)."""
-        start, counts = self._text_start(), self.counts
-        at = start + torch.arange(ids.shape[1], device=self._device)[None]
-        logits = self._forward(ids, at if self.family.axes < AXES else at.expand(AXES, *at.shape))
-        counts.edge = counts.issued = start + ids.shape[1]
-        return logits
-
-    def _answer(self, ids: Tensor, most: int, on_token: Callable[[int], None] | None, keep: bool) -> list[int]:
-        ends = getattr(self.model.generation_config, "eos_token_id", None)
-        stop = {ends} if isinstance(ends, int) else set(ends or ())
-        logits, said = self._read_text(ids), []
-        while True:
-            token = int(logits[0].argmax())
-            said.append(token)
-            if on_token is not None:
-                on_token(token)
-            last = token in stop or len(said) == most
-            if not last or keep:
-                logits = self._read_text(torch.tensor([[token]], device=self._device))
-            if last:
-                return said
-
-    def _forward(self, ids: Tensor, places: Tensor, **pixels: Tensor) -> Tensor:
-        given = {"input_ids": ids, "position_ids": places, "logits_to_keep": 1, "use_cache": True, **pixels}
-        logits: Tensor = self.model(**given, **{CACHE: self.cache}).logits[:, -1]
-        self.counts.peak = max(self.counts.peak, self.entries)
-        return logits
 
     def _pushed(self) -> Pushed:
         return Pushed(self.counts.steps, self.counts.compressions, self.entries, self.bytes)
