@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 import keepkv
 from helpers import vision_zoo as zoo
@@ -158,3 +159,54 @@ def test_codecs_that_write_keys_before_rope(name: str) -> None:
     for one, two in zip(exact.compressible, written.compressible, strict=True):
         a, b = one.store.view().keys, two.store.view().keys
         assert float((a - b).norm() / a.norm()) < 0.12
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", zoo.ZOO)
+@pytest.mark.parametrize("method", ["full", "keepkv2"])
+def test_a_second_turn_brings_another_image(name: str, method: str) -> None:
+    """Two forwards, each with an image: logits of transformers' own cache, and what is known is that of one forward."""
+    model = zoo.model(name)
+    turns = [zoo.prompt(name, 8, "tit"), zoo.prompt(name, 9, "titt")]
+    whole = {key: torch.cat([turn[key] for turn in turns], int(key.endswith(("ids", "mask")))) for key in turns[0]}
+    if name == "smolvlm":
+        whole["pixel_values"] = torch.cat([turn["pixel_values"] for turn in turns], 1)
+    one, two = (keepkv.Cache(model, method, None if method == "full" else 1.0) for _ in range(2))
+    given: list[Any] = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: given.append(kwargs.get("position_ids")), with_kwargs=True
+    )
+    model(**whole, **{CACHE: one})
+    hook.remove()
+
+    def read(cache: Any) -> Tensor:
+        start, found = 0, []
+        for turn in turns:
+            end = start + turn["input_ids"].shape[1]
+            # Without positions a model with M-RoPE takes the second image for text.
+            places = {} if given[0] is None else {"position_ids": given[0][..., start:end]}
+            inputs = {key: x for key, x in turn.items() if key != "attention_mask"}
+            found.append(model(**inputs, **places, **{CACHE: cache}).logits)
+            start = end
+        return torch.cat(found, 1)
+
+    found, wanted = read(two), read(DynamicCache(config=model.config.get_text_config()))
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
+    at = torch.arange(whole["input_ids"].shape[1])[None]
+    assert torch.equal(one.shared.positions.known.of(at), two.shared.positions.known.of(at))  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def test_a_video_of_llava_onevision() -> None:
+    """A video is one stretch there, with a token behind it: one step of one position for each."""
+    model = zoo.model("llava-onevision")
+    ids = torch.randint(5, 280, (1, 30), generator=torch.Generator().manual_seed(1))
+    ids[0, 8:21] = zoo.VIDEO
+    video = torch.randn(1, 3, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values_videos=video)
+    arguments = dict(max_new_tokens=5, do_sample=False)
+    cache = keepkv.Cache(model, "keepkv2", 1.0)
+    assert torch.equal(model.generate(**inputs, **arguments), model.generate(**inputs, **arguments, **{CACHE: cache}))
+    facts = cache.shared.positions.known.of(torch.arange(30)[None])[0]  # type: ignore[union-attr]
+    assert facts[8:21, CELL].tolist() == [*range(13)] and facts[8:21, STEP].unique().tolist() == [0]
+    assert facts[:, 0].tolist() == [*range(30)]
