@@ -62,9 +62,9 @@ class Reader:
 
     @property
     def entries(self) -> int:
-        """Slots that a KV head holds, as the cache has them."""
-        lengths = [int(x.store.lengths.max()) for x in self.cache.compressible if x.is_initialized]
-        return max(lengths, default=0)
+        """Slots that a KV head holds, as the cache has them: the same in every head and layer."""
+        first = self.cache.compressible[0]
+        return int(first.store.lengths.max()) if first.is_initialized else 0
 
     @property
     def cells(self) -> int:
