@@ -176,8 +176,18 @@ def test_kept_turns_stay_and_count(name: str) -> None:
     turn_at = set(range(5 + 3 * CELLS[name], 5 + 3 * CELLS[name] + 6 + answer.shape[1]))
     assert all(turn_at | set(range(5)) <= set(head.tolist()) for head in kept)
     assert made.counts.kept == 10 and made.entries <= made.cap
-    with pytest.raises(BudgetError, match=r"a turn of 15 tokens does not fit text_reserve=24, of which 10 are taken"):
-        made.ask(ids(11, 3), 4, keep=True)
+    made.ask(ids(4, 3), 4, keep=True)
+    second = made.counts.turns[1]
+    made.ask(ids(8, 3), 4, keep=True)  # the oldest turn goes, whole
+    kept = [set(head.tolist()) for layer in (0, 1) for head in made.cache.kept_positions(layer)[0]]
+    assert made.counts.kept == 20 and made.counts.turns[0] == second
+    assert all(not turn_at & head and set(range(*second)) <= head for head in kept)
+    assert made.entries == made.counts.held <= made.cap
+    for turn in range(10):
+        made.push(frames(name, 4, turn))
+    assert made.peak_entries <= made.cap
+    with pytest.raises(BudgetError, match="a turn of 25 tokens does not fit text_reserve=24"):
+        made.ask(ids(21, 3), 4, keep=True)
 
 
 # --- positions ---------------------------------------------------------------------------------------------------

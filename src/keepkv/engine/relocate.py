@@ -1,10 +1,11 @@
-"""Slots that are held already get other rotary positions: their keys are turned on, and remember by how much."""
+"""Slots that are held already get other rotary positions, and remember by how much; or those of some tokens go."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from keepkv.core.slots import Slots
 from keepkv.core.tokens import KIND, MOVED, TEXT, steps_of
 from keepkv.engine.layer import Layer
 from keepkv.engine.view import view_of
@@ -24,9 +25,21 @@ def relocate(layer: Layer, by: Tensor) -> None:
     wide = torch.promote_types(slots.keys.dtype, torch.float32)
     keys = rope.turn(slots.keys.to(wide), steps_of(by, kinds, rope.axes)).to(slots.keys.dtype)
     stats = {**slots.stats, MOVED: slots.stats[MOVED] + by.to(torch.float32)}
+    _hold(layer, slots.with_(keys=keys, stats=stats))
+
+
+def drop(layer: Layer, first: int, last: int) -> None:
+    """Free the slots of tokens ``first`` to ``last`` − 1 of every row. Nothing appended before can be taken back
+    afterwards."""
+    view = view_of(layer)
+    at = view.slots.positions
+    _hold(layer, view.slots.select((at < first) | (at >= last)))
+
+
+def _hold(layer: Layer, slots: Slots) -> None:
     store = layer.store.successor()
-    store.load(layer.form.stored(slots.with_(keys=keys, stats=stats)))
-    layer.store, layer.progress.compressed = store, True
+    store.load(layer.form.stored(slots))
+    layer.store, layer.progress.compressed, layer.progress.settled = store, True, layer.progress.seen
 
 
 def times_of(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:

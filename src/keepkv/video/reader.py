@@ -13,6 +13,7 @@ from keepkv.core.rope import AXES
 from keepkv.core.tokens import VIDEO
 from keepkv.engine.cache import Cache
 from keepkv.engine.places import telling
+from keepkv.engine.relocate import drop
 from keepkv.engine.versions import CACHE
 from keepkv.errors import UnsupportedInput
 from keepkv.video.family import Family
@@ -23,7 +24,8 @@ from keepkv.video.moves import compact, forget
 class Counts:
     """How far a stream has come. prefix, kept: tokens of text before all frames, and of turns that were kept. vision:
     slots of a KV head. steps: time steps seen. edge: position in time of what comes next. issued: the next that no
-    token has on any axis. peak: the most slots that a KV head has held."""
+    token has on any axis. peak: the most slots that a KV head has held. turns: first token of each turn that was kept,
+    and the one behind its last, oldest first."""
 
     prefix: int = 0
     kept: int = 0
@@ -33,6 +35,7 @@ class Counts:
     issued: int = 0
     compressions: int = 0
     peak: int = 0
+    turns: list[list[int]] = field(default_factory=list)
 
     @property
     def held(self) -> int:
@@ -133,6 +136,21 @@ class Reader:
                 logits = self.text(torch.tensor([[token]], device=self.device))
             if last:
                 return said
+
+    def keep(self, ids: Tensor, most: int, on_token: Callable[[int], None] | None) -> list[int]:
+        """``answer``, and both stay."""
+        start = int(self.cache.seen[0]) if len(self.cache.seen) else 0
+        said = self.answer(ids, most, on_token, keep=True)
+        self.counts.turns.append([start, start + ids.shape[1] + len(said)])
+        self.counts.kept += ids.shape[1] + len(said)
+        return said
+
+    def drop_turn(self) -> None:
+        """Free the oldest turn that was kept, whole."""
+        first, last = self.counts.turns.pop(0)
+        for layer in self.cache.compressible:
+            drop(layer, first, last)
+        self.counts.kept -= last - first
 
     def passing(self, ids: Tensor, most: int, on_token: Callable[[int], None] | None) -> list[int]:
         """``answer``, and nothing is left of question and answer."""

@@ -136,23 +136,23 @@ class VideoStream:
         on_token: Callable[[int], None] | None = None,
     ) -> str | Tensor:
         """The greedy answer, as text or as ids (1,n) where there is no processor. keep: question and answer stay, as
-        part of ``text_reserve``; else nothing remembers them. on_token: called with every token as it comes."""
+        part of ``text_reserve``, for which the oldest turns that were kept go; else nothing remembers them. on_token:
+        called with every token as it comes."""
         ids = self._ids(text)
         if max_new_tokens < 1:
             raise KeepKVError(f"max_new_tokens={max_new_tokens}: give at least 1")
         length = ids.shape[1] + max_new_tokens
-        if keep and self.counts.kept + length > self.reserve:
+        if keep and length > self.reserve:
             raise BudgetError(
-                f"a turn of {length} tokens does not fit text_reserve={self.reserve}, of which {self.counts.kept} are "
-                "taken by turns that were kept: ask with keep=False, give a larger reserve, or reset()."
+                f"a turn of {length} tokens does not fit text_reserve={self.reserve}: ask with keep=False, or give a "
+                "larger reserve."
             )
+        while keep and self.counts.kept + length > self.reserve:
+            self.reader.drop_turn()
         self._check_room(length)
         self.reader.make_way(self.reader.text_start + length)
-        if keep:
-            answer = self.reader.answer(ids, max_new_tokens, on_token, keep)
-            self.counts.kept += ids.shape[1] + len(answer)
-        else:
-            answer = self.reader.passing(ids, max_new_tokens, on_token)
+        asked = self.reader.keep if keep else self.reader.passing
+        answer = asked(ids, max_new_tokens, on_token)
         said = torch.tensor([answer], device=self.reader.device)
         return said if self.processor is None else str(self._tokenizer.decode(answer, skip_special_tokens=True))
 
