@@ -108,6 +108,26 @@ def test_below_the_cap_a_stream_is_one_forward(name: str) -> None:
     assert made.counts.compressions == 0
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_to_drop_is_to_mask(name: str) -> None:
+    """Logits of a question after a compression, and with everything held and what was dropped masked, head by head."""
+    made = stream(name, recent=0.25)
+    made.push(frames(name, 8))
+    full = made.cache.copy()
+    made.reader.compress(made._left)
+    for layer, rest in zip(full.compressible, made.cache.compressible, strict=True):
+        slots, kept = layer.store.view(), rest.store.view().positions
+        assert kept.shape[2] == 5 + made._left < slots.shape[2]
+        gone = ~(slots.positions[..., None] == kept[:, :, None]).any(-1)
+        store = layer.store.empty()
+        store.load(slots.with_(log_votes=slots.log_votes.masked_fill(gone, -1e4)))
+        layer.store, layer.progress.compressed = store, True
+    with made.cache.transient():
+        found = made.reader.text(ids(6, 3))
+    made.reader.cache, made.counts.edge, made.counts.issued = full, made.counts.edge - 6, made.counts.issued - 6
+    torch.testing.assert_close(found, made.reader.text(ids(6, 3)), atol=1e-5, rtol=1e-5)
+
+
 def test_patches_are_those_of_transformers() -> None:
     """The order of pixels within patches, and of patches that merge, against the model's own processor."""
     processor = pytest.importorskip("transformers").Qwen2VLImageProcessor
