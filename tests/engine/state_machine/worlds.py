@@ -131,6 +131,12 @@ class World:
         return "sliding" in self.arch
 
     @property
+    def calibration(self) -> keepkv.Calibration | None:
+        """What the method's score needs to know of the model, if anything."""
+        kind = make_method(self.method, {}).score.needs_calibration
+        return None if kind is None else _calibration(kind, self.arch, self.dtype)
+
+    @property
     def least(self) -> int:
         """Tokens of a first prompt."""
         return SPANNED if self.spans else 2
@@ -146,9 +152,8 @@ class World:
         spans = SPANS if self.spans else None
         budget = None if self.method == "full" else BUDGET
         store = None if layout == "auto" else layout
-        kind = make_method(self.method, {}).score.needs_calibration
-        more |= {} if kind is None else {"calibration": _calibration(kind, self.arch, self.dtype)}
-        return keepkv.Cache(self.model, self.method, budget, store=store, codec=codec, spans=spans, **more, **chosen)
+        more |= {"calibration": self.calibration, "spans": spans}
+        return keepkv.Cache(self.model, self.method, budget, store=store, codec=codec, **more, **chosen)
 
 
 @cache
