@@ -117,7 +117,7 @@ def _filled_default(window: int, counts: tuple[int, ...]) -> Method:
 
 
 _TAIL = "a budget below the sinks, the last whole run and its rest: kvpress takes any of them, keepkv the newest"
-_LAG = f"kvpress divides by zero where a channel does not vary in a run, and ranks NaN; {_TAIL}"
+_LAG = f"ranks tie between runs; kvpress divides by zero where a channel does not vary, and ranks NaN; {_TAIL}"
 _SHORT = "kvpress keeps a slot of a last chunk whose share is less than one"
 _EQUALS = f"equal tokens have keys of equal norm in the first layer, and scores of chunks are not recorded; {_SHORT}"
 _ALONE = "kvpress scores each chunk as if it were all there is, keepkv within the whole text"
