@@ -31,7 +31,7 @@ class ExpectedAttention(Score):
 
     epsilon, epsilon_mode: "absolute" as in the paper, or "relative": ε = epsilon / tokens in the softmax, which means
         the same at every length. use_covariance: without it s is the attention of the mean query.
-    value_norm: "v" or None. The paper's ‖W_o v‖ needs the output projection, which slots do not know.
+    value_norm: "v" or None. The paper's ‖W_o v‖, which a score can ask for (``needs_output``), is not here.
     position_average: "rotation" (paper: one mean rotation), "moments" (mean and covariance of the mixture over
         positions, which rotation shrinks), "mixture" (the mixture itself, ``horizon`` passes).
     statistics: "prompt" as above, or "stored": (μ, Σ) of the model's queries on other texts, the same for every row,
