@@ -30,7 +30,7 @@ score
 reduce
 methods
 engine
-embedded measure plan
+embedded measure plan video
 metrics models
 tasks
 asking

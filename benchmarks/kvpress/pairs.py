@@ -117,7 +117,9 @@ def _filled_default(window: int, counts: tuple[int, ...]) -> Method:
 
 
 _TAIL = "a budget below the sinks, the last whole run and its rest: kvpress takes any of them, keepkv the newest"
-_EQUALS = "ties: equal tokens have keys of equal norm in the first layer (scores of all chunks are not recorded)"
+_LAG = f"ranks tie between runs; kvpress divides by zero where a channel does not vary, and ranks NaN; {_TAIL}"
+_SHORT = "kvpress keeps a slot of a last chunk whose share is less than one"
+_EQUALS = f"equal tokens have keys of equal norm in the first layer, and scores of chunks are not recorded; {_SHORT}"
 _ALONE = "kvpress scores each chunk as if it were all there is, keepkv within the whole text"
 _FILLED = "kvpress fills a last block that is not full with zeros, which take part in the softmax"
 _PYRAMID = (
@@ -180,12 +182,12 @@ MATCHED = [
     ),
     Pair("adakv(knorm)", _adaptive(_press("KnormPress")), **_plain("adakv", score="knorm", window=0, sinks=0)),
     Pair("adakv(keydiff)", _adaptive(_press("KeyDiffPress")), **_plain("adakv", score="keydiff", window=0, sinks=0)),
-    Pair("lagkv", _press("LagKVPress", lag_size=29), **_plain("lagkv", lag=29), why=_TAIL),
+    Pair("lagkv", _press("LagKVPress", lag_size=29), **_plain("lagkv", lag=29), why=_LAG),
     Pair(
         "lagkv, cross",
         _press("LagKVPress", lag_size=29, cross_scoring=True),
         **_plain("lagkv", lag=29, cross=True),
-        why=_TAIL,
+        why=_LAG,
     ),
     Pair("curdkv", _press("CURPress"), **_plain("curdkv")),
     Pair("curdkv, mean", _press("CURPress", leverage_type="kv_avg"), **_plain("curdkv", of="mean")),
@@ -233,6 +235,7 @@ MATCHED = [
         "chunk(keydiff), each alone as in kvpress",
         _over("ChunkPress", _press("KeyDiffPress"), chunk_length=20),
         _as_many(EachAlone(KeyDiff(), 20)),
+        why=_SHORT,
     ),
     Pair("chunkkv(knorm)", _over("ChunkKVPress", _press("KnormPress")), _as_many(ChunkKV(KNorm()), True)),
     Pair("chunkkv(keydiff)", _over("ChunkKVPress", _press("KeyDiffPress")), _as_many(ChunkKV(KeyDiff()), True)),
@@ -273,6 +276,16 @@ DEFAULTS = [
         "adakv(snapkv)",
         _adaptive(_press("SnapKVPress")),
         **_plain("adakv"),
+        why=f"window 32 against 64; {_SINKS}",
+    ),
+    Pair("lagkv", _press("LagKVPress"), **_plain("lagkv"), why=_LAG),
+    Pair("curdkv", _press("CURPress"), **_plain("curdkv")),
+    Pair("leverage-score", _press("LeverageScorePress"), **_plain("leverage-score"), why=_SINKS),
+    Pair("cap", _press("CapPress"), **_plain("cap")),
+    Pair(
+        "criticalkv(snapkv)",
+        _over("CriticalKVPress", _press("SnapKVPress")),
+        **_plain("criticalkv"),
         why=f"window 32 against 64; {_SINKS}",
     ),
 ]

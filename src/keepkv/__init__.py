@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from keepkv.select import Select, register_select
     from keepkv.spans import Span, SpanPolicy, spans_of_chat, spans_of_text
     from keepkv.store import Codec, Store, register_codec, register_store
+    from keepkv.video import VideoStream
 
 __version__ = "0.1.0"
 _NAMES = {  # by the module that has them; the block above says the same to type checkers
@@ -66,15 +67,16 @@ _NAMES = {  # by the module that has them; the block above says the same to type
     "select": "Select register_select",
     "spans": "Span SpanPolicy spans_of_chat spans_of_text",
     "store": "Codec Store register_codec register_store",
+    "video": "VideoStream",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = [
     "Allocate", "Answers", "Budget", "Cache", "Calibration", "Codec", "Context", "Fit", "KeepKVError",
     "LayerView", "Method", "ModelCheck", "Receipt", "Reduce", "Reduced", "Score", "Select", "Slots", "Span",
-    "SpanPolicy", "Stat", "Store", "When", "ask", "check", "compressed", "embedded_model", "fit", "from_kvpress",
-    "method_info", "methods",
-    "register_allocate", "register_codec", "register_method", "register_reduce", "register_score",
-    "register_select", "register_store", "rehearse", "reread", "restore", "spans_of_chat", "spans_of_text",
+    "SpanPolicy", "Stat", "Store", "VideoStream", "When", "ask", "check", "compressed", "embedded_model", "fit",
+    "from_kvpress", "method_info", "methods", "register_allocate", "register_codec", "register_method",
+    "register_reduce", "register_score", "register_select", "register_store", "rehearse", "reread", "restore", "spans_of_chat",
+    "spans_of_text",
 ]  # fmt: skip
 
 

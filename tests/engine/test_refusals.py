@@ -36,11 +36,6 @@ def test_only_the_text_part_of_a_vision_model_is_switched() -> None:
     assert model.config.vision_config._attn_implementation == before
 
 
-def test_positions_in_three_dimensions_are_announced_where_rope_is_undone() -> None:
-    with pytest.warns(UserWarning, match="three dimensions"):
-        keepkv.Cache(zoo.model("qwen2-vl"), "expected-attention", 14)
-
-
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "gpt-oss", "deepseek-v3"])
 def test_left_on_keepkv_a_model_behaves_as_before(arch: str) -> None:
     """Without a keepkv cache, generation and a training step go the stock way."""

@@ -93,7 +93,6 @@ def test_layouts_that_cannot_be_undone_are_named() -> None:
     assert all(isinstance(r, UnknownRope) and "pairs" in r.reason for r in ropes.values())
 
 
-@pytest.mark.filterwarnings("ignore:.*three dimensions")
 @pytest.mark.parametrize("name", sorted(zoo.ZOO))
 def test_zoo(name: str) -> None:
     """Every architecture that the cache serves is understood, or refused for a reason that is its own."""
@@ -106,11 +105,6 @@ def test_zoo(name: str) -> None:
         assert sorted(reasons) == [4, 5]
     else:
         assert not reasons
-
-
-def test_positions_of_images_are_warned_about() -> None:
-    with pytest.warns(UserWarning, match="exact for text, approximate where the prompt holds images"):
-        assert all(isinstance(r, Rope) for r in rope_of(zoo.model("qwen2-vl")).values())
 
 
 def test_bfloat16_models_and_frequencies_that_follow_the_input() -> None:

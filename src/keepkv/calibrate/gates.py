@@ -117,7 +117,9 @@ def gates(
             into = one.fitted if count % HELD_OUT else one.judged
             y = torch.stack(logs).mean(0).transpose(0, 1).flatten(1)
             one.parts = [slots.keys.shape[-1], slots.values.shape[-1], *[1] * NORMS]
-            x = [features(slots, layer.info.rope, head)[:, SINKS:].flatten(0, 1) for head in range(slots.keys.shape[1])]
+            rope = None if layer.info.rope is None else layer.info.rope.of_text
+            heads = range(slots.keys.shape[1])
+            x = [features(slots, rope, slots.positions, head)[:, SINKS:].flatten(0, 1) for head in heads]
             into.add(torch.stack(x), y)
     if count < HELD_OUT and sums:
         raise CalibrationError(

@@ -106,7 +106,7 @@ def compare_heads(model: PreTrainedModel, texts: Iterable[Tensor]) -> dict[int, 
         for layer in cache.compressible:
             slots, rope, sums = layer.store.view(), layer.info.rope, found[layer.info.index]
             keys = slots.keys.float()
-            sums["before_rope"].add(keys if rope is None else rope.unrotate(keys, slots.positions))
+            sums["before_rope"].add(keys if rope is None else rope.of_text.unrotate(keys, slots.positions))
             sums["keys"].add(slots.keys)
             sums["values"].add(slots.values)
     return found

@@ -86,8 +86,8 @@ def _reads(model: PreTrainedModel, texts: Iterable[Tensor], rotated: bool = Fals
             slots, queries, rope = layer.store.view(), layer.score_state["queries"].float(), layer.info.rope
             keys, end = slots.keys.float(), ids.shape[1]
             if rope is not None and not rotated:
-                keys = rope.unrotate(keys, slots.positions)
-                queries = rope.unrotate(queries, torch.arange(end - queries.shape[2], end, device=ids.device))
+                keys = rope.of_text.unrotate(keys, slots.positions)
+                queries = rope.of_text.unrotate(queries, torch.arange(end - queries.shape[2], end, device=ids.device))
             grouped = queries.unflatten(1, (keys.shape[1], -1))
             found[layer.info.index] = Read(keys[:, :, SINKS:], grouped)
         yield found

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+AXES = 3  # positions of a token under M-RoPE: time, height, width
+
+
+def axes_of(config: Any) -> int:
+    """Positions of a token, for the configuration of a text model: three with M-RoPE."""
+    return AXES if "mrope_section" in str(getattr(config, "rope_parameters", None) or "") else 1
 
 
 def _exact(x: Tensor) -> Tensor:
@@ -39,19 +47,33 @@ class Rope:
     """The rotation of one layer: the first ``2 * len(inv_freq)`` dims of a head are rotated, the rest pass through.
 
     inv_freq (R/2,) float32: angle per position of each pair. scaling: factor the model applies to cos and sin.
-    interleaved: pairs are (0,1),(2,3),… instead of (i, i + R/2).
+    interleaved: pairs are (0,1),(2,3),… instead of (i, i + R/2). axis (R/2,) int64: where a token has three positions,
+    its time, height and width (M-RoPE), the one that turns each pair, in whatever order the model mixes them; None:
+    one position turns all. Positions are (…,T), and (…,T,3) with ``axis``.
     """
 
     inv_freq: Tensor
     scaling: float = 1.0
     interleaved: bool = False
+    axis: Tensor | None = None
 
     @property
     def dims(self) -> int:
         """R: rotated dims of a head."""
         return 2 * self.inv_freq.shape[0]
 
-    def _pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def axes(self) -> int:
+        """A: positions of a token."""
+        return 1 if self.axis is None else AXES
+
+    @property
+    def of_text(self) -> Rope:
+        """The same, for tokens all of whose positions are the same: (…,T)."""
+        return replace(self, axis=None)
+
+    def pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """First and second of the dims of ``x`` (…,D) that turn together, (…,R/2) each."""
         rotated = x[..., : self.dims]
         if self.interleaved:
             return rotated[..., 0::2], rotated[..., 1::2]
@@ -65,11 +87,11 @@ class Rope:
         return pairs if self.dims == x.shape[-1] else torch.cat((pairs, x[..., self.dims :]), dim=-1)
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        first, second = self._pairs(x)
+        first, second = self.pairs(x)
         return self._join(first * cos - second * sin, second * cos + first * sin, x)
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Apply RoPE to ``x`` (…,T,D) at integer ``positions`` (…,T), broadcast over leading dims."""
+        """Apply RoPE to ``x`` (…,T,D) at integer ``positions`` (…,T[,A]), broadcast over leading dims."""
         return self._turn(x, *self.phases(positions, self.scaling))
 
     def unrotate(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -78,29 +100,31 @@ class Rope:
         return self._turn(x, cos, -sin)
 
     def phases(self, positions: Tensor, scaling: float = 1.0) -> tuple[Tensor, Tensor]:
-        """cos and sin (…,T,R/2), float32, of the angles at ``positions`` (…,T), times ``scaling``."""
-        angle = positions[..., None].to(torch.float32) * self.inv_freq
+        """cos and sin (…,T,R/2), float32, of the angles at ``positions`` (…,T[,A]), times ``scaling``."""
+        places = positions[..., None] if self.axis is None else positions[..., self.axis]
+        angle = places.to(torch.float32) * self.inv_freq
         cos, sin = angle.cos(), angle.sin()
         return (cos, sin) if scaling == 1.0 else (cos * scaling, sin * scaling)
 
     def back(self, x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
         """Write ``x`` (…,T,D), at positions of these ``phases`` with 1/``scaling``, to ``out`` as it was before
         ``rotate``: no temporary, no gradient."""
-        (first, second), (a, b) = self._pairs(x), self._pairs(out)
+        (first, second), (a, b) = self.pairs(x), self.pairs(out)
         torch.mul(second, sin, out=a).addcmul_(first, cos)
         torch.mul(second, cos, out=b).addcmul_(first, sin, value=-1)
         out[..., self.dims :] = x[..., self.dims :]
 
     def turn(self, x: Tensor, by: Tensor) -> Tensor:
-        """``x`` (…,T,D) from where it is to ``by`` (…,T) positions further, as ``unrotate`` and ``rotate`` would."""
+        """``x`` (…,T,D) from where it is to ``by`` (…,T[,A]) positions on, as ``unrotate`` and ``rotate`` would."""
         return self._turn(x, *self.phases(by))
 
     def magnitudes(self, x: Tensor) -> Tensor:
         """Lengths (…,R/2) of the pairs of ``x`` (…,D), which no rotation changes but for ``scaling``."""
-        return torch.hypot(*self._pairs(x))
+        return torch.hypot(*self.pairs(x))
 
     def average(self, x: Tensor, start: Tensor, count: int, transpose: bool = False) -> Tensor:
-        """Apply R̄, the mean of the rotations at positions start … start+count−1, to ``x`` (B,…,D); start (B,).
+        """Apply R̄, the mean of the rotations at positions start … start+count−1, to ``x`` (B,…,D); start (B,). The
+        positions are of text, so all axes have the same.
 
         ``transpose`` applies R̄ᵀ: (R̄μ)·k = μ·(R̄ᵀk). R̄ is no rotation: it damps the fast pairs.
         """

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from keepkv.core.rope import Rope
+from keepkv.core.tokens import KIND, MOVED, Tokens, steps_of
 
 if TYPE_CHECKING:
     from keepkv.core.intervals import Intervals
@@ -128,6 +129,7 @@ class LayerView:
     memo: dict[str, Tensor] = field(default_factory=dict)  # what a piece computed from this view that others may use
     weights: Tensor | None = None  # (B,H,G,S): attention of the latest query, where it was one and computed them
     budget: Tensor | None = None
+    tokens: Tokens | None = None  # facts of the tokens behind slots and queries; None: text, at the index of each
     spans: Intervals | None = None  # where given, each slot inside is scored by the queries of its own span alone
     calibration: Mapping[str, Tensor] | None = None  # of this layer, by name, where ``needs_calibration`` asks for it
     output: Tensor | None = None  # (H*G,Dv,E): weight of the output projection, where ``needs_output`` asks for it
@@ -136,3 +138,24 @@ class LayerView:
     def query_groups(self) -> int:
         """G: query heads per KV head."""
         return self.queries.shape[1] // self.slots.positions.shape[1]
+
+    def places(self, positions: Tensor) -> Tensor:
+        """Rotary positions, as ``rope`` takes them, of tokens at ``positions`` (B,…): (B,…), with M-RoPE (B,…,A)."""
+        if self.tokens is not None:
+            return self.tokens.places(positions)
+        axes = 1 if self.rope is None else self.rope.axes
+        return positions if axes == 1 else positions[..., None].expand(*positions.shape, axes)
+
+    def key_places(self) -> Tensor:
+        """Rotary positions of the slots' keys, (B,H,S[,A]): their tokens', and what they were moved by since."""
+        positions, moved = self.slots.positions, self.slots.stats.get(MOVED)
+        places = self.places(positions)
+        if moved is None or self.tokens is None:
+            return places
+        kinds = self.tokens.of(positions)[..., KIND]
+        return places + steps_of(moved.to(places.dtype), kinds, self.tokens.axes)
+
+    def next_place(self) -> Tensor:
+        """(B,) int64: the rotary position of the next token of each row, if it is text."""
+        after = self.places(self.seen[:, None])[:, 0]
+        return after if after.dim() == 1 else after.amax(-1)

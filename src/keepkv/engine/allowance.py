@@ -29,7 +29,11 @@ def layer_budget(layer: Compressible) -> Tensor:
         mean = _mean(layer, seen)
     if settings.budget.bytes is not None and layer.store.static_length is not None:
         mean = mean.clamp(max=layer.store.static_length - (settings.room or 0))
-    return allowed(settings.method, mean, seen, settings.budget.grows, info.rank, info.ranks, held)
+    most = allowed(settings.method, mean, seen, settings.budget.grows, info.rank, info.ranks, held)
+    cap = settings.method.when.cap
+    if cap is None or not settings.budget.grows:
+        return most
+    return most.minimum(most.new_full((), cap) - shared.coming).maximum(_least(layer))
 
 
 def _mean(layer: Compressible, seen: Tensor) -> Tensor:
@@ -135,7 +139,7 @@ def exceeds(layer: Compressible) -> bool:
 def _rest(layer: Compressible) -> str:
     """What bytes go to that are not for slots."""
     said = "go to layers that are not compressed, to what the score remembers and to tokens between compressions"
-    if layer.score_state and layer.progress.prefilling and layer.shared.settings.method.when.every is None:
+    if layer.score_state and layer.progress.prefilling and not layer.shared.settings.method.when.recurs:
         said += " (nothing is remembered after a compression with When(prefill='deferred'))"
     return said
 
@@ -175,7 +179,7 @@ def _reserved(layer: Compressible) -> int:
     if settings.budget.bytes is None:
         return 0
     plain, rows = layer.store.slot_bytes().plain, len(seen)
-    stays = settings.method.when.every is not None or layer.shared.observing or layer.progress.prefilling
+    stays = settings.method.when.recurs or layer.shared.observing or layer.progress.prefilling
     state = allocated(x for name, x in layer.score_state.items() if stays or name.startswith("span_"))
     return ranks * (state + rows * layer.store.row_bytes) + stock_bytes(layer.shared.others, plain, rows)
 

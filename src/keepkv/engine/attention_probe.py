@@ -49,11 +49,6 @@ def kind_of_layer(config: Any, index: int, rotary: nn.Module) -> tuple[str | Non
     return kind, kind is not None and hasattr(rotary, f"{kind}_inv_freq")
 
 
-def has_sections(config: Any) -> bool:
-    """Whether the text model takes positions in three dimensions (M-RoPE)."""
-    return "mrope_section" in str(getattr(config, "rope_parameters", None) or "")
-
-
 @torch.no_grad()
 def run_attention(
     model: Any,
@@ -62,24 +57,22 @@ def run_attention(
     positions: Tensor,
     rotary: nn.Module | None,
     kind: str | None,
-    sections: bool,
     mask: Any = None,
 ) -> Any:
-    """What the attention module ``layer`` returns for three fixed tokens at ``positions`` (3,), written to ``cache``.
+    """What the module ``layer`` returns for three fixed tokens at ``positions`` (3[,A]), written to a ``cache``.
 
-    rotary: the module that turns its keys, if there is one; kind: of layer, where it asks for that. sections: positions
-    have three dimensions.
+    rotary: the module that turns its keys, if there is one; kind: of layer, where it asks for that.
     """
     weight = next(p for p in layer.parameters() if p.dim() == 2)
     dtype = weight.dtype if weight.dtype.is_floating_point else model.dtype
     size = model.config.get_text_config(decoder=True).hidden_size
     device = compute_device(layer)
     tokens = torch.arange(3 * size, device=device).float().mul(1.7).sin().view(1, 3, size).to(dtype)
-    ids = positions[None].to(device)
-    turned = None if rotary is None else _turned(rotary, tokens, ids.expand(3, 1, -1) if sections else ids, kind)
+    ids = positions.reshape(3, -1).mT[:, None].to(device)  # (A,1,3)
+    turned = None if rotary is None else _turned(rotary, tokens, ids if positions.dim() > 1 else ids[0], kind)
     given = {
         "position_embeddings": turned,
-        "position_ids": ids,
+        "position_ids": ids[0],
         "attention_mask": mask,
         **dict.fromkeys(("cache", "past_key_values", "layer_past"), cache),  # whichever it takes
         "shared_kv_states": {},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy as copying
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import cache_utils as stock
 from keepkv.core.budget import Budget
 from keepkv.core.calibration import Given, check_calibration, loaded, of_layer
 from keepkv.core.options import keywords
+from keepkv.core.rope import axes_of
 from keepkv.core.tensorfile import MAX_FILE
 from keepkv.core.when import When
 from keepkv.engine import forward, persistence, rows
@@ -30,10 +31,12 @@ from keepkv.engine.fingerprint import fingerprint, shape
 from keepkv.engine.layer import Layer
 from keepkv.engine.mask_rule import MaskRule, note_cache
 from keepkv.engine.model import inner_model, prepare_model
+from keepkv.engine.positions import RowPositions
 from keepkv.engine.receipt import Receipt, make_receipt, summary
 from keepkv.engine.selecting import check_selection
 from keepkv.engine.state import CacheState, Settings
 from keepkv.engine.stock_layers import free_past
+from keepkv.engine.transient import transient
 from keepkv.errors import BudgetError, KeepKVError, UnsupportedModel
 from keepkv.kernels.dispatch import prepare
 from keepkv.methods import DEFAULT, Method, make_method
@@ -116,14 +119,15 @@ class Cache(stock.Cache):
         others = [layer for i, layer in enumerate(layers) if i not in prepared.ours]
         settings = replace(settings, calibrations=calibrations)
         spans_of_rows = None if settings.policy is None else RowSpans(settings.policy)
-        self.shared = CacheState(settings, spans=spans_of_rows, others=others)
+        positions = RowPositions(axes_of(model.config.get_text_config(decoder=True)))
+        self.shared = CacheState(settings, spans=spans_of_rows, others=others, positions=positions)
         device = input_device(model)
         if template.ragged or held.codec.exact is not None:  # a rectangle of numbers is read by torch
             prepare(device)
         for index, (info, form) in prepared.ours.items():
             mine = of_layer(calibrations, index, device)
             its = held.codec.for_layer(info, mine)
-            own = replace(held, layer=form.of_stored(info), calibration=mine, codec=its)
+            own = replace(held, layer=form.of_stored(info), calibration=mine, codec=its, places=positions.places)
             layers[index] = Layer(info, form, self.shared, template.empty(own))
         self.made = len(layers)
         super().__init__(layers=layers)
@@ -167,10 +171,12 @@ class Cache(stock.Cache):
                 layer.listen()
                 layer.score_state.clear()
 
-    def compress(self) -> None:
+    def compress(self, budget: Budget | float | int | str | None = None) -> None:
         """Run now, in every layer, the compression that is due or pending; to be used when the prefill schedule is
-        "deferred" and no token is decoded yet."""
+        "deferred" and no token is decoded yet. budget: what this one leaves, and those that follow."""
         self.renew()
+        if budget is not None:
+            self.shared.settings = replace(self.settings, budget=Budget.of(budget))
         read = [layer for layer in self.compressible if layer.progress.seen]
         for layer in read:
             layer.listen()
@@ -180,8 +186,13 @@ class Cache(stock.Cache):
         compress_waiting(self.shared)
         self.shared.restart()
         for layer in self.compressible:
-            if self.settings.method.when.every is None:
+            if not self.settings.method.when.recurs:
                 layer.drop_score_state()
+
+    def transient(self) -> AbstractContextManager[None]:
+        """Inside, whatever is read and decoded leaves no trace: it is never compressed, no score sees it, and it is
+        taken back at the end. A question, say, that later ones shall not depend on."""
+        return transient(self)
 
     @contextmanager
     def reading(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
+from keepkv.engine import cap
 from keepkv.engine.compression import compress_waiting
 from keepkv.engine.layer import Layer
 from keepkv.engine.mask_rule import MaskRule
@@ -47,7 +48,9 @@ def begin(cache: Reads, rule: MaskRule) -> None:
     if spans is not None and ends is not None:
         spans.check_prompt(ends)
     if unfinished != length:
-        _settle(cache, reading, prefilling)
+        full = cap.full(cache.compressible, rule)
+        _settle(cache, reading, prefilling, full)
+        cap.check(cache.compressible, rule, full)
         shared.forwards += 1
     if spans is not None and ends is not None:
         spans.end_prompt(ends)
@@ -107,12 +110,14 @@ def _hide(cache: Reads, rule: MaskRule) -> None:
     shared.hide(tokens)
 
 
-def _settle(cache: Reads, reading: bool, prefilling: bool) -> None:
-    """Run what is due before a forward. reading: of more than one decoded token; prefilling: of a prompt."""
+def _settle(cache: Reads, reading: bool, prefilling: bool, full: list[bool] | None) -> None:
+    """Run what is due before a forward. reading: of more than one decoded token; prefilling: of a prompt; full: rows
+    that it would take past the cap."""
     shared, layers, every = cache.shared, cache.compressible, cache.shared.settings.method.when.every
     for layer in layers:
         layer.listen()
     over = [every is not None and n >= every for n in shared.decoded]
+    over = over if full is None else [a or b for a, b in zip(over, full, strict=True)]
     seen = shared.positions.seen
     due = torch.tensor(over, device=seen.device) if any(over) and seen is not None else None
     waited = [layer.progress.pending for layer in layers]

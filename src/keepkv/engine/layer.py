@@ -229,13 +229,13 @@ class Layer(CacheLayerMixin):
         """Whether the score follows the attention of every token decoded."""
         method = self.shared.settings.method
         return method.score.follows_decode and (
-            self.shared.observing or (self.shared.compressing and method.when.every is not None)
+            self.shared.observing or (self.shared.compressing and method.when.recurs)
         )
 
     def _observes(self) -> bool:
         """Whether the score remembers something of this forward: only where a compression may follow."""
         shared, method = self.shared, self.shared.settings.method
-        may_follow = method.when.every is not None or (self.progress.prefilling and method.when.prefill is not None)
+        may_follow = method.when.recurs or (self.progress.prefilling and method.when.prefill is not None)
         return method.score.observes and (shared.observing or (shared.compressing and may_follow))
 
     def _after_attention(self, query: Tensor, weights: Tensor | None, attention: dict[str, Any]) -> None:
@@ -311,7 +311,7 @@ class Layer(CacheLayerMixin):
         """Runs after due compressions, before a forward: drops score state that the next compression cannot use, and
         readies the store. reading: the forward reads a prompt."""
         shared = self.shared
-        no_more = shared.settings.method.when.every is None and not shared.observing
+        no_more = not shared.settings.method.when.recurs and not shared.observing
         if shared.compressing and self.is_initialized and not self.progress.prefilling and no_more:
             self.drop_score_state()
         if self.info.is_shared and self.is_initialized:
@@ -328,7 +328,7 @@ class Layer(CacheLayerMixin):
 
     def copy(self, shared: CacheState, rows: Tensor | None = None) -> Layer:
         """An independent copy that belongs to ``shared``, of the ``rows`` (R,) int64 if they are given."""
-        held = replace(self.store.held, room=shared.settings.room)
+        held = replace(self.store.held, room=shared.settings.room, places=shared.positions.places)
         twin = Layer(self.info, self.form, shared, self.store.clone(held) if rows is None else self.store.empty(held))
         twin.attention, twin.latest, twin.heard = self.attention, self.latest, self.heard
         twin.tally, twin.progress = replace(self.tally), replace(self.progress)

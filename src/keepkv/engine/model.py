@@ -21,6 +21,7 @@ from keepkv.engine.interface import NAME
 from keepkv.engine.kv_form import KVForm, form_of
 from keepkv.engine.offsets import follow_offsets, unfollow_offsets
 from keepkv.engine.output_probe import UnknownOutput, projection_of
+from keepkv.engine.places import follow_places, unfollow_places
 from keepkv.engine.rope_probe import UnknownRope, rope_of
 from keepkv.engine.versions import warn_if_untested
 from keepkv.errors import UnsupportedModel
@@ -159,12 +160,14 @@ def set_attention(model: PreTrainedModel, implementation: str) -> str:
     if implementation == NAME:
         guard(model)
         follow_offsets(model)
+        follow_places(model)
         watch(model)
         if previous != NAME:
             setattr(model, BEFORE, previous)
     else:
         unguard(model)
         unfollow_offsets(model)
+        unfollow_places(model)
         unwatch(model)
         model.__dict__.pop(BEFORE, None)
     return previous

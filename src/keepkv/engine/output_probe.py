@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from keepkv.core.rope import AXES, axes_of
 from keepkv.engine.attention_probe import (
-    has_sections,
     kind_of_layer,
     own_rotaries,
     rotary_modules,
@@ -89,13 +89,11 @@ def projection_of(model: nn.Module, layer: nn.Module, index: int) -> Projection 
     rotaries = own_rotaries(layer, rotary_modules(decoder))
     rotary = rotaries[0] if rotaries else None
     kind, typed = kind_of_layer(config, index, rotary) if rotary is not None else (None, False)
+    places = torch.arange(3) if axes_of(config) == 1 else torch.arange(3)[:, None].expand(3, AXES)
     outputs, given = [], [_Given(1.0), _Given(0.0)]
     for one in given:
         try:
-            made = run_attention(
-                model, layer, one, torch.arange(3), rotary, kind if typed else None, has_sections(config),
-                MaskRule({}, None),
-            )  # fmt: skip
+            made = run_attention(model, layer, one, places, rotary, kind if typed else None, MaskRule({}, None))
         except Exception as error:  # whatever a model's own code raises: the layer is then simply not understood
             return UnknownOutput(f"it could not be probed ({type(error).__name__}: {error})")
         outputs.append((made[0] if isinstance(made, tuple) else made).double())

@@ -19,6 +19,7 @@ from keepkv.core import tensorfile, wholefile
 from keepkv.core.budget import Budget
 from keepkv.core.calibration import Given, check_same, digests
 from keepkv.core.tensorfile import Declared, Source
+from keepkv.core.tokens import Tokens
 from keepkv.core.when import When
 from keepkv.engine.devices import input_device
 from keepkv.engine.files import agreement, origin
@@ -80,6 +81,8 @@ def save(cache: CacheParts, path: Path, key: bytes | None) -> None:
         tensors["clock.tokens"] = positions.tokens
     if positions.offsets is not None:
         tensors["clock.offsets"] = positions.offsets
+    if positions.known is not None:
+        tensors |= {"clock.runs": positions.known.at, "clock.facts": positions.known.facts}
     tensors |= {} if spans is None else {f"spans.{name}": x for name, x in spans.tensors().items()}
     tensors = {name: x.detach().cpu() for name, x in tensors.items()}
     header = {
@@ -262,6 +265,7 @@ def _restore(cache: CacheParts, header: dict[str, Any], tensors: dict[str, Tenso
         clock = named["clock"]
         positions.seen, positions.positions, positions.tokens = clock["seen"], clock["positions"], clock.get("tokens")
         positions.offsets = clock.get("offsets")
+        positions.known = Tokens(clock["runs"], clock["facts"]) if "runs" in clock else None
         if positions.tokens is None and bool((positions.seen < positions.columns).any()):  # a file of before
             positions.padded_on_the_left(positions.columns)
     if shared.spans is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from keepkv.core.slots import EMPTY
+from keepkv.core.tokens import Coming, Tokens
 from keepkv.errors import CacheStateError, UnsupportedInput
 
 
@@ -17,16 +18,22 @@ class RowPositions:
     columns: fed so far, padding included (the logical length transformers knows). seen (B,): tokens of each row.
     positions (B,T): of the latest forward, ``EMPTY`` for padding. tokens (B,columns) bool: which columns hold a token;
     None: all of them. offsets (B,1): what the model adds behind images, see ``engine.offsets``; None: nothing.
-    One-token steps update in place, so that compiled decode reads the same addresses.
+    axes: rotary positions of a token. known: what is known of tokens beside their index; None: all are text, and their
+    index is their rotary position. coming: what was said of the forward that is about to begin; told: by the user, see
+    ``engine.places``. One-token steps update in place, so that compiled decode reads the same addresses.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, axes: int = 1) -> None:
+        self.axes = axes
         self.columns = 0
         self.columns_tensor = torch.zeros((), dtype=torch.int64)  # the same for compiled code, which reads no numbers
         self.seen: Tensor | None = None
         self.positions: Tensor | None = None
         self.tokens: Tensor | None = None
         self.offsets: Tensor | None = None
+        self.known: Tokens | None = None
+        self.coming: Coming | None = None
+        self.told: Coming | None = None
 
     @property
     def gaps(self) -> bool:
@@ -85,6 +92,7 @@ class RowPositions:
         self.tokens = told & (told.cumsum(-1) <= left)
         self.positions = self.positions.masked_fill(self.positions >= left, EMPTY)
         self.seen = self.seen - tokens
+        self._forget_later()
 
     def begin(self, batch: int, length: int, padding: Tensor | None, device: torch.device) -> None:
         """A forward of ``length`` columns starts; ``padding`` (B, all columns) bool, False where a column is padding,
@@ -97,6 +105,7 @@ class RowPositions:
             new = padding[:, -length:].to(device)
             self.tokens = padding.to(device, copy=True)  # it is the user's, who may write to it
         positions = (new.cumsum(-1) - 1 + self.seen[:, None]).masked_fill(~new, EMPTY)
+        self._learn(positions)
         if self.positions is not None and self.positions.shape == positions.shape and length == 1:
             self.positions.copy_(positions)
         else:
@@ -117,6 +126,7 @@ class RowPositions:
             self.tokens = self.tokens[:, : self.columns - columns]
         self.positions = self.positions[:, : max(0, self.positions.shape[1] - columns)]
         self._count(self.columns - columns)
+        self._forget_later()
 
     def index(self, rows: Tensor) -> None:
         """Row i becomes the present row ``rows[i]``."""
@@ -127,6 +137,7 @@ class RowPositions:
             self.tokens = self.tokens[rows]
         if self.offsets is not None:
             self.offsets = self.offsets[rows.to(self.offsets.device)]
+        self.known = None if self.known is None else self.known.rows(rows)
         if len(rows) == self.seen.shape[0]:
             self.seen.copy_(self.seen[rows])
             self.positions.copy_(self.positions[rows])
@@ -149,6 +160,8 @@ class RowPositions:
             self.offsets = torch.cat(
                 [(torch.zeros_like(seen)[:, None] if x is None else x).to(self.seen) for seen, x in pair]
             )
+        if self.known is not None or other.known is not None:
+            self.known = self._known().joined(other._known())
         self.seen = torch.cat((self.seen, other.seen.to(self.seen.device)))
         self.positions = self.seen[:, None] - 1  # also where the newest tokens were taken back
         self._move(max(self.columns, other.columns))
@@ -164,6 +177,31 @@ class RowPositions:
     def padded_on_the_left(self, columns: int) -> None:
         """Count ``columns``, the last of which are the tokens of each row."""
         self._move(columns)
+
+    def places(self, positions: Tensor) -> Tensor:
+        """Rotary positions of the tokens at ``positions`` (B,…): (B,…) where each has one, else (B,…,A)."""
+        if self.known is not None:
+            return self.known.places(positions)
+        return positions if self.axes == 1 else positions[..., None].expand(*positions.shape, self.axes)
+
+    def keep(self, held: Tensor) -> None:
+        """Forget of tokens what is not needed for those at ``held`` (B,n), nor for what comes."""
+        self.known = None if self.known is None else self.known.kept(held)
+
+    def _learn(self, positions: Tensor) -> None:
+        """Take over what was said of the tokens at ``positions`` (B,T), if that is more than their number."""
+        coming, self.coming = self.coming, None
+        if coming is not None and coming.fits(positions):
+            learnt = self._known().extended(positions, coming)
+            self.known = learnt if self.known is not None or learnt.at.shape[1] > 1 else None
+
+    def _known(self) -> Tokens:
+        assert self.seen is not None
+        return Tokens.text(len(self.seen), self.axes, self.seen.device) if self.known is None else self.known
+
+    def _forget_later(self) -> None:
+        if self.known is not None and self.seen is not None:
+            self.known = self.known.before(self.seen)
 
     def _all(self) -> Tensor:
         assert self.seen is not None

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from keepkv.core.rope import Rope
+from keepkv.core.rope import AXES, Rope, axes_of
 from keepkv.engine.attention_probe import (
     attention_layers,
-    has_sections,
     kind_of_layer,
     own_rotaries,
     rotary_modules,
@@ -44,14 +42,6 @@ def rope_of(model: nn.Module) -> dict[int, Rope | UnknownRope | None]:
     rotaries = rotary_modules(decoder)
     if not rotaries:
         return dict.fromkeys(layers)
-    if has_sections(config) and config is not getattr(model, "config", None):
-        # After an image the model counts on from a smaller position than the token's index. Undoing and redoing a
-        # rotation with the same offset cancels, so text keeps its meaning; across images it is an approximation.
-        warnings.warn(
-            f"{type(model).__name__} gives image tokens positions in three dimensions; scores that undo the rotary "
-            "embedding take the token's index instead: exact for text, approximate where the prompt holds images.",
-            stacklevel=2,
-        )
     return {i: _probe_layer(model, layer, rotaries, config, i) for i, layer in layers.items()}
 
 
@@ -94,16 +84,22 @@ def _probe_layer(
         and not FREQUENCIES_IN_PLACE
     ):
         return UnknownRope("transformers before 5.23 swaps its frequencies for long input where slots cannot follow")
-    sections = has_sections(config)
+    axes = axes_of(config)
     scaling = float(getattr(rotary, f"{prefix}attention_scaling", 1.0))
     positions = torch.tensor([1, 3, 7], device=frequencies.device)
+    if axes > 1:
+        positions = torch.stack((positions, positions.flip(0), positions + 4), dim=-1)
+
+    def stored(at: Tensor) -> tuple[Tensor, ...]:
+        return _stored(model, layer, rotary, at, kind if typed else None)
+
     try:
-        base = _stored(model, layer, rotary, torch.zeros_like(positions), kind if typed else None, sections)
-        moved = _stored(model, layer, rotary, positions, kind if typed else None, sections)
+        base, moved = stored(torch.zeros_like(positions)), stored(positions)
+        alone = [stored(_apart(axis, frequencies.device)) for axis in range(axes)] if axes > 1 else []
     except Exception as error:  # whatever a model's own code raises: the layer is then simply not understood
         return UnknownRope(f"its layout could not be probed ({type(error).__name__}: {error})")
     # Latent attention stores (latent, rotated part); elsewhere only the keys may depend on the position.
-    for at_zero, at_p in zip(base, moved, strict=True):
+    for i, (at_zero, at_p) in enumerate(zip(base, moved, strict=True)):
         tolerance = (1e-3 if next(layer.parameters()).dtype == torch.float32 else 0.05) * float(at_zero.abs().max())
         if bool(((at_p - at_zero).abs() <= tolerance / 100).all()):
             continue
@@ -111,6 +107,8 @@ def _probe_layer(
             # Not copied where it need not be: some rotary modules switch frequencies in place.
             angle = frequencies.detach().to(at_zero.device, torch.float32)
             rope = Rope(angle if turn == 1 else -angle, scaling, interleaved)
+            if alone and rope.dims <= at_zero.shape[-1]:
+                rope = replace(rope, axis=_axis(rope, at_zero, [x[i] for x in alone]))
             if rope.dims <= at_zero.shape[-1] and bool(
                 ((rope.rotate(at_zero / scaling, positions.to(at_zero.device)) - at_p).abs() <= tolerance).all()
             ):
@@ -119,13 +117,28 @@ def _probe_layer(
     return None
 
 
-def _stored(
-    model: Any, layer: nn.Module, rotary: nn.Module, positions: Tensor, kind: str | None, sections: bool
-) -> tuple[Tensor, ...]:
-    """What ``layer`` stores for three fixed tokens at ``positions`` (3,)."""
+def _apart(axis: int, device: torch.device) -> Tensor:
+    """Positions (3,3) of three tokens, 0 on all axes but one: some turn the fast pairs far, some the slow ones."""
+    positions = torch.zeros(3, AXES, dtype=torch.int64, device=device)
+    positions[:, axis] = torch.tensor([1, 997, 999_983])
+    return positions
+
+
+def _axis(rope: Rope, at_zero: Tensor, alone: list[Tensor]) -> Tensor:
+    """(R/2,) int64: the axis that turns each pair, the one along which it moves most. at_zero, alone: keys (B,H,3,D) at
+    position 0, and at positions on one axis alone."""
+    moves = []
+    for x in alone:
+        first, second = rope.pairs(x - at_zero)
+        moves.append((first.square() + second.square()).sum(dim=(0, 1, 2)))
+    return torch.stack(moves).argmax(0)
+
+
+def _stored(model: Any, layer: nn.Module, rotary: nn.Module, positions: Tensor, kind: str | None) -> tuple[Tensor, ...]:
+    """What ``layer`` stores for three fixed tokens at ``positions`` (3[,A])."""
     recorder = _Recorder()
     try:
-        run_attention(model, layer, recorder, positions, rotary, kind, sections)
+        run_attention(model, layer, recorder, positions, rotary, kind)
     except _KeysSeen:
         return recorder.stored
     raise RuntimeError(f"{type(layer).__name__} stores no keys")

@@ -228,7 +228,7 @@ def _compress_prompt(cache: CacheParts) -> None:
                 compress(layer)
         compress_waiting(shared)
         shared.restart()
-    if when.every is None:
+    if not when.recurs:
         for layer in layers:
             layer.drop_score_state()
 

@@ -31,7 +31,8 @@ def selected_parts(layer: Compressible, query: Tensor, scaling: float, softcap: 
         return None
     assert seen is not None
     calibration = of_layer(layer.shared.settings.calibrations, layer.info.index, query.device)
-    asked = Asked(query[:, :, 0], seen.to(query.device), older, scaling, softcap, layer.info, calibration)
+    place = layer.shared.positions.places(seen[:, None] - 1)[:, 0]
+    asked = Asked(query[:, :, 0], seen.to(query.device), older, scaling, softcap, layer.info, calibration, place)
     columns, inside = choose(select, select.scores(asked), older.positions, asked.seen, codec.together)
     tally = layer.tally
     if select.measure and tally.selections % select.measure == 0:

@@ -63,11 +63,18 @@ class Settings(Checked):
                 f"({method.sinks} sinks + {method.window} recent). Give at least {pinned}, or smaller sinks= and "
                 "window= options."
             )
+        cap = method.when.cap
+        if cap is not None and cap <= max(slots or 0, pinned):
+            raise BudgetError(
+                f"a cap of {cap} slots per head leaves no room beside the {max(slots or 0, pinned)} that a compression "
+                f"leaves (budget of {self.budget}, {method.sinks} sinks + {method.window} recent): before every token "
+                "it would come again. Give When(cap=…) a larger one, or a smaller budget."
+            )
         # What is certain before any text is known; the rest is found out when a layer is compressed.
         if self.policy is None or self.policy.on_overflow != "error" or slots is None:
             return
         least = RowSpans(self.policy).least(method.sinks)
-        if slots < least and (method.when.prefill is not None or method.when.every is not None):
+        if slots < least and (method.when.prefill is not None or method.when.recurs):
             raise BudgetError(
                 f"budget of {slots} slots per head is below the {least} tokens of the protected spans and the "
                 f"{method.sinks} sinks. Give at least {least}, protect less, or choose "
@@ -95,7 +102,9 @@ class CacheState:
     since then in the order in which they came, as [count, whether they were decoded]. compressing: whether
     compressions that fall due are run. observing: the score sees every token, whether a compression may follow or
     not. reading: a forward of one token belongs to a prompt. inference: what is held may have been made in inference
-    mode. waiting: layers that share a budget and wait for the others. forwards: how many began. begun, ended: the
+    mode. spare: tokens that each row may certainly be given before it passes the cap; empty where nobody looked.
+    coming (B,): tokens of each row that a compression makes room for. waiting: layers that share a budget and wait
+    for the others. forwards: how many began. begun, ended: the
     ones in which each layer with a recurrent state was last begun and ended, by layer. clock: what compressions are
     timed by, in seconds.
     """
@@ -111,6 +120,8 @@ class CacheState:
     observing: bool = False
     reading: bool = False
     inference: bool = False
+    spare: list[int] = field(default_factory=list)
+    coming: Tensor | int = 0
     waiting: list[Compressible] = field(default_factory=list)
     forwards: int = 0
     begun: dict[int, int] = field(default_factory=dict)
@@ -164,6 +175,7 @@ class CacheState:
     def index(self, rows: Tensor) -> None:
         """Row i becomes the present row ``rows[i]``."""
         self.positions.index(rows)
+        self.spare = []
         self.decoded = [self.decoded[i] for i in rows.tolist()] if self.decoded else []
         if self.spans is not None:
             self.spans.index(rows)
@@ -171,7 +183,13 @@ class CacheState:
     def copy(self, settings: Settings | None = None, asked: Settings | None = None) -> CacheState:
         """An independent copy, with other settings if they are given; asked: those that a reset brings back."""
         spans = None if self.spans is None else self.spans.copy()
-        rows = {"positions": self.positions.copy(), "spans": spans, "decoded": list(self.decoded), "waiting": []}
+        rows = {
+            "positions": self.positions.copy(),
+            "spans": spans,
+            "decoded": list(self.decoded),
+            "waiting": [],
+            "spare": [],
+        }
         fed, begun, ended = [list(x) for x in self.fed], dict(self.begun), dict(self.ended)
         asked = asked or settings or self.asked
         return replace(self, settings=settings or self.settings, asked=asked, fed=fed, begun=begun, ended=ended, **rows)  # type: ignore[arg-type]
@@ -180,9 +198,9 @@ class CacheState:
         """Forget the rows, and what joins and splits made of the budget and the spans."""
         assert self.asked is not None
         self.settings = self.asked
-        fresh = RowPositions()
+        fresh = RowPositions(self.positions.axes)
         self.positions.__dict__.update(fresh.__dict__)
-        self.decoded, self.fed, self.waiting, self.begun, self.ended = [], [], [], {}, {}
+        self.decoded, self.fed, self.waiting, self.spare, self.begun, self.ended = [], [], [], [], {}, {}
         if self.spans is not None:
             assert self.settings.policy is not None
             self.spans.reset(self.settings.policy)

@@ -69,6 +69,7 @@ def view_of(layer: Compressible, query: Tensor | None = None, live: bool = False
         seen=seen,
         state=layer.score_state,
         rope=layer.info.rope,
+        tokens=shared.positions.known,
         layer=layer.info.rank,
         layers=layer.info.ranks,
         seed=shared.settings.seed,

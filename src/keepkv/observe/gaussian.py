@@ -32,7 +32,7 @@ def accumulate(view: LayerView, into: tuple[Tensor, ...], first: int) -> None:
         queries = view.queries[:, :, start : start + TILE].to(mean.dtype)
         positions = view.query_positions[:, start : start + TILE]
         if view.rope is not None:
-            queries = view.rope.unrotate(queries, positions[:, None])
+            queries = view.rope.unrotate(queries, view.places(positions[:, None]))
         real = (positions >= max(first, 0))[:, None, :, None].to(mean.dtype)  # (B,1,T,1)
         n = real.sum((1, 2, 3))
         both = (count + n).clamp(min=1.0)

@@ -23,6 +23,7 @@ def sketched_leverage(view: LayerView, inside: Tensor, sketch: int, ridge: float
     exact = dtype if device.type == "mps" else torch.float64  # for sums of squares: the ridge is small beside them
     votes = slots.log_votes.exp().masked_fill(~inside, 0.0).to(dtype)[..., None]
     share = votes / votes.sum(2, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
+    places = view.key_places()
     phi = gaussian(view, sketch).to(device, dtype) if sketch else None
     out = torch.empty(b, h, s, dtype=dtype, device=device)
     step = max(1, min(h, temp_elements(slots.keys) // max(1, b * s * d)))
@@ -30,7 +31,7 @@ def sketched_leverage(view: LayerView, inside: Tensor, sketch: int, ridge: float
         some = slice(first, first + step)
         keys = slots.keys[:, some].to(dtype, copy=True)
         if view.rope is not None:
-            keys = view.rope.unrotate(keys, slots.positions[:, some].clamp(min=0))
+            keys = view.rope.unrotate(keys, places[:, some])
         keys -= share[:, some].mT @ keys
         x = (keys if phi is None else keys @ phi[some]).to(exact)
         gram = (x * votes[:, some]).mT @ x

@@ -171,7 +171,7 @@ class Compressed(Full):
         layer = self._sample_layer(index, batch)
         store, codec, heads = layer.store, layer.store.held.codec, layer.store.lengths.shape[1]
         sizes, state = store.slot_bytes(), 0
-        if self.method.when.every is not None:
+        if self.method.when.recurs:
             state = batch * self._state(index)
         if self.static is not None:
             return batch * self.static * (sizes.content + sizes.beside) + 8 + state
@@ -296,7 +296,7 @@ class Compressed(Full):
                 held = past if method.when.prefill == "deferred" else self.slots(i, past, batch) if past else 0
                 slots = held + end - past
                 kept = max(kept, self._bytes(i, slots, slots, batch))
-            total += kept + batch * (self._state(i) if method.when.every is None else 0)
+            total += kept + batch * (self._state(i) if not method.when.recurs else 0)
         return total
 
 

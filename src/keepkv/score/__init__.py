@@ -37,10 +37,16 @@ from keepkv.score.queries.matching import Matching
 from keepkv.score.queries.restkv import ReSTKV
 from keepkv.score.queries.snapkv import SnapKV
 from keepkv.score.queries.tova import TOVA
+from keepkv.score.vision.frames import EvenFrames, NewestFrames
+from keepkv.score.vision.infinipot import InfiniPotV
+from keepkv.score.vision.tar import TaR
+from keepkv.score.vision.text_first import TextFirst
+from keepkv.score.vision.van import VaN
 
 __all__ = [
-    "Block", "Cap", "Chunk", "ChunkKV", "Compactor", "Critical", "CurDKV", "Decayed", "DropKV", "Ema",
-    "ExpectedAttention", "Finch", "FunctionScore", "GKV", "Gates", "H2O", "KNorm", "KVzip", "KeyDiff", "LRU",
-    "LagKV", "LazyEviction", "Leverage", "LeverageScore", "Matching", "MorphKV", "QFilter", "RKV", "RPC", "RaaS",
-    "Random", "ReSTKV", "SCORES", "Score", "SnapKV", "Streaming", "TOVA", "TriAttention", "VaSE", "register_score",
+    "Block", "Cap", "Chunk", "ChunkKV", "Compactor", "Critical", "CurDKV", "Decayed", "DropKV", "Ema", "EvenFrames",
+    "ExpectedAttention", "Finch", "FunctionScore", "GKV", "Gates", "H2O", "InfiniPotV", "KNorm", "KVzip", "KeyDiff",
+    "LRU", "LagKV", "LazyEviction", "Leverage", "LeverageScore", "Matching", "MorphKV", "NewestFrames", "QFilter",
+    "RKV", "RPC", "RaaS", "Random", "ReSTKV", "SCORES", "Score", "SnapKV", "Streaming", "TOVA", "TaR", "TextFirst",
+    "TriAttention", "VaN", "VaSE", "register_score",
 ]  # fmt: skip

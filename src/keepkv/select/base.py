@@ -23,7 +23,7 @@ class Asked(NamedTuple):
     """One decoded token of each row, and the slots that it may attend to.
 
     query (B,Hq,D): after RoPE. seen (B,) int64: tokens of each row, this one included, so it stands at seen − 1.
-    calibration: tensors of the layer by name.
+    calibration: tensors of the layer by name. place (B[,A]): its rotary position, None where that is seen − 1.
     """
 
     query: Tensor
@@ -33,6 +33,7 @@ class Asked(NamedTuple):
     softcap: float | None
     layer: LayerInfo
     calibration: Mapping[str, Tensor] | None
+    place: Tensor | None = None
 
     def masses(self, logits: Tensor) -> Tensor:
         """Share of attention of each slot, (B,H,S), summed over the queries of a KV head, of logits (B,H,G,S)."""

@@ -28,7 +28,8 @@ class Latent(Select):
         assert isinstance(codec, Sals)
         query = query.to(torch.promote_types(query.dtype, torch.float32))
         if (rope := asked.layer.rope) is not None:
-            query = rope.unrotate(query[:, :, None], asked.seen[:, None, None] - 1)[:, :, 0]
+            place = asked.seen - 1 if asked.place is None else asked.place
+            query = rope.unrotate(query[:, :, None], place[:, None, None])[:, :, 0]
         mean = query.view(b, h, -1, query.shape[-1]).mean(2).flatten(1)
         latent = (mean @ codec.back.to(mean.dtype))[:, None]  # (B,1,r)
         tiles = (zone.tile(0, zone.length)["keys"].to(mean.dtype) for zone in asked.slots.zones)

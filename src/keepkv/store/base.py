@@ -40,7 +40,8 @@ class Held:
 
     stats: the statistics kept per slot, and the value a new slot starts with. votes: whether slots may have any.
     codec: how content is written. room: tokens that come between two loads, where no more are allocated ahead. layer:
-    whose slots they are. calibration: tensors of that layer by name, where some were made for it.
+    whose slots they are. calibration: tensors of that layer by name, where some were made for it. places: the rotary
+    positions (B,…[,A]) of the tokens at positions (B,…), where these are not the same.
     """
 
     stats: Mapping[str, float] = field(default_factory=dict)
@@ -49,6 +50,7 @@ class Held:
     room: int | None = None
     layer: LayerInfo = field(default_factory=LayerInfo)
     calibration: Mapping[str, Tensor] | None = None
+    places: Callable[[Tensor], Tensor] | None = None
 
     @property
     def beside(self) -> int:

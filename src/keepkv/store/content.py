@@ -83,8 +83,9 @@ class Content:
         return rope.unrotate(keys.to(torch.promote_types(keys.dtype, torch.float32)), self._places(positions))
 
     def _places(self, positions: Tensor) -> Tensor:
-        """``positions`` (B,H,S) as a rotation takes them: (B,1,S) where every head holds the same tokens."""
-        return (positions[:, :1] if self.codec.together else positions).clamp_min(0)
+        """``positions`` (B,H,S) as a rotation takes them: (B,1,S[,A]) where every head holds the same tokens."""
+        positions = (positions[:, :1] if self.codec.together else positions).clamp_min(0)
+        return positions if self.held.places is None else self.held.places(positions)
 
     def prune(self, fields: Fields, valid: Tensor) -> Fields:
         """``fields``, a rectangle of all that the layer holds; what none of them shares is forgotten."""

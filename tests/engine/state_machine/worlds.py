@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 import keepkv
 from keepkv.calibrate import calibrate
 from keepkv.errors import UnsupportedModel
+from keepkv.methods import make_method
 from keepkv.store import CODECS
 from keepkv.store.codec import Codec
 
@@ -136,6 +137,12 @@ class World:
         return "sliding" in self.arch
 
     @property
+    def calibration(self) -> keepkv.Calibration | None:
+        """What the method's score needs to know of the model, if anything."""
+        kind = make_method(self.method, {}).score.needs_calibration
+        return None if kind is None else _calibration(kind, self.arch, self.dtype)
+
+    @property
     def least(self) -> int:
         """Tokens of a first prompt."""
         return SPANNED if self.spans else 2
@@ -151,8 +158,8 @@ class World:
         spans = SPANS if self.spans else None
         budget = None if self.method == "full" else BUDGET
         store = None if layout == "auto" else layout
-        more |= {"calibration": _calibration(self.arch, self.dtype)} if self.method == "keepkv3" else {}
-        return keepkv.Cache(self.model, self.method, budget, store=store, codec=codec, spans=spans, **more, **chosen)
+        more |= {"calibration": self.calibration, "spans": spans}
+        return keepkv.Cache(self.model, self.method, budget, store=store, codec=codec, **more, **chosen)
 
 
 @cache
@@ -170,12 +177,12 @@ def model(arch: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 @cache
-def _calibration(arch: str, dtype: torch.dtype) -> keepkv.Calibration:
-    """Gates of the model, fitted to a few tokens at random."""
+def _calibration(kind: str, arch: str, dtype: torch.dtype) -> keepkv.Calibration:
+    """What a score needs to know of the model, from a few tokens at random."""
     known = model(arch, dtype)
     generator = torch.Generator().manual_seed(0)
     return calibrate(
-        "gates", known, torch.randint(3, known.config.get_text_config().vocab_size, (5, 1, 40), generator=generator)
+        kind, known, torch.randint(3, known.config.get_text_config().vocab_size, (5, 1, 40), generator=generator)
     )
 
 

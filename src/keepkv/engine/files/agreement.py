@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from keepkv.core.tensorfile import Declared
+from keepkv.core.tokens import FACTS
 from keepkv.engine.files import contents
 from keepkv.engine.files.shapes import COUNTS, FLOATS, Field, Shapes
 from keepkv.engine.layer import Layer
@@ -30,7 +31,9 @@ def check_shapes(
     found.letters |= {"columns": header["columns"], "one": 1}
     clock = {"seen": Field(("B",), COUNTS), "positions": Field(("B", "T"), COUNTS)}
     may = {"tokens": Field(("B", "columns"), (torch.bool,), False), "offsets": Field(("B", "one"), COUNTS, False)}
+    found.letters["facts"] = cache.shared.positions.axes + FACTS
     begun = found.take("clock.", clock | may)
+    found.take("clock.", {"runs": Field(("B", "runs"), COUNTS), "facts": Field(("B", "runs", "facts"), (torch.int32,))})
     rows, columns = found.letters.get("B", 0), header["columns"]
     if (begun and not rows) or (not begun and (columns or header["decoded"])):
         raise ValueError(f"{columns} columns of {rows} rows")
@@ -124,6 +127,8 @@ def check_contents(cache: CacheParts, header: Header, tensors: Mapping[str, Tens
             raise ValueError("the latest forward has more tokens than were seen")
     if "clock.offsets" in tensors:
         contents.whole("clock.offsets", tensors["clock.offsets"], -columns, 2**31 - 1)
+    if "clock.runs" in tensors:
+        contents.runs("clock.", tensors["clock.runs"], tensors["clock.facts"], seen)
     if "clock.tokens" in tensors:
         contents.truths("clock.tokens", tensors["clock.tokens"])
         if not torch.equal(tensors["clock.tokens"].sum(-1), seen):

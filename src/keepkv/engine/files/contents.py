@@ -9,6 +9,7 @@ from torch import Tensor
 
 from keepkv.core.slots import EMPTY
 from keepkv.core.tensorfile import all_finite
+from keepkv.core.tokens import FAR, KIND, TEXT, VIDEO
 from keepkv.engine.files.schema import MOST
 from keepkv.engine.files.shapes import Zone, zones
 from keepkv.store.base import Store
@@ -42,6 +43,16 @@ def truths(name: str, x: Tensor) -> None:
 def positions(name: str, x: Tensor, seen: Tensor) -> None:
     """Raise ``ValueError`` where positions (B,…) are not of tokens that a row has ``seen`` (B,)."""
     whole(name, x, EMPTY, (seen - 1).view(-1, *[1] * (x.dim() - 1)))
+
+
+def runs(prefix: str, at: Tensor, facts: Tensor, seen: Tensor) -> None:
+    """Raise ``ValueError`` unless ``at`` (B,N) and ``facts`` (B,N,A+3) are ``Tokens`` of rows of ``seen`` (B,)."""
+    real = at != FAR
+    whole(f"{prefix}runs", at.masked_fill(~real, 0), 0, (seen - 1).clamp(min=0)[:, None])
+    if at.shape[1] == 0 or bool((at[:, 1:] < at[:, :-1]).any()) or not bool(real[:, 0].all()):
+        raise ValueError(f"tensor '{prefix}runs' is not in order")
+    whole(f"{prefix}facts", facts, -1, MOST)
+    whole(f"{prefix}facts", facts[..., KIND], TEXT, VIDEO)
 
 
 def state(name: str, x: Tensor, columns: int, may_be_nan: bool) -> None:

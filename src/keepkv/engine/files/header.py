@@ -45,7 +45,7 @@ OURS = table({"kind": text, "host": PROGRESS, "tally": TALLY, "attention": ATTEN
 STOCK = table({"kind": text, "cumulative_length": whole(), "record_past": flag})
 
 
-WHEN = table({"prefill": either(nothing, text), "every": either(nothing, whole(1))})
+WHEN = table({"prefill": either(nothing, text), **dict.fromkeys(("every", "cap"), either(nothing, whole(1)))}, ["cap"])
 
 
 def options(value: Any, where: str) -> None:

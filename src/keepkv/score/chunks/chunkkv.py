@@ -12,6 +12,7 @@ from torch import Tensor
 from keepkv.core.options import Count, Size
 from keepkv.core.slots import LayerView
 from keepkv.observe.chunks import at_chunk, chunk_of, per_chunk, rank_within
+from keepkv.observe.tokens import over_heads
 from keepkv.score.base import ALL_OF_IT, Wrapped
 
 TINY = 1e-8  # beside shares and their sums, as in kvpress
@@ -38,7 +39,7 @@ class ChunkKV(Wrapped):
     def __call__(self, view: LayerView) -> Tensor:
         slots = view.slots
         home = chunk_of(slots, self.size)
-        own = _over_heads(self.score(view), slots.positions)
+        own = over_heads(self.score(view), slots.positions)
         count = per_chunk(torch.ones_like(own), home, "sum")
         held = count > 0
         mean = (per_chunk(own, home, "sum") / count.clamp(min=1)).masked_fill(~held, float("-inf"))  # (B,H,R)
@@ -61,15 +62,6 @@ class ChunkKV(Wrapped):
         entropy = per_chunk(-share * (share + TINY).log(), home, "sum") / count.clamp(min=2).log()
         entropy = entropy.masked_fill(count < 2, 0.0).clamp(0.0, 1.0)
         return entropy < _median(entropy, held)
-
-
-def _over_heads(scores: Tensor, positions: Tensor) -> Tensor:
-    """Sum over heads of the scores (B,H,S) of each token, (B,H,S): heads may hold different ones."""
-    index = positions.clamp(min=0).long()
-    table = scores.new_zeros(scores.shape[0], int(index.max()) + 1 if index.numel() else 1)
-    for head in range(scores.shape[1]):  # one head at a time: the order of additions is fixed on any device
-        table.scatter_add_(1, index[:, head], scores[:, head].masked_fill(positions[:, head] < 0, 0.0))
-    return table[:, None].expand(-1, index.shape[1], -1).gather(2, index)
 
 
 def _ranks(x: Tensor) -> Tensor:

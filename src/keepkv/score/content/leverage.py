@@ -64,10 +64,10 @@ class Leverage(Score):
             remember(view, self.queries)
 
     def __call__(self, view: LayerView) -> Tensor:
-        slots = view.slots
-        score = key_leverage(
-            slots.keys, slots.positions, slots.log_votes, ridge=self.ridge, rope=view.rope, sample=self.sample
-        )
+        slots, rope, keys = view.slots, view.rope, view.slots.keys
+        if rope is not None and (places := view.key_places()) is not slots.positions:
+            keys, rope = rope.unrotate(keys.float(), places), None  # the kernel turns by the index alone
+        score = key_leverage(keys, slots.positions, slots.log_votes, ridge=self.ridge, rope=rope, sample=self.sample)
         if not self.queries:
             return score
         peak = strongest(view, *window(view, self.queries)).amax(2)  # 0 at empty slots

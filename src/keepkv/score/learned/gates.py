@@ -44,16 +44,18 @@ class Gates(Score):
                 f"gates of {weight.shape[0]} heads and {weight.shape[1]} numbers for a layer that has {wanted[0]} and "
                 f"{wanted[1]}: make them for this model with keepkv calibrate gates"
             )
+        places = view.key_places()
         # A head at a time: what is turned back is as large as the keys.
-        heads = [features(slots, view.rope, head) @ weight[head] + bias[head] for head in range(wanted[0])]
+        heads = [features(slots, view.rope, places, head) @ weight[head] + bias[head] for head in range(wanted[0])]
         return torch.stack(heads, dim=1)
 
 
-def features(slots: Slots, rope: Rope | None, head: int) -> Tensor:
-    """[k̃, v, ‖k̃‖, ‖v‖] (B,S,F) float32 of the slots of one KV head, k̃ the key before RoPE; ``rope`` None: as it is."""
+def features(slots: Slots, rope: Rope | None, places: Tensor, head: int) -> Tensor:
+    """[k̃, v, ‖k̃‖, ‖v‖] (B,S,F) float32 of the slots of one KV head, k̃ the key before RoPE; ``rope`` None: as it is.
+    places (B,H,S[,A]): rotary positions of the slots."""
     at = slice(head, head + 1)
     keys, values = slots.keys[:, at].float(), slots.values[:, at].float()
     if rope is not None:
-        keys = rope.unrotate(keys, slots.positions[:, at])
+        keys = rope.unrotate(keys, places[:, at])
     norms = (keys.norm(dim=-1, keepdim=True), values.norm(dim=-1, keepdim=True))
     return torch.cat((keys, values, *norms), dim=-1)[:, 0]

@@ -23,14 +23,14 @@ CHOSEN = torch.finfo(torch.float32).max
 
 @dataclass(frozen=True)
 class Critical(Wrapped):
-    """CriticalKV (arXiv 2502.03805): the ``first`` half of a head's budget by another score s, the rest by
+    """CriticalKV (arXiv 2502.03805): the share ``first`` of a head's budget by another score s, the rest by
 
         (s_i + ``epsilon``)·‖v_i W‖₁    W the output projection; mean over the query heads of the KV head
 
     adaptive: heads share the budget of the layer by s, as AdaKV does with the safeguard ``adaptive``; slots within the
     budget of their head then have the largest score, so that AdaKV keeps just these, and what the safeguard gives a
-    head is chosen by s alone. None: all heads have the same.
-    Protected slots are the first of a head's budget. s must not be negative.
+    head is chosen by s alone. None: all heads have the same. Protected slots are the first of a head's budget. s must
+    not be negative.
     """
 
     first: Share = 0.5

@@ -21,8 +21,8 @@ class ExpectedAttention(Score):
     """Expected Attention (arXiv 2510.00636): weight that the next ``horizon`` queries are expected to give a slot.
 
     Queries before RoPE are one Gaussian (μ, Σ) per query head and row, over every token seen so far except the
-    first ``n_sink`` and padding. With R̄ the mean rotation over positions p₀ … p₀+horizon−1, p₀ = tokens seen, c the
-    attention scaling and k the cached key,
+    first ``n_sink`` and padding. With R̄ the mean rotation over positions p₀ … p₀+horizon−1, p₀ that of the next token,
+    c the attention scaling and k the cached key,
 
         s_i = c·(R̄μ)·k_i + ½c²·k_iᵀR̄ΣR̄ᵀk_i,   â = softmax_i(s_i + log votes_i) over slots at position ≥ n_sink,
         S_i = mean_g(â_i + ε·votes_i)·‖v_i‖.
@@ -31,7 +31,7 @@ class ExpectedAttention(Score):
 
     epsilon, epsilon_mode: "absolute" as in the paper, or "relative": ε = epsilon / tokens in the softmax, which means
         the same at every length. use_covariance: without it s is the attention of the mean query.
-    value_norm: "v" or None. The paper's ‖W_o v‖ needs the output projection, which slots do not know.
+    value_norm: "v" or None. The paper's ‖W_o v‖, which a score can ask for (``needs_output``), is not here.
     position_average: "rotation" (paper: one mean rotation), "moments" (mean and covariance of the mixture over
         positions, which rotation shrinks), "mixture" (the mixture itself, ``horizon`` passes).
     statistics: "prompt" as above, or "stored": (μ, Σ) of the model's queries on other texts, the same for every row,
@@ -97,8 +97,8 @@ class ExpectedAttention(Score):
         if view.rope is None:
             return mean, sigma
         outer = mean[..., :, None] * mean[..., None, :]
-        moment = view.rope.average_moment(outer if sigma is None else sigma + outer, view.seen, self.horizon)
-        mean = view.rope.average(mean, view.seen, self.horizon)
+        moment = view.rope.average_moment(outer if sigma is None else sigma + outer, view.next_place(), self.horizon)
+        mean = view.rope.average(mean, view.next_place(), self.horizon)
         return mean, moment - mean[..., :, None] * mean[..., None, :]
 
     def _logits(self, view: LayerView, keys: Tensor, mean: Tensor, sigma: Tensor | None) -> Tensor:
@@ -108,10 +108,12 @@ class ExpectedAttention(Score):
             return _log_expectation(view, keys, mean, sigma)
         # Turning the keys back costs O(nD) per KV head; turning Σ forward costs O(D³) per query head.
         if self.position_average == "rotation":
-            return _log_expectation(view, rope.average(keys, view.seen, self.horizon, transpose=True), mean, sigma)
+            return _log_expectation(
+                view, rope.average(keys, view.next_place(), self.horizon, transpose=True), mean, sigma
+            )
         total = None
         for ahead in range(self.horizon):
-            back = rope.average(keys, view.seen + ahead, 1, transpose=True)
+            back = rope.average(keys, view.next_place() + ahead, 1, transpose=True)
             one = _log_expectation(view, back, mean, sigma)
             total = one if total is None else torch.logaddexp(total, one)
         assert total is not None  # horizon ≥ 1

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from keepkv.core.slots import LayerView
 from keepkv.observe.attention import received
+from keepkv.observe.tokens import over_heads
 from keepkv.observe.window import remember, remember_in_spans, span_window, window
 from keepkv.score.base import Score, register_score
 
@@ -35,7 +36,7 @@ class TOVA(Score):
         remember(view, 1)
 
     def __call__(self, view: LayerView) -> Tensor:
-        return _over_heads(view, received(view, *window(view, 1)).mean(2))
+        return _mean(view, received(view, *window(view, 1)))
 
     def observe_spans(self, view: LayerView) -> None:
         remember_in_spans(view, 1)
@@ -46,17 +47,9 @@ class TOVA(Score):
         queries, asked = span_window(view, 1)
         home = spans.find(positions)
         voted = (home[..., None] == spans.find(asked)[:, None, None]).any(-1) & (home >= 0)
-        return torch.where(
-            voted, _over_heads(view, received(view, queries, asked, spans.until(positions)).mean(2)), own
-        )
+        return torch.where(voted, _mean(view, received(view, queries, asked, spans.until(positions))), own)
 
 
-def _over_heads(view: LayerView, per_head: Tensor) -> Tensor:
-    """Mean (B,H,S) over heads of what each token receives in each head, ``per_head`` (B,H,S)."""
-    index = view.slots.positions.clamp(min=0).long()  # an empty slot has weight 0, so it adds nothing
-    size = int(index.max()) + 1 if index.numel() else 1
-    table = per_head.new_zeros(per_head.shape[0], size)  # weight by position
-    for head in range(per_head.shape[1]):  # one head at a time: the order of additions is fixed on any device
-        table.scatter_add_(1, index[:, head], per_head[:, head])
-    table /= per_head.shape[1]
-    return table[:, None].expand(-1, index.shape[1], -1).gather(2, index)
+def _mean(view: LayerView, attn: Tensor) -> Tensor:
+    """Mean (B,H,S) over all query heads of what each token receives, ``attn`` (B,H,G,S)."""
+    return over_heads(attn.mean(2), view.slots.positions) / attn.shape[1]

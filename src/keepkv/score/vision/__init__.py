@@ -1,0 +1,1 @@
+"""Scores of what is seen: of frames of a video, cell by cell."""

@@ -1,0 +1,5 @@
+"""Streams of video under a hard memory cap: frames come forever, questions at any time."""
+
+from keepkv.video.stream import Pushed, VideoStream
+
+__all__ = ["Pushed", "VideoStream"]
