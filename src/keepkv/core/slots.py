@@ -130,6 +130,7 @@ class LayerView:
     budget: Tensor | None = None
     spans: Intervals | None = None  # where given, each slot inside is scored by the queries of its own span alone
     calibration: Mapping[str, Tensor] | None = None  # of this layer, by name, where ``needs_calibration`` asks for it
+    hidden: Tensor | None = None  # (B,T,E): what the attention module was fed, in ``observe`` where ``needs_hidden``
 
     @property
     def query_groups(self) -> int:

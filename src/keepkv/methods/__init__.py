@@ -9,6 +9,7 @@ from keepkv.methods import (
     keepkv,
     keepkv2,
     keepkv3,
+    learned,
     merging,
     passes,
     queries,
@@ -18,6 +19,6 @@ from keepkv.methods.presets import DEFAULT, PRESETS, Preset
 
 __all__ = [
     "DEFAULT", "METHODS", "PRESETS", "Method", "MethodInfo", "Preset", "baselines", "content", "decoding", "fitting",
-    "heads", "keepkv", "keepkv2", "keepkv3", "make_method", "merging", "method_info", "methods", "passes", "queries",
+    "heads", "keepkv", "keepkv2", "keepkv3", "learned", "make_method", "merging", "method_info", "methods", "passes", "queries",
     "register_method",
 ]  # fmt: skip

@@ -9,7 +9,9 @@ from keepkv.score.content.random import Random
 from keepkv.score.content.streaming import Streaming
 from keepkv.score.decoding.gkv import GKV
 from keepkv.score.decoding.rkv import RKV
+from keepkv.score.learned.fast_kvzip import FastKVzip
 from keepkv.score.learned.gates import Gates
+from keepkv.score.learned.kvzap import KVzap
 from keepkv.score.passes.kvzip import KVzip
 from keepkv.score.queries.ema import Ema
 from keepkv.score.queries.expected import ExpectedAttention
@@ -19,6 +21,7 @@ from keepkv.score.queries.snapkv import SnapKV
 from keepkv.score.queries.tova import TOVA
 
 __all__ = [
-    "GKV", "H2O", "RKV", "SCORES", "TOVA", "Compactor", "Ema", "ExpectedAttention", "FunctionScore", "Gates", "KNorm",
-    "KVzip", "KeyDiff", "Leverage", "Matching", "Random", "Score", "SnapKV", "Streaming", "register_score",
+    "GKV", "H2O", "RKV", "SCORES", "TOVA", "Compactor", "Ema", "ExpectedAttention", "FastKVzip", "FunctionScore", "Gates",
+    "KNorm", "KVzap", "KVzip", "KeyDiff", "Leverage", "Matching", "Random", "Score", "SnapKV", "Streaming",
+    "register_score",
 ]  # fmt: skip

@@ -28,6 +28,16 @@ def check_method(method: Method) -> None:
             f"method {name!r} needs a calibration ({score.needs_calibration}), which this plugin does not load. Choose "
             "options that do without, or transformers"
         )
+    if score.needs_hidden:
+        raise KeepKVError(
+            f"method {name!r} looks at hidden states, which a serving engine does not hand to its cache. Use it with "
+            "transformers"
+        )
+    if method.allocate.trims:
+        raise KeepKVError(
+            f"method {name!r} keeps as many slots as the text asks for, and a server plans their pages beforehand. Choose "
+            "one that fills its budget, such as 'adakv'"
+        )
     if len(score.stats) > MOST_STATS:
         raise KeepKVError(
             f"method {name!r} keeps {len(score.stats)} numbers per slot ({', '.join(score.stats)}); pages have room "
