@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
 
 from keepkv.core.options import shown
 from keepkv.core.rope import Rope
@@ -15,6 +19,7 @@ class LayerInfo:
 
     index: among all layers of the model. rank of ranks: among those that are compressed. rope: how its keys are
     rotated; None where they are not, or where nobody asked. is_shared: later layers attend to this layer's slots.
+    output: where somebody asked, gives the weight (H*G,Dv,E) of the output projection on a device.
     """
 
     index: int = 0
@@ -22,6 +27,7 @@ class LayerInfo:
     ranks: int = 1
     rope: Rope | None = None
     is_shared: bool = False
+    output: Callable[[torch.device], Tensor] | None = field(default=None, compare=False)
 
     def among(self, dense: tuple[int, ...]) -> bool:
         """Whether it is one of ``dense``, ranks of layers, from the end where below 0. Raises ``KeepKVError`` for one

@@ -125,18 +125,19 @@ def kind_of(layer: Any) -> str:
     return f"{attention} beside a recurrent state" if recurrent else attention
 
 
-def _needs(method: str) -> tuple[bool, bool]:
-    """What decides whether a model is served by ``method``: whether rotations are undone, and slots merged."""
+def _needs(method: str) -> tuple[bool, ...]:
+    """What decides whether a model is served by ``method``: whether rotations are undone, the output projection is
+    looked at, and slots merge."""
     made = make_method(method, {})
-    return made.score.needs_rope, made.reduce.merges
+    return made.score.needs_rope, made.score.needs_output, made.reduce.merges
 
 
-def _prepare(model: PreTrainedModel) -> tuple[set[int], dict[tuple[bool, bool], str], tuple[str, ...]]:
+def _prepare(model: PreTrainedModel) -> tuple[set[int], dict[tuple[bool, ...], str], tuple[str, ...]]:
     """Indices of the layers that are compressed, reasons of refusals by what a method needs, and warnings."""
     by_need = {_needs(info.name): info.name for info in reversed(methods())}
     before = model.config.get_text_config(decoder=True)._attn_implementation
     compressed: set[int] = set()
-    reasons: dict[tuple[bool, bool], str] = {}
+    reasons: dict[tuple[bool, ...], str] = {}
     notes: dict[str, None] = {}
     for need, name in by_need.items():
         with warnings.catch_warnings(record=True) as said:

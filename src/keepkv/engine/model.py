@@ -21,6 +21,7 @@ from keepkv.engine.hidden import follow_hidden, unfollow_hidden
 from keepkv.engine.interface import NAME
 from keepkv.engine.kv_form import KVForm, form_of
 from keepkv.engine.offsets import follow_offsets, unfollow_offsets
+from keepkv.engine.output_probe import UnknownOutput, projection_of
 from keepkv.engine.rope_probe import UnknownRope, rope_of
 from keepkv.engine.versions import warn_if_untested
 from keepkv.errors import UnsupportedModel
@@ -217,7 +218,13 @@ def _ours(
             )
         # Gemma 3n and 4: later layers attend to the slots of this one.
         is_shared = getattr(modules[i], "store_full_length_kv", False)
-        found[i] = LayerInfo(i, rank, len(indices), rope, is_shared), form
+        output = projection_of(model, modules[i], i) if method.score.needs_output else None
+        if isinstance(output, UnknownOutput):
+            raise UnsupportedModel(
+                f"method {method.name!r} looks at the output projection of attention, which is not known of layer {i} "
+                f"of {type(model).__name__}: {output.reason}. Choose a method that does not, such as 'snapkv'."
+            )
+        found[i] = LayerInfo(i, rank, len(indices), rope, is_shared, output), form
     return found
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -13,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from keepkv.core.rope import Rope
-from keepkv.engine.devices import compute_device, in_memory
+from keepkv.engine.attention_probe import (
+    attention_layers,
+    has_sections,
+    kind_of_layer,
+    own_rotaries,
+    rotary_modules,
+    run_attention,
+    text_part,
+)
+from keepkv.engine.devices import in_memory
 from keepkv.engine.versions import FREQUENCIES_IN_PLACE
 
 
@@ -32,16 +39,12 @@ def rope_of(model: nn.Module) -> dict[int, Rope | UnknownRope | None]:
     the cache, and the layout is the one that explains what changed. Pairing, partial rotation, layers without
     rotation, and anything done to the keys afterwards show in the keys themselves. Costs six tokens per layer.
     """
-    config: Any = getattr(model, "config", None)
-    config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-    getter = getattr(model, "get_decoder", None)
-    decoder = getter() if getter is not None else model
-    decoder = decoder if isinstance(decoder, nn.Module) else model
-    layers = dict(_attention_layers(decoder))
-    rotaries = [m for m in decoder.modules() if any(name.endswith("inv_freq") for name, _ in _own_tensors(m))]
+    config, decoder = text_part(model)
+    layers = dict(attention_layers(decoder))
+    rotaries = rotary_modules(decoder)
     if not rotaries:
         return dict.fromkeys(layers)
-    if _has_sections(config) and config is not getattr(model, "config", None):
+    if has_sections(config) and config is not getattr(model, "config", None):
         # After an image the model counts on from a smaller position than the token's index. Undoing and redoing a
         # rotation with the same offset cancels, so text keeps its meaning; across images it is an approximation.
         warnings.warn(
@@ -50,27 +53,6 @@ def rope_of(model: nn.Module) -> dict[int, Rope | UnknownRope | None]:
             stacklevel=2,
         )
     return {i: _probe_layer(model, layer, rotaries, config, i) for i, layer in layers.items()}
-
-
-def _has_sections(config: Any) -> bool:
-    """Whether the text model takes positions in three dimensions (M-RoPE)."""
-    return "mrope_section" in str(getattr(config, "rope_parameters", None) or "")
-
-
-def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_buffers(recurse=False)
-    yield from module.named_parameters(recurse=False)
-
-
-def _attention_layers(decoder: nn.Module) -> Iterator[tuple[int, nn.Module]]:
-    """Modules that write to a cache under a layer index; the first of each index is the self-attention."""
-    seen = set()
-    for module in decoder.modules():
-        index = getattr(module, "layer_idx", None)
-        inner = any(isinstance(getattr(m, "layer_idx", None), int) for m in module.modules() if m is not module)
-        if isinstance(index, int) and index not in seen and not inner:
-            seen.add(index)
-            yield index, module
 
 
 class _KeysSeen(Exception):
@@ -94,13 +76,11 @@ class _Recorder:
 def _probe_layer(
     model: nn.Module, layer: nn.Module, rotaries: list[nn.Module], config: Any, index: int
 ) -> Rope | UnknownRope | None:
-    own = [m for m in layer.modules() if m in rotaries]
-    if len(own or rotaries) != 1:
+    own = own_rotaries(layer, rotaries)
+    if len(own) != 1:
         return UnknownRope("it has several rotary modules, and which one this layer uses cannot be told")
-    rotary: Any = (own or rotaries)[0]
-    layer_types = getattr(config, "layer_types", None) or []
-    kind = layer_types[index] if index < len(layer_types) else None
-    typed = kind is not None and hasattr(rotary, f"{kind}_inv_freq")
+    rotary: Any = own[0]
+    kind, typed = kind_of_layer(config, index, rotary)
     prefix = f"{kind}_" if typed else ""
     frequencies = in_memory(rotary, f"{prefix}inv_freq")
     if not isinstance(frequencies, Tensor):
@@ -114,17 +94,14 @@ def _probe_layer(
         and not FREQUENCIES_IN_PLACE
     ):
         return UnknownRope("transformers before 5.23 swaps its frequencies for long input where slots cannot follow")
-    sections = _has_sections(config)
+    sections = has_sections(config)
     scaling = float(getattr(rotary, f"{prefix}attention_scaling", 1.0))
-    before = frequencies.clone()
     positions = torch.tensor([1, 3, 7], device=frequencies.device)
     try:
         base = _stored(model, layer, rotary, torch.zeros_like(positions), kind if typed else None, sections)
         moved = _stored(model, layer, rotary, positions, kind if typed else None, sections)
     except Exception as error:  # whatever a model's own code raises: the layer is then simply not understood
         return UnknownRope(f"its layout could not be probed ({type(error).__name__}: {error})")
-    finally:
-        frequencies.data.copy_(before)  # some rotary modules rewrite them for the length that they last saw
     # Latent attention stores (latent, rotated part); elsewhere only the keys may depend on the position.
     for at_zero, at_p in zip(base, moved, strict=True):
         tolerance = (1e-3 if next(layer.parameters()).dtype == torch.float32 else 0.05) * float(at_zero.abs().max())
@@ -142,30 +119,13 @@ def _probe_layer(
     return None
 
 
-@torch.no_grad()
 def _stored(
     model: Any, layer: nn.Module, rotary: nn.Module, positions: Tensor, kind: str | None, sections: bool
 ) -> tuple[Tensor, ...]:
     """What ``layer`` stores for three fixed tokens at ``positions`` (3,)."""
-    weight = next(p for p in layer.parameters() if p.dim() == 2)
-    dtype = weight.dtype if weight.dtype.is_floating_point else model.dtype
-    size = model.config.get_text_config(decoder=True).hidden_size
-    device = compute_device(layer)
-    tokens = torch.arange(3 * size, device=device).float().mul(1.7).sin().view(1, 3, size).to(dtype)
-    ids = positions[None].to(device)
-    turned = rotary(tokens, ids.expand(3, 1, -1) if sections else ids, *([] if kind is None else [kind]))
     recorder = _Recorder()
-    given = {
-        "position_embeddings": turned,
-        "position_ids": ids,
-        "attention_mask": None,
-        **dict.fromkeys(("cache", "past_key_values", "layer_past"), recorder),  # whichever it takes
-        "shared_kv_states": {},
-        "use_cache": True,
-    }
-    known = inspect.signature(layer.forward).parameters
     try:
-        layer(tokens, **{name: value for name, value in given.items() if name in known})
+        run_attention(model, layer, recorder, positions, rotary, kind, sections)
     except _KeysSeen:
         return recorder.stored
     raise RuntimeError(f"{type(layer).__name__} stores no keys")

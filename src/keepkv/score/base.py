@@ -28,6 +28,7 @@ class Score(Checked):
 
     stats: ClassVar[dict[str, Stat]] = {}  # what is kept per slot, by name
     needs_rope: ClassVar[bool] = False  # True if it must undo RoPE: refused where the rotary layout is unknown
+    needs_output: ClassVar[bool] = False  # True if ``__call__`` looks at ``view.output``: refused where it is not known
     observes: ClassVar[bool] = False  # True if ``observe`` must be called after each forward
     follows_decode: ClassVar[bool] = False  # True if ``observe`` uses the attention of each decoded token
     needs_second_reading: ClassVar[bool] = False  # True if ``observe`` must see the text read again: ``keepkv.reread``
@@ -97,7 +98,7 @@ class Wrapped(Score):
     observes: ClassVar[bool] = True
 
     passed_on: ClassVar[tuple[str, ...]] = (  # attributes of the other's
-        "stats", "needs_rope", "needs_hidden", "needs_calibration",
+        "stats", "needs_rope", "needs_output", "needs_hidden", "needs_calibration",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

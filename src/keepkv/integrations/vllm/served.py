@@ -38,6 +38,11 @@ def check_method(method: Method) -> None:
             f"method {name!r} keeps as many slots as the text asks for, and a server plans their pages beforehand. Choose "
             "one that fills its budget, such as 'adakv'"
         )
+    if score.needs_output:
+        raise KeepKVError(
+            f"method {name!r} looks at the output projection of attention, which this plugin does not read. Choose a "
+            "score that does not, such as 'snapkv', or transformers"
+        )
     if len(score.stats) > MOST_STATS:
         raise KeepKVError(
             f"method {name!r} keeps {len(score.stats)} numbers per slot ({', '.join(score.stats)}); pages have room "
