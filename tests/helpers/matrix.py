@@ -10,6 +10,7 @@ from zlib import crc32
 import pytest
 import torch
 import zoo
+from published import gates_at_random
 
 import keepkv
 from keepkv.calibrate import calibrate
@@ -128,8 +129,10 @@ def calibration(method: tuple[str, dict[str, Any]], model: Any) -> keepkv.Calibr
 
 @cache_of
 def _calibration(kind: str, model: Any) -> keepkv.Calibration:
+    if kind == "fast-kvzip":
+        return gates_at_random(model)
     ids = torch.randint(3, zoo.VOCAB, (6, 2, 40), generator=torch.Generator().manual_seed(0))
-    return calibrate(kind, model, ids if kind == "gates" else ids[:1])
+    return calibrate(kind, model, ids if kind in ("gates", "kvzap") else ids[:1])
 
 
 def compresses(method: tuple[str, dict[str, Any]]) -> bool:

@@ -7,4 +7,6 @@ from keepkv.allocate.select import keep_mask
 from keepkv.allocate.threshold import Threshold
 from keepkv.allocate.uniform import Uniform
 
-__all__ = ["ALLOCATIONS", "AdaKV", "Allocate", "Pooled", "Pyramid", "Threshold", "Uniform", "keep_mask", "register_allocate"]
+__all__ = [
+    "ALLOCATIONS", "AdaKV", "Allocate", "Pooled", "Pyramid", "Threshold", "Uniform", "keep_mask", "register_allocate",
+]  # fmt: skip

@@ -22,7 +22,7 @@ class Latest(NamedTuple):
         assert query is not None
         return Latest(query, None, hidden)
 
-    def index(self, rows: Tensor) -> Latest:
+    def of_rows(self, rows: Tensor) -> Latest:
         """Of the present ``rows`` (R,), without weights."""
         hidden = None if self.hidden is None else self.hidden.index_select(0, rows)
         return Latest(self.query.index_select(0, rows), None, hidden)

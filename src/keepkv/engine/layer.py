@@ -150,7 +150,7 @@ class Layer(CacheLayerMixin):
         self.store.index(rows)
         self.score_state = {name: x.index_select(0, rows) for name, x in self.score_state.items()}
         if self.latest is not None:
-            self.latest = self.latest.index(rows)
+            self.latest = self.latest.of_rows(rows)
         self.tally.index(rows)
 
     def activate_past_recording(self) -> None:

@@ -19,6 +19,6 @@ from keepkv.methods.presets import DEFAULT, PRESETS, Preset
 
 __all__ = [
     "DEFAULT", "METHODS", "PRESETS", "Method", "MethodInfo", "Preset", "baselines", "content", "decoding", "fitting",
-    "heads", "keepkv", "keepkv2", "keepkv3", "learned", "make_method", "merging", "method_info", "methods", "passes", "queries",
-    "register_method",
+    "heads", "keepkv", "keepkv2", "keepkv3", "learned", "make_method", "merging", "method_info", "methods", "passes",
+    "queries", "register_method",
 ]  # fmt: skip

@@ -62,8 +62,8 @@ def compress(
 
 
 def over_budget(method: Method, lengths: Sequence[Tensor], budgets: Sequence[Tensor], seen: Tensor) -> Tensor:
-    """(B,) bool: rows of which a head of any layer, with ``lengths`` (B,H) slots, holds more than its budget (B,); of an
-    allocation that trims, all whose budget does not hold the tokens ``seen`` (B,)."""
+    """(B,) bool: rows of which a head of any layer, with ``lengths`` (B,H) slots, holds more than its budget (B,); of
+    an allocation that trims, all whose budget does not hold the tokens ``seen`` (B,)."""
     held = zip(lengths, budgets, strict=True)
     over = [(length > budget[:, None]).any(-1) | (method.allocate.trims & (budget < seen)) for length, budget in held]
     return torch.stack(over).any(0)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from keepkv.allocate.adakv import Pooled
 from keepkv.allocate.base import Allocate
 from keepkv.allocate.threshold import Threshold
 from keepkv.core.when import When
 from keepkv.methods.base import Method, register_method
-from keepkv.methods.pieces import as_allocation, as_score
+from keepkv.methods.pieces import as_score, shared
 from keepkv.score.base import Score
 from keepkv.score.learned.fast_kvzip import FastKVzip
 from keepkv.score.learned.kvzap import KVzap
-
-
-def _shared(allocate: str | Allocate, safeguard: float) -> Allocate:
-    return Pooled(safeguard) if allocate == "pooled" else as_allocation(allocate)
 
 
 @register_method("kvzap", paper="arXiv 2601.07891")
@@ -24,15 +19,15 @@ def kvzap(
     """Keeps what a second reading of the text would attend to, foretold from each token's hidden state.
 
     Score: ln of the KVzip+ score, by a linear map or a small network of the hidden state that a layer's attention is
-    fed (``score.learned.kvzap``). ``keepkv calibrate kvzap`` fits the map in closed form, and with ``--from`` it reads the
-    networks that the authors published. Here the highest scores fill the budget; the paper drops whatever is below a
-    threshold once it is 128 tokens old: that is method "dms".
+    fed (``score.learned.kvzap``). ``keepkv calibrate kvzap`` fits the map in closed form, and with ``--from`` it reads
+    the networks that the authors published. Here the highest scores fill the budget; the paper drops whatever is below
+    a threshold once it is 128 tokens old: that is method "dms".
 
     Options:
         allocate: pooled: one budget for all layers; adakv: by head; uniform
         safeguard: share of its budget that each head keeps for itself, where all share one
     """
-    return Method(KVzap(), _shared(allocate, safeguard))
+    return Method(KVzap(), shared(allocate, safeguard))
 
 
 @register_method("fast-kvzip", paper="arXiv 2601.17668")
@@ -42,15 +37,15 @@ def fast_kvzip(
     """Keeps what a second reading of the text would attend to, foretold from hidden states by the authors' gates.
 
     Score: attention of a small query of the token to its own small key, beside learned sinks
-    (``score.learned.fast_kvzip``). ``keepkv calibrate fast-kvzip --from`` reads the gates that the authors published. As
-    there, one budget is shared by all heads of all layers. window: the paper keeps the last 2 % of a prompt, or the
+    (``score.learned.fast_kvzip``). ``keepkv calibrate fast-kvzip --from`` reads the gates that the authors published.
+    As there, one budget is shared by all heads of all layers. window: the paper keeps the last 2 % of a prompt, or the
     last 4096 tokens where it is read in chunks: give that number.
 
     Options:
         allocate: pooled: one budget for all layers; adakv: by head; uniform
         safeguard: share of its budget that each head keeps for itself, where all share one
     """
-    return Method(FastKVzip(), _shared(allocate, safeguard))
+    return Method(FastKVzip(), shared(allocate, safeguard))
 
 
 @register_method("dms", paper="arXiv 2506.05345")
@@ -59,8 +54,8 @@ def dms(
 ) -> Method:  # fmt: skip
     """Keeps the slots whose score is ``threshold`` at least, once they are older than the ``window`` newest tokens.
 
-    How many stay, the text decides, in each head: with ``budget=0.99`` the threshold alone. A smaller budget is a bound,
-    which the heads of a layer share by score where more slots pass; a budget that holds every token keeps them all.
+    How many stay, the text decides, in each head: with ``budget=0.99`` the threshold alone. A smaller budget is a
+    bound, which the heads of a layer share by score where more slots pass; one that holds every token keeps them all.
     ``cache.report()`` says what was kept. Any score will do, each with thresholds on its own scale: the default is
     KVzap's, ln of KVzip+ (arXiv 2601.07891), for which its authors take -3 to -7. With ``When(every=n)`` decoded tokens
     leave too, n at a time.

@@ -21,7 +21,7 @@ from keepkv.score.queries.snapkv import SnapKV
 from keepkv.score.queries.tova import TOVA
 
 __all__ = [
-    "GKV", "H2O", "RKV", "SCORES", "TOVA", "Compactor", "Ema", "ExpectedAttention", "FastKVzip", "FunctionScore", "Gates",
-    "KNorm", "KVzap", "KVzip", "KeyDiff", "Leverage", "Matching", "Random", "Score", "SnapKV", "Streaming",
+    "GKV", "H2O", "RKV", "SCORES", "TOVA", "Compactor", "Ema", "ExpectedAttention", "FastKVzip", "FunctionScore",
+    "Gates", "KNorm", "KVzap", "KVzip", "KeyDiff", "Leverage", "Matching", "Random", "Score", "SnapKV", "Streaming",
     "register_score",
 ]  # fmt: skip

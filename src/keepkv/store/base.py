@@ -107,9 +107,7 @@ class Store(ABC):
         return False
 
     @abstractmethod
-    def append(
-        self, keys: Tensor, values: Tensor, positions: Tensor, stats: Mapping[str, Tensor] = NO_STATS
-    ) -> None:
+    def append(self, keys: Tensor, values: Tensor, positions: Tensor, stats: Mapping[str, Tensor] = NO_STATS) -> None:
         """Add T tokens: keys (B,H,T,D), values (B,H,T,Dv), positions (B,T) int, ``EMPTY`` for padding. stats: their
         statistics (B,H,T) float32 where these are known already; others are what a new slot starts with."""
 

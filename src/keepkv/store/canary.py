@@ -78,9 +78,7 @@ class Canary(Store):
 
     # --- what changes slots --------------------------------------------------------------------------------------
 
-    def append(
-        self, keys: Tensor, values: Tensor, positions: Tensor, stats: Mapping[str, Tensor] = NO_STATS
-    ) -> None:
+    def append(self, keys: Tensor, values: Tensor, positions: Tensor, stats: Mapping[str, Tensor] = NO_STATS) -> None:
         self.inner.append(keys, values, positions, stats)
         places = positions[:, None].expand(keys.shape[:3]).to(torch.int32)
         votes = torch.zeros(places.shape, device=keys.device)

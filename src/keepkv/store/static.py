@@ -66,9 +66,7 @@ class StaticStore(Store):
     def holds_all(self) -> bool:
         return self.growing is not None
 
-    def append(
-        self, keys: Tensor, values: Tensor, positions: Tensor, stats: Mapping[str, Tensor] = NO_STATS
-    ) -> None:
+    def append(self, keys: Tensor, values: Tensor, positions: Tensor, stats: Mapping[str, Tensor] = NO_STATS) -> None:
         t = keys.shape[2]
         if t == 1 and self.growing is None:
             # The traced path: no Python integer of the store is read.

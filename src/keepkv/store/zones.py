@@ -62,9 +62,7 @@ class Zones(Store):
 
     # --- tokens --------------------------------------------------------------------------------------------------
 
-    def append(
-        self, keys: Tensor, values: Tensor, positions: Tensor, stats: Mapping[str, Tensor] = NO_STATS
-    ) -> None:
+    def append(self, keys: Tensor, values: Tensor, positions: Tensor, stats: Mapping[str, Tensor] = NO_STATS) -> None:
         b, h, t, _ = keys.shape
         new = {"keys": keys, "values": values, "positions": positions[:, None].expand(b, h, t).to(torch.int32)}
         if not self.recent.fields:

@@ -35,8 +35,8 @@ def check_method(method: Method) -> None:
         )
     if method.allocate.trims:
         raise KeepKVError(
-            f"method {name!r} keeps as many slots as the text asks for, and a server plans their pages beforehand. Choose "
-            "one that fills its budget, such as 'adakv'"
+            f"method {name!r} keeps as many slots as the text asks for, and a server plans their pages beforehand. "
+            "Choose one that fills its budget, such as 'adakv'"
         )
     if score.needs_output:
         raise KeepKVError(

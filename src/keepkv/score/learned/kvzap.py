@@ -24,7 +24,7 @@ UNKNOWN = float("-inf")  # of a token whose hidden state was not seen
 @register_score("kvzap")
 @dataclass(frozen=True)
 class KVzap(Score):
-    """S_i = W₂·gelu(W₁h_i + b₁) + b₂, or W·h_i + b: ln of the KVzip+ score of token i, from the hidden state h_i that its
+    """S_i = W·gelu(W₁h_i + b₁) + b, or W·h_i + b: ln of the KVzip+ score of token i, from the hidden state h_i that its
     layer's attention is fed (arXiv 2601.07891).
 
     Statistic ``kvzap``: known when the token is, while it is decoded too, and never changes; the largest of these where
