@@ -23,6 +23,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "keepkv": [{"key": "zip"}, {"key": "bias"}, {"key": "code"}, {"threshold": None, "score": "snapkv"}],
     "adakv": [{"score": "expected-attention"}, {"score": "keydiff"}],
     "compactor": [{"chunk": 8}],
+    "dms": [{"score": "keydiff", "threshold": -0.1}],
+    "kvzip": [{"plus": True, "allocate": "pooled"}],
     "random": [{"sinks": 0}],
 }
 SMALL = {"window": 4, "sinks": 2}  # so that tiny prompts leave something to choose
@@ -122,7 +124,7 @@ def made(model: Any, name: str, budget: Any = None, **options: Any) -> keepkv.Ca
 
 def calibration(method: tuple[str, dict[str, Any]], model: Any) -> keepkv.Calibration | None:
     """What the score or the codec of a variant needs to know of ``model``, from a few tokens at random."""
-    needs = make_method(method[0], {}).score.needs_calibration
+    needs = make_method(method[0], {k: x for k, x in method[1].items() if k == "score"}).score.needs_calibration
     kind = CALIBRATED.get(method[1].get("codec", ""), needs)
     return None if kind is None else _calibration(kind, model)
 
