@@ -24,6 +24,7 @@ from keepkv.engine.stock import plain_attention
 from keepkv.engine.tally import Tally
 from keepkv.engine.view import SlotsOnDemand, view_of
 from keepkv.errors import CacheStateError, UnsupportedInput, UnsupportedModel
+from keepkv.methods.returned import checked_token_stats
 from keepkv.store.base import Store
 
 HELD = 64  # tokens of the latest forward that may be taken back after the score was to see them
@@ -87,7 +88,7 @@ class Layer(CacheLayerMixin):
         positions, length = self.shared.positions, key_states.shape[2]
         if self._is_traced(length):  # nothing that changes from step to step may be read as a Python number
             assert positions.positions is not None
-            self.store.append(key_states, value_states, positions.positions, **self._known())
+            self.store.append(key_states, value_states, positions.positions, **self._known(key_states))
             return self._handed_out(key_states, value_states, 1)
         if positions.positions is None or positions.columns != self.progress.seen + length:
             raise UnsupportedModel(
@@ -97,14 +98,15 @@ class Layer(CacheLayerMixin):
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.store.append(key_states.detach(), value_states.detach(), positions.positions, **self._known())
+        self.store.append(key_states.detach(), value_states.detach(), positions.positions, **self._known(key_states))
         self.progress.seen += length
         if self.form.model_expands and self._holds_all():
             return plain(next(iter(self.store.parts())))
         return self._handed_out(key_states, value_states, self.progress.seen)
 
-    def _known(self) -> dict[str, Any]:
-        """``stats`` of the tokens that are appended, where the score takes them from hidden states."""
+    def _known(self, keys: Tensor) -> dict[str, Any]:
+        """``stats`` of the tokens with ``keys`` (B,H,T,D) that are appended, where the score takes them from hidden
+        states."""
         score = self.shared.settings.method.score
         if not score.needs_hidden:
             return {}
@@ -117,7 +119,8 @@ class Layer(CacheLayerMixin):
             )
         self.hidden = self.hidden.detach()
         known = of_layer(self.shared.settings.calibrations, self.info.index, self.hidden.device)
-        return {"stats": stats} if (stats := score.token_stats(self.hidden, known)) else {}
+        stats = checked_token_stats(score, score.token_stats(self.hidden, known), keys)
+        return {"stats": stats} if stats else {}
 
     def _handed_out(self, keys: Tensor, values: Tensor, length: int) -> Any:
         if self.form.model_expands:
