@@ -81,7 +81,9 @@ def test_fast_kvzip_is_its_gate(tmp_path: Path) -> None:
 
 def test_weights_of_half_precision_are_used_as_they_are(tmp_path: Path) -> None:
     folder = kvzap_files(tmp_path, 3, 2, 64, 7)
-    save_file({n: x.bfloat16() for n, x in load_file(folder / "model.safetensors").items()}, folder / "model.safetensors")
+    save_file(
+        {n: x.bfloat16() for n, x in load_file(folder / "model.safetensors").items()}, folder / "model.safetensors"
+    )
     known = published("kvzap", zoo.model("llama"), folder)
     known.save(tmp_path / "made.safetensors")
     again = Calibration.load(tmp_path / "made.safetensors")
@@ -113,7 +115,9 @@ def test_files_of_something_else_are_refused(tmp_path: Path) -> None:
             published(kind, model, path)
         assert "\n" not in str(told.value)
 
-    refused("kvzap", kvzap_files(tmp_path / "a", 4, 8, 96), "kvzap weights of 4 layers, 8 KV heads and hidden states of 96")
+    refused(
+        "kvzap", kvzap_files(tmp_path / "a", 4, 8, 96), "kvzap weights of 4 layers, 8 KV heads and hidden states of 96"
+    )
     refused("kvzap", kvzap_files(tmp_path / "b", 2, 2, 64), "weights of 2 layers, .* LlamaForCausalLM has 3, 2 and 64")
     refused("kvzap", tmp_path / "nowhere", "cannot read .*nowhere.*no such file")
     save_file({"model.embed.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")

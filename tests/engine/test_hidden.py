@@ -66,11 +66,13 @@ class Watching(keepkv.Score):
 
 
 def marked(arch: str, **fields: Any) -> keepkv.Method:
-    return keepkv.Method(Marked({"deepseek-v3": 1, "gpt-neox": 4}.get(arch, 2)), name="marked", **{"sinks": 2, **fields})
+    return keepkv.Method(
+        Marked({"deepseek-v3": 1, "gpt-neox": 4}.get(arch, 2)), name="marked", **{"sinks": 2, **fields}
+    )
 
 
 def fed(model: Any, ids: Tensor) -> dict[int, Tensor]:
-    """What the attention modules of a copy of ``model`` on transformers' own attention and cache are fed, (T,E) each."""
+    """What the attention modules of a copy of ``model`` are fed, (T,E) each, with attention and cache of transformers."""
     model, found = copy.deepcopy(model), {}
     cache = keepkv.Cache(model, "full")
     modules = attention_modules(model)
@@ -117,14 +119,18 @@ def test_it_is_what_keys_and_values_are_made_of() -> None:
         torch.testing.assert_close(module.v_proj(hidden), values, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("store, codec", [("dense", "none"), ("ragged", "none"), ("static", "none"), ("ragged", "int8")])
+@pytest.mark.parametrize(
+    "store, codec", [("dense", "none"), ("ragged", "none"), ("static", "none"), ("ragged", "int8")]
+)
 def test_the_choice_follows_it_through_layouts(store: str, codec: str) -> None:
     """Tokens that decode has compressed away and back into their layout have kept their numbers."""
     model, inputs = zoo.model("llama"), batch((41, 23))
     cache = keepkv.Cache(model, marked("llama", when=keepkv.When(every=3)), 16, store=store, codec=codec)
     out = generate(model, inputs, cache, new=9)
     assert cache.report().compressed
-    expected = [fed(model, torch.cat((row(inputs, i)["input_ids"], out.sequences[i : i + 1, 41:49]), 1)) for i in (0, 1)]
+    expected = [
+        fed(model, torch.cat((row(inputs, i)["input_ids"], out.sequences[i : i + 1, 41:49]), 1)) for i in (0, 1)
+    ]
     first = cache.compressible[0]  # later ones have seen a compressed past
     slots = first.store.view()
     for i, by_layer in enumerate(expected):
@@ -185,7 +191,10 @@ def test_a_module_that_is_called_past_its_hooks_is_refused(monkeypatch: pytest.M
     cache = keepkv.Cache(model, marked("llama"), 1.0)
     module = model.model.layers[1].self_attn
     monkeypatch.setattr(type(module), "__call__", lambda self, *args, **kwargs: self.forward(*args, **kwargs))
-    with torch.no_grad(), pytest.raises(UnsupportedModel, match="attention module of layer 0 is fed: it is called past"):
+    with (
+        torch.no_grad(),
+        pytest.raises(UnsupportedModel, match="attention module of layer 0 is fed: it is called past"),
+    ):
         model(torch.randint(3, zoo.VOCAB, (1, 9)), **{CACHE: cache})
 
 
@@ -194,7 +203,9 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(KeepKVError, match="looks at hidden states, which a serving engine does not hand"):
         check_method(marked("llama"))
     read = keepkv.Cache(model, "knorm", 1.0)
-    with pytest.raises(KeepKVError, match="looks at hidden states, and this cache was made for 'knorm', which does not"):
+    with pytest.raises(
+        KeepKVError, match="looks at hidden states, and this cache was made for 'knorm', which does not"
+    ):
         read.copy(method=marked("llama"))
     merged = keepkv.Cache(model, "keepkv", 16, window=4, score=Marked())  # a score is passed on
     with torch.no_grad():

@@ -31,7 +31,7 @@ LEAST = 1e-12  # of a score: less is nothing
 class Teacher(KVzip):
     """KVzip's score, or KVzip+'s, that remembers the hidden states of the first reading."""
 
-    needs_hidden: ClassVar[bool] = True  # type: ignore[assignment]
+    needs_hidden: ClassVar[bool] = True
 
     def observe(self, view: LayerView) -> None:
         if "kvzap_hidden" not in view.state:

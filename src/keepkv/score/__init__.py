@@ -12,6 +12,8 @@ from keepkv.score.decoding.rkv import RKV
 from keepkv.score.learned.fast_kvzip import FastKVzip
 from keepkv.score.learned.gates import Gates
 from keepkv.score.learned.kvzap import KVzap
+from keepkv.score.passes.kvcompose import KVCompose
+from keepkv.score.passes.kvgrad import KVgrad
 from keepkv.score.passes.kvzip import KVzip
 from keepkv.score.queries.ema import Ema
 from keepkv.score.queries.expected import ExpectedAttention
@@ -22,6 +24,6 @@ from keepkv.score.queries.tova import TOVA
 
 __all__ = [
     "GKV", "H2O", "RKV", "SCORES", "TOVA", "Compactor", "Ema", "ExpectedAttention", "FastKVzip", "FunctionScore",
-    "Gates", "KNorm", "KVzap", "KVzip", "KeyDiff", "Leverage", "Matching", "Random", "Score", "SnapKV", "Streaming",
-    "register_score",
+    "Gates", "KNorm", "KVCompose", "KVgrad", "KVzap", "KVzip", "KeyDiff", "Leverage", "Matching", "Random", "Score",
+    "SnapKV", "Streaming", "register_score",
 ]  # fmt: skip

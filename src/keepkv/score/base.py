@@ -15,6 +15,7 @@ from keepkv.core.stats import Stat
 from keepkv.errors import KeepKVError
 
 SCORES: Registry[Score]
+WORTH = "worth"  # (B,T) in ``view.state``: how much the outcome of a second reading hangs on each of its queries
 
 
 class Score(Checked):
@@ -32,6 +33,7 @@ class Score(Checked):
     observes: ClassVar[bool] = False  # True if ``observe`` must be called after each forward
     follows_decode: ClassVar[bool] = False  # True if ``observe`` uses the attention of each decoded token
     needs_second_reading: ClassVar[bool] = False  # True if ``observe`` must see the text read again: ``keepkv.reread``
+    needs_gradients: ClassVar[bool] = False  # True if that reading must say how much each query matters, in ``WORTH``
     needs_questions: ClassVar[bool] = False  # True if it needs queries of questions to come: ``keepkv.rehearse``
     needs_hidden: ClassVar[bool] = False  # True if ``token_stats``, or ``observe`` in ``view.hidden``, reads them
     needs_calibration: ClassVar[str | None] = None  # the kind of calibration that it reads from ``view.calibration``
