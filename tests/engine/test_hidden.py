@@ -72,7 +72,7 @@ def marked(arch: str, **fields: Any) -> keepkv.Method:
 
 
 def fed(model: Any, ids: Tensor) -> dict[int, Tensor]:
-    """What the attention modules of a copy of ``model`` are fed, (T,E) each, with attention and cache of transformers."""
+    """What the attention modules of a copy of ``model`` are fed, (T,E) each, with transformers' attention and cache."""
     model, found = copy.deepcopy(model), {}
     cache = keepkv.Cache(model, "full")
     modules = attention_modules(model)
