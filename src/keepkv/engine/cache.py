@@ -119,6 +119,11 @@ class Cache(stock.Cache):
             prepare(device)
         for index, (info, form) in prepared.ours.items():
             known = of_layer(calibrations, index, device)
+            if held.codec.meets_queries and form.one_content:
+                raise UnsupportedModel(
+                    f"codec {self.codec!r} drops channels of keys that queries do not ask for, and "
+                    f"{type(model).__name__} caches one latent for keys and values. Choose another, such as 'int4'."
+                )
             its = held.codec.for_layer(info, known)
             own = replace(held, layer=form.of_stored(info), calibration=known, codec=its)
             layers[index] = Layer(info, form, self.shared, template.empty(own))

@@ -260,6 +260,8 @@ class Layer(CacheLayerMixin):
         hidden, self.hidden = self.hidden, None
         if self._observes():
             self._hear(Latest(query, weights, hidden))
+        if length > 1 and self.store.held.codec.meets_queries and shared.positions.positions is not None:
+            self.store.meet(query.detach(), shared.positions.positions[:, -length:])
         if (length == 1 and not self.progress.prefilling) or not shared.compressing:
             return
         if self.progress.prefilling and when.prefill is not None:

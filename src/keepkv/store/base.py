@@ -172,7 +172,11 @@ class Store(ABC):
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take over what ``tensors`` of the same class returned."""
 
-    def after_prefill(self) -> None:  # noqa: B027 most stores have nothing to do
+    def meet(self, queries: Tensor, positions: Tensor) -> None:  # noqa: B027 most stores have nothing to do
+        """Called with the queries (B,Hq,T,D) after RoPE, at positions (B,T), of a forward of more than one token whose
+        keys were appended, before any of them is written; where the codec ``meets_queries``."""
+
+    def after_prefill(self) -> None:  # noqa: B027
         """Called after the attention of a forward of more than one token."""
 
     def begin_decode(self) -> None:  # noqa: B027

@@ -135,6 +135,9 @@ class Canary(Store):
     def write_stats(self, stats: dict[str, Tensor]) -> None:
         self.inner.write_stats(stats)
 
+    def meet(self, queries: Tensor, positions: Tensor) -> None:
+        self.inner.meet(queries, positions)
+
     def after_prefill(self) -> None:
         self._encoding(self.inner.after_prefill)
 

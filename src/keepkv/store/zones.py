@@ -72,6 +72,10 @@ class Zones(Store):
         self._appended += t
         self.recent.add(new, self._ahead(self.recent) if t == 1 else 0)
 
+    def meet(self, queries: Tensor, positions: Tensor) -> None:
+        grouped = queries.unflatten(1, (self.like()[0].shape[1], -1))
+        self.content.shared = self.held.codec.meet(grouped, positions, self.content.shared)
+
     def after_prefill(self) -> None:
         exact = self.held.codec.exact
         if exact is not None and self.recent.length > exact:
