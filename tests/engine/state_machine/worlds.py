@@ -10,11 +10,13 @@ from typing import Any
 import torch
 import transformers as t
 from hypothesis import strategies as st
+from published import gates_at_random
 from transformers import PreTrainedModel
 
 import keepkv
 from keepkv.calibrate import calibrate
 from keepkv.errors import UnsupportedModel
+from keepkv.methods import make_method
 from keepkv.store import CODECS
 from keepkv.store.codec import Codec
 
@@ -145,7 +147,8 @@ class World:
         spans = SPANS if self.spans else None
         budget = None if self.method == "full" else BUDGET
         store = None if layout == "auto" else layout
-        more |= {"calibration": _calibration(self.arch, self.dtype)} if self.method == "keepkv3" else {}
+        if (kind := make_method(self.method, {}).score.needs_calibration) is not None:
+            more["calibration"] = _calibration(kind, self.arch, self.dtype)
         return keepkv.Cache(self.model, self.method, budget, store=store, codec=codec, spans=spans, **more, **chosen)
 
 
@@ -164,12 +167,14 @@ def model(arch: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 @cache
-def _calibration(arch: str, dtype: torch.dtype) -> keepkv.Calibration:
-    """Gates of the model, fitted to a few tokens at random."""
+def _calibration(kind: str, arch: str, dtype: torch.dtype) -> keepkv.Calibration:
+    """Gates of the model, fitted to a few tokens at random, or random themselves."""
     known = model(arch, dtype)
+    if kind == "fast-kvzip":
+        return gates_at_random(known)
     generator = torch.Generator().manual_seed(0)
     return calibrate(
-        "gates", known, torch.randint(3, known.config.get_text_config().vocab_size, (5, 1, 40), generator=generator)
+        kind, known, torch.randint(3, known.config.get_text_config().vocab_size, (5, 1, 40), generator=generator)
     )
 
 
