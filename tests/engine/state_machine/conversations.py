@@ -112,7 +112,7 @@ class Conversation:
 
     def save_and_load(self, path: Path) -> None:
         if self.attempt(lambda: self.cache.save(path), must_work=self.world.kind[0] != "static"):
-            self.cache = keepkv.Cache.load(path, self.world.model)
+            self.cache = keepkv.Cache.load(path, self.world.model, calibration=self.world.calibration)
             self.note("load")
 
     def reset(self) -> None:

@@ -147,9 +147,14 @@ class World:
         spans = SPANS if self.spans else None
         budget = None if self.method == "full" else BUDGET
         store = None if layout == "auto" else layout
-        if (kind := make_method(self.method, {}).score.needs_calibration) is not None:
-            more["calibration"] = _calibration(kind, self.arch, self.dtype)
+        more["calibration"] = self.calibration
         return keepkv.Cache(self.model, self.method, budget, store=store, codec=codec, spans=spans, **more, **chosen)
+
+    @property
+    def calibration(self) -> keepkv.Calibration | None:
+        """What its method needs to know of its model."""
+        kind = make_method(self.method, {}).score.needs_calibration
+        return None if kind is None else _calibration(kind, self.arch, self.dtype)
 
 
 @cache
