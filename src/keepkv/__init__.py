@@ -75,8 +75,8 @@ __all__ = [
     "LayerView", "Method", "ModelCheck", "Receipt", "Reduce", "Reduced", "Score", "Select", "Slots", "Span",
     "SpanPolicy", "Stat", "Store", "VideoStream", "When", "ask", "check", "compressed", "embedded_model", "fit",
     "from_kvpress", "method_info", "methods", "register_allocate", "register_codec", "register_method",
-    "register_reduce", "register_score", "register_select", "register_store", "rehearse", "reread", "restore", "spans_of_chat",
-    "spans_of_text",
+    "register_reduce", "register_score", "register_select", "register_store", "rehearse", "reread", "restore",
+    "spans_of_chat", "spans_of_text",
 ]  # fmt: skip
 
 

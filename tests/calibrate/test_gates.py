@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import keepkv
 from keepkv import tasks
 from keepkv.calibrate import calibrate, with_questions
-from keepkv.calibrate.gates import Sums, _foretold, _solved
+from keepkv.calibrate.least_squares import Sums, foretold, solved
 from keepkv.core.slots import LayerView
 from keepkv.engine.versions import CACHE
 from keepkv.engine.view import view_of
@@ -49,11 +49,11 @@ def test_what_is_linear_is_found_to_the_last_weight() -> None:
     y = (x @ w[..., None])[..., 0] + b[:, None]
     sums = Sums()
     for part in (slice(0, 200), slice(200, 500)):
-        sums.add(x[:, part], y[:, part])
-    weight, bias = _solved(sums, 1e-10, [6])
-    torch.testing.assert_close(weight, w, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(bias, b, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(_foretold(sums, weight), torch.ones(2).double())
+        sums.add(x[:, part], y[:, part, None])
+    weight, bias = solved(sums, 1e-10, [6])
+    torch.testing.assert_close(weight[:, 0], w, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(bias[:, 0], b, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(foretold(sums, weight), torch.ones(2, 1).double())
 
 
 def test_predictions_are_spread_as_what_they_foretell() -> None:
@@ -62,12 +62,12 @@ def test_predictions_are_spread_as_what_they_foretell() -> None:
     x = torch.randn(1, 4000, 3).double()
     y = x[..., 0] + 3 * torch.randn(1, 4000).double()
     sums = Sums()
-    sums.add(x, y)
-    weight, bias = _solved(sums, 1e-7, [3])
-    told = (x @ weight[..., None])[..., 0] + bias[:, None]
+    sums.add(x, y[..., None])
+    weight, bias = solved(sums, 1e-7, [3])
+    told = (x @ weight.mT)[..., 0] + bias
     torch.testing.assert_close(told.std(), y.std(), rtol=1e-6, atol=0)
     torch.testing.assert_close(told.mean(), y.mean(), rtol=1e-6, atol=1e-6)
-    assert 0.07 < float(_foretold(sums, weight)) < 0.13  # a tenth of the variance is not noise
+    assert 0.07 < float(foretold(sums, weight)) < 0.13  # a tenth of the variance is not noise
 
 
 def test_what_hardly_varies_counts_little() -> None:
@@ -77,9 +77,9 @@ def test_what_hardly_varies_counts_little() -> None:
     y = torch.randn(1, 2000).double()
     x = torch.stack((y + 0.1 * torch.randn(1, 2000).double(), 16 + 1e-4 * y), dim=-1)
     sums = Sums()
-    sums.add(x, y)
-    weight, _ = _solved(sums, 0.003, [1, 1])
-    assert 0.9 < float(weight[0, 0]) < 1.1 and float(weight[0, 1].abs()) < 0.1
+    sums.add(x, y[..., None])
+    weight, _ = solved(sums, 0.003, [1, 1])
+    assert 0.9 < float(weight[0, 0, 0]) < 1.1 and float(weight[0, 0, 1].abs()) < 0.1
 
 
 def test_score_is_the_formula(embedded: Any, taught: keepkv.Calibration) -> None:

@@ -6,9 +6,11 @@ import json
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from published import kvzap_files, shape_of
 from test_cli import TEXT, run, tiny  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -112,3 +114,17 @@ def test_texts_take_turns_and_every_piece_begins_as_a_text_does() -> None:
     assert [ids.shape[1] for ids in few] == [16, min(5, made[1].shape[1])]
     with pytest.raises(CalibrationError, match="empty"):
         batches(tokenizer, ["", ""], 100, 16)
+
+
+def test_the_command_reads_what_was_published(tiny: str, tmp_path: Path) -> None:  # noqa: F811
+    layers, heads, _, width = shape_of(AutoModelForCausalLM.from_pretrained(tiny))
+    folder, out = kvzap_files(tmp_path / "KVzap", layers, heads, width, 5), str(tmp_path / "kvzap.safetensors")
+    words = ["calibrate", "kvzap", "--model", tiny, "--from", str(folder)]
+    told: dict[str, Any] = json.loads(run(*words, "--out", out, "--json").stdout)
+    assert told["kind"] == "kvzap" and told["made_with"]["published"] == str(folder)
+    assert told["made_with"]["command"] == f"keepkv calibrate kvzap --model {tiny} --from {folder} --out {out}"
+    assert f"kvzap of {layers} layers from {folder}" in run(*words, "--out", out).stdout
+    ask = ["generate", "--model", tiny, "--prompt", TEXT, "--max-new-tokens", "4", "-b", "0.3", "-m", "kvzap"]
+    assert json.loads(run(*ask, "-o", f"calibration={out}", "--json").stdout)["receipt"]["ratio"] < 0.6
+    assert "leave --text and --option out" in run(*words, "--out", out, "-o", "noise=1", code=2).stderr
+    assert "cannot read" in run(*words[:-1], str(tmp_path / "none"), "--out", out, code=2).stderr

@@ -92,9 +92,9 @@ def test_chunked_prefill_is_bounded(arch: str, method: Method) -> None:
     for layer in ours:
         append = layer.store.append
 
-        def watch(*args: Any, append: Any = append, layer: Any = layer) -> None:
+        def watch(*args: Any, append: Any = append, layer: Any = layer, **known: Any) -> None:
             nonlocal longest
-            append(*args)
+            append(*args, **known)
             # Ragged heads share one budget, and layers may: what is bounded is the mean over all that share.
             sharing = ours if mine.settings.method.allocate.joint else [layer]
             held = [x.store.lengths for x in sharing if x.is_initialized]

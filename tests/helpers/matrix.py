@@ -10,6 +10,7 @@ from zlib import crc32
 import pytest
 import torch
 import zoo
+from published import gates_at_random
 
 import keepkv
 from keepkv.allocate.curves import RATIOS
@@ -27,6 +28,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "keepkv": [{"key": "zip"}, {"key": "bias"}, {"key": "code"}, {"threshold": None, "score": "snapkv"}],
     "adakv": [{"score": "expected-attention"}, {"score": "keydiff"}],
     "compactor": [{"chunk": 8}],
+    "dms": [{"score": "keydiff", "threshold": -0.1}],
+    "kvzip": [{"plus": True, "allocate": "pooled"}],
     "random": [{"sinks": 0}],
     "non-causal-attention": [{"chunk": 8}],
     "lagkv": [{"cross": True}],
@@ -138,7 +141,7 @@ def made(model: Any, name: str, budget: Any = None, **options: Any) -> keepkv.Ca
 
 def calibration(method: tuple[str, dict[str, Any]], model: Any) -> keepkv.Calibration | None:
     """What the score, the allocation or the codec of a variant needs to know of ``model``, from a few random tokens."""
-    chosen = make_method(method[0], {})
+    chosen = make_method(method[0], {k: x for k, x in method[1].items() if k == "score"})
     kind = CALIBRATED.get(method[1].get("codec", ""), next(iter(needed(chosen.score, chosen.allocate)), None))
     return None if kind is None else _calibration(kind, model)
 
@@ -147,8 +150,10 @@ def calibration(method: tuple[str, dict[str, Any]], model: Any) -> keepkv.Calibr
 def _calibration(kind: str, model: Any) -> keepkv.Calibration:
     if kind == "heads":
         return random_profile(model)
+    if kind == "fast-kvzip":
+        return gates_at_random(model)
     ids = torch.randint(3, zoo.VOCAB, (6, 2, 40), generator=torch.Generator().manual_seed(0))
-    return calibrate(kind, model, ids if kind == "gates" else ids[:1])
+    return calibrate(kind, model, ids if kind in ("gates", "kvzap") else ids[:1])
 
 
 def random_profile(model: Any, seed: int = 0) -> keepkv.Calibration:

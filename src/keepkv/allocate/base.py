@@ -18,6 +18,7 @@ class Allocate(Checked):
     """Base of allocations, frozen dataclasses without state."""
 
     ragged: ClassVar[bool] = False  # heads of one row may keep different numbers of slots
+    trims: ClassVar[bool] = False  # it may keep fewer slots than fit the budget, unless that holds every token
     joint: ClassVar[bool] = False  # layers share one budget: ``across`` is called once for all, and ``__call__`` never
     needs_calibration: ClassVar[str | None] = None  # the kind that it reads: ``view.calibration``, ``known`` of across
 

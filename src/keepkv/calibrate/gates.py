@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from keepkv.calibrate.base import Found, Tensors, register_kind
+from keepkv.calibrate.least_squares import HELD_OUT, Fit, foretold, said, solved
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
 from keepkv.engine.passes.reread import feed, reread, watching
@@ -23,7 +24,6 @@ from keepkv.tasks.asking import Ids
 SINKS = 4  # first tokens of each text that are left out: every method keeps them, and they are like no others
 LEAST = 1e-6  # of attention: what gets less is not wanted, and how much less says nothing
 BEHIND = ("both", "questions", "text")
-HELD_OUT = 5  # every fifth text is for judging alone
 
 
 @dataclass(frozen=True)
@@ -31,38 +31,6 @@ class Teacher(KVzip):
     """The score that gates learn, with the rotary embedding that their keys are turned back with."""
 
     needs_rope: ClassVar[bool] = True
-
-
-@dataclass
-class Sums:
-    """Second moments (H,F+2,F+2) of [x, y, 1], float64: all that least squares need."""
-
-    moment: Tensor | None = None
-    tokens: int = 0
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """x (H,N,F), y (H,N): features of the tokens of a text, and what they are to foretell."""
-        wide = torch.float32 if x.device.type == "mps" else torch.float64
-        row = torch.cat((x, y[..., None], torch.ones_like(y[..., None])), dim=-1).to(wide)
-        new = (row.mT @ row).cpu().double()
-        self.moment = new if self.moment is None else self.moment + new
-        self.tokens += x.shape[1]
-
-    def centred(self) -> tuple[Tensor, Tensor]:
-        """Mean (H,F+1) and covariance (H,F+1,F+1) of [x, y]."""
-        assert self.moment is not None
-        mean = self.moment[:, :-1, -1] / self.tokens
-        return mean, self.moment[:, :-1, :-1] / self.tokens - mean[..., None] * mean[:, None]
-
-
-@dataclass
-class Layer:
-    """What is summed of one layer: over the texts that are fitted, and over those that judge the fit. parts: how many
-    of the features are the key's, the value's, and each norm."""
-
-    parts: list[int] = field(default_factory=list)
-    fitted: Sums = field(default_factory=Sums)
-    judged: Sums = field(default_factory=Sums)
 
 
 @register_kind(KIND)
@@ -92,7 +60,7 @@ def gates(
     if behind not in BEHIND:
         raise CalibrationError(f"gates(behind={behind!r}): choose from {', '.join(BEHIND)}")
     cache = Cache(model, Method(Teacher(), when=When("deferred")), 1.0)
-    sums: dict[int, Layer] = {layer.info.index: Layer() for layer in cache.compressible}
+    sums: dict[int, Fit] = {layer.info.index: Fit() for layer in cache.compressible}
     count = 0
     for number, ids in enumerate(batches):
         if ids.shape[1] <= 2 * SINKS:
@@ -114,13 +82,12 @@ def gates(
         count += 1
         for layer, *logs in zip(cache.compressible, *wanted, strict=True):
             one, slots = sums[layer.info.index], layer.form.view(layer.store.view())
-            into = one.fitted if count % HELD_OUT else one.judged
             y = torch.stack(logs).mean(0).transpose(0, 1).flatten(1)
             one.parts = [slots.keys.shape[-1], slots.values.shape[-1], *[1] * NORMS]
             rope = None if layer.info.rope is None else layer.info.rope.of_text
             heads = range(slots.keys.shape[1])
             x = [features(slots, rope, slots.positions, head)[:, SINKS:].flatten(0, 1) for head in heads]
-            into.add(torch.stack(x), y)
+            one.add(torch.stack(x), y[..., None], count)
     if count < HELD_OUT and sums:
         raise CalibrationError(
             f"gates need at least {HELD_OUT} texts of more than {2 * SINKS} tokens, {count} were given: give more "
@@ -129,10 +96,10 @@ def gates(
     made: Tensors = {}
     shares: dict[int, list[float]] = {}
     for index, one in sums.items():
-        weight, bias = _solved(one.fitted, noise, one.parts)
-        made[index] = {WEIGHT: weight.float(), BIAS: bias.float()}
-        shares[index] = _foretold(one.judged, weight).tolist()
-    return Found(made, {"foretold": shares}, _said(shares))
+        weight, bias = solved(one.fitted, noise, one.parts)
+        made[index] = {WEIGHT: weight[:, 0].float(), BIAS: bias[:, 0].float()}
+        shares[index] = foretold(one.judged, weight)[:, 0].tolist()
+    return Found(made, {"foretold": shares}, said(shares, "gates"))
 
 
 def _wanted(cache: Cache) -> list[Tensor]:
@@ -153,36 +120,3 @@ def _ask(model: PreTrainedModel, cache: Cache, asked: Sequence[Ids], mask: Tenso
             torch.maximum(held, layer.store.view().stats[STAT][:, :, : held.shape[2]], out=held)
     for layer, held in zip(cache.compressible, most, strict=True):
         layer.store.write_stats({STAT: held})
-
-
-def _solved(sums: Sums, noise: float, parts: list[int]) -> tuple[Tensor, Tensor]:
-    """Weights (H,F) and biases (H,), float64. parts: how many features each kind has, whose mean squares count."""
-    mean, moment = sums.centred()
-    squares = moment.diagonal(dim1=-2, dim2=-1)[:, :-1] + mean[:, :-1].square()
-    error = torch.cat([x.mean(-1, keepdim=True).expand_as(x) for x in squares.split(parts, dim=-1)], dim=-1)
-    x, xy = moment[:, :-1, :-1], moment[:, :-1, -1]
-    w = torch.linalg.solve(x + torch.diag_embed(noise * error + 1e-12), xy)
-    told = (w * (x @ w[..., None])[..., 0]).sum(-1).clamp(min=1e-24).sqrt()  # the spread of predictions
-    weight = w * (moment[:, -1, -1].clamp(min=0.0).sqrt() / told)[:, None]
-    return weight, mean[:, -1] - (weight * mean[:, :-1]).sum(-1)
-
-
-def _foretold(sums: Sums, weight: Tensor) -> Tensor:
-    """Squared correlation (H,) of what is foretold with what came."""
-    _, moment = sums.centred()
-    told = (weight * (moment[:, :-1, :-1] @ weight[..., None])[..., 0]).sum(-1)
-    both = (weight * moment[:, :-1, -1]).sum(-1)
-    share: Tensor = both.square() / (told * moment[:, -1, -1]).clamp(min=1e-24)
-    return share
-
-
-def _said(shares: dict[int, list[float]]) -> list[str]:
-    every = sorted(share for heads in shares.values() for share in heads)
-    if not every:
-        return []
-    worst = min(shares, key=lambda index: min(shares[index]))
-    return [
-        "share of the variance of ln(attention that tokens get) which gates foretell, on texts left out of the fit",
-        f"median of {len(every)} heads {every[len(every) // 2]:.2f}, from {every[0]:.2f} (a head of layer {worst}) to "
-        f"{every[-1]:.2f}",
-    ]

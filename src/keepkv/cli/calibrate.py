@@ -13,6 +13,7 @@ from typer import Option
 from keepkv.cli.load import load
 from keepkv.cli.options import AsJson, Device, Model, Texts
 from keepkv.cli.output import one_line_errors, print_json, progress
+from keepkv.errors import KeepKVError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,9 @@ def calibrate(
     tokens: Annotated[int, Option(min=1, help="Tokens read in all, at most.")] = 20_000,
     length: Annotated[int, Option(min=2, help="Tokens read at a time; each piece starts anew.")] = 1024,
     option: Annotated[Texts, Option("--option", "-o", help="KEY=VALUE, an option of the kind. Repeatable.")] = None,
+    source: Annotated[
+        str | None, Option("--from", metavar="PATH", help="Weights that the authors published; nothing is measured.")
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -46,6 +50,10 @@ def calibrate(
     q-filters: the main direction of the queries of each head, for q-filter. Option: published, a folder or file of the
     authors of Q-Filters, which is read instead of the texts.
 
+    kvzap: what a second reading would attend to, foretold from hidden states, for kvzap and dms. It reads each text
+    twice and fits a linear map of each layer; --from reads the networks that the authors published, a folder with
+    model.safetensors. fast-kvzip: the gates that its authors published, with --from alone, a .pt file.
+
     oscar: rotations of keys and values for the 2-bit codes of the codec oscar. Option: bits.
     tada: how alike KV heads are in each layer, whether their mean pays, and which layers get 2, 4 or 8 bits, for the
     codec tada. Options: bits (on average), mean, centre, proposals, seed. It reads the text often: give short pieces.
@@ -58,6 +66,7 @@ def calibrate(
     Examples:
       keepkv calibrate gates --model Qwen/Qwen3-0.6B --out gates.safetensors
       keepkv calibrate heads --model HuggingFaceTB/SmolLM2-135M-Instruct --tokens 60000 --out heads.safetensors
+      keepkv calibrate kvzap --model Qwen/Qwen3-8B --from KVzap-mlp-Qwen3-8B --out kvzap.safetensors
       keepkv calibrate query-statistics --out queries.safetensors
       keepkv calibrate query-statistics --model Qwen/Qwen3-0.6B --text a.txt --text b.txt --out qwen3.safetensors
       keepkv calibrate query-statistics --text report.txt --tokens 100000 --length 4096 --out queries.safetensors --json
@@ -65,7 +74,7 @@ def calibrate(
       keepkv calibrate tada --tokens 8192 --length 128 -o bits=4 --out tada.safetensors
       keepkv calibrate sals --tokens 65536 --length 512 --out sals.safetensors
     """
-    from keepkv.calibrate import KINDS, asks, batches, hides, with_needles, with_questions
+    from keepkv.calibrate import KINDS, asks, batches, hides, published, with_needles, with_questions
     from keepkv.calibrate import calibrate as measure
     from keepkv.cli import arguments
     from keepkv.measure.files import folder
@@ -75,22 +84,27 @@ def calibrate(
     path = folder(str(Path(out).expanduser().parent)) / Path(out).name
     words = [arguments.read_text(one) for one in text or []] or [document()]
     options = arguments.pairs(option or [])
+    if source is not None and (text or option):
+        raise KeepKVError("--from reads weights as they were published: leave --text and --option out")
     network, tokenizer = load(model, device)
-    if asks(kind) and "asked" not in options:
-        pieces, options["asked"] = with_questions(tokenizer, words, tokens, length)
-    elif hides(kind) and not {"needles", "pattern"} & options.keys():
-        pieces, options["needles"] = with_needles(tokenizer, words, tokens, length)
+    typed = _typed(kind, out, model, text or [], option or [], tokens, length, source)
+    if source is not None:
+        made = published(kind, network, source, typed)
     else:
-        pieces = batches(tokenizer, words, tokens, length)
-    with progress(len(pieces)) as step:
+        if asks(kind) and "asked" not in options:
+            pieces, options["asked"] = with_questions(tokenizer, words, tokens, length)
+        elif hides(kind) and not {"needles", "pattern"} & options.keys():
+            pieces, options["needles"] = with_needles(tokenizer, words, tokens, length)
+        else:
+            pieces = batches(tokenizer, words, tokens, length)
+        with progress(len(pieces)) as step:
 
-        def watched() -> Iterator[Tensor]:
-            for ids in pieces:
-                step("reading")
-                yield ids
+            def watched() -> Iterator[Tensor]:
+                for ids in pieces:
+                    step("reading")
+                    yield ids
 
-        typed = _typed(kind, out, model, text or [], option or [], tokens, length)
-        made = measure(kind, network, watched(), typed, **options)
+            made = measure(kind, network, watched(), typed, **options)
     made.save(path)
     if as_json:
         facts = {"kind": kind, "out": str(path), "bytes": path.stat().st_size, "layers": list(made.tensors)}
@@ -98,14 +112,18 @@ def calibrate(
     else:
         for line in made.made_with.get("says", []):
             typer.echo(line)
-        typer.echo(
-            f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): {kind} of {len(made.tensors)} layers from "
-            f"{made.made_with['tokens']} tokens"
-        )
+        what = f"{made.made_with['tokens']} tokens" if source is None else source
+        size = f"{path.stat().st_size / 1e6:.1f} MB"
+        typer.echo(f"wrote {path} ({size}): {kind} of {len(made.tensors)} layers from {what}")
 
 
-def _typed(kind: str, out: str, model: str | None, text: list[str], option: list[str], tokens: int, length: int) -> str:
+def _typed(
+    kind: str, out: str, model: str | None, text: list[str], option: list[str], tokens: int, length: int,
+    source: str | None,
+) -> str:  # fmt: skip
     """The command that makes this file again."""
     words = ["keepkv", "calibrate", kind, *([] if model is None else ["--model", model])]
+    if source is not None:
+        return shlex.join([*words, "--from", source, "--out", out])
     words += [word for one in text for word in ("--text", one)] + [word for one in option for word in ("-o", one)]
     return shlex.join([*words, "--tokens", str(tokens), "--length", str(length), "--out", out])

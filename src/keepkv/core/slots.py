@@ -132,6 +132,7 @@ class LayerView:
     tokens: Tokens | None = None  # facts of the tokens behind slots and queries; None: text, at the index of each
     spans: Intervals | None = None  # where given, each slot inside is scored by the queries of its own span alone
     calibration: Mapping[str, Tensor] | None = None  # of this layer, by name, where ``needs_calibration`` asks for it
+    hidden: Tensor | None = None  # (B,T,E): what the attention module was fed, in ``observe`` where ``needs_hidden``
     output: Tensor | None = None  # (H*G,Dv,E): weight of the output projection, where ``needs_output`` asks for it
 
     @property

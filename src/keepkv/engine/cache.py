@@ -125,6 +125,11 @@ class Cache(stock.Cache):
         if template.ragged or held.codec.exact is not None:  # a rectangle of numbers is read by torch
             prepare(device)
         for index, (info, form) in prepared.ours.items():
+            if held.codec.meets_queries and form.one_content:
+                raise UnsupportedModel(
+                    f"codec {self.codec!r} drops channels of keys that queries do not ask for, and "
+                    f"{type(model).__name__} caches one latent for keys and values. Choose another, such as 'int4'."
+                )
             mine = of_layer(calibrations, index, device)
             its = held.codec.for_layer(info, mine)
             own = replace(held, layer=form.of_stored(info), calibration=mine, codec=its, places=positions.places)

@@ -42,6 +42,7 @@ def changed(cache: CacheParts, budget: Any, when: When | None, method: Method | 
         what
         for what, a, b in (
             ("undoes the rotary embedding", score.needs_rope, read_with.needs_rope),
+            ("looks at hidden states", score.needs_hidden, read_with.needs_hidden),
             ("looks at the output projection", score.needs_output, read_with.needs_output),
             ("merges slots", chosen.reduce.merges, mine.method.reduce.merges),
             ("needs a calibration", needs - mine.calibrations.keys(), ()),

@@ -12,7 +12,7 @@ from keepkv.engine.allowance import check, check_buffers, check_prompt, exceeds,
 from keepkv.engine.state import CacheState, Compressible
 from keepkv.engine.view import view_of
 from keepkv.errors import KeepKVError
-from keepkv.methods import apply
+from keepkv.methods import Method, apply
 
 
 @dataclass
@@ -64,7 +64,7 @@ def end_prompt(layers: Sequence[Compressible]) -> None:
 def _check(one: _Due) -> None:
     """Raise what compressing this layer would."""
     layer, method = one.layer, one.layer.shared.settings.method
-    over = apply.over_budget([layer.store.lengths], [one.budget])
+    over = _over(method, [one])
     if bool(over.any()):
         check(layer, one.allowed, over)
         if method.score.observes:
@@ -93,7 +93,7 @@ def _run(layers: Sequence[Compressible], query: Tensor | None, rows: Tensor | No
     due = [_due(layer, rows) for layer in layers]
     for one in due:
         one.layer.tally.overflows += one.overflow
-    over = apply.over_budget([x.layer.store.lengths for x in due], [x.budget for x in due])
+    over = _over(method, due)
     if not bool(over.any()):
         for one in due:
             _encode(one.layer)
@@ -112,6 +112,13 @@ def _run(layers: Sequence[Compressible], query: Tensor | None, rows: Tensor | No
         _reduce(due.pop(0), wanted, over)
     for layer in layers:
         layer.tally.seconds += (shared.clock() - started) / len(layers)
+
+
+def _over(method: Method, due: Sequence[_Due]) -> Tensor:
+    """(B,) bool: rows that are to be compressed."""
+    seen = due[0].layer.shared.positions.seen
+    assert seen is not None
+    return apply.over_budget(method, [x.layer.store.lengths for x in due], [x.budget for x in due], seen)
 
 
 def _due(layer: Compressible, rows: Tensor | None, quiet: bool = False) -> _Due:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +11,12 @@ from transformers.cache_utils import CacheLayerMixin
 
 from keepkv.attention.attend import attend
 from keepkv.attention.part import plain
+from keepkv.core.calibration import of_layer
 from keepkv.core.layer_info import LayerInfo
 from keepkv.engine.compression import compress, compress_waiting
 from keepkv.engine.handle import KVHandle
 from keepkv.engine.kv_form import KVForm
+from keepkv.engine.latest import Latest
 from keepkv.engine.mask_rule import MaskRule
 from keepkv.engine.selecting import selected_parts
 from keepkv.engine.state import CacheState, Progress
@@ -22,24 +24,18 @@ from keepkv.engine.stock import plain_attention
 from keepkv.engine.tally import Tally
 from keepkv.engine.view import SlotsOnDemand, view_of
 from keepkv.errors import CacheStateError, UnsupportedInput, UnsupportedModel
+from keepkv.methods.returned import checked_token_stats
 from keepkv.store.base import Store
 
 HELD = 64  # tokens of the latest forward that may be taken back after the score was to see them
-
-
-class Latest(NamedTuple):
-    """What the score is to see of the latest forward: query (B,Hq,T,D), and of one token that it follows the attention
-    weights (B,H,G,S)."""
-
-    query: Tensor
-    weights: Tensor | None
 
 
 class Layer(CacheLayerMixin):
     """The cache layer that transformers sees. ``get_seq_length`` is logical: what is stored is private.
 
     latest: what the score has still to see. It does when the next forward begins, so that tokens that are taken back
-    before leave no trace. heard: columns that it has seen.
+    before leave no trace. heard: columns that it has seen. hidden (B,T,E): what the attention module that runs was fed,
+    where the score asks for it.
     """
 
     is_sliding = False
@@ -55,6 +51,7 @@ class Layer(CacheLayerMixin):
         self.score_state: dict[str, Tensor] = {}
         self.latest: Latest | None = None
         self.heard = 0
+        self.hidden: Tensor | None = None
         self.attention: dict[str, Any] | None = None
         self.tally = Tally()
         self.progress = Progress()
@@ -91,7 +88,7 @@ class Layer(CacheLayerMixin):
         positions, length = self.shared.positions, key_states.shape[2]
         if self._is_traced(length):  # nothing that changes from step to step may be read as a Python number
             assert positions.positions is not None
-            self.store.append(key_states, value_states, positions.positions)
+            self.store.append(key_states, value_states, positions.positions, **self._known(key_states))
             return self._handed_out(key_states, value_states, 1)
         if positions.positions is None or positions.columns != self.progress.seen + length:
             raise UnsupportedModel(
@@ -101,11 +98,29 @@ class Layer(CacheLayerMixin):
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.store.append(key_states.detach(), value_states.detach(), positions.positions)
+        self.store.append(key_states.detach(), value_states.detach(), positions.positions, **self._known(key_states))
         self.progress.seen += length
         if self.form.model_expands and self._holds_all():
             return plain(next(iter(self.store.parts())))
         return self._handed_out(key_states, value_states, self.progress.seen)
+
+    def _known(self, keys: Tensor) -> dict[str, Any]:
+        """``stats`` of the tokens with ``keys`` (B,H,T,D) that are appended, where the score takes them from hidden
+        states."""
+        score = self.shared.settings.method.score
+        if not score.needs_hidden:
+            return {}
+        if self.hidden is None:
+            raise UnsupportedModel(
+                f"method {self.shared.settings.method.name!r} looks at hidden states, and nothing shows what the "
+                f"attention module of layer {self.info.index} is fed: it is called past its hooks (a model that was "
+                "compiled before the cache was made, or code of its own). Compile the model after the cache is made, "
+                "or choose a method that does without, such as 'snapkv'."
+            )
+        self.hidden = self.hidden.detach()
+        known = of_layer(self.shared.settings.calibrations, self.info.index, self.hidden.device)
+        stats = checked_token_stats(score, score.token_stats(self.hidden, known), keys)
+        return {"stats": stats} if stats else {}
 
     def _handed_out(self, keys: Tensor, values: Tensor, length: int) -> Any:
         if self.form.model_expands:
@@ -138,7 +153,7 @@ class Layer(CacheLayerMixin):
         self.store.index(rows)
         self.score_state = {name: x.index_select(0, rows) for name, x in self.score_state.items()}
         if self.latest is not None:
-            self.latest = Latest(self.latest.query.index_select(0, rows), None)
+            self.latest = self.latest.of_rows(rows)
         self.tally.index(rows)
 
     def activate_past_recording(self) -> None:
@@ -153,8 +168,8 @@ class Layer(CacheLayerMixin):
         self.progress.seen -= tokens
         self.progress.settled = min(self.progress.settled, self.progress.seen)
         if self.latest is not None:
-            left = self.latest.query[:, :, :-tokens]
-            self.latest = Latest(left, None) if left.shape[2] else None
+            left = self.latest.part(slice(-tokens))
+            self.latest = left if left.query.shape[2] else None
 
     def check_crop(self, tokens: int) -> None:
         """Raise where the newest ``tokens`` columns cannot be taken back."""
@@ -177,7 +192,7 @@ class Layer(CacheLayerMixin):
 
     def reset(self) -> None:
         self.store = self.store.empty()
-        self.score_state, self.latest, self.heard, self.attention = {}, None, 0, None
+        self.score_state, self.latest, self.heard, self.attention, self.hidden = {}, None, 0, None, None
         self.tally, self.progress = Tally(), Progress(record_past=self.progress.record_past)
         self.is_initialized = False
 
@@ -242,8 +257,11 @@ class Layer(CacheLayerMixin):
         when, length, shared = self.shared.settings.method.when, query.shape[2], self.shared
         if self.attention is None:
             self.progress.query_heads, self.attention = query.shape[1], attention
+        hidden, self.hidden = self.hidden, None
         if self._observes():
-            self._hear(Latest(query, weights))
+            self._hear(Latest(query, weights, hidden))
+        if length > 1 and self.store.held.codec.meets_queries and shared.positions.positions is not None:
+            self.store.meet(query.detach(), shared.positions.positions[:, -length:])
         if (length == 1 and not self.progress.prefilling) or not shared.compressing:
             return
         if self.progress.prefilling and when.prefill is not None:
@@ -264,7 +282,7 @@ class Layer(CacheLayerMixin):
             self.listen()
         elif length > HELD:  # a prompt with drafts behind it: only these may be taken back
             self._observe(latest, length - HELD)
-            self.latest = Latest(latest.query[:, :, -HELD:].clone(), None)
+            self.latest = latest.part(slice(-HELD, None), copy=True)
 
     def listen(self) -> None:
         """Let the score see what is left of the latest forward."""
@@ -279,6 +297,7 @@ class Layer(CacheLayerMixin):
             view_of(self, latest.query[:, :, :count], live=True, later=rest),
             self.shared.settings.method.score,
         )
+        view.hidden = None if latest.hidden is None else latest.hidden[:, :count]
         if latest.weights is not None:
             view.weights = latest.weights * (view.query_positions >= 0)[:, None, None]
         score.observe(view)

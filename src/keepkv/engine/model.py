@@ -17,6 +17,7 @@ from keepkv.engine.busy import unwatch, watch
 from keepkv.engine.devices import compute_device
 from keepkv.engine.forward_probe import check_forward
 from keepkv.engine.guard import guard, unguard
+from keepkv.engine.hidden import follow_hidden, unfollow_hidden
 from keepkv.engine.interface import NAME
 from keepkv.engine.kv_form import KVForm, form_of
 from keepkv.engine.offsets import follow_offsets, unfollow_offsets
@@ -103,6 +104,8 @@ def prepare_model(
         _check_devices(name, [modules[i] for i in indices])
         check_forward(model, frozenset(type(modules[i]) for i in indices))
         ours = _ours(model, modules, indices, method, unrotated)
+        if method.score.needs_hidden:
+            follow_hidden(modules[i] for i in ours)
     except UnsupportedModel:
         set_attention(model, previous)
         raise
@@ -168,6 +171,7 @@ def set_attention(model: PreTrainedModel, implementation: str) -> str:
         unguard(model)
         unfollow_offsets(model)
         unfollow_places(model)
+        unfollow_hidden(model)
         unwatch(model)
         model.__dict__.pop(BEFORE, None)
     return previous

@@ -75,6 +75,6 @@ def view_of(layer: Compressible, query: Tensor | None = None, live: bool = False
         seed=shared.settings.seed,
         spans=spans,
         calibration=of_layer(shared.settings.calibrations, layer.info.index, query.device),
-        output=None if live or layer.info.output is None else layer.info.output(query.device),
+        output=None if layer.info.output is None else layer.info.output(query.device),
         **layer.attention,
     )

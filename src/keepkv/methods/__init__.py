@@ -7,6 +7,7 @@ from keepkv.methods import (  # noqa: F401 imported to register
     decoding,
     fitting,
     heads,
+    learned,
     merging,
     outputs,
     own,

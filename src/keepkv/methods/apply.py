@@ -52,7 +52,7 @@ def compress(
     taken over. Changes ``view.protected``, ``view.budget`` and ``view.memo``, and moves empty slots to the front.
     """
     budgets = [demanded(method, view, budget, spans)[0] for view, budget in zip(views, budgets, strict=True)]
-    over = over_budget([view.slots.lengths for view in views], budgets)
+    over = over_budget(method, [view.slots.lengths for view in views], budgets, views[0].seen)
     scored = [score(method, view, budget, spans) for view, budget in zip(views, budgets, strict=True)]
     counts = share(method, scored, views, budgets)
     done = []
@@ -63,10 +63,12 @@ def compress(
     return done
 
 
-def over_budget(lengths: Sequence[Tensor], budgets: Sequence[Tensor]) -> Tensor:
-    """(B,) bool: rows of which a head of any layer, with ``lengths`` (B,H) slots, holds more than its budget (B,)."""
+def over_budget(method: Method, lengths: Sequence[Tensor], budgets: Sequence[Tensor], seen: Tensor) -> Tensor:
+    """(B,) bool: rows of which a head of any layer, with ``lengths`` (B,H) slots, holds more than its budget (B,); of
+    an allocation that trims, all whose budget does not hold the tokens ``seen`` (B,)."""
     held = zip(lengths, budgets, strict=True)
-    return torch.stack([(length > budget[:, None]).any(-1) for length, budget in held]).any(0)
+    over = [(length > budget[:, None]).any(-1) | (method.allocate.trims & (budget < seen)) for length, budget in held]
+    return torch.stack(over).any(0)
 
 
 def score(method: Method, view: LayerView, budget: Tensor, spans: RowSpans | None = None) -> Scored:
@@ -104,7 +106,7 @@ def check_seen(method: Method, view: LayerView, budget: Tensor) -> None:
 def _blind(method: Method, view: LayerView, budget: Tensor) -> Tensor:
     """(B,) bool: rows over their ``budget`` (B,) of which a score that must see queries has seen none."""
     slots = view.slots
-    over = (slots.lengths > budget[:, None]).any(-1)
+    over = over_budget(method, [slots.lengths], [budget], view.seen)
     if not method.score.observes:
         return torch.zeros_like(over)
     seen = [view.query_positions >= 0]

@@ -14,6 +14,13 @@ def as_score(score: str | Score, window: int | None = None) -> Score:
     return SCORES.build(name, window=window) if name == "snapkv" and window else SCORES.build(name)
 
 
+def shared(allocate: str | Allocate, safeguard: float) -> Allocate:
+    """An allocation by name, or as given; those by which heads share a budget get ``safeguard``, the share of it that
+    each keeps for itself."""
+    name = ALLOCATIONS.named(allocate) if isinstance(allocate, str) else ""
+    return ALLOCATIONS.build(name, alpha=safeguard) if name in ("adakv", "pooled") else as_allocation(allocate)
+
+
 def as_allocation(allocate: str | Allocate) -> Allocate:
     """An allocation by name, with its defaults, or as given."""
     return ALLOCATIONS.build(allocate) if isinstance(allocate, str) else allocate

@@ -41,6 +41,19 @@ def checked_scores(score: Score, view: LayerView, found: Any, what: str = "retur
     return scores
 
 
+def checked_token_stats(score: Score, found: Any, keys: Tensor) -> dict[str, Tensor]:
+    """``found``, the statistics that ``score`` returned for new tokens with ``keys`` (B,H,T,D); raises ``WrongResult``
+    unless they are among those that it declares, and (B,H,T) float32."""
+    name = f"score {name_of(score)!r}"
+    if not isinstance(found, dict) or not found.keys() <= score.stats.keys():
+        raise WrongResult(f"{name} returned {shown(found)} of new tokens: expected some of {', '.join(score.stats)}")
+    shape = tuple(keys.shape[:3])
+    return {
+        stat: _tensor(name, f"returned {stat!r} of new tokens:", x, shape, "(B,H,T)", torch.float32, keys.device)
+        for stat, x in found.items()
+    }
+
+
 def checked_counts(allocate: object, scores: Tensor, found: Any) -> Tensor:
     """``found``, the counts that an allocation returned for ``scores`` (B,H,S); raises ``WrongResult`` unless it is
     (B,H) int64."""

@@ -35,6 +35,7 @@ def needs(score: Score, allocate: Allocate, reduce: Reduce) -> list[str]:
         (allocate.joint or score.looks_again, "memory for the whole prompt until it is compressed"),
         (score.needs_rope, "a rotary embedding of known layout"),
         (score.needs_output, "the weights of the attention's output projection"),
+        (score.needs_hidden, "the hidden states of each layer"),
         (reduce.merges, "keys apart from values: not latent attention (MLA)"),
     ]
     return [words for needed, words in asked if needed]

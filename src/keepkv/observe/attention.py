@@ -106,14 +106,17 @@ def received(view: LayerView, queries: Tensor, positions: Tensor, until: Tensor 
     return total
 
 
-def strongest(view: LayerView, queries: Tensor, positions: Tensor) -> Tensor:
-    """The largest attention that each slot receives from any of the given queries, (B,H,G,S), as in ``received``."""
+def strongest(view: LayerView, queries: Tensor, positions: Tensor, worth: Tensor | None = None) -> Tensor:
+    """The largest attention that each slot receives from any of the given queries, (B,H,G,S), as in ``received``;
+    where ``worth`` (B,T) is given, that of each query is multiplied by it."""
     if queries is view.queries and view.weights is not None:
-        return view.weights
-    if choose(None, queries, view.slots.keys) == "triton":
+        return view.weights if worth is None else view.weights * worth[:, None, None].float()
+    if worth is None and choose(None, queries, view.slots.keys) == "triton":
         return _by_kernel(view, queries, positions, peak=True)
     most = _nothing(view, queries)
-    for heads, _, end, attn in tiles(view, queries, positions):
+    for heads, part, end, attn in tiles(view, queries, positions):
+        if worth is not None:
+            attn *= worth[:, None, None, part, None]
         seen = most[:, heads, :, :end]
         seen.copy_(seen.maximum(attn.amax(3)))
         del attn

@@ -11,7 +11,6 @@ import torch
 from transformers import PreTrainedConfig
 
 from keepkv.core.budget import Budget
-from keepkv.core.calibration import needed
 from keepkv.core.options import Size, keywords, taken
 from keepkv.engine.state import Settings
 from keepkv.errors import KeepKVError, UnsupportedModel
@@ -20,6 +19,7 @@ from keepkv.methods.presets import DEFAULT
 from keepkv.plan.estimate import Choice, Compressed, Full
 from keepkv.plan.network import Network
 from keepkv.plan.result import MOST_TOKENS, TIGHT, Case, Fit
+from keepkv.plan.sample import sees_more
 from keepkv.plan.source import read_config
 from keepkv.plan.units import own_memory, read_bytes, read_tokens, size
 from keepkv.store import CODECS, Held, choose, settled
@@ -213,7 +213,7 @@ def _notes(
         )
     if ours is not None:
         method = ours.method
-        if needed(method.score, method.allocate, method.reduce) or method.score.needs_questions:
+        if sees_more(method):
             notes.append(f"method {method.name!r} needs more than the text: what its compression takes is not counted.")
         if method.allocate.ragged:
             notes.append("heads keep different numbers of slots: the cache is the most that it can take.")

@@ -15,7 +15,6 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import StaticCache
 
 from keepkv.core.budget import Budget
-from keepkv.core.calibration import needed
 from keepkv.engine import allowance
 from keepkv.engine.examine import model_of
 from keepkv.engine.interface import NAME
@@ -27,7 +26,7 @@ from keepkv.engine.stock_layers import free_past
 from keepkv.plan.dry import META, DryCache, DryLayer
 from keepkv.plan.live import Fused, Live
 from keepkv.plan.network import Network
-from keepkv.plan.sample import NOTHING, Costs, Sample, Shape
+from keepkv.plan.sample import NOTHING, Costs, Sample, Shape, sees_more
 from keepkv.store import STORES, Held
 from keepkv.store.base import Store, allocated, tensors_in
 
@@ -238,7 +237,7 @@ class Compressed(Full):
     def _cost(self, index: int) -> Costs:
         sample, method = self._sample(index), self.method
         if sample.shape not in self._costs:
-            unknown = needed(method.score, method.allocate, method.reduce) or method.score.needs_questions
+            unknown = sees_more(method)
             share = min(0.5, self.slots(index, self.context, 1) / self.context)
             self._costs[sample.shape] = NOTHING if unknown else sample.costs(share)
         return self._costs[sample.shape]

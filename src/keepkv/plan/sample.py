@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from keepkv.core.budget import Budget
+from keepkv.core.calibration import needed
 from keepkv.core.layer_info import LayerInfo
 from keepkv.core.when import When
 from keepkv.engine.compression import compress, compress_waiting
 from keepkv.engine.kv_form import KVForm
 from keepkv.engine.layer import Layer
 from keepkv.engine.state import CacheState, Settings
+from keepkv.methods import Method
 from keepkv.plan.live import Live, Place
 from keepkv.store.base import Held, Store
 
@@ -174,6 +176,12 @@ class Sample:
         method = replace(self.settings.method, when=When("deferred"))
         kept = max(method.sinks + method.window + 1, round(share * slots))
         return replace(self.settings, method=method, budget=Budget(slots=kept))
+
+
+def sees_more(method: Method) -> bool:
+    """Whether ``method`` needs more of a text than keys, values and queries: what it takes is not known here."""
+    score = method.score
+    return bool(needed(score, method.allocate, method.reduce)) or score.needs_questions or score.needs_hidden
 
 
 def _places(live: Live, run: Callable[[], None]) -> dict[Place, int]:

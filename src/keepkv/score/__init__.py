@@ -21,8 +21,12 @@ from keepkv.score.decoding.rkv import RKV
 from keepkv.score.decoding.rpc import RPC
 from keepkv.score.decoding.triattention import TriAttention
 from keepkv.score.decoding.vase import VaSE
+from keepkv.score.learned.fast_kvzip import FastKVzip
 from keepkv.score.learned.gates import Gates
+from keepkv.score.learned.kvzap import KVzap
 from keepkv.score.learned.qfilter import QFilter
+from keepkv.score.passes.kvcompose import KVCompose
+from keepkv.score.passes.kvgrad import KVgrad
 from keepkv.score.passes.kvzip import KVzip
 from keepkv.score.queries.cap import Cap
 from keepkv.score.queries.critical import Critical
@@ -45,8 +49,8 @@ from keepkv.score.vision.van import VaN
 
 __all__ = [
     "Block", "Cap", "Chunk", "ChunkKV", "Compactor", "Critical", "CurDKV", "Decayed", "DropKV", "Ema", "EvenFrames",
-    "ExpectedAttention", "Finch", "FunctionScore", "GKV", "Gates", "H2O", "InfiniPotV", "KNorm", "KVzip", "KeyDiff",
-    "LRU", "LagKV", "LazyEviction", "Leverage", "LeverageScore", "Matching", "MorphKV", "NewestFrames", "QFilter",
-    "RKV", "RPC", "RaaS", "Random", "ReSTKV", "SCORES", "Score", "SnapKV", "Streaming", "TOVA", "TaR", "TextFirst",
-    "TriAttention", "VaN", "VaSE", "register_score",
+    "ExpectedAttention", "FastKVzip", "Finch", "FunctionScore", "GKV", "Gates", "H2O", "InfiniPotV", "KNorm",
+    "KVCompose", "KVgrad", "KVzap", "KVzip", "KeyDiff", "LRU", "LagKV", "LazyEviction", "Leverage", "LeverageScore",
+    "Matching", "MorphKV", "NewestFrames", "QFilter", "RKV", "RPC", "RaaS", "Random", "ReSTKV", "SCORES", "Score",
+    "SnapKV", "Streaming", "TOVA", "TaR", "TextFirst", "TriAttention", "VaN", "VaSE", "register_score",
 ]  # fmt: skip

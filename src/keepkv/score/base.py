@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from keepkv.core.stats import Stat
 from keepkv.errors import KeepKVError
 
 SCORES: Registry[Score]
+WORTH = "worth"  # (B,T) in ``view.state``: how much the outcome of a second reading hangs on each of its queries
 
 
 class Score(Checked):
@@ -32,7 +33,9 @@ class Score(Checked):
     observes: ClassVar[bool] = False  # True if ``observe`` must be called after each forward
     follows_decode: ClassVar[bool] = False  # True if ``observe`` uses the attention of each decoded token
     needs_second_reading: ClassVar[bool] = False  # True if ``observe`` must see the text read again: ``keepkv.reread``
+    needs_gradients: ClassVar[bool] = False  # True if that reading must say how much each query matters, in ``WORTH``
     needs_questions: ClassVar[bool] = False  # True if it needs queries of questions to come: ``keepkv.rehearse``
+    needs_hidden: ClassVar[bool] = False  # True if ``token_stats``, or ``observe`` in ``view.hidden``, reads them
     needs_calibration: ClassVar[str | None] = None  # the kind of calibration that it reads from ``view.calibration``
     scores_within_spans: ClassVar[bool] = False  # True if ``span_scores`` ignores queries from outside the span
     span_stats: ClassVar[dict[str, Stat]] = {}  # further ``stats`` that ``span_scores`` needs
@@ -57,6 +60,11 @@ class Score(Checked):
     def remembers(self) -> dict[str, int]:
         """How many queries of each row ``observe`` keeps under each name of ``view.state``; a file that holds another
         number is refused. Names that are not given are not compared."""
+        return {}
+
+    def token_stats(self, hidden: Tensor, calibration: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Statistics (B,H,T) float32 of new tokens, by name, from ``hidden`` (B,T,E): what the attention module was
+        fed. Asked for before every token is stored, where ``needs_hidden``; padding does not matter."""
         return {}
 
     def observe(self, view: LayerView) -> None:
@@ -94,7 +102,9 @@ class Wrapped(Score):
 
     observes: ClassVar[bool] = True
 
-    passed_on: ClassVar[tuple[str, ...]] = ("stats", "needs_rope", "needs_output", "needs_calibration")
+    passed_on: ClassVar[tuple[str, ...]] = (  # attributes of the other's
+        "stats", "needs_rope", "needs_output", "needs_hidden", "needs_calibration",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,6 +114,9 @@ class Wrapped(Score):
     @property
     def remembers(self) -> dict[str, int]:
         return self.score.remembers
+
+    def token_stats(self, hidden: Tensor, calibration: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        return self.score.token_stats(hidden, calibration)
 
     def observe(self, view: LayerView) -> None:
         if self.score.observes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -20,6 +21,7 @@ from keepkv.store.codec import AUTO, CODECS, Codec, Plain
 from keepkv.store.older import Older
 
 POSITION = VOTES = STATISTIC = 4  # bytes
+NO_STATS: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class SlotBytes(NamedTuple):
@@ -107,8 +109,9 @@ class Store(ABC):
         return False
 
     @abstractmethod
-    def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
-        """Add T tokens: keys (B,H,T,D), values (B,H,T,Dv), positions (B,T) int, ``EMPTY`` for padding."""
+    def append(self, keys: Tensor, values: Tensor, positions: Tensor, stats: Mapping[str, Tensor] = NO_STATS) -> None:
+        """Add T tokens: keys (B,H,T,D), values (B,H,T,Dv), positions (B,T) int, ``EMPTY`` for padding. stats: their
+        statistics (B,H,T) float32 where these are known already; others are what a new slot starts with."""
 
     @abstractmethod
     def parts(self) -> Iterator[Part]:
@@ -175,7 +178,11 @@ class Store(ABC):
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take over what ``tensors`` of the same class returned."""
 
-    def after_prefill(self) -> None:  # noqa: B027 most stores have nothing to do
+    def meet(self, queries: Tensor, positions: Tensor) -> None:  # noqa: B027 most stores have nothing to do
+        """Called with the queries (B,Hq,T,D) after RoPE, at positions (B,T), of a forward of more than one token whose
+        keys were appended, before any of them is written; where the codec ``meets_queries``."""
+
+    def after_prefill(self) -> None:  # noqa: B027
         """Called after the attention of a forward of more than one token."""
 
     def begin_decode(self) -> None:  # noqa: B027

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -14,7 +14,7 @@ from keepkv.attention.part import Part, plain
 from keepkv.core.slots import EMPTY, Slots
 from keepkv.errors import CacheStateError
 from keepkv.kernels.codes import Codes
-from keepkv.store.base import Held, SlotBytes, Store
+from keepkv.store.base import NO_STATS, Held, SlotBytes, Store
 from keepkv.store.older import Older
 
 SWITCH = "KEEPKV_CANARY"
@@ -78,8 +78,8 @@ class Canary(Store):
 
     # --- what changes slots --------------------------------------------------------------------------------------
 
-    def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
-        self.inner.append(keys, values, positions)
+    def append(self, keys: Tensor, values: Tensor, positions: Tensor, stats: Mapping[str, Tensor] = NO_STATS) -> None:
+        self.inner.append(keys, values, positions, stats)
         places = positions[:, None].expand(keys.shape[:3]).to(torch.int32)
         votes = torch.zeros(places.shape, device=keys.device)
         new = Hashes.of(Slots(keys, values, votes, places))
@@ -134,6 +134,9 @@ class Canary(Store):
 
     def write_stats(self, stats: dict[str, Tensor]) -> None:
         self.inner.write_stats(stats)
+
+    def meet(self, queries: Tensor, positions: Tensor) -> None:
+        self.inner.meet(queries, positions)
 
     def after_prefill(self) -> None:
         self._encoding(self.inner.after_prefill)

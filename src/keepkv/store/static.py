@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from keepkv.attention.part import Part
 from keepkv.core.options import Size
 from keepkv.core.slots import EMPTY, Slots
 from keepkv.errors import CacheStateError
-from keepkv.store.base import Held, SlotBytes, Store, register_store
+from keepkv.store.base import NO_STATS, Held, SlotBytes, Store, register_store
 from keepkv.store.dense import DenseStore
 
 
@@ -66,7 +66,7 @@ class StaticStore(Store):
     def holds_all(self) -> bool:
         return self.growing is not None
 
-    def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+    def append(self, keys: Tensor, values: Tensor, positions: Tensor, stats: Mapping[str, Tensor] = NO_STATS) -> None:
         t = keys.shape[2]
         if t == 1 and self.growing is None:
             # The traced path: no Python integer of the store is read.
@@ -74,6 +74,8 @@ class StaticStore(Store):
             self.fields["values"].index_copy_(2, self.cursor, values)
             new = positions[:, None].expand(*keys.shape[:2], 1).to(torch.int32)
             self.fields["positions"].index_copy_(2, self.cursor, new)
+            for name, x in stats.items():
+                self.fields[name].index_copy_(2, self.cursor, x)
             self.cursor += 1
             return
         if self.growing is None:  # a new turn: the prompt is read into growing buffers again
@@ -81,7 +83,7 @@ class StaticStore(Store):
             self.growing = DenseStore(self.held)
             self.growing.load(slots.map(torch.clone))
             self._appended = appended
-        self.growing.append(keys, values, positions)
+        self.growing.append(keys, values, positions, stats)
         self._appended += t
 
     def begin_decode(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import reduce
 
 import torch
@@ -12,7 +12,7 @@ from keepkv.attention.part import Part
 from keepkv.core.options import Count
 from keepkv.core.slots import EMPTY, Slots
 from keepkv.errors import KeepKVError
-from keepkv.store.base import Held, Store
+from keepkv.store.base import NO_STATS, Held, Store
 from keepkv.store.codec.base import Fields
 from keepkv.store.columns import Columns
 from keepkv.store.content import TILE_BYTES, Content, by_position, check_together, in_order, moved
@@ -75,14 +75,19 @@ class Zones(Store):
 
     # --- tokens --------------------------------------------------------------------------------------------------
 
-    def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+    def append(self, keys: Tensor, values: Tensor, positions: Tensor, stats: Mapping[str, Tensor] = NO_STATS) -> None:
         b, h, t, _ = keys.shape
         new = {"keys": keys, "values": values, "positions": positions[:, None].expand(b, h, t).to(torch.int32)}
         if not self.recent.fields:
             for name, start in self.held.stats.items():
                 new[name] = torch.full((b, h, t), start, dtype=torch.float32, device=keys.device)
+        new |= stats
         self._appended += t
         self.recent.add(new, self._ahead(self.recent) if t == 1 else 0)
+
+    def meet(self, queries: Tensor, positions: Tensor) -> None:
+        grouped = queries.unflatten(1, (self.like()[0].shape[1], -1))
+        self.content.shared = self.held.codec.meet(grouped, positions, self.content.shared)
 
     def after_prefill(self) -> None:
         exact = self.held.codec.exact

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 import transformers as t
 from hypothesis import strategies as st
+from matrix import random_profile
+from published import gates_at_random
 from transformers import PreTrainedModel
 
 import keepkv
 from keepkv.calibrate import calibrate
+from keepkv.core.calibration import needed
 from keepkv.errors import UnsupportedModel
 from keepkv.methods import make_method
 from keepkv.store import CODECS
@@ -139,7 +142,8 @@ class World:
     @property
     def calibration(self) -> keepkv.Calibration | None:
         """What the method's score needs to know of the model, if anything."""
-        kind = make_method(self.method, {}).score.needs_calibration
+        chosen = make_method(self.method, {})
+        kind = next(iter(needed(chosen.score, chosen.allocate)), None)
         return None if kind is None else _calibration(kind, self.arch, self.dtype)
 
     @property
@@ -180,6 +184,10 @@ def model(arch: str, dtype: torch.dtype) -> PreTrainedModel:
 def _calibration(kind: str, arch: str, dtype: torch.dtype) -> keepkv.Calibration:
     """What a score needs to know of the model, from a few tokens at random."""
     known = model(arch, dtype)
+    if kind == "heads":
+        return random_profile(known)
+    if kind == "fast-kvzip":
+        return gates_at_random(known)
     generator = torch.Generator().manual_seed(0)
     return calibrate(
         kind, known, torch.randint(3, known.config.get_text_config().vocab_size, (5, 1, 40), generator=generator)

@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from keepkv.engine.cache import Cache
+from keepkv.engine.passes.gradients import sensitivities
 from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheStateError, KeepKVError, UnsupportedInput
-from keepkv.score.base import Score
+from keepkv.score.base import WORTH, Score
 
 LEAD = 8  # tokens before a chunk that are read with it, so that the model finds the place (KVzip's code)
 
@@ -41,7 +42,9 @@ def reread(
         keepkv.reread(model, cache, context, prompt_ids=repeat)
         cache.compress()
 
-    Takes about as long as reading the text once, on a cache of that length, and the memory of a copy of the cache.
+    Takes about as long as reading the text once, on a cache of that length, and the memory of a copy of the cache. A
+    score that asks for gradients, "kvgrad", takes about four times as long, and the activations of a chunk in every
+    layer: give smaller chunks, such as 512.
     The paper's code takes the softmax of a chunk's queries over the chunk's slots, the first tokens and the repeat
     alone; here they see the whole context, as in the paper's definition, and every slot they attend to counts.
     """
@@ -104,7 +107,13 @@ def _fresh(stats: dict[str, Tensor], starts: dict[str, float]) -> dict[str, Tens
 
 def _observe(model: PreTrainedModel, cache: Cache, rows: Tensor, ids: Tensor, mask: Tensor, stats: Stats) -> None:
     """Read ``ids`` (R,T) behind a copy of ``rows`` (R,) of ``cache``, and update their ``stats`` in place."""
-    twin = watching(cache, rows if len(rows) < len(mask) else None)
+    some = rows if len(rows) < len(mask) else None
+    worth = []
+    if cache.settings.method.score.needs_gradients:
+        worth = sensitivities(model, watching(cache, some), ids, mask[rows])
+    twin = watching(cache, some)
+    for layer, x in zip(twin.compressible, worth, strict=False):
+        layer.score_state[WORTH] = x
     for layer, held in zip(twin.compressible, stats, strict=True):
         layer.store.write_stats({name: x[rows] for name, x in held.items()})
     feed(model, twin, ids, mask[rows])

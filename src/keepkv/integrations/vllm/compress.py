@@ -97,7 +97,7 @@ def _kept(layers: list[Layer], plan: Plan, end: int, counts: Counts) -> list[Slo
     """The slots that stay of each layer; None where nothing has ever been dropped, and nothing is now."""
     budgets = [torch.tensor([_budget(layer, plan, end)], device=layer.pages.table.device) for layer in layers]
     lengths = [layer.held.lengths(end).to(budget.device) for layer, budget in zip(layers, budgets, strict=True)]
-    over = apply.over_budget(lengths, budgets)
+    over = apply.over_budget(plan.wish.method, lengths, budgets, budgets[0].new_tensor([end]))
     if not bool(over.any()):
         fresh = all(layer.held.counts is None for layer in layers)
         return None if fresh else [layer.pages.read(layer.held, end) for layer in layers]

@@ -33,6 +33,16 @@ def check_method(method: Method) -> None:
         raise KeepKVError(
             f"method {name!r} keeps the whole prompt, which this plugin does not. Choose prompt=False, or transformers"
         )
+    if score.needs_hidden:
+        raise KeepKVError(
+            f"method {name!r} looks at hidden states, which a serving engine does not hand to its cache. Use it with "
+            "transformers"
+        )
+    if method.allocate.trims:
+        raise KeepKVError(
+            f"method {name!r} keeps as many slots as the text asks for, and a server plans their pages beforehand. "
+            "Choose one that fills its budget, such as 'adakv'"
+        )
     if score.needs_output:
         raise KeepKVError(
             f"method {name!r} looks at the output projection of attention, which this plugin does not read. Choose a "

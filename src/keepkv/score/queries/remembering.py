@@ -21,7 +21,8 @@ class Remembering(Wrapped):
     size: Queries
 
     passed_on: ClassVar[tuple[str, ...]] = (
-        *Wrapped.passed_on, "needs_second_reading", "follows_decode", "scores_within_spans", "span_stats",
+        *Wrapped.passed_on, "needs_second_reading", "needs_gradients", "follows_decode", "scores_within_spans",
+        "span_stats",
     )  # fmt: skip
 
     @property

@@ -11,6 +11,7 @@ from keepkv.store.codec import (  # noqa: F401
     per_token,
     sals,
     tada,
+    think,
 )
 from keepkv.store.codec.auto import AUTO, settled
 from keepkv.store.codec.base import CODECS, Codec, register_codec

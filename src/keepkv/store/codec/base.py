@@ -32,6 +32,7 @@ class Codec:
     unrotated: bool = False  # keys are given, and returned, as they are before the rotary embedding
     together: ClassVar[bool] = False  # codes of one token belong together: every head must hold the same tokens
     selectable: ClassVar[bool] = True  # decoded tokens may attend to some of the slots only, where that is asked for
+    meets_queries: ClassVar[bool] = False  # ``meet`` is shown the queries of a prompt before its slots are written
     grouped: ClassVar[int] = 0  # tokens in a row that share content which stays while one of them does; 0: none do
     needs_calibration: ClassVar[str | None] = None  # the kind of calibration that ``for_layer`` must be given
 
@@ -63,6 +64,11 @@ class Codec:
         return self.read(fields, shared)[0] if codes is None else codes[0]
 
     # --- content beside what slots share -------------------------------------------------------------------------
+
+    def meet(self, queries: Tensor, positions: Tensor, shared: Fields) -> Fields:
+        """What is ``shared`` from now on: called with the queries (B,H,G,T,D) of a forward of more than one token,
+        where ``meets_queries``; positions (B,T), ``EMPTY`` for padding."""
+        return shared
 
     def learn(self, keys: Tensor, values: Tensor, valid: Tensor, shared: Fields) -> Fields:
         """What is ``shared`` from now on: called before slots are written, with the newest of them: keys (B,H,S,D),

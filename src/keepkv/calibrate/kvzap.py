@@ -1,0 +1,92 @@
+"""Kind "kvzap": what a second reading attends to in a token, as a linear map of its hidden state, in closed form; and
+kind "fast-kvzip", whose gates are read and not fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from keepkv.calibrate.base import Found, Tensors, register_kind
+from keepkv.calibrate.gates import SINKS
+from keepkv.calibrate.least_squares import HELD_OUT, Fit, foretold, said, solved
+from keepkv.core.slots import LayerView
+from keepkv.core.when import When
+from keepkv.engine.cache import Cache
+from keepkv.engine.passes.reread import feed, reread
+from keepkv.errors import CalibrationError
+from keepkv.methods import Method
+from keepkv.score.learned import fast_kvzip
+from keepkv.score.learned.kvzap import BIAS, KIND, WEIGHT
+from keepkv.score.passes.kvzip import STAT, KVzip
+
+LEAST = 1e-12  # of a score: less is nothing
+
+
+@dataclass(frozen=True)
+class Teacher(KVzip):
+    """KVzip's score, or KVzip+'s, that remembers the hidden states of the first reading."""
+
+    needs_hidden: ClassVar[bool] = True
+
+    def observe(self, view: LayerView) -> None:
+        if "kvzap_hidden" not in view.state:
+            assert view.hidden is not None
+            view.state["kvzap_hidden"] = view.hidden
+        super().observe(view)
+
+
+@register_kind(KIND)
+@torch.no_grad()
+def kvzap(model: PreTrainedModel, batches: Iterable[Tensor], plus: bool = True, noise: float = 0.003) -> Found:
+    """Per layer: ``kvzap_weight`` (H,E) and ``kvzap_bias`` (H,), see ``keepkv.score.learned.kvzap``.
+
+    y = ln of the KVzip+ score (arXiv 2601.07891) of a token, of KVzip's without ``plus``, from a second reading of each
+    text behind itself. w = argmin E(w·(x + e) + b − y)² over hidden states x, e noise of ``noise`` times their mean
+    square: ridge regression, as the authors' linear model, with a ridge that does not hang on scale. Predictions are
+    stretched about their mean to the variance of y, as those of ``gates``: heads share one budget or threshold. Every
+    fifth text is left out of the fit, and says how much of the variance of y it foretells. The authors' network has a
+    layer of 512 between and is trained by gradients: ``calibrate.published`` reads it.
+    """
+    if not noise > 0:
+        raise CalibrationError(f"kvzap(noise={noise}): give a positive number, such as 0.003")
+    cache = Cache(model, Method(Teacher(plus), when=When("deferred")), 1.0)
+    fits: dict[int, Fit] = {layer.info.index: Fit() for layer in cache.compressible}
+    count = 0
+    for ids in batches:
+        if ids.shape[1] <= 2 * SINKS:
+            continue
+        cache.reset()
+        feed(model, cache, ids, ids.new_ones(len(ids), 0))
+        reread(model, cache, ids)
+        count += 1
+        for layer in cache.compressible:
+            x = layer.score_state["kvzap_hidden"][:, SINKS:].flatten(0, 1)
+            y = layer.store.view().stats[STAT][:, :, SINKS:].clamp(min=LEAST).log().transpose(1, 2).flatten(0, 1)
+            fits[layer.info.index].parts = [x.shape[1]]
+            fits[layer.info.index].add(x[None], y[None], count)
+    if count < HELD_OUT and fits:
+        raise CalibrationError(
+            f"kvzap needs at least {HELD_OUT} texts of more than {2 * SINKS} tokens, {count} were given: give more "
+            "text, or read fewer tokens at a time"
+        )
+    made: Tensors = {}
+    shares: dict[int, list[float]] = {}
+    for index, one in fits.items():
+        weight, bias = solved(one.fitted, noise, one.parts)
+        made[index] = {WEIGHT: weight[0].float(), BIAS: bias[0].float()}
+        shares[index] = foretold(one.judged, weight)[0].tolist()
+    return Found(made, {"foretold": shares}, said(shares, "hidden states"))
+
+
+@register_kind(fast_kvzip.KIND)
+def fast_kvzip_gates(model: PreTrainedModel, batches: Iterable[Tensor]) -> Tensors:
+    """Refused: these gates are trained by gradients, and read with ``calibrate.published``."""
+    raise CalibrationError(
+        "the gates of Fast KVzip are trained by gradients, which is not done here: read what its authors published, "
+        "keepkv calibrate fast-kvzip --from GATES.pt, or fit 'kvzap', which foretells the same in closed form"
+    )
