@@ -1,19 +1,20 @@
 """What is left of a real model's replies when its cache is compressed, on tasks that no method was tuned on.
 
-    python -m benchmarks.real_models.run --model NAME=FOLDER [--gates GATES] [--contexts 3]
+    python -m benchmarks.real_models.run --model NAME=FOLDER [--calibration FILE …] [--contexts 3] [--zoo]
 
 Facts and codes in prose, defaults in code, sentences that are quoted. A context is read, compressed to a share of the
 bytes of a plain cache in bfloat16 before any question is known, and asked six questions, each on a copy. The reference
 is the full cache's own greedy reply, fed token by token: a row says how far the next tokens are from the full cache's,
-and how many replies stay the same. Every arm keeps the same first and last tokens. ``--gates`` is what ``keepkv
-calibrate gates`` wrote for the model. A run that is repeated goes on.
+and how many replies stay the same. Every arm keeps the same first and last tokens. ``--calibration`` is what ``keepkv
+calibrate`` wrote for the model; arms that need one are left out without. ``--zoo`` runs the other methods too. A run
+that is repeated goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.defaults.run import answered, forced, references, unchanged
 from keepkv.cli.arguments import variant
+from keepkv.core.calibration import Calibration, needed
 from keepkv.core.when import When
 from keepkv.evaluation.setup import FULL, Setup, Variant
 from keepkv.evaluation.unit import look_again, make_cache
 from keepkv.measure.environment import MadeWith
 from keepkv.measure.ledger import Ledger
 from keepkv.measure.rows import INLINE, Row
+from keepkv.methods.base import make_method, own_options
 from keepkv.metrics import kl
 from keepkv.tasks.asking import Encoded, Ids, compressed, encode, read
 
@@ -41,7 +44,14 @@ ARMS = (
     "auto", "keepkv3", "kvzip", "auto" + CODED, "keepkv3" + CODED, "keydiff", "keepkv2", "snapkv", "random",
     "kvzip" + CODED, "compactor", "streaming-llm",
 )  # fmt: skip
-GATED = ("keepkv3",)  # methods that take ``--gates``
+# The other methods that read a text once or twice, as they come; those made for long replies have a study of their own.
+ZOO = (
+    "kvzip:allocate=pooled", "kvzip:plus=true,allocate=pooled", "kvgrad", "kvcompose", "kvzap", "adakv", "dropkv",
+    "critical-adakv", "criticalkv", "rest-kv", "cap", "expected-attention", "h2o", "tova", "protected-lru", "finch",
+    "chunkkv", "pyramidkv", "simlayerkv", "lagkv", "curdkv", "leverage-score", "non-causal-attention", "q-filter",
+    "knorm", "headkv", "surface-logic-kv", "duo-attention:profile=found", "keepkv", "zeromerge", "weightedkv", "kvmerger", "look-m",
+    "d2o", "cam", "grkv", "reskv", "attention-matching",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +104,8 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="NAME=FOLDER")
-    parser.add_argument("--gates", help="the file of keepkv calibrate gates; arms that need it are left out without")
+    parser.add_argument("--calibration", action="append", default=[], help="a file of keepkv calibrate; repeatable")
+    parser.add_argument("--zoo", action="store_true", help="every method that reads a text once or twice")
     parser.add_argument("--arm", action="append", help="repeatable; all of the study if absent")
     parser.add_argument("--task", action="append", choices=TASKS, help="repeatable; all if absent")
     parser.add_argument("--budget", action="append", type=float, help="share of the bytes; repeatable")
@@ -103,12 +114,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
     name, _, path = given.model.partition("=")
+    files = {Calibration.load(file).kind: file for file in given.calibration}
     arms = {}
-    for arm in given.arm or ARMS:
-        method = arm.partition(":")[0]
-        if method not in GATED or given.gates:
-            gates = f"calibration={given.gates}" if method in GATED else ""
-            arms[arm] = variant(arm if not gates else f"{arm}{',' if ':' in arm else ':'}{gates}")
+    for arm in given.arm or (*ARMS, *(ZOO if given.zoo else ())):
+        one = variant(arm)
+        method = make_method(one.method, own_options(one.options))
+        kinds = needed(method.score, method.allocate)
+        if kinds.keys() <= files.keys():
+            own = {"calibration": [files[kind] for kind in kinds]} if kinds else {}
+            arms[arm] = replace(one, options={**one.options, **own})
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
     given.out.mkdir(parents=True, exist_ok=True)
