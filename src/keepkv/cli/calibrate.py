@@ -62,6 +62,8 @@ def calibrate(
     much of the keys they say on text that was held out. Options: rank, weighted. loki: those of each head after RoPE,
     for the selection loki.
 
+    triattention: mean queries of each head before RoPE, for triattention, from ordinary text.
+
     \b
     Examples:
       keepkv calibrate gates --model Qwen/Qwen3-0.6B --out gates.safetensors
@@ -73,6 +75,7 @@ def calibrate(
       keepkv calibrate q-filters --model Qwen/Qwen3-0.6B -o published=Qwen3-0.6B_qfilt --out filters.safetensors
       keepkv calibrate tada --tokens 8192 --length 128 -o bits=4 --out tada.safetensors
       keepkv calibrate sals --tokens 65536 --length 512 --out sals.safetensors
+      keepkv calibrate triattention --model Qwen/Qwen3-0.6B --text a.txt --out triattention.safetensors
     """
     from keepkv.calibrate import KINDS, asks, batches, hides, published, with_needles, with_questions
     from keepkv.calibrate import calibrate as measure
