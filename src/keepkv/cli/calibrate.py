@@ -52,7 +52,8 @@ def calibrate(
 
     kvzap: what a second reading would attend to, foretold from hidden states, for kvzap and dms. It reads each text
     twice and fits a linear map of each layer (options: plus, noise); --from reads the networks that the authors
-    published, a folder with model.safetensors. fast-kvzip: the gates that its authors published, with --from alone, a .pt file.
+    published, a folder with model.safetensors. fast-kvzip: the gates that its authors published, with --from alone, a
+    .pt file.
 
     oscar: rotations of keys and values for the 2-bit codes of the codec oscar. Option: bits.
     tada: how alike KV heads are in each layer, whether their mean pays, and which layers get 2, 4 or 8 bits, for the
