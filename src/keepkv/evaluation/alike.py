@@ -60,7 +60,7 @@ def alike(
 
 def _kept(model: Any, context: Sequence[int], method: str, budget: Budget | float | int | str) -> Tensor:
     """(L,H,T) bool: which tokens of ``context`` each KV head of each compressible layer holds."""
-    free = {"prompt": False} if "prompt" in method_info(method).options else {}
+    free: dict[str, Any] = {"prompt": False} if "prompt" in method_info(method).options else {}
     cache = Cache(model, method, budget, seed=0, **free)
     asking.read(model, cache, [list(context)])
     if any(layer.progress.pending for layer in cache.compressible):
