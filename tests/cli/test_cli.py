@@ -120,6 +120,10 @@ def test_generate_compresses_while_decoding(tiny: str) -> None:
     )
     assert many["compressions"] > one["compressions"]
     assert sum(many["kept"]["0"][0]) < sum(one["kept"]["0"][0])
+    capped = json.loads(run(*args, "-m", "snapkv", "-o", "when.prefill=none", "-o", "when.cap=400").stdout)["receipt"]
+    assert not capped["compressions"], "the prompt and 40 tokens fit"
+    refused = run(*args, "-m", "snapkv", "-o", "when.cap=80", code=2).stderr
+    assert "does not fit under When(cap=80)" in " ".join(refused.split())
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,7 @@ def test_generate_compresses_while_decoding(tiny: str) -> None:
         (("generate", "--model", "TINY", "--prompt", "a", "-b", "9" * 5000), ["budget='999", "256MiB"]),
         (("generate", "--prompt", "a", "-o", "when.every=x"), ["every='x'", "whole number"]),
         (("generate", "--prompt", "a", "-o", "when=deferred"), ["when.prefill=deferred"]),
-        (("generate", "--prompt", "a", "-o", "when.x=3"), ["when.x", "when.every", "when.prefill"]),
+        (("generate", "--prompt", "a", "-o", "when.x=3"), ["when.x", "when.every", "when.cap"]),
         (("generate", "--prompt", "a", "-o", "when.evry=3"), ["when.evry", "Did you mean 'when.every'"]),
         (("generate", "--prompt", "a", "-m", "SnapVK:window=8"), ["SnapVK", "Did you mean 'snapkv'"]),
         (("generate", "--prompt", "a", "-b", "150%"), ["150%", "'25%'"]),
@@ -251,6 +255,8 @@ def test_options() -> None:
     pairs = ["key=zip", "threshold=none", "alpha=0.5", "window=16", "when.every=64", "seed=3"]
     expected = {"key": "zip", "threshold": None, "alpha": 0.5, "window": 16, "seed": 3, "when": When(every=64)}
     assert arguments.options(pairs, "keepkv") == expected
+    capped = arguments.options(["when.prefill=none", "when.cap=80"], "snapkv")
+    assert capped == {"when": When(prefill=None, cap=80)}
     assert arguments.variant("keepkv:key=zip,window=64").label == "keepkv:key=zip,window=64"
     assert arguments.variant("snapkv").label == "snapkv"
     with pytest.raises(UnknownName):
@@ -377,4 +383,5 @@ def test_methods_explains_every_option() -> None:
         assert "Options:" not in info.doc
     printed = " ".join(run("methods", "SnapKV").stdout.split())
     assert "kernel integer 5 neighbours" in printed and "when.every integer or none none" in printed
+    assert "when.cap integer or none none" in printed
     assert json.loads(run("methods", "snapkv", "--json").stdout)["types"]["window"] == "integer"

@@ -175,6 +175,7 @@ def test_short_contexts_and_whole_texts(loaded: tuple[Any, Any]) -> None:
         ("method=snapkv,budget=nan", "budget=nan"),
         ("method=snapkv,budget=0.5,window=2.5", "window=2.5 is not a whole number"),
         ("method=snapkv,budget=0.5,when.every=x", "every='x' is not a whole number"),
+        ("method=snapkv,budget=0.5,when.cap=x", "cap='x' is not a whole number"),
         ("method=random,budget=0.5,seed=x", "seed='x' is not a whole number"),
         ("method=snapkv,budget=0.5,when=deferred", r"when\.prefill=deferred"),
     ],

@@ -151,3 +151,5 @@ def test_a_prompt_that_is_kept_is_not_made_smaller(tmp_path: Path) -> None:
     with pytest.raises(keepkv.KeepKVError, match=r"keeps the prompt.*prompt=False"):
         keepkv.fit(str(tmp_path), 300, method="random-attention")
     assert keepkv.fit(str(tmp_path), 300, method="random-attention", prompt=False).compressed
+    with pytest.raises(keepkv.KeepKVError, match=r"When\(cap=80\) bounds the cache.*as the budget"):
+        keepkv.fit(str(tmp_path), 300, method="snapkv", budget=64, when=keepkv.When(cap=80))

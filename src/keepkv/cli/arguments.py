@@ -23,7 +23,7 @@ from keepkv.store import AUTO, CODECS, STORES, choose, settled
 
 _OF_CACHES = ("store", "codec", "seed", "calibration", "select", "selected")  # options that are no method's
 _PIECES = ("store", "codec", "select")  # of a cache; they have options of their own: codec.bits=2
-_WHEN = ("when.prefill", "when.every")
+_WHEN = ("when.prefill", "when.every", "when.cap")
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -44,7 +44,9 @@ def options(pairs: list[str], method: str) -> dict[str, Any]:
         if not equals or not key:
             raise KeepKVError(f"option {pair!r}: expected key=value")
         if key == "when" and _WHEN[0] in known:
-            raise KeepKVError(f"option {pair!r}: give when.prefill=immediate, when.prefill=deferred or when.every=64")
+            raise KeepKVError(
+                f"option {pair!r}: give when.prefill=immediate, when.prefill=deferred, when.every=64 or when.cap=2048"
+            )
         piece, dot, own = key.partition(".")
         if dot and piece.lower() in _PIECES:
             inner[piece.lower()][own] = _value(text)

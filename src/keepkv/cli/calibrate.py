@@ -51,8 +51,9 @@ def calibrate(
     authors of Q-Filters, which is read instead of the texts.
 
     kvzap: what a second reading would attend to, foretold from hidden states, for kvzap and dms. It reads each text
-    twice and fits a linear map of each layer; --from reads the networks that the authors published, a folder with
-    model.safetensors. fast-kvzip: the gates that its authors published, with --from alone, a .pt file.
+    twice and fits a linear map of each layer (options: plus, noise); --from reads the networks that the authors
+    published, a folder with model.safetensors. fast-kvzip: the gates that its authors published, with --from alone, a
+    .pt file.
 
     oscar: rotations of keys and values for the 2-bit codes of the codec oscar. Option: bits.
     tada: how alike KV heads are in each layer, whether their mean pays, and which layers get 2, 4 or 8 bits, for the
@@ -61,6 +62,8 @@ def calibrate(
     sals: the leading directions of keys before RoPE, all heads of a token together, for the codec sals; it prints how
     much of the keys they say on text that was held out. Options: rank, weighted. loki: those of each head after RoPE,
     for the selection loki.
+
+    triattention: mean queries of each head before RoPE, for triattention, from ordinary text.
 
     \b
     Examples:
@@ -73,6 +76,7 @@ def calibrate(
       keepkv calibrate q-filters --model Qwen/Qwen3-0.6B -o published=Qwen3-0.6B_qfilt --out filters.safetensors
       keepkv calibrate tada --tokens 8192 --length 128 -o bits=4 --out tada.safetensors
       keepkv calibrate sals --tokens 65536 --length 512 --out sals.safetensors
+      keepkv calibrate triattention --model Qwen/Qwen3-0.6B --text a.txt --out triattention.safetensors
     """
     from keepkv.calibrate import KINDS, asks, batches, hides, published, with_needles, with_questions
     from keepkv.calibrate import calibrate as measure

@@ -162,6 +162,7 @@ def _describe(info: MethodInfo) -> None:
         if key == "when":
             shown.add_row("when.prefill", "text or none", _value(default.prefill), _PREFILL)
             shown.add_row("when.every", "integer or none", _value(default.every), "also after so many decoded tokens")
+            shown.add_row("when.cap", "integer or none", _value(default.cap), "slots per head that are never passed")
         else:
             shown.add_row(key, info.types.get(key, ""), _value(default), info.meanings.get(key, ""))
     out.print(shown)

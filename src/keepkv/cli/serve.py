@@ -51,8 +51,10 @@ def serve(
         raise UnknownName("engine", engine, ENGINES)
     chosen = variant(method) if method is not None else None
     options = dict(chosen.options) if chosen else {}
-    if (when := options.pop("when", None)) is not None and every is None:
-        every = when.every
+    if (when := options.pop("when", None)) is not None:
+        if when.cap is not None:
+            raise KeepKVError(f"when.cap={when.cap}: a server keeps no hard cap. Give a budget in slots and --every")
+        every = when.every if every is None else every
     options |= {"every": every} if every is not None else {}
     options |= {"fill": True} if fill else {}
     made = import_module(ENGINES[engine])

@@ -12,6 +12,7 @@ from torch import Tensor
 from keepkv.core.budget import Budget
 from keepkv.engine.cache import Cache
 from keepkv.errors import CalibrationError, KeepKVError, UnsupportedInput, UnsupportedModel
+from keepkv.methods import method_info
 from keepkv.tasks import asking
 
 
@@ -39,8 +40,9 @@ def alike(
 ) -> list[Alike]:
     """The ``others`` by how many of the slots that ``method`` keeps of ``context`` they keep too, most alike first.
 
-    Every method has its defaults and ``budget``. What needs a calibration, or does not fit the model, comes last with
-    the reason. Raises ``KeepKVError`` where ``method`` itself cannot be run or compresses nothing.
+    Every method has its defaults and ``budget``; those that would keep the prompt choose from it. What needs a
+    calibration, or does not fit the model, comes last with the reason. Raises ``KeepKVError`` where ``method`` itself
+    cannot be run or compresses nothing.
     """
     step(method)
     mine = _kept(model, context, method, budget)
@@ -58,7 +60,8 @@ def alike(
 
 def _kept(model: Any, context: Sequence[int], method: str, budget: Budget | float | int | str) -> Tensor:
     """(L,H,T) bool: which tokens of ``context`` each KV head of each compressible layer holds."""
-    cache = Cache(model, method, budget, seed=0)
+    free: dict[str, Any] = {"prompt": False} if "prompt" in method_info(method).options else {}
+    cache = Cache(model, method, budget, seed=0, **free)
     asking.read(model, cache, [list(context)])
     if any(layer.progress.pending for layer in cache.compressible):
         cache.compress()

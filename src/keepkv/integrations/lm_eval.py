@@ -63,8 +63,8 @@ class Done:
 class KeepKVLM(HFLM):  # type: ignore[misc]
     """``HFLM`` whose contexts are read into a ``keepkv.Cache``.
 
-    method, budget: as of ``keepkv.Cache``; the options of the method, ``store``, ``seed``, ``when.prefill`` and
-    ``when.every`` stand beside them. Everything else goes to ``HFLM``.
+    method, budget: as of ``keepkv.Cache``; the options of the method, ``store``, ``seed``, ``when.prefill``,
+    ``when.every`` and ``when.cap`` stand beside them. Everything else goes to ``HFLM``.
 
     Log-likelihoods: the context without its last token is read and compressed; that token and the continuation are then
     fed to the compressed cache, so that every scored token was predicted from it. Generation: ``generate`` with the
@@ -76,7 +76,7 @@ class KeepKVLM(HFLM):  # type: ignore[misc]
         self, pretrained: Any, method: str = DEFAULT, budget: float | int | str | None = None, **kwargs: Any
     ) -> None:
         chosen = arguments.variant(str(method))
-        mine = {*method_info(chosen.method).options, "store", "seed", "when.prefill", "when.every"}
+        mine = {*method_info(chosen.method).options, "store", "seed", "when.prefill", "when.every", "when.cap"}
         given = [f"{key}={kwargs.pop(key)}" for key in list(kwargs) if key in mine]
         options = {**chosen.options, **arguments.options(given, chosen.method)}  # refused before a model is loaded
         super().__init__(pretrained, **kwargs)

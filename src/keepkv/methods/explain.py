@@ -12,7 +12,8 @@ _COMMON = {  # what these mean where a docstring does not say otherwise
     "sinks": "first tokens that are always kept; part of the budget",
     "window": "most recent tokens that are always kept; part of the budget",
     "prompt": "whether every token of the prompt is kept; a share is then one of the tokens that follow",
-    "when": "when it compresses: when.prefill=immediate, deferred or none, and when.every=N decoded tokens",
+    "when": "when it compresses: when.prefill=immediate, deferred or none, when.every=N decoded tokens, and before "
+    "when.cap=N slots per head would be passed",
     "score": "how slots are judged: a score by name",
     "allocate": "how the budget is shared by heads: an allocation by name",
 }

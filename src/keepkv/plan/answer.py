@@ -69,6 +69,11 @@ def fit(
             f"method {chosen.name!r} keeps the prompt, which takes what it takes in a plain cache, and what a prompt "
             "takes is what is said here. Ask for the method 'full', or with prompt=False"
         )
+    if chosen.when.cap is not None:
+        raise KeepKVError(
+            f"When(cap={chosen.when.cap}) bounds the cache whatever is read: what it takes is not computed here. Ask "
+            "for that number of slots as the budget, without a cap"
+        )
     settings = Settings(chosen, asked)
     layout, codec = choose(store or chosen.store, codec, chosen.allocate.ragged)
     codec, codec_options = settled(codec, keywords("fit", "codec_options", codec_options), asked)

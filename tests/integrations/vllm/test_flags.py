@@ -47,6 +47,7 @@ def test_the_command_is_printed() -> None:
     ("words", "said"),
     [(["--engine", "tgi"], "unknown engine 'tgi'"), (["-b", "3", "--device", "cpu"], "always keeps"),
      (["-m", "snapkv:codec=int4", "-b", "0.5", "--device", "cpu"], "codec"),
+     (["-m", "snapkv:when.cap=80", "-b", "64", "--device", "cpu"], "when.cap=80"),
      (["--device", "tpu"], "supported are 'cpu' and 'cuda'")],
 )  # fmt: skip
 def test_what_cannot_be_served_is_said_in_a_line(words: list[str], said: str) -> None:
