@@ -27,3 +27,14 @@ def test_nothing_to_compare_is_refused() -> None:
         alike(zoo.model("llama"), range(3, 43), "snapkv", ["random"], 60)
     with pytest.raises(UnknownName, match="snapvk"):
         alike(zoo.model("llama"), range(3, 43), "snapvk", ["random"], 10)
+
+
+def test_methods_that_keep_the_prompt_come_last_with_the_reason() -> None:
+    """Whether they run out of a reply to choose from, or of slots for the prompt."""
+    model, context = zoo.model("llama"), list(range(3, 103))
+    for budget in (0.5, 50):
+        found = alike(model, context, "streaming-llm", ["raas", "random"], budget)
+        assert [one.method for one in found] == ["random", "raas"] and found[1].shared is None
+        assert "prompt" in found[1].why and "give less" not in found[1].why
+    with pytest.raises(KeepKVError, match="raas keeps the prompt"):
+        alike(model, context, "raas", ["random"], 0.5)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from keepkv.core.budget import Budget
 from keepkv.engine.cache import Cache
-from keepkv.errors import CalibrationError, KeepKVError, UnsupportedInput, UnsupportedModel
+from keepkv.errors import KeepKVError
 from keepkv.tasks import asking
 
 
@@ -39,8 +39,9 @@ def alike(
 ) -> list[Alike]:
     """The ``others`` by how many of the slots that ``method`` keeps of ``context`` they keep too, most alike first.
 
-    Every method has its defaults and ``budget``. What needs a calibration, or does not fit the model, comes last with
-    the reason. Raises ``KeepKVError`` where ``method`` itself cannot be run or compresses nothing.
+    Every method has its defaults and ``budget``. What is refused, as it needs a calibration or does not fit the model,
+    or compresses nothing, as it keeps the prompt, comes last with the reason. Raises ``KeepKVError`` where ``method``
+    itself cannot be run or compresses nothing.
     """
     step(method)
     mine = _kept(model, context, method, budget)
@@ -49,7 +50,7 @@ def alike(
         step(name)
         try:
             both = (mine & _kept(model, context, name, budget)).sum()
-        except (CalibrationError, UnsupportedModel, UnsupportedInput) as error:
+        except KeepKVError as error:
             not_run.append(Alike(name, None, str(error).partition(". ")[0]))
         else:
             found.append(Alike(name, float(both / mine.sum())))
@@ -63,6 +64,8 @@ def _kept(model: Any, context: Sequence[int], method: str, budget: Budget | floa
     if any(layer.progress.pending for layer in cache.compressible):
         cache.compress()
     if method != "full" and not cache.report().compressed:
+        if cache.settings.method.prompt:
+            raise KeepKVError(f"{method} keeps the prompt. It chooses among the tokens of a reply, and none was read")
         raise KeepKVError(f"{method} with a budget of {budget} compressed nothing of {len(context)} tokens: give less")
     kept = []
     for layer in cache.compressible:
