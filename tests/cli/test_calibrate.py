@@ -59,6 +59,8 @@ def test_errors_are_one_line_and_nothing_is_written(tmp_path: Path) -> None:
 def test_help_shows_kinds_and_examples() -> None:
     output = run("calibrate", "--help").output
     assert "query-statistics" in output and "keepkv calibrate" in output.split("Examples:")[1]
+    said = output.split("Examples:")[0]
+    assert all(f"{kind}: " in said for kind in KINDS if kind != "counted"), "every kind is told of"
 
 
 def test_a_kind_has_options_and_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

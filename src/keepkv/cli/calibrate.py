@@ -46,6 +46,8 @@ def calibrate(
     q-filters: the main direction of the queries of each head, for q-filter. Option: published, a folder or file of the
     authors of Q-Filters, which is read instead of the texts.
 
+    triattention: the mean query of each head before RoPE, pair by pair of its dims, for triattention.
+
     oscar: rotations of keys and values for the 2-bit codes of the codec oscar. Option: bits.
     tada: how alike KV heads are in each layer, whether their mean pays, and which layers get 2, 4 or 8 bits, for the
     codec tada. Options: bits (on average), mean, centre, proposals, seed. It reads the text often: give short pieces.
