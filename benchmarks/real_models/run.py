@@ -49,8 +49,8 @@ ZOO = (
     "kvzip:allocate=pooled", "kvzip:plus=true,allocate=pooled", "kvgrad", "kvcompose", "kvzap", "adakv", "dropkv",
     "critical-adakv", "criticalkv", "rest-kv", "cap", "expected-attention", "h2o", "tova", "protected-lru", "finch",
     "chunkkv", "pyramidkv", "simlayerkv", "lagkv", "curdkv", "leverage-score", "non-causal-attention", "q-filter",
-    "knorm", "headkv", "surface-logic-kv", "duo-attention:profile=found", "keepkv", "zeromerge", "weightedkv", "kvmerger", "look-m",
-    "d2o", "cam", "grkv", "reskv", "attention-matching",
+    "knorm", "headkv", "surface-logic-kv", "duo-attention:profile=found", "keepkv", "zeromerge", "weightedkv",
+    "kvmerger", "look-m", "d2o", "cam", "grkv", "reskv", "attention-matching",
 )  # fmt: skip
 
 

@@ -8,10 +8,14 @@ import transformers
 import zoo
 from packaging.version import Version
 from rotations import rotations, tiny
+from torch import nn
 from ulp import ulps
 
+import keepkv
 from keepkv.core.rope import Rope
 from keepkv.engine.rope_probe import UnknownRope, rope_of
+from keepkv.engine.versions import CACHE
+from keepkv.errors import UnsupportedModel
 
 torch.set_num_threads(1)
 
@@ -105,6 +109,38 @@ def test_zoo(name: str) -> None:
         assert sorted(reasons) == [4, 5]
     else:
         assert not reasons
+
+
+class Codes(nn.Module):
+    """A linear layer whose weight is codes of 8 bits and a scale, in a parameter or in no parameter at all."""
+
+    def __init__(self, linear: nn.Linear, kept: bool) -> None:
+        super().__init__()
+        self.scale = linear.weight.detach().abs().max() / 400
+        codes = (linear.weight.detach() / self.scale).to(torch.float8_e4m3fn)
+        self.weight = nn.Parameter(codes, requires_grad=False) if kept else lambda: codes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.dtype == torch.float32  # as kernels for 8 bits refuse activations of 8 bits
+        codes = self.weight if isinstance(self.weight, nn.Parameter) else self.weight()
+        return nn.functional.linear(x, codes.to(x.dtype) * self.scale)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_weights_of_8_bits_are_not_what_tokens_are_made_of(kept: bool) -> None:
+    """Quantised models: their layers take tokens as the rest of the model does."""
+    model, plain = tiny("Llama"), rope_of(tiny("Llama"))
+    for layer in model.model.layers:
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            setattr(layer.self_attn, name, Codes(getattr(layer.self_attn, name), kept))
+    for index, rope in rope_of(model).items():
+        assert isinstance(rope, Rope) and isinstance(known := plain[index], Rope), rope
+        assert torch.equal(rope.inv_freq, known.inv_freq) and rope.interleaved == known.interleaved
+    cache = keepkv.Cache(model, "keepkv2", 8, sinks=2, window=2)
+    model(torch.arange(1, 33)[None], **{CACHE: cache})
+    assert cache.report().compressed
+    with pytest.raises(UnsupportedModel, match="no product of the attention output and a weight that can be read"):
+        keepkv.Cache(model, "criticalkv", 8, sinks=2, window=2)
 
 
 def test_bfloat16_models_and_frequencies_that_follow_the_input() -> None:

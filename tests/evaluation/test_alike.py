@@ -27,3 +27,10 @@ def test_nothing_to_compare_is_refused() -> None:
         alike(zoo.model("llama"), range(3, 43), "snapkv", ["random"], 60)
     with pytest.raises(UnknownName, match="snapvk"):
         alike(zoo.model("llama"), range(3, 43), "snapvk", ["random"], 10)
+
+
+def test_methods_that_keep_the_prompt_choose_from_it_here() -> None:
+    """Before, one of them ended the whole comparison."""
+    model, context = zoo.model("llama"), list(range(3, 103))
+    found = alike(model, context, "streaming-llm", ["raas", "random"], 0.5)
+    assert {one.method for one in found} == {"random", "raas"} and all(one.shared is not None for one in found)

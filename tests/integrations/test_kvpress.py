@@ -96,6 +96,15 @@ def test_presses_that_fail_say_so_where_they_are_asked() -> None:
         keepkv.from_kvpress(object())
 
 
+def test_a_class_of_presses_is_none() -> None:
+    class Press:
+        def score(self, *given: Any) -> Tensor:
+            return given[2].norm(dim=-1)
+
+    with pytest.raises(KeepKVError, match=r"Give a press: Press\(\)"):
+        keepkv.from_kvpress(Press)
+
+
 def test_heads_of_different_sizes_are_refused() -> None:
     model, score = zoo.model("llama"), keepkv.from_kvpress(KeyDiffPress())
     when = keepkv.When(every=2)

@@ -49,6 +49,18 @@ def kind_of_layer(config: Any, index: int, rotary: nn.Module) -> tuple[str | Non
     return kind, kind is not None and hasattr(rotary, f"{kind}_inv_freq")
 
 
+def computed_in(model: Any, layer: nn.Module) -> torch.dtype:
+    """The dtype that ``layer`` takes tokens in: that of its weights, or of ``model`` where these are codes (of 8 bits
+    or fewer) or out of reach."""
+    weight = next((p.dtype for p in layer.parameters() if p.dim() == 2), None)
+    return weight if weight is not None and is_plain(weight) else model.dtype
+
+
+def is_plain(dtype: torch.dtype) -> bool:
+    """Whether a weight of ``dtype`` is multiplied as it is: one of 8 bits stands for something by a scale beside it."""
+    return dtype.is_floating_point and dtype.itemsize > 1
+
+
 @torch.no_grad()
 def run_attention(
     model: Any,
@@ -63,8 +75,7 @@ def run_attention(
 
     rotary: the module that turns its keys, if there is one; kind: of layer, where it asks for that.
     """
-    weight = next(p for p in layer.parameters() if p.dim() == 2)
-    dtype = weight.dtype if weight.dtype.is_floating_point else model.dtype
+    dtype = computed_in(model, layer)
     size = model.config.get_text_config(decoder=True).hidden_size
     device = compute_device(layer)
     tokens = torch.arange(3 * size, device=device).float().mul(1.7).sin().view(1, 3, size).to(dtype)

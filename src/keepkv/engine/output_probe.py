@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from keepkv.core.rope import AXES, axes_of
 from keepkv.engine.attention_probe import (
+    is_plain,
     kind_of_layer,
     own_rotaries,
     rotary_modules,
@@ -102,7 +103,7 @@ def projection_of(model: nn.Module, layer: nn.Module, index: int) -> Projection 
     wanted = out.shape[2] * out.shape[3], change.shape[-1]
     for module in layer.modules():
         weight = in_memory(module, "weight")
-        if weight is None or weight.dim() != 2 or not weight.is_floating_point():
+        if weight is None or weight.dim() != 2 or not is_plain(weight.dtype):
             continue
         for transposed, shape in ((False, weight.shape[::-1]), (True, weight.shape)):
             if tuple(shape) != wanted:

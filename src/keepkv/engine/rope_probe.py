@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from keepkv.core.rope import AXES, Rope, axes_of
 from keepkv.engine.attention_probe import (
     attention_layers,
+    computed_in,
     kind_of_layer,
     own_rotaries,
     rotary_modules,
@@ -100,7 +101,7 @@ def _probe_layer(
         return UnknownRope(f"its layout could not be probed ({type(error).__name__}: {error})")
     # Latent attention stores (latent, rotated part); elsewhere only the keys may depend on the position.
     for i, (at_zero, at_p) in enumerate(zip(base, moved, strict=True)):
-        tolerance = (1e-3 if next(layer.parameters()).dtype == torch.float32 else 0.05) * float(at_zero.abs().max())
+        tolerance = (1e-3 if computed_in(model, layer) == torch.float32 else 0.05) * float(at_zero.abs().max())
         if bool(((at_p - at_zero).abs() <= tolerance / 100).all()):
             continue
         for turn, interleaved in product((1, -1), (False, True)):  # −1: the other way round

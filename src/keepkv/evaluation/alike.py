@@ -11,7 +11,7 @@ from torch import Tensor
 
 from keepkv.core.budget import Budget
 from keepkv.engine.cache import Cache
-from keepkv.errors import CalibrationError, KeepKVError, UnsupportedInput, UnsupportedModel
+from keepkv.errors import KeepKVError
 from keepkv.methods import method_info
 from keepkv.tasks import asking
 
@@ -40,9 +40,9 @@ def alike(
 ) -> list[Alike]:
     """The ``others`` by how many of the slots that ``method`` keeps of ``context`` they keep too, most alike first.
 
-    Every method has its defaults and ``budget``; those that would keep the prompt choose from it. What needs a
-    calibration, or does not fit the model, comes last with the reason. Raises ``KeepKVError`` where ``method`` itself
-    cannot be run or compresses nothing.
+    Every method has its defaults and ``budget``; those that would keep the prompt choose from it. What is refused, as
+    it needs a calibration or does not fit the model, comes last with the reason. Raises ``KeepKVError`` where
+    ``method`` itself cannot be run or compresses nothing.
     """
     step(method)
     mine = _kept(model, context, method, budget)
@@ -51,7 +51,7 @@ def alike(
         step(name)
         try:
             both = (mine & _kept(model, context, name, budget)).sum()
-        except (CalibrationError, UnsupportedModel, UnsupportedInput) as error:
+        except KeepKVError as error:
             not_run.append(Alike(name, None, str(error).partition(". ")[0]))
         else:
             found.append(Alike(name, float(both / mine.sum())))

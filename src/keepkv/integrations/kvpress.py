@@ -95,6 +95,8 @@ def from_kvpress(press: Any) -> Score:
     ``compression_ratio`` means nothing: the budget is the cache's. Raises ``KeepKVError`` here, or where it is asked at
     last, if it looks at something else, such as the attention module or hidden states.
     """
+    if isinstance(press, type):
+        raise KeepKVError(f"from_kvpress was given the class {press.__name__}. Give a press: {press.__name__}()")
     name = type(press).__name__
     scores = getattr(press, "score", None)
     if not callable(scores):
