@@ -19,7 +19,8 @@ from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheStateError
 
 NAMES = [info.name for info in keepkv.methods() if not info.name.startswith("test-")]
-OPTIONS = {info.name: {k: v for k, v in SMALL.items() if k in info.options} for info in keepkv.methods()}
+FREE = SMALL | {"prompt": False}  # a prompt that is kept would leave nothing to choose
+OPTIONS = {info.name: {k: v for k, v in FREE.items() if k in info.options} for info in keepkv.methods()}
 
 
 def ids(length: int, seed: int = 1, rows: int = 1) -> torch.Tensor:

@@ -33,7 +33,9 @@ class Watch(Score):
         rope, wide = view.rope, torch.float32 if view.queries.device.type == "mps" else torch.float64
         for queries, positions in zip(view.queries.split(TILE, 2), view.query_positions.split(TILE, 1), strict=True):
             real = (positions >= 0)[:, None, :, None]
-            plain = queries.to(wide) if rope is None else rope.unrotate(queries.to(wide), positions[:, None])
+            plain = (
+                queries.to(wide) if rope is None else rope.unrotate(queries.to(wide), view.places(positions[:, None]))
+            )
             lengths = plain[..., :0] if rope is None else rope.magnitudes(plain)
             for name, x in ((COUNT, real.to(wide)), (MEAN, plain * real), (LENGTH, lengths * real)):
                 view.state[name] = view.state.get(name, 0) + x.sum(2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -21,7 +20,7 @@ from keepkv.store.codec import AUTO, CODECS, Codec, Plain
 from keepkv.store.older import Older
 
 POSITION = VOTES = STATISTIC = 4  # bytes
-NO_STATS: Mapping[str, Tensor] = MappingProxyType({})
+NO_STATS: Mapping[str, Tensor] = {}  # nobody writes to it; decode that is compiled iterates over it
 
 
 class SlotBytes(NamedTuple):

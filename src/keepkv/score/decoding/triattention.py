@@ -46,8 +46,8 @@ class TriAttention(Score):
         mean = view.calibration[MEAN]
         turned = mean.expand(b, *mean.shape)
         if rope is not None:
-            ahead = 2 ** torch.arange(self.horizon.bit_length(), device=keys.device) + view.seen[:, None] - 1
-            turned = rope.rotate(turned[:, :, None].expand(-1, -1, ahead.shape[1], -1), ahead[:, None]).mean(2)
+            ahead = 2 ** torch.arange(self.horizon.bit_length(), device=keys.device) + view.next_place()[:, None] - 1
+            turned = rope.of_text.rotate(turned[:, :, None].expand(-1, -1, ahead.shape[1], -1), ahead[:, None]).mean(2)
         found = turned.view(b, h, -1, mean.shape[-1]) @ keys.mT  # (B,H,G,S)
         if rope is not None:
             spread = (view.calibration[LENGTH] - rope.magnitudes(mean)) * rope.scaling
