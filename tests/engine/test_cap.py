@@ -24,7 +24,7 @@ STREAM = keepkv.When(prefill=None, cap=CAP)
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "arch" in metafunc.fixturenames:
-        metafunc.parametrize(("arch", "method"), cases(metafunc.function.__name__))
+        metafunc.parametrize(("arch", "method"), cases(metafunc))
 
 
 def watched(mine: keepkv.Cache) -> list[float]:

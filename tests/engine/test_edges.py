@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers as t
 import zoo
-from matrix import METHODS, compresses
+from matrix import METHODS, compresses, sampled
 from running import batch, row
 
 import keepkv
@@ -82,10 +82,10 @@ def test_a_row_of_nan_leaves_the_others_alone(method: Method, when: str) -> None
         assert torch.allclose(results[alone][0], results[0][shared], atol=2e-6)
 
 
-@pytest.mark.parametrize("decoded", [0, 3])
-@pytest.mark.parametrize("every", [None, 50])
-@pytest.mark.parametrize("prefill", [None, "immediate", "deferred"])
-@pytest.mark.parametrize("method", [x for x in METHODS if compresses(x.values[0])])
+@pytest.mark.parametrize(
+    ("method", "prefill", "every", "decoded"),
+    sampled(4, [x for x in METHODS if compresses(x.values[0])], [None, "immediate", "deferred"], [None, 50], [0, 3]),
+)
 def test_compress_when_nothing_is_due(method: Method, prefill: str | None, every: int | None, decoded: int) -> None:
     """By hand, with and without queries at hand: the cache is compressed and right to go on with, or says what it
     misses. Without the guard r-kv raised a RuntimeError of a reshape, and scores that saw no query kept the oldest

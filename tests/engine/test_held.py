@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
-from matrix import METHODS, SMALL, STORE_ARCHITECTURES, cache, compresses, store_variants
+from matrix import METHODS, SMALL, STORE_ARCHITECTURES, cache, compresses, sampled, store_variants
 from running import batch, row
 
 import keepkv
@@ -87,8 +87,7 @@ def moments(arch: str, mine: keepkv.Cache) -> Iterator[tuple[str, keepkv.Cache]]
     yield "reset", mine
 
 
-@pytest.mark.parametrize("arch", STORE_ARCHITECTURES)
-@pytest.mark.parametrize("method", [*METHODS, *store_variants()])
+@pytest.mark.parametrize(("arch", "method"), sampled(2, STORE_ARCHITECTURES, [*METHODS, *store_variants()]))
 def test_receipt_is_what_is_allocated(arch: str, method: Method) -> None:
     """Without counting what a store holds beside its names: 3,264,048 bytes of a static store, then 14,328 in its
     second turn, of the same buffers."""

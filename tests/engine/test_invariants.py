@@ -23,7 +23,7 @@ BUDGET = 14
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    metafunc.parametrize(("arch", "method"), cases(metafunc.function.__name__))
+    metafunc.parametrize(("arch", "method"), cases(metafunc))
 
 
 def test_full_budget_is_the_plain_cache(arch: str, method: Method) -> None:

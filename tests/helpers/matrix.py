@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache as cache_of
 from itertools import product
 from typing import Any
-from zlib import crc32
 
 import pytest
 import torch
 import zoo
+from _pytest.mark import ParameterSet
 from published import gates_at_random
 
 import keepkv
@@ -101,15 +102,31 @@ ARCHITECTURES = list(zoo.ZOO)
 STORE_ARCHITECTURES = ["llama", "gpt-oss", "deepseek-v3", "gemma4"]
 
 
-def cases(test: str) -> list[Any]:
+PART = 6  # of the pairs of a method and an architecture, one in so many is in the quick suite
+
+
+def cases(metafunc: pytest.Metafunc) -> list[Any]:
     """Every method on every architecture, and stores. In the quick suite: every method on the first architecture, and
-    of the other pairs a third, another one for each ``test``, so that some test sees every pair."""
-    made = []
+    of the other pairs one in ``PART``, others for each test of a file: of six tests some test sees every pair."""
+    tests = [name for name in vars(metafunc.module) if name.startswith("test_")]
+    number, made = tests.index(metafunc.function.__name__), []
     for (i, arch), (j, one) in product(enumerate(ARCHITECTURES), enumerate(METHODS)):
-        quick = i == 0 or (i + j + crc32(test.encode())) % 3 == 0
-        marks = [] if quick else pytest.mark.slow
+        marks = [] if i == 0 or (i + j + number) % PART == 0 else pytest.mark.slow
         made.append(pytest.param(arch, *one.values, id=f"{arch}-{one.id}", marks=marks))
     return made + store_cases()
+
+
+def sampled(part: int, *factors: Sequence[Any]) -> list[Any]:
+    """Every combination of ``factors``, of which one in ``part`` is in the quick suite: of any two factors every pair,
+    where the others have ``part`` values or more. Values may be a ``pytest.param``."""
+    made = []
+    for numbers in product(*(range(len(one)) for one in factors)):
+        chosen = [factor[i] for factor, i in zip(factors, numbers, strict=True)]
+        values = [x.values[0] if isinstance(x, ParameterSet) else x for x in chosen]
+        label = "-".join(str(x.id) if isinstance(x, ParameterSet) else str(x) for x in chosen)
+        marks = [] if sum(numbers) % part == 0 else pytest.mark.slow
+        made.append(pytest.param(*values, id=label, marks=marks))
+    return made
 
 
 def tolerance(method: tuple[str, dict[str, Any]], exact: float = 1e-5) -> float:
