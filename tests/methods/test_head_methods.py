@@ -164,3 +164,30 @@ def test_servers_without_calibrations_refuse() -> None:
 
 def test_every_calibration_that_an_allocation_needs_can_be_made() -> None:
     assert {ALLOCATIONS.build(name).needs_calibration for name in ALLOCATIONS} - {None} <= set(KINDS)
+
+
+def test_a_profile_that_is_not_there_or_says_nothing_is_refused_at_once() -> None:
+    """Before, when the first compression came, and a profile of zeros filled the first layers."""
+    model, known = zoo.model("llama"), random_profile(zoo.model("llama"))
+    lacking = {
+        i: {n: x for n, x in held.items() if "full" not in n and "curve" not in n} for i, held in known.tensors.items()
+    }
+    zeros = {
+        i: {n: torch.zeros_like(x) if "compose" in n else x for n, x in held.items()}
+        for i, held in known.tensors.items()
+    }
+    for method, tensors, said in (
+        ("duo-attention", lacking, "no profile 'full'"),
+        ("lukv", lacking, "no profile 'curve'"),
+        ("duo-attention", zeros, None),
+        ("surface-logic-kv", zeros, None),
+    ):
+        calibration = keepkv.Calibration("heads", tensors, known.fingerprint, {})
+        if said is None:
+            keepkv.Cache(model, method, 12, calibration=calibration)
+        else:
+            with pytest.raises(CalibrationError, match=said):
+                keepkv.Cache(model, method, 12, calibration=calibration)
+    with pytest.raises(CalibrationError, match="'compose' of the calibration 'heads' is 0 in every head"):
+        zero = keepkv.Calibration("heads", zeros, known.fingerprint, {})
+        keepkv.Cache(model, "headkv", 12, profile="compose", calibration=zero)

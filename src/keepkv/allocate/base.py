@@ -22,6 +22,10 @@ class Allocate(Checked):
     joint: ClassVar[bool] = False  # layers share one budget: ``across`` is called once for all, and ``__call__`` never
     needs_calibration: ClassVar[str | None] = None  # the kind that it reads: ``view.calibration``, ``known`` of across
 
+    def check_calibration(self, known: Known) -> None:
+        """Raise ``CalibrationError`` where the tensors of each layer by name, of the kind that ``needs_calibration``
+        names, are not what it reads: asked when a cache is made."""
+
     def layer_budget(self, budget: Tensor, layer: int, layers: int, seen: Tensor | None = None) -> Tensor:
         """(B,) slots per KV head on average that ``layer`` gets when the mean over layers is ``budget`` (B,) float.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from keepkv.allocate.base import Allocate, Known, register_allocate
-from keepkv.allocate.profile import CURVE, KIND, read, room
+from keepkv.allocate.profile import CURVE, KIND, check, read, room
 from keepkv.allocate.water_filling import above
 
 RATIOS = 99  # of which a curve speaks: .01 to .99 given up on average
@@ -28,6 +28,9 @@ class Curves(Allocate):
     ragged: ClassVar[bool] = True
     joint: ClassVar[bool] = True
     needs_calibration: ClassVar[str | None] = KIND
+
+    def check_calibration(self, known: Known) -> None:
+        check(known, CURVE)
 
     def across(
         self, scores: list[Tensor], tiers: list[Tensor], budgets: list[Tensor], known: Known = ()

@@ -53,6 +53,9 @@ class HeadBudget(Allocate):
     joint: ClassVar[bool] = True
     needs_calibration: ClassVar[str | None] = KIND
 
+    def check_calibration(self, known: Known) -> None:
+        check(known, self.profile)
+
     def across(
         self, scores: list[Tensor], tiers: list[Tensor], budgets: list[Tensor], known: Known = ()
     ) -> list[Tensor]:
@@ -104,6 +107,17 @@ def profile(known: Sequence[Mapping[str, Tensor]], name: str, heads: Sequence[in
     """(ΣH,) float64: the numbers ``name`` of all heads, layer after layer; "a+b": the mean of two, each of sum 1."""
     parts = [torch.cat(read(known, one, heads)).double() for one in name.split("+")]
     return parts[0] if len(parts) == 1 else torch.stack([x / _sum(x) for x in parts]).mean(0)
+
+
+def check(known: Sequence[Mapping[str, Tensor]], name: str) -> None:
+    """Raise ``CalibrationError`` where there is no profile ``name``, "a+b" for two, or one of zeros alone."""
+    heads = [next(iter(layer.values())).shape[-1] for layer in known]
+    for one in name.split("+"):
+        if not any(bool((x > 0).any()) for x in read(known, one, heads)):
+            raise CalibrationError(
+                f"the profile {one!r} of the calibration {KIND!r} is 0 in every head: the model gave no answer of that "
+                "kind that it is measured on. Give more --tokens to keepkv calibrate heads, or choose another profile"
+            )
 
 
 def read(known: Sequence[Mapping[str, Tensor]], name: str, heads: Sequence[int]) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from keepkv.allocate.base import Allocate, Known, register_allocate
-from keepkv.allocate.profile import FULL, KIND, PROFILES, profile, room
+from keepkv.allocate.profile import FULL, KIND, PROFILES, check, profile, room
 from keepkv.allocate.water_filling import above
 from keepkv.core.options import one_of
 
@@ -28,6 +28,9 @@ class RetrievalHeads(Allocate):
     ragged: ClassVar[bool] = True
     joint: ClassVar[bool] = True
     needs_calibration: ClassVar[str | None] = KIND
+
+    def check_calibration(self, known: Known) -> None:
+        check(known, self.profile)
 
     def across(
         self, scores: list[Tensor], tiers: list[Tensor], budgets: list[Tensor], known: Known = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -115,13 +115,14 @@ def command(kind: str, fingerprint: Facts) -> str:
 
 
 def check_calibration(
-    pieces: Iterable[object], given: Given, fingerprint: Callable[[], Facts], layers: Iterable[int]
+    pieces: Sequence[object], given: Given, fingerprint: Callable[[], Facts], layers: Collection[int]
 ) -> dict[str, Calibration]:
     """The calibrations of a cache by kind: what ``pieces`` need, and nothing else.
 
     pieces: score, allocation …; ``needs_calibration`` of each is a kind or None. given: calibrations or their files.
     fingerprint: returns that of the cache's model; called only where something is needed or given. layers: those that
-    the cache compresses. Raises ``CalibrationError`` where a calibration is missing, not needed, or of another model.
+    the cache compresses. Raises ``CalibrationError`` where a calibration is missing, not needed, of another model, or
+    lacks what a piece reads of it (its ``check_calibration``, if it has one).
     """
     found = {one.kind: one for one in loaded(given)}
     needs = needed(*pieces)
@@ -133,6 +134,9 @@ def check_calibration(
                 f"{', '.join(map(repr, found)) or 'none'}. Make it once: {command(kind, facts)}"
             )
         found[kind].check(facts, layers)
+    for piece in pieces:
+        if hasattr(piece, "check_calibration") and (kind := getattr(piece, "needs_calibration", None)):
+            piece.check_calibration([found[kind].tensors[index] for index in layers])
     if unused := sorted(found.keys() - needs.keys()):
         raise CalibrationError(
             f"calibration {', '.join(map(repr, unused))} was given, and no part of the method uses it. Leave it "
