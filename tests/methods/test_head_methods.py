@@ -175,8 +175,8 @@ def test_a_profile_that_is_not_there_or_says_nothing_is_refused_at_once() -> Non
     zeros = {i: {n: held[n] * ("compose" not in n) for n in names} for i, held in known.tensors.items()}
     for method, said in (("duo-attention", "no profile 'full'"), ("lukv", "no profile 'curve'")):
         with pytest.raises(CalibrationError, match=said):
-            keepkv.Cache(model, method, 12, calibration=keepkv.Calibration("heads", lacking, known.fingerprint, {}))
+            keepkv.Cache(model, method, 99, calibration=keepkv.Calibration("heads", lacking, known.fingerprint, {}))
     zero = keepkv.Calibration("heads", zeros, known.fingerprint, {})
-    keepkv.Cache(model, "headkv", 12, calibration=zero)  # it reads another one
+    keepkv.Cache(model, "headkv", 99, calibration=zero)  # it reads another one
     with pytest.raises(CalibrationError, match="'compose' of the calibration 'heads' is 0 in every head"):
-        keepkv.Cache(model, "headkv", 12, profile="compose", calibration=zero)
+        keepkv.Cache(model, "headkv", 99, profile="compose", calibration=zero)

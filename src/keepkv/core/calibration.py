@@ -134,9 +134,10 @@ def check_calibration(
                 f"{', '.join(map(repr, found)) or 'none'}. Make it once: {command(kind, facts)}"
             )
         found[kind].check(facts, layers)
-    for piece in pieces:
-        if hasattr(piece, "check_calibration") and (kind := getattr(piece, "needs_calibration", None)):
-            piece.check_calibration([found[kind].tensors[index] for index in layers])
+    for one in pieces:
+        asks, check = getattr(one, "needs_calibration", None), getattr(one, "check_calibration", None)
+        if asks and check:
+            check([found[asks].tensors[index] for index in layers])
     if unused := sorted(found.keys() - needs.keys()):
         raise CalibrationError(
             f"calibration {', '.join(map(repr, unused))} was given, and no part of the method uses it. Leave it "
