@@ -255,6 +255,11 @@ def test_options() -> None:
     pairs = ["key=zip", "threshold=none", "alpha=0.5", "window=16", "when.every=64", "seed=3"]
     expected = {"key": "zip", "threshold": None, "alpha": 0.5, "window": 16, "seed": 3, "when": When(every=64)}
     assert arguments.options(pairs, "keepkv") == expected
+    # What is not given of a schedule stays as the method has it; before, g-kv lost its every=128 here.
+    given = arguments.variant("g-kv:when.prefill=deferred")
+    assert given.options["when"] == keepkv.When("deferred", every=128) and given.label == "g-kv:when.prefill=deferred"
+    once = arguments.variant("g-kv:when.every=none")
+    assert once.options["when"] == keepkv.When() and once.label == "g-kv:when.every=none"
     capped = arguments.options(["when.prefill=none", "when.cap=80"], "snapkv")
     assert capped == {"when": When(prefill=None, cap=80)}
     assert arguments.variant("keepkv:key=zip,window=64").label == "keepkv:key=zip,window=64"

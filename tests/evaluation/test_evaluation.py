@@ -25,7 +25,7 @@ from keepkv.evaluation.summary import cells, summarise
 from keepkv.evaluation.unit import build, make_cache, run, within
 from keepkv.measure import MadeWith, environment
 from keepkv.measure.files import read_lines
-from keepkv.methods import METHODS
+from keepkv.methods import METHODS, method_info
 from keepkv.report import read
 from keepkv.tasks.base import Item, Question, Task, TaskError
 
@@ -36,7 +36,8 @@ EVERY_METHOD = [name for name in METHODS if name != "full"]
 def of_method(method: str, model: Any) -> Variant:
     """The method, with the calibration that it needs, if it does."""
     known = matrix.calibration((method, {}), model)
-    return Variant(method, {} if known is None else {"calibration": known})
+    free = {"prompt": False} if "prompt" in method_info(method).options else {}  # or nothing is left to choose
+    return Variant(method, free if known is None else {**free, "calibration": known})
 
 
 def unit(**changes: Any) -> Unit:

@@ -58,7 +58,8 @@ def test_a_row_is_read_as_it_was_written() -> None:
 
 def test_options_are_written_as_json_can_hold_them() -> None:
     row = FidelityRow.from_dict(_fidelity() | {"options": {"when": When(every=4), "score": object}})
-    assert row.to_dict()["options"] == {"when": {"prefill": "immediate", "every": 4}, "score": "<class 'object'>"}
+    when = {"prefill": "immediate", "every": 4, "cap": None}
+    assert row.to_dict()["options"] == {"when": when, "score": "<class 'object'>"}
 
 
 def _fidelity() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def options(pairs: list[str], method: str) -> dict[str, Any]:
             when[key.removeprefix("when.")] = _value(text)
         else:
             found[key] = _value(text)
-    found |= {"when": When(**when)} if when else {}
+    usual = method_info(method).options.get("when")  # what is not given stays as the method has it
+    found |= {"when": replace(usual if isinstance(usual, When) else When(), **when)} if when else {}
     made = make_method(method, own_options(found))
     if "seed" in found:
         taken(method, "seed", found["seed"], Seed)

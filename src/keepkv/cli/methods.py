@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -133,16 +133,9 @@ def _advise(as_json: bool) -> None:
 
 def _typed(preset: Preset) -> str:
     """What a preset stands for, as the command line takes it."""
-    from keepkv.core.when import When
     from keepkv.measure.rows import method_label
 
-    parts: dict[str, Any] = {}
-    for key, value in preset.options.items():
-        if isinstance(value, When):
-            parts |= {f"when.{part}": x for part, x in vars(value).items() if x != getattr(When(), part)}
-        else:
-            parts[key] = value
-    return method_label(preset.method, parts)
+    return method_label(preset.method, dict(preset.options))
 
 
 def _describe(info: MethodInfo) -> None:

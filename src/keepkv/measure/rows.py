@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from keepkv.core.when import When
 from keepkv.errors import KeepKVError
 
 R = TypeVar("R", bound="Row")
@@ -92,10 +93,22 @@ def method_label(method: str, options: dict[str, Any]) -> str:
     for name, value in options.items():
         if name in ("store_options", "codec_options", "select_options") and isinstance(value, dict):
             pairs += [(f"{name.removesuffix('_options')}.{key}", one) for key, one in value.items()]
+        elif isinstance(value, When):
+            pairs += [(f"{name}.{key}", one) for key, one in _changed(method, value)]
         else:
             pairs.append((name, value))
     text = ",".join(f"{key}={value}" for key, value in pairs)
     return f"{method}:{text}" if text else method
+
+
+def _changed(method: str, when: When) -> list[tuple[str, Any]]:
+    """What of a schedule is not as ``method`` has it by itself."""
+    from keepkv.methods import METHODS, method_info  # later: whoever reads rows need not load them
+
+    usual = method_info(method).options.get("when") if method in METHODS else None
+    usual = usual if isinstance(usual, When) else When()
+    changed = [(key, one) for key, one in vars(when).items() if one != getattr(usual, key)]
+    return [(key, "none" if one is None else one) for key, one in changed]
 
 
 class _Misfit(Exception):
