@@ -216,7 +216,7 @@ def test_rows_are_written_whole(tmp_path: Path) -> None:
     lines, table = write(rows, tmp_path, "fidelity")
     read = [json.loads(line) for line in lines.read_text("utf-8").splitlines()]
     assert [one["metrics"]["kl"]["mean"] for one in read] == [row.metrics["kl"].mean for row in rows]
-    assert read[-1]["options"] == {"when": {"prefill": "immediate", "every": 4}}
+    assert read[-1]["options"] == {"when": {"prefill": "immediate", "every": 4, "cap": None}}
     with table.open(newline="", encoding="utf-8") as file:
         columns = list(csv.DictReader(file))
     assert [float(one["kl_high"]) for one in columns] == [row.metrics["kl"].high for row in rows]

@@ -133,6 +133,7 @@ class LayerView:
     spans: Intervals | None = None  # where given, each slot inside is scored by the queries of its own span alone
     calibration: Mapping[str, Tensor] | None = None  # of this layer, by name, where ``needs_calibration`` asks for it
     hidden: Tensor | None = None  # (B,T,E): what the attention module was fed, in ``observe`` where ``needs_hidden``
+    prompt: bool = False  # whether ``queries`` are of a prompt, even if it is one token: the last chunk of it
     output: Tensor | None = None  # (H*G,Dv,E): weight of the output projection, where ``needs_output`` asks for it
 
     @property

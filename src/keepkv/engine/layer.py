@@ -259,7 +259,7 @@ class Layer(CacheLayerMixin):
             self.progress.query_heads, self.attention = query.shape[1], attention
         hidden, self.hidden = self.hidden, None
         if self._observes():
-            self._hear(Latest(query, weights, hidden))
+            self._hear(Latest(query, weights, hidden, self.progress.prefilling))
         if length > 1 and self.store.held.codec.meets_queries and shared.positions.positions is not None:
             self.store.meet(query.detach(), shared.positions.positions[:, -length:])
         if (length == 1 and not self.progress.prefilling) or not shared.compressing:
@@ -297,6 +297,7 @@ class Layer(CacheLayerMixin):
             view_of(self, latest.query[:, :, :count], live=True, later=rest),
             self.shared.settings.method.score,
         )
+        view.prompt = latest.prompt
         view.hidden = None if latest.hidden is None else latest.hidden[:, :count]
         if latest.weights is not None:
             view.weights = latest.weights * (view.query_positions >= 0)[:, None, None]

@@ -36,7 +36,7 @@ class RaaS(Score):
     def observe(self, view: LayerView) -> None:
         last, positions = view.slots.stats[STAT], view.slots.positions
         last.copy_(last.maximum(positions.to(last.dtype)))
-        if view.query_positions.shape[1] != 1:
+        if view.prompt or view.query_positions.shape[1] != 1:
             return
         attn = received(view, view.queries, view.query_positions).mean(2)  # zeros for padding
         if self.threshold is None:
