@@ -274,7 +274,7 @@ def test_methods_put_the_pieces_together() -> None:
     for info in methods():
         method = METHODS.build(info.name)
         assert method.name == info.name and info.doc
-        assert info.paper or info.name in ("full", "random", "keepkv2", "keepkv3")
+        assert info.paper or info.name in ("full", "random", "keepkv2", "keepkv3", "per-layer")
     when = When(prefill="deferred", every=64)
     pyramid = METHODS.build("pyramidkv", window=8, sinks=2, beta=10.0, when=when)
     assert pyramid.allocate == Pyramid(beta=10.0, reserved=10) and pyramid.when == when
