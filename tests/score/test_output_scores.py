@@ -19,7 +19,7 @@ from keepkv.errors import KeepKVError
 from keepkv.methods.apply import compress
 from keepkv.methods.base import Method
 from keepkv.observe.outputs import projected_lengths, squared_distances
-from keepkv.score import Cap, Critical, CurDKV, DropKV, KNorm, ReSTKV, Score, SnapKV
+from keepkv.score import Cap, Critical, CurDKV, DropKV, FunctionScore, KNorm, ReSTKV, Score, SnapKV
 from keepkv.score.queries.critical import CHOSEN
 
 F64 = torch.float64
@@ -215,11 +215,14 @@ def test_a_row_scores_as_it_does_alone(score: Score) -> None:
 
 
 def test_critical_refuses_scores_below_zero() -> None:
-    with pytest.raises(KeepKVError, match="'knorm' gave some below 0"):
-        scored(Critical(KNorm()), replace(views(), budget=torch.tensor([5, 5])))
+    with pytest.raises(KeepKVError, match="'knorm' gives some below 0"):
+        Critical(KNorm())
+    undeclared = FunctionScore(lambda view: -torch.ones(view.slots.shape))
+    with pytest.raises(KeepKVError, match="gave some below 0, though it is not declared as signed"):
+        scored(Critical(undeclared), replace(views(), budget=torch.tensor([5, 5])))
 
 
 def test_what_critical_needs_and_passes_on() -> None:
-    assert Critical(KNorm()).needs_output and not Critical(KNorm()).observes
+    assert Critical(CurDKV()).needs_output and not Critical(CurDKV()).observes
     assert Critical(SnapKV(4)).observes and Critical(SnapKV(4)).remembers == SnapKV(4).remembers
     assert DropKV(4, True).needs_output and not DropKV(4).needs_output

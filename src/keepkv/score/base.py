@@ -37,6 +37,7 @@ class Score(Checked):
     needs_questions: ClassVar[bool] = False  # True if it needs queries of questions to come: ``keepkv.rehearse``
     needs_hidden: ClassVar[bool] = False  # True if ``token_stats``, or ``observe`` in ``view.hidden``, reads them
     needs_calibration: ClassVar[str | None] = None  # the kind of calibration that it reads from ``view.calibration``
+    signed: ClassVar[bool] = False  # True if scores may be below 0: refused where they are multiplied
     scores_within_spans: ClassVar[bool] = False  # True if ``span_scores`` ignores queries from outside the span
     span_stats: ClassVar[dict[str, Stat]] = {}  # further ``stats`` that ``span_scores`` needs
 
@@ -110,6 +111,7 @@ class Wrapped(Score):
         super().__post_init__()
         for name in self.passed_on:
             object.__setattr__(self, name, getattr(self.score, name))
+        object.__setattr__(self, "signed", type(self).signed or self.score.signed)
 
     @property
     def remembers(self) -> dict[str, int]:

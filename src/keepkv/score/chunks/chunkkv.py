@@ -31,6 +31,8 @@ class ChunkKV(Wrapped):
     least of the run.
     """
 
+    signed: ClassVar[bool] = True
+
     size: Size = 20
     spiky: Count = 0
 

@@ -50,6 +50,8 @@ class Compactor(Score):
     full, which kvpress fills with zeros that take part in the softmax, is left out.
     """
 
+    signed: ClassVar[bool] = True
+
     blending: Amount | None = None
     chunk: Window = 256
     sketch: Queries = 48

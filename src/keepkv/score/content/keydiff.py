@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ class KeyDiff(Score):
 
     A slot with p votes counts p times in the mean.
     """
+
+    signed: ClassVar[bool] = True
 
     def __call__(self, view: LayerView) -> Tensor:
         slots = view.slots

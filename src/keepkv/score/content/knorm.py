@@ -17,6 +17,8 @@ from keepkv.score.base import Score, register_score
 class KNorm(Score):
     """``−‖k‖₂`` (arXiv 2406.11430), in float32."""
 
+    signed: ClassVar[bool] = True
+
     scores_within_spans: ClassVar[bool] = True
 
     def __call__(self, view: LayerView) -> Tensor:

@@ -39,6 +39,8 @@ class GKV(Score):
     it, and would take the mark of an unscored slot for a share.
     """
 
+    signed: ClassVar[bool] = True
+
     window: Window = 16
     alpha: Share = 0.8
     mode: Annotated[str, one_of("max", "mean", "sum")] = "max"

@@ -27,6 +27,8 @@ class RKV(Score):
     the pooling and the window. lam is 0.1 in the paper, 0.07 in its code. Slots of the window get the largest score.
     """
 
+    signed: ClassVar[bool] = True
+
     window: Window = 8
     kernel: Kernel = 7
     lam: Share = 0.1

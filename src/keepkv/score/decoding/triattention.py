@@ -33,6 +33,8 @@ class TriAttention(Score):
     do not rotate add q̄·k, of which the paper does not speak.
     """
 
+    signed: ClassVar[bool] = True
+
     horizon: Size = 65536
     normalize: bool = True
 

@@ -30,6 +30,8 @@ class VaSE(Score):
     the largest is drawing without replacement in proportion to S. Every compression draws anew, from ``Cache(seed=)``.
     """
 
+    signed: ClassVar[bool] = True
+
     reserved: Share = 0.25
     window: Window = 32
     kernel: Kernel = 5

@@ -31,6 +31,8 @@ class Gates(Score):
     states there, a linear map of what the cache holds anyway here.
     """
 
+    signed: ClassVar[bool] = True
+
     needs_rope: ClassVar[bool] = True
     needs_calibration: ClassVar[str | None] = KIND
 

@@ -33,6 +33,8 @@ class KVzap(Score):
     if that is wider.
     """
 
+    signed: ClassVar[bool] = True
+
     stats: ClassVar[dict[str, Stat]] = {STAT: Stat(UNKNOWN, "max")}
     needs_hidden: ClassVar[bool] = True
     needs_calibration: ClassVar[str | None] = KIND

@@ -25,6 +25,8 @@ class QFilter(Score):
     looked at.
     """
 
+    signed: ClassVar[bool] = True
+
     needs_calibration: ClassVar[str | None] = KIND
     scores_within_spans: ClassVar[bool] = True
 

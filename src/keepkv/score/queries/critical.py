@@ -40,13 +40,15 @@ class Critical(Wrapped):
     needs_output: ClassVar[bool] = True
     passed_on: ClassVar[tuple[str, ...]] = tuple(name for name in ALL_OF_IT if name != "needs_output")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.score.signed:
+            raise self._below_zero("gives some below 0")
+
     def __call__(self, view: LayerView) -> Tensor:
         own = self.score(view).float()
         if bool((view.slots.valid & (own < 0)).any()):
-            raise KeepKVError(
-                f"CriticalKV multiplies scores by lengths; {name_of(self.score)!r} gave some below 0. Choose a score "
-                "that is not negative, such as 'snapkv', 'h2o' or 'curdkv'."
-            )
+            raise self._below_zero("gave some below 0, though it is not declared as signed")
         product = (own + self.epsilon) * projected_lengths(view)
         if view.budget is None:
             return product
@@ -55,6 +57,12 @@ class Critical(Wrapped):
         chosen = ranks(own, tiers(view)) < self._first(counts, view.budget)[..., None]
         second = product.masked_fill(chosen, CHOSEN)
         return second if self.adaptive is None else second.masked_fill(keep_mask(second, counts, view), CHOSEN)
+
+    def _below_zero(self, what: str) -> KeepKVError:
+        return KeepKVError(
+            f"CriticalKV multiplies scores by lengths; {name_of(self.score)!r} {what}. Choose a score that is not "
+            "negative, such as 'snapkv', 'h2o' or 'curdkv'."
+        )
 
     def _first(self, counts: Tensor, budget: Tensor) -> Tensor:
         """(B,H): how many of the ``counts`` (B,H) of each head s alone chooses, given the mean budget (B,)."""

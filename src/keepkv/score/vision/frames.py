@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,6 +18,8 @@ LEVELS = 24  # powers of two that are told apart
 @dataclass(frozen=True)
 class NewestFrames(Score):
     """The newest time steps, whole: a sliding window."""
+
+    signed: ClassVar[bool] = True
 
     def __call__(self, view: LayerView) -> Tensor:
         return sight(view).steps.float()

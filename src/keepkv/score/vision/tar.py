@@ -31,6 +31,8 @@ class TaR(Score):
     that there is, as text does.
     """
 
+    signed: ClassVar[bool] = True
+
     recent: Share = 1 / 6
     alignment: Alignment = "cell"
     space: Space = "unrotated"
