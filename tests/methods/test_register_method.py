@@ -76,3 +76,8 @@ def test_the_receipt_names_the_options_that_differ() -> None:
     cache = keepkv.Cache(model, "snapkv", 14, window=4, kernel=5, sinks=2)
     generate(model, row(batch(), 0), cache)
     assert cache.report().options == {"window": 4, "sinks": 2}
+
+
+def test_a_method_where_a_score_is_due_is_told_so() -> None:
+    with pytest.raises(KeepKVError, match="score='chunkkv' is a method, and a score is due"):
+        METHODS.build("adakv", score="chunkkv")
