@@ -18,6 +18,11 @@ def chunk_of(slots: Slots, size: int, first: int = 0) -> Tensor:
 def per_chunk(x: Tensor, home: Tensor, how: str) -> Tensor:
     """The ``how`` ("amax", "amin" or "sum") of x (B,H,S,…) over the slots of each run, (B,H,R,…). Runs without slots
     hold ∓inf, or 0. ``home`` (B,H,S) is of ``chunk_of``. Sums are taken in float64 where the device has it."""
+    if how != "sum" and (runs := _regular(home)) is not None:  # sums would be added in another order
+        first, size = runs
+        whole = first + (home.shape[2] - first) // size * size
+        found = getattr(x[:, :, first:whole].unflatten(2, (-1, size)), how)(3)
+        return found if whole == home.shape[2] else torch.cat((found, getattr(x[:, :, whole:], how)(2, True)), dim=2)
     start = {"amax": float("-inf"), "amin": float("inf"), "sum": 0.0}[how]
     if how == "sum" and x.device.type != "mps":
         x = x.double()
@@ -29,6 +34,8 @@ def per_chunk(x: Tensor, home: Tensor, how: str) -> Tensor:
 def at_chunk(table: Tensor, home: Tensor) -> Tensor:
     """``table`` (B,H,R,…) at the run of each slot, (B,H,S,…); that of the first or last run outside of all."""
     index = home.clamp(0, table.shape[2] - 1)
+    if bool((home == home[:1, :1]).all()):  # whole rows are copied
+        return table.index_select(2, index[0, 0])
     return table.gather(2, index.view(*index.shape, *[1] * (table.dim() - 3)).expand(*index.shape, *table.shape[3:]))
 
 
@@ -40,6 +47,17 @@ def rank_within(scores: Tensor, home: Tensor) -> Tensor:
     runs = home.gather(-1, order).contiguous()
     rank = torch.arange(order.shape[-1], device=order.device) - torch.searchsorted(runs, runs)
     return torch.empty_like(order).scatter_(-1, order, rank)
+
+
+def _regular(home: Tensor) -> tuple[int, int] | None:
+    """Where the first run begins and how many slots each but the last has, if all rows and heads of ``home`` hold every
+    token of the same runs; else None."""
+    one = home[0, 0] if home.numel() else home.flatten()
+    first, size = int((one < 0).sum()), int((one == 0).sum())
+    if not size:
+        return None
+    runs = (torch.arange(len(one), device=one.device) - first).div(size, rounding_mode="floor").clamp_(min=-1)
+    return (first, size) if torch.equal(home, runs.expand_as(home)) else None
 
 
 def _count(home: Tensor) -> int:
