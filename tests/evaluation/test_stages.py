@@ -59,7 +59,7 @@ def test_only_new_cells_are_run_and_what_is_there_stays(tmp_path: Path) -> None:
     assert ("keepkv", 0.5) not in cells  # only what was asked for
     run = Run.from_line(text_of(tmp_path / RUN), RUN)
     assert run.tasks == ["niah-single-2", "qa-1"] and len(run.stages) == 2
-    assert run.methods == ["full", "random", "snapkv", "keepkv", "keydiff", f"keepkv:when={When(every=3)}"]
+    assert run.methods == ["full", "random", "snapkv", "keepkv", "keydiff", "keepkv:when.every=3"]
     for again in (FIRST, MORE):  # each command alone finds all its cells
         fill(tmp_path, again)
         assert (tmp_path / ITEMS).read_bytes() == after
