@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from keepkv.core.slots import LayerView
 from keepkv.observe.attention import logits, of_heads
+from keepkv.observe.window import remember
+from keepkv.score.base import Score
+
+
+class Windowed(Score):
+    """Base of scores that remember the last ``window`` queries, a field of theirs."""
+
+    window: int
+    observes: ClassVar[bool] = True
+
+    @property
+    def remembers(self) -> dict[str, int]:
+        return {"window": self.window}
+
+    def observe(self, view: LayerView) -> None:
+        remember(view, self.window)
 
 
 def before_window(view: LayerView, positions: Tensor) -> Tensor:

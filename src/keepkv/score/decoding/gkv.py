@@ -13,9 +13,9 @@ from keepkv.core.slots import LayerView
 from keepkv.core.stats import Stat
 from keepkv.observe.attention import tiles
 from keepkv.observe.redundancy import redundancy
-from keepkv.observe.window import remember, window
-from keepkv.score.base import Score, register_score
-from keepkv.score.decoding.before_window import before_window, with_window_on_top
+from keepkv.observe.window import window
+from keepkv.score.base import register_score
+from keepkv.score.decoding.before_window import Windowed, before_window, with_window_on_top
 
 STAT = "global_score"  # per slot: F after the last compression that it went through
 NEVER = -1.0  # a slot that went through none, as F is not negative
@@ -23,7 +23,7 @@ NEVER = -1.0  # a slot that went through none, as F is not negative
 
 @register_score("g-kv")
 @dataclass(frozen=True)
-class GKV(Score):
+class GKV(Windowed):
     """G-KV (arXiv 2512.00504): lam·F − (1 − lam)·R̂ of the slots before the window of the last ``window`` queries.
 
         local      S[j] = mean over the window's queries of the largest attention, after a softmax over all slots, that
@@ -48,14 +48,6 @@ class GKV(Score):
     threshold: Cosine = 0.5
 
     stats: ClassVar[dict[str, Stat]] = {STAT: Stat(NEVER, "max")}
-    observes: ClassVar[bool] = True
-
-    @property
-    def remembers(self) -> dict[str, int]:
-        return {"window": self.window}
-
-    def observe(self, view: LayerView) -> None:
-        remember(view, self.window)
 
     def __call__(self, view: LayerView) -> Tensor:
         queries, positions = window(view, self.window)

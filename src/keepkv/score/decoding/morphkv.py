@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from torch import Tensor
 
 from keepkv.core.options import Window, one_of
 from keepkv.core.slots import LayerView
-from keepkv.observe.window import remember, window
-from keepkv.score.base import Score, register_score
-from keepkv.score.decoding.before_window import attention_among, before_window, with_window_on_top
+from keepkv.observe.window import window
+from keepkv.score.base import register_score
+from keepkv.score.decoding.before_window import Windowed, attention_among, before_window, with_window_on_top
 
 
 @register_score("morphkv")
 @dataclass(frozen=True)
-class MorphKV(Score):
+class MorphKV(Windowed):
     """MorphKV (arXiv 2503.00979): attention of the last ``window`` queries to the slots before them, fused.
 
     As in the authors' code: logits are added up over the query heads of a KV head, each query's softmax runs over the
@@ -27,15 +27,6 @@ class MorphKV(Score):
 
     window: Window = 32
     fuse: Annotated[str, one_of("sum", "max")] = "sum"
-
-    observes: ClassVar[bool] = True
-
-    @property
-    def remembers(self) -> dict[str, int]:
-        return {"window": self.window}
-
-    def observe(self, view: LayerView) -> None:
-        remember(view, self.window)
 
     def __call__(self, view: LayerView) -> Tensor:
         queries, positions = window(view, self.window)

@@ -11,14 +11,14 @@ from torch.nn.functional import max_pool1d
 from keepkv.core.options import Cosine, Kernel, Share, Window
 from keepkv.core.slots import LayerView
 from keepkv.observe.redundancy import redundancy
-from keepkv.observe.window import remember, window
-from keepkv.score.base import Score, register_score
-from keepkv.score.decoding.before_window import attention_among, before_window, with_window_on_top
+from keepkv.observe.window import window
+from keepkv.score.base import register_score
+from keepkv.score.decoding.before_window import Windowed, attention_among, before_window, with_window_on_top
 
 
 @register_score("r-kv")
 @dataclass(frozen=True)
-class RKV(Score):
+class RKV(Windowed):
     """R-KV (arXiv 2505.24133): lam·attention − (1 − lam)·redundancy, of the slots before the window.
 
     Attention as in the authors' code: logits of the last ``window`` queries, the largest of the query heads of a KV
@@ -33,15 +33,6 @@ class RKV(Score):
     kernel: Kernel = 7
     lam: Share = 0.1
     threshold: Cosine = 0.5
-
-    observes: ClassVar[bool] = True
-
-    @property
-    def remembers(self) -> dict[str, int]:
-        return {"window": self.window}
-
-    def observe(self, view: LayerView) -> None:
-        remember(view, self.window)
 
     def __call__(self, view: LayerView) -> Tensor:
         queries, positions = window(view, self.window)

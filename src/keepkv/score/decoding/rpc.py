@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
 from keepkv.core.options import Kernel, Window
 from keepkv.core.slots import LayerView
-from keepkv.observe.window import remember, window
-from keepkv.score.base import Score, register_score
-from keepkv.score.decoding.before_window import attention_among, before_window, with_window_on_top
+from keepkv.observe.window import window
+from keepkv.score.base import register_score
+from keepkv.score.decoding.before_window import Windowed, attention_among, before_window, with_window_on_top
 
 
 @register_score("rpc")
 @dataclass(frozen=True)
-class RPC(Score):
+class RPC(Windowed):
     """RPC (arXiv 2505.13866): attention of the last ``window`` queries, mean over ``kernel`` neighbours.
 
     As in the authors' code each softmax runs over what competes: slots before the window that are not kept anyway, as
@@ -27,15 +26,6 @@ class RPC(Score):
 
     window: Window = 32
     kernel: Kernel = 7
-
-    observes: ClassVar[bool] = True
-
-    @property
-    def remembers(self) -> dict[str, int]:
-        return {"window": self.window}
-
-    def observe(self, view: LayerView) -> None:
-        remember(view, self.window)
 
     def __call__(self, view: LayerView) -> Tensor:
         queries, positions = window(view, self.window)

@@ -12,8 +12,8 @@ from keepkv.allocate.select import ranks, tiers
 from keepkv.core.options import Kernel, Share, Window
 from keepkv.core.slots import LayerView
 from keepkv.observe.draw import uniform
-from keepkv.observe.window import remember
-from keepkv.score.base import Score, register_score
+from keepkv.score.base import register_score
+from keepkv.score.decoding.before_window import Windowed
 from keepkv.score.queries.snapkv import SnapKV
 
 _DRAW = 0x56615345  # keeps the draws independent of the score "random", which hashes the same positions
@@ -22,7 +22,7 @@ _ABOVE = 1e6  # above any log attention with its noise, which lie within ±200
 
 @register_score("vase")
 @dataclass(frozen=True)
-class VaSE(Score):
+class VaSE(Windowed):
     """VaSE (arXiv 2606.03928): slots of the largest value range first, the others drawn in proportion to attention.
 
     Of the slots that a head may keep beyond those kept anyway, a share ``reserved`` goes to the largest
@@ -35,15 +35,6 @@ class VaSE(Score):
     reserved: Share = 0.25
     window: Window = 32
     kernel: Kernel = 5
-
-    observes: ClassVar[bool] = True
-
-    @property
-    def remembers(self) -> dict[str, int]:
-        return {"window": self.window}
-
-    def observe(self, view: LayerView) -> None:
-        remember(view, self.window)
 
     def __call__(self, view: LayerView) -> Tensor:
         attention = SnapKV(self.window, self.kernel)(view)
