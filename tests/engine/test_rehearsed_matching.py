@@ -11,12 +11,12 @@ import zoo
 from running import batch, row
 from score_views import F64, loop_weights, part_of_queries
 from score_views import row as one_row
+from test_rehearse import feed
 from torch import Tensor
 from torch.testing import assert_close
 
 import keepkv
 from keepkv.core.slots import LayerView
-from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheStateError, KeepKVError
 from keepkv.observe.rehearsal import NAMES
 from keepkv.reduce.matching import Matching
@@ -90,15 +90,6 @@ def read(name: str, lengths: tuple[int, ...] = LENGTHS, **options: Any) -> tuple
     cache = keepkv.Cache(zoo.model(name), "attention-matching", 8, **options)
     feed(name, cache, **inputs)
     return cache, inputs
-
-
-def feed(name: str, cache: keepkv.Cache, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    positions = (attention_mask.cumsum(-1) - 1)[:, -input_ids.shape[1] :].clamp_min(0)
-    with torch.no_grad():
-        logits: Tensor = zoo.model(name)(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, **{CACHE: cache}
-        ).logits[:, -1]
-    return logits
 
 
 def after(name: str, cache: keepkv.Cache, inputs: dict[str, Tensor]) -> Tensor:
