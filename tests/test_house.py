@@ -35,6 +35,7 @@ metrics models
 tasks
 asking
 evaluation
+training
 calibrate
 report
 bench
