@@ -19,7 +19,16 @@ from keepkv.core.when import When
 from keepkv.engine.cache import Cache
 from keepkv.engine.passes.again import look_again
 from keepkv.engine.passes.reread import feed
-from keepkv.engine.passes.restore_slots import DOWN, EMBEDDINGS, KIND, UP, adapted, append, linear_maps
+from keepkv.engine.passes.restore_slots import (
+    DOWN,
+    EMBEDDINGS,
+    KIND,
+    UP,
+    adapted,
+    append,
+    embeddings,
+    linear_maps,
+)
 from keepkv.errors import CalibrationError
 from keepkv.tasks.asking import Ids
 from keepkv.training import NEVER, Record, record, replay
@@ -30,12 +39,11 @@ CLIP = 1.0  # norm of a gradient
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """A text (1,T), questions with answers (1,Q) on it, and which slots stay at each of the budgets: records of text,
-    restore tokens and questions."""
+    """A text (1,T), questions with answers (1,Q) on it, and a cache that has read the text and was not compressed."""
 
     text: Tensor
     asked: Tensor
-    records: list[Record]
+    reader: Cache
 
 
 @register_kind(KIND)
@@ -73,19 +81,19 @@ def restore(
     texts = [(ids, [x for one in questions for x in one]) for ids, questions in zip(batches, asked, strict=False)]
     if len(texts) < HELD_OUT:
         raise CalibrationError(f"restore needs at least {HELD_OUT} texts, {len(texts)} were given: give more tokens")
-    taught = [_lesson(model, *x, method, budgets, slots) for i, x in enumerate(texts) if (i + 1) % HELD_OUT]
-    held = texts[HELD_OUT - 1 :: HELD_OUT]
+    lessons = [read(model, *x, method, slots) for x in texts]
+    held = lessons[HELD_OUT - 1 :: HELD_OUT]
     generator = torch.Generator().manual_seed(seed)
     learned = _start(model, texts[0][0], slots, rank, generator)
-    before = _mean_loss(model, [_lesson(model, *x, method, budgets, 0) for x in held], None)
+    before = _mean_loss(model, [read(model, *x, method, 0) for x in texts[HELD_OUT - 1 :: HELD_OUT]], budgets, None)
     frozen = {x: x.requires_grad for x in model.parameters()}
     try:
         model.requires_grad_(False)
-        _train(model, taught, learned, steps, rate, generator)
+        _train(model, [x for x in lessons if x not in held], budgets, learned, steps, rate, generator)
     finally:
         for parameter, was in frozen.items():
             parameter.requires_grad_(was)
-    after = _mean_loss(model, [_lesson(model, *x, method, budgets, slots) for x in held], learned)
+    after = _mean_loss(model, held, budgets, learned)
     made: Tensors = {index: {name: x.detach().cpu() for name, x in own.items()} for index, own in learned.items()}
     facts = {"kl": {str(b): [x, y] for b, x, y in zip(budgets, before, after, strict=True)}, "method": method}
     says = [
@@ -97,26 +105,28 @@ def restore(
 
 
 @torch.no_grad()
-def _lesson(
-    model: PreTrainedModel, ids: Tensor, asked: Ids, method: str, budgets: Sequence[float], slots: int
-) -> Lesson:
-    """What stays of ``ids`` (1,T) at each budget, restore tokens beside; the same whatever these have learned, for
-    scores do not look at their queries."""
+def read(model: PreTrainedModel, ids: Tensor, asked: Ids, method: str, window: int) -> Lesson:
+    """A lesson on ``ids`` (1,T), whose cache always keeps ``window`` recent tokens."""
     if len(ids) != 1:
         raise CalibrationError(f"a batch of {len(ids)} texts was given: restore tokens are trained on texts of one row")
-    records = []
-    reader = Cache(model, method, 1.0, window=slots, when=When("deferred"))
+    reader = Cache(model, method, 1.0, window=window, when=When("deferred"))
     feed(model, reader, ids, ids.new_ones(1, 0))
     look_again(model, reader, ids)
-    if slots:
-        append(model, reader, torch.ones_like(ids), slots)
-    for budget in budgets:
-        cache = reader.copy(budget=budget)
-        recorder = record(cache)
-        cache.compress()
-        found = recorder.take()
-        records.append(Record(pad(found.evict_at, (0, len(asked)), value=NEVER), found.heads))
-    return Lesson(ids, torch.tensor([asked], device=ids.device), records)
+    return Lesson(ids, torch.tensor([asked], device=ids.device), reader)
+
+
+@torch.no_grad()
+def kept(model: PreTrainedModel, lesson: Lesson, budget: float, learned: Tensors | None) -> Record:
+    """What stays of a lesson's text within ``budget``, with the restore tokens of ``learned`` behind it, if any."""
+    cache = lesson.reader.copy(budget=budget)
+    recorder = record(cache)
+    if learned is not None:
+        count = len(embeddings(learned))
+        with adapted(model, learned, slice(0, count)):
+            append(model, cache, torch.ones_like(lesson.text), count)
+    cache.compress()
+    found = recorder.take()
+    return Record(pad(found.evict_at, (0, lesson.asked.shape[1]), value=NEVER), found.heads)
 
 
 def _start(model: PreTrainedModel, text: Tensor, slots: int, rank: int, generator: torch.Generator) -> Any:
@@ -139,15 +149,16 @@ def _start(model: PreTrainedModel, text: Tensor, slots: int, rank: int, generato
 
 
 def _train(
-    model: PreTrainedModel, lessons: Sequence[Lesson], learned: Any, steps: int, rate: float, generator: torch.Generator
-) -> None:
+    model: PreTrainedModel, lessons: Sequence[Lesson], budgets: Sequence[float], learned: Any, steps: int, rate: float,
+    generator: torch.Generator,
+) -> None:  # fmt: skip
     parameters = [x for held in learned.values() for x in held.values()]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     for step in range(steps):
         lesson = lessons[int(torch.randint(len(lessons), (), generator=generator))]
-        which = lesson.records[int(torch.randint(len(lesson.records), (), generator=generator))]
-        loss = divergence(model, lesson, which, learned)
+        budget = budgets[int(torch.randint(len(budgets), (), generator=generator))]
+        loss = divergence(model, lesson, budget, learned)
         if not loss.isfinite():
             raise CalibrationError(f"step {step}: the loss is {loss.item()}. Try a smaller rate than {rate:g}")
         optimizer.zero_grad()
@@ -157,22 +168,25 @@ def _train(
         schedule.step()
 
 
-def divergence(model: PreTrainedModel, lesson: Lesson, which: Record, learned: Tensors | None) -> Tensor:
+def divergence(model: PreTrainedModel, lesson: Lesson, budget: float, learned: Tensors | None) -> Tensor:
     """Mean KL(full cache ‖ compressed) in nats over the tokens of the questions and answers. learned: of the restore
     tokens that stand behind the text; None where there are none."""
     text, asked = lesson.text, lesson.asked
     with torch.no_grad():
         told = model(input_ids=torch.cat((text, asked), 1), use_cache=False).logits[:, -asked.shape[1] :]
-    count = which.evict_at.shape[-1] - text.shape[1] - asked.shape[1]
+    stays = kept(model, lesson, budget, learned)
+    count = stays.evict_at.shape[-1] - text.shape[1] - asked.shape[1]
     ids = torch.cat((text, text.new_zeros(1, count), asked), 1)
     with adapted(model, learned, slice(text.shape[1], text.shape[1] + count)) if learned else nullcontext():
-        logits = replay(model, ids, None, which)
+        logits = replay(model, ids, None, stays)
     own = logits[:, -asked.shape[1] :].float().log_softmax(-1)
     return kl_div(own, told.float().log_softmax(-1), log_target=True, reduction="none").sum(-1).mean()
 
 
 @torch.no_grad()
-def _mean_loss(model: PreTrainedModel, lessons: Sequence[Lesson], learned: Tensors | None) -> list[float]:
+def _mean_loss(
+    model: PreTrainedModel, lessons: Sequence[Lesson], budgets: Sequence[float], learned: Tensors | None
+) -> list[float]:
     """Mean divergence on ``lessons`` at each budget."""
-    found = [[float(divergence(model, one, which, learned)) for which in one.records] for one in lessons]
+    found = [[float(divergence(model, one, budget, learned)) for budget in budgets] for one in lessons]
     return torch.tensor(found).mean(0).tolist()
