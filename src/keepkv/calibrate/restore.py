@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ from keepkv.engine.passes.restore_slots import (
     linear_maps,
 )
 from keepkv.errors import CalibrationError
+from keepkv.methods import Method
+from keepkv.methods.base import make_method
 from keepkv.tasks.asking import Ids
 from keepkv.training import NEVER, Record, record, replay
 
@@ -104,12 +106,18 @@ def restore(
     return Found(made, facts, says)
 
 
+def with_window(method: str, window: int) -> Method:
+    """``method``, deferred, keeping ``window`` recent tokens at least."""
+    made = make_method(method, {})
+    return replace(made, window=max(made.window, window), when=When("deferred"))
+
+
 @torch.no_grad()
 def read(model: PreTrainedModel, ids: Tensor, asked: Ids, method: str, window: int) -> Lesson:
-    """A lesson on ``ids`` (1,T), whose cache always keeps ``window`` recent tokens."""
+    """A lesson on ``ids`` (1,T), whose cache always keeps ``window`` recent tokens at least."""
     if len(ids) != 1:
         raise CalibrationError(f"a batch of {len(ids)} texts was given: restore tokens are trained on texts of one row")
-    reader = Cache(model, method, 1.0, window=window, when=When("deferred"))
+    reader = Cache(model, with_window(method, window), 1.0)
     feed(model, reader, ids, ids.new_ones(1, 0))
     look_again(model, reader, ids)
     return Lesson(ids, torch.tensor([asked], device=ids.device), reader)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from keepkv.core.calibration import Calibration
+from keepkv.engine.attached import attach
 from keepkv.engine.cache import Cache
 from keepkv.engine.fingerprint import fingerprint
 from keepkv.engine.model import attention_modules, inner_model
@@ -122,11 +123,9 @@ def adapted(model: nn.Module, tensors: Tensors, columns: slice) -> Iterator[None
 
 
 def linear_maps(model: PreTrainedModel) -> dict[int, dict[str, nn.Linear]]:
-    """The linear maps of each layer of the model that has attention, by their name in it.
-
-    The model must be on the "keepkv" attention, as it is while a cache of it lives. Raises ``UnsupportedModel`` where
-    a layer has none.
-    """
+    """The linear maps of each layer of the model that has attention, by their name in it. Raises ``UnsupportedModel``
+    where a layer has none."""
+    attached = attach(model)  # its layers are told by the attention that they go through
     names = {module: name for name, module in model.named_modules()}
     found = {}
     for index, module in attention_modules(model).items():
@@ -137,6 +136,7 @@ def linear_maps(model: PreTrainedModel) -> dict[int, dict[str, nn.Linear]]:
                 f"{type(model).__name__}: layer {index} has no torch.nn.Linear, and the adapters of restore tokens are "
                 "added to those alone"
             )
+    del attached
     return found
 
 
