@@ -62,7 +62,7 @@ def test_half_precision_and_too_few_texts_are_refused() -> None:
     ids, asked = texts(5)
     with pytest.raises(CalibrationError, match="at least 5 texts, 2 were given"):
         calibrate("restore", zoo.model("llama"), ids[:2], asked=asked[:2])
-    with pytest.raises(CalibrationError, match="load it with dtype=torch.float32"):
+    with pytest.raises(CalibrationError, match=r"load it with dtype=torch\.float32"):
         calibrate("restore", copy.deepcopy(zoo.model("llama")).bfloat16(), ids, asked=asked)
 
 

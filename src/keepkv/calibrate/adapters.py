@@ -24,7 +24,8 @@ def read_restore_tokens(folder: Path, model: PreTrainedModel) -> Tensors:
     """Tensors by layer from ``folder``: ``adapter_config.json`` and ``adapter_model.safetensors``, LoRA as PEFT saves
     it, and ``restore_embeddings.safetensors``. The scale of the adapters is put into their second matrix.
 
-    model: layers, maps and widths are compared with its own, for the files do not say which model they are for. Raises ``CalibrationError`` where a file is missing, is something else or does not fit.
+    model: layers, maps and widths are compared with its own, for the files do not say which model they are for. Raises
+    ``CalibrationError`` where a file is missing, is something else or does not fit.
     """
     config, weights = _config(folder / "adapter_config.json"), _tensors(folder / "adapter_model.safetensors")
     learned = _tensors(folder / "restore_embeddings.safetensors").get("restore_embeddings")

@@ -44,8 +44,9 @@ def published(kind: str, model: PreTrainedModel, path: str | Path, command: str 
 
     "kvzap": a directory with ``model.safetensors`` (or ``pytorch_model.bin``), or that file, as ``KVzapModel`` of
     kvpress saves it. "fast-kvzip": a ``.pt`` file with one gate per layer under "module". "restore": a directory with
-    adapters of PEFT and ``restore_embeddings.safetensors``. Only tensors are read from pickles. command: the line that was typed, for the record. Raises ``CalibrationError`` where the file cannot be read
-    or has other layers, heads or widths than ``model``: the files do not say which model they are for.
+    adapters of PEFT and ``restore_embeddings.safetensors``. Only tensors are read from pickles. command: the line that
+    was typed, for the record. Raises ``CalibrationError`` where the file cannot be read or has other layers, heads or
+    widths than ``model``: the files do not say which model they are for.
     """
     kind = known_as(kind, [*_READERS, restore_slots.KIND], "kind of published weights")
     where = Path(path).expanduser()

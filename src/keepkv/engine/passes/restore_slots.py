@@ -64,16 +64,16 @@ def restore_slots(
     if seen is None or any(layer.progress.compressed for layer in cache.compressible):
         state = "has read nothing yet" if seen is None else "was compressed already"
         raise CacheStateError(
-            f"the cache {state}. Make it with when=keepkv.When('deferred'), feed the whole text, call keepkv.restore_slots, "
-            "and then cache.compress()."
+            f"the cache {state}. Make it with when=keepkv.When('deferred'), feed the whole text, call "
+            "keepkv.restore_slots, and then cache.compress()."
         )
     length = cache.get_seq_length()
     mask = torch.ones(len(seen), length, dtype=torch.long, device=seen.device)
     mask = mask if attention_mask is None else attention_mask.to(mask)
     if mask.shape[1] != length or not seen.equal(mask.sum(-1).to(seen)):
         raise UnsupportedInput(
-            f"a mask {tuple(mask.shape)} with {mask.sum(-1).tolist()} tokens is not of what the cache has read: {length} "
-            f"columns, tokens {seen.tolist()}. Give the attention mask of all that was fed."
+            f"a mask {tuple(mask.shape)} with {mask.sum(-1).tolist()} tokens is not of what the cache has read: "
+            f"{length} columns, tokens {seen.tolist()}. Give the attention mask of all that was fed."
         )
     with adapted(model, calibration.tensors, slice(0, count)):
         return append(model, cache, mask, count)
