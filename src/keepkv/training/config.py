@@ -1,0 +1,178 @@
+"""What a training is told, as a YAML file: dataclasses whose fields are checked, and an example made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from keepkv.core.options import Amount, Checked, Count, Positive, Seed, Share, Size, hints_of, one_of, shown
+from keepkv.core.when import When
+from keepkv.engine.cache import Cache
+from keepkv.errors import KeepKVError, UnknownName
+from keepkv.measure.files import text_of
+from keepkv.training.recorder import check_replayable
+
+T = TypeVar("T", bound=Checked)
+
+
+def say(what: str, default: Any = MISSING, **more: Any) -> Any:
+    """A field, and the comment that stands behind it in an example."""
+    return dataclasses.field(default=default, metadata={"says": what}, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compress(Checked):
+    """The cache that the model is trained for."""
+
+    method: str = say("of `keepkv methods`; one that only drops slots", "g-kv")
+    budget: int | float | str = say("slots per KV head, a share of the tokens, or bytes", 64)
+    every: Size | None = say("decoded tokens between compressions; null: as the method has it", None)
+    options: dict[str, Any] = say("of the method, such as {window: 8}", default_factory=dict)
+    calibration: str | None = say("its file, for a method that needs one", None)
+
+    def cache(self, model: Any, seed: int = 0) -> Cache:
+        """A fresh cache for ``model``. Raises ``KeepKVError`` where it could not be replayed."""
+        when = {} if self.every is None else {"when": When(every=self.every)}
+        made = Cache(
+            model, self.method, self.budget, seed=seed, calibration=self.calibration, **{**self.options, **when}
+        )
+        check_replayable(made)
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Checked):
+    """The texts."""
+
+    source: str = say('a file of JSON lines {"prompt": …, "reply": …}, or a task of `keepkv tasks`', "long-decode")
+    length: Size = say("tokens of each context of a task", 64)
+    items: Size = say("contexts of a task", 1024)
+    seed: Count = say("of the first of them", 0)
+    together: bool = say("all questions of a context in one text, rather than one text each", False)
+    longest: Size | None = say("longer texts are left out; null: none are", None)
+    options: dict[str, Any] = say("of the task, such as {kind: copy}", default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimise(Checked):
+    """The steps. Each takes `batch` × `accumulate` texts."""
+
+    steps: Size = say("of the optimiser, AdamW", 200)
+    batch: Size = say("texts that are in memory together", 8)
+    accumulate: Size = say("such batches for each step", 1)
+    learning_rate: Positive = say("at its peak", 1e-4)
+    schedule: Annotated[str, one_of("cosine", "linear", "constant_with_warmup")] = say("how it falls", "cosine")
+    warmup: Share = say("share of the steps in which it rises", 0.05)
+    weight_decay: Amount = say("of AdamW", 0.0)
+    clip: Positive = say("largest norm of a gradient", 1.0)
+    checkpointing: bool = say("gradient checkpointing: less memory, a third more time", False)
+    save_every: Size = say("steps from one checkpoint to the next; a killed run goes on from the last", 50)
+    seed: Seed = say("of the order of the texts, of adapters and of methods that draw", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora(Checked):
+    """Adapters instead of all weights, by PEFT. A rank of 0 trains all weights."""
+
+    rank: Count = say("0: none, all weights are trained", 0)
+    alpha: Positive = say("scale of the adapters", 16.0)
+    dropout: Share = say("of their input", 0.0)
+    targets: str = say("which layers, as PEFT names them", "all-linear")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common(Checked):
+    """What every training has."""
+
+    out: str = say("folder for checkpoints, the curve and the model")
+    model: str | None = say("directory or Hub name; null: the embedded model", None)
+    device: str = say("cpu, cuda, …; auto: a GPU where there is one", "auto")
+    dtype: str = say("of the weights: float32, or bfloat16 on a GPU", "float32")
+    compress: Compress = say("", default_factory=Compress)
+    data: Data = say("", default_factory=Data)
+    optimise: Optimise = say("", default_factory=Optimise)
+    lora: Lora = say("", default_factory=Lora)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(Common):
+    """Distillation from the full cache into the compressed model."""
+
+    temperature: Positive = say("that both distributions are divided by", 0.6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sft(Common):
+    """Supervised fine-tuning under eviction."""
+
+
+def read(kind: type[T], path: str | Path) -> T:
+    """The config of type ``kind`` in a YAML file. Raises ``KeepKVError`` where it is none, and names the nearest known
+    key where one is not known."""
+    yaml = _yaml()
+    try:
+        given = yaml.safe_load(text_of(Path(path).expanduser()))
+    except yaml.YAMLError as error:
+        raise KeepKVError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
+    return of_dict(kind, given, Path(path).name)
+
+
+def of_dict(kind: type[T], given: Any, where: str) -> T:
+    """The config of type ``kind`` in plain data; ``where`` begins what is said of it."""
+    if not isinstance(given, Mapping):
+        raise KeepKVError(f"{where}: {shown(given)} is not a mapping of keys to values")
+    known: dict[str, Any] = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
+    values = {}
+    for name, value in given.items():
+        if name not in known:
+            raise UnknownName(f"key in {where}:", str(name), known)
+        inner = _inner(kind, name)
+        values[name] = value if inner is None else of_dict(inner, value, f"{where}, {name}")
+    missing = [name for name, one in known.items() if name not in values and not _has_default(one)]
+    if missing:
+        raise KeepKVError(f"{where}: no {', '.join(missing)}; `keepkv train … --example` prints a whole file")
+    try:
+        return kind(**values)
+    except KeepKVError as error:
+        raise type(error)(f"{where}: {error}") from None
+
+
+def to_yaml(config: Checked) -> str:
+    """The whole of ``config`` as a YAML file that ``read`` takes."""
+    text: str = _yaml().safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)  # type: ignore[call-overload]
+    return text
+
+
+def example(config: Checked) -> str:
+    """``to_yaml`` with what each key is behind it."""
+    lines = to_yaml(config).splitlines()
+    made, kind = [], type(config)
+    for line in lines:
+        name, deep = line.strip().split(":")[0], line.startswith(" ")
+        inner = kind if not deep else section
+        says = next((one.metadata.get("says") for one in fields(inner) if one.name == name), None)  # type: ignore[arg-type]
+        if not deep and (found := _inner(kind, name)) is not None:
+            section, says = found, (found.__doc__ or "").split(".")[0].replace("\n", " ")
+        made.append(f"{line:<32}  # {says}" if says else line)
+    return "\n".join(made) + "\n"
+
+
+def _inner(kind: type[Any], name: str) -> type[Any] | None:
+    """The dataclass of a section; None for a plain key."""
+    hint = hints_of(kind)[name]
+    return hint if dataclasses.is_dataclass(hint) and isinstance(hint, type) else None
+
+
+def _has_default(one: Any) -> bool:
+    return one.default is not MISSING or one.default_factory is not MISSING
+
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise KeepKVError("training reads YAML, and PyYAML is not installed: pip install 'keepkv[train]'") from error
+    return yaml
