@@ -8,9 +8,12 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+from keepkv.core.calibration import loaded
 from keepkv.core.options import Amount, Checked, Count, Positive, Seed, Share, Size, hints_of, one_of, shown
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
+from keepkv.engine.fingerprint import fingerprint
+from keepkv.engine.model import inner_model
 from keepkv.errors import KeepKVError, UnknownName
 from keepkv.measure.files import text_of
 from keepkv.training.recorder import check_replayable
@@ -33,12 +36,17 @@ class Compress(Checked):
     options: dict[str, Any] = say("of the method, such as {window: 8}", default_factory=dict)
     calibration: str | None = say("its file, for a method that needs one", None)
 
-    def cache(self, model: Any, seed: int = 0) -> Cache:
-        """A fresh cache for ``model``. Raises ``KeepKVError`` where it could not be replayed."""
+    def cache(self, model: Any, seed: int = 0, trained: bool = False) -> Cache:
+        """A fresh cache for ``model``. Raises ``KeepKVError`` where it could not be replayed.
+
+        trained: the weights are no longer those that the calibration was made with, which is used all the same.
+        """
+        known = loaded(self.calibration)
+        if trained and known:
+            now = fingerprint(inner_model(model))
+            known = [dataclasses.replace(one, fingerprint=now) for one in known]
         when = {} if self.every is None else {"when": When(every=self.every)}
-        made = Cache(
-            model, self.method, self.budget, seed=seed, calibration=self.calibration, **{**self.options, **when}
-        )
+        made = Cache(model, self.method, self.budget, seed=seed, calibration=known, **{**self.options, **when})
         check_replayable(made)
         return made
 
@@ -90,7 +98,8 @@ class Common(Checked):
     out: str = say("folder for checkpoints, the curve and the model")
     model: str | None = say("directory or Hub name; null: the embedded model", None)
     device: str = say("cpu, cuda, …; auto: a GPU where there is one", "auto")
-    dtype: str = say("of the weights: float32, or bfloat16 on a GPU", "float32")
+    dtype: str = say("of the weights", "float32")
+    mixed: bool = say("bfloat16 arithmetic on these weights, on a GPU", False)
     compress: Compress = say("", default_factory=Compress)
     data: Data = say("", default_factory=Data)
     optimise: Optimise = say("", default_factory=Optimise)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from keepkv.errors import KeepKVError
 from keepkv.training.config import Common, Compress
@@ -37,7 +37,7 @@ class ReplayTrainer(Trainer):
         """The loss of one batch; raises ``KeepKVError`` where it is no number."""
         one = inputs["batch"].to(self.args.device)
         inner = self.accelerator.unwrap_model(model)
-        cache = self.compress.cache(inner, seed=self.args.seed + self.state.global_step)
+        cache = self.compress.cache(inner, seed=self.args.seed + self.state.global_step, trained=True)
         record = feed(inner, cache, one.input_ids, one.attention_mask, one.read)
         keep = one.graded.shape[1] + 1
         logits = replay(inner, one.input_ids, one.attention_mask, record, logits_to_keep=keep)[:, :-1]
@@ -80,7 +80,7 @@ def arguments(config: Common, **more: Any) -> dict[str, Any]:
         "gradient_checkpointing": o.checkpointing, "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "save_steps": o.save_every, "save_total_limit": 2, "seed": o.seed, "logging_steps": 1,
         "logging_nan_inf_filter": False, "report_to": [], "disable_tqdm": True, "remove_unused_columns": False,
-        "dataloader_pin_memory": False, "use_cpu": config.device == "cpu",
+        "dataloader_pin_memory": False, "use_cpu": config.device == "cpu", "bf16": config.mixed,
     } | more  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def _is_whole(state: Path) -> bool:
 
 
 @torch.no_grad()
-def taught(teacher: nn.Module, one: Batch) -> Tensor:
+def full_logits(teacher: nn.Module, one: Batch) -> Tensor:
     """Logits (B,W,V) of ``teacher`` with every token in sight, of the last W columns of a batch."""
     places = (one.attention_mask.cumsum(-1) - 1).clamp(min=0)
     with evaluating(teacher):
@@ -109,6 +109,3 @@ def taught(teacher: nn.Module, one: Batch) -> Tensor:
         )  # fmt: skip
     logits: Tensor = out.logits
     return logits[:, :-1]
-
-
-__all__ = ["ReplayTrainer", "TrainingArguments", "Watch", "arguments", "last_checkpoint", "taught"]
