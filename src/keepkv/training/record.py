@@ -43,6 +43,10 @@ class Record:
         """The same, on ``device``."""
         return Record(self.evict_at.to(device), self.heads)
 
+    def wide(self, columns: int) -> Record:
+        """Of at least ``columns`` tokens, the later of which never leave: where nothing was compressed any more."""
+        return Record(pad(self.evict_at, (0, max(0, columns - self.evict_at.shape[-1])), value=NEVER), self.heads)
+
     @property
     def evicted(self) -> int:
         """Pairs of a token and a KV head that parted, all rows together."""
@@ -75,5 +79,4 @@ def joined(records: Sequence[Record]) -> Record:
             "give at least one, all of the same model"
         )
     width = max(one.evict_at.shape[-1] for one in records)
-    rows = [pad(one.evict_at, (0, width - one.evict_at.shape[-1]), value=NEVER) for one in records]
-    return Record(torch.cat(rows), records[0].heads)
+    return Record(torch.cat([one.wide(width).evict_at for one in records]), records[0].heads)
