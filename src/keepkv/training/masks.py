@@ -41,9 +41,7 @@ def visible(evict_at: Tensor, positions: Tensor, block: Tensor) -> Tensor:
     return seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
 
 
-def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, shown: Tensor, **kwargs: Any
-) -> Tensor:
+def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, shown: Tensor, **kwargs: Any) -> Tensor:
     """Output (B,T,Hq,Dv) under ``shown`` (B,H,T,T) bool, which the query heads of a KV head share."""
     groups = query.shape[1] // shown.shape[1]
     return plain_attention(module, query, key, value, shown.repeat_interleave(groups, dim=1), **kwargs)

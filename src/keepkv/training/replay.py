@@ -19,9 +19,7 @@ from keepkv.training import masks
 from keepkv.training.record import Record
 
 
-def replay(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, record: Record, **inputs: Any
-) -> Tensor:
+def replay(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, record: Record, **inputs: Any) -> Tensor:
     """Logits (B,T,V) of ``input_ids`` (B,T), each as it was when the cache of ``record`` decoded it; with gradients.
 
     model: of transformers, or wrapped by PEFT; on training or evaluation, with or without gradient checkpointing.

@@ -135,9 +135,7 @@ def texts_of(data: Data, tokenizer: Any) -> tuple[list[Text], int]:
     if path.suffix in (".jsonl", ".json", ".gz") or path.is_file():
         found = from_file(tokenizer, path)
     else:
-        found = from_task(
-            tokenizer, data.source, data.length, data.items, data.seed, data.options, data.together
-        )
+        found = from_task(tokenizer, data.source, data.length, data.items, data.seed, data.options, data.together)
     kept = [one for one in found if data.longest is None or one.tokens <= data.longest]
     if not kept:
         raise KeepKVError(f"data: each of {len(found)} texts is longer than {data.longest} tokens")
@@ -163,5 +161,3 @@ def keep(out: Path, network: Any, tokenizer: Any, facts: dict[str, Any]) -> None
     network.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
     replace_text(out / "curve.json", json.dumps(facts, indent=1) + "\n")
-
-
