@@ -62,7 +62,8 @@ def from_task(
     tokenizer: Any, name: str, length: int, items: int, seed: int, options: dict[str, Any], together: bool = False
 ) -> list[Text]:
     """A text for each question of ``items`` items of the task ``name``, of ``length`` tokens; seed: of the first. The
-    context is what is read and compressed. together: one text for each item, all its questions and answers in a row.
+    context is what is read and compressed; of a task with long replies the question, too, but for its last token, as
+    evaluations do. together: one text for each item, all its questions and answers in a row.
 
     Raises ``KeepKVError`` for seeds of items that evaluations ask.
     """
@@ -73,7 +74,8 @@ def from_task(
     for at in range(seed, seed + items):
         item = encode(tokenizer, task.generate(tokenizer, length, at, **options))
         groups = [list(item.asked)] if together else [[one] for one in item.asked]
-        found += [_of_task(item.context, asked, f"{name}, seed {at}") for asked in groups]
+        texts = [_of_task(item.context, asked, f"{name}, seed {at}") for asked in groups]
+        found += [_in_sight(one) for one in texts] if task.decodes else texts
     return found
 
 
@@ -110,6 +112,12 @@ def _of_task(context: Ids, asked: Sequence[Asked], name: str) -> Text:
     rest = [token for one in asked for token in (*one.prompt, *one.answer)]
     graded = [flag for one in asked for flag in [False] * len(one.prompt) + [True] * len(one.answer)]
     return Text(context, rest, tuple(graded), name)
+
+
+def _in_sight(text: Text) -> Text:
+    """``text`` with what comes before the first token to be learnt in what is read, but for one token."""
+    more = text.graded.index(True) - 1
+    return Text(text.read + text.rest[:more], text.rest[more:], text.graded[more:], text.name)
 
 
 def _three(line: dict[str, Any], name: str) -> tuple[str, str, str]:
