@@ -35,7 +35,8 @@ def cache(method: str = "g-kv", budget: Any = 8, **options: Any) -> Any:
     def make(model: Any, seed: int) -> keepkv.Cache:
         if method == "full":
             return keepkv.Cache(model, "full")
-        return keepkv.Cache(model, method, budget, seed=seed, when=When(every=3), **options)
+        chosen = options or {"window": 4, "sinks": 1}
+        return keepkv.Cache(model, method, budget, seed=seed, when=When(every=3), **chosen)
 
     return make
 

@@ -34,7 +34,7 @@ SEEDS = (0, 1, 2)
 METHOD = Compress(method="snapkv", budget=24, every=4, options={"window": 4, "sinks": 2})
 ARMS: dict[str, Compress | None] = {"none": None, "RL-full": Compress(method="full", budget=1.0), "RL-sparse": METHOD}
 TASK, LENGTH, OPTIONS = "niah-multivalue", 64, {"keys": 2, "values": 3}
-STEPS, PROMPTS, SAMPLES, RATE = 60, 4, 8, 3e-4
+STEPS, PROMPTS, SAMPLES, RATE = 30, 4, 8, 3e-4
 CONTEXTS, DRAWS, REPLY = 64, 2, 9  # of the questions that are asked: two of each context, replies drawn of each
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
 import rl_setup
+
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.setup import HELD_OUT
 from keepkv.training.config import Data
@@ -34,7 +34,7 @@ def test_lines_of_a_file(tmp_path: Path) -> None:
     chat = SimpleNamespace(chat_template="{{ messages }}")
     assert prompts_of(Data(source=str(path)), chat).rows[0]["prompt"] == [{"role": "user", "content": "1 + 1 ="}]
     path.write_text('{"prompt": "1 + 1 =", "reply": "2"}\n')
-    with pytest.raises(KeepKVError, match="sums.jsonl, line 1: a line is"):
+    with pytest.raises(KeepKVError, match=r"sums\.jsonl, line 1: a line is"):
         prompts_of(Data(source=str(path)), TOKENIZER)
     path.write_text("\n")
     with pytest.raises(KeepKVError, match="no prompts in"):

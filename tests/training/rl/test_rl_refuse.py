@@ -36,7 +36,7 @@ def test_a_reference_model(tmp_path: Path) -> None:
     """TRL would load one from a directory first: the settings are looked at before."""
     rl_setup.tiny().save_pretrained(tmp_path / "model")
     model = type(rl_setup.tiny()).from_pretrained(tmp_path / "model")
-    with pytest.raises(KeepKVError, match="beta=0.1: the reference model would evict other tokens"):
+    with pytest.raises(KeepKVError, match=r"beta=0\.1: the reference model would evict other tokens"):
         rl_setup.trainer(tmp_path, model, beta=0.1)
 
 

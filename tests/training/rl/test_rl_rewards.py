@@ -8,8 +8,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-
 import rl_setup
+
 from keepkv import tasks
 from keepkv.errors import KeepKVError, UnknownName
 from keepkv.tasks.asking import encode
@@ -51,7 +51,7 @@ def test_a_function_of_a_module(monkeypatch: Any, tmp_path: Path) -> None:
 
 
 def test_unknown_ones_are_refused_with_the_nearest() -> None:
-    with pytest.raises(UnknownName, match="unknown reward 'exakt'. Did you mean 'exact'\\?"):
+    with pytest.raises(UnknownName, match=r"unknown reward 'exakt'\. Did you mean 'exact'"):
         reward("exakt", TOKENIZER)
     with pytest.raises(KeepKVError, match="give a task, or"):
         reward("score", TOKENIZER)

@@ -15,6 +15,7 @@ pytest.importorskip("trl")
 pytest.importorskip("datasets")
 
 import rl_setup
+
 from keepkv.training.config import Compress, Data, Lora, Optimise, of_dict
 from keepkv.training.rl import Config, Outcome, train
 

@@ -15,6 +15,7 @@ pytest.importorskip("trl")
 pytest.importorskip("datasets")
 
 import rl_setup
+
 from keepkv.training.rl import trainer as module
 from keepkv.training.rl.rollout import Rollout, roll
 
@@ -52,10 +53,15 @@ def test_a_record_of_other_rows_or_one_compression_late_is_noticed(tmp_path: Pat
 
         return wrong
 
-    late = lambda x: torch.where(x == NEVER, x, x + 3)
-    for change in (late, lambda x: x.flip(0), lambda x: x[:, [2, 3, 2, 3]], lambda x: torch.full_like(x, NEVER)):
+    changes = {
+        "one compression late": lambda x: torch.where(x == NEVER, x, x + 3),
+        "other rows": lambda x: x.flip(0),
+        "one layer's": lambda x: x[:, [2, 3, 2, 3]],
+        "none": lambda x: torch.full_like(x, NEVER),
+    }
+    for change in changes.values():
         monkeypatch.setattr(module, "roll", faulty(change))
-        with pytest.raises(KeepKVError, match="differs from it by .* nats"):
+        with pytest.raises(KeepKVError, match=r"differs from it by .* nats"):
             rl_setup.trainer(tmp_path, rl_setup.tiny(initializer_range=0.3), max_steps=1).train()
 
 

@@ -22,8 +22,8 @@ Column = dict[str, Any]
 
 @dataclass(frozen=True)
 class Prompts:
-    """rows: what TRL is given, each with ``prompt``, ``answer`` and ``item``. asked: the questions that ``item`` counts;
-    of a file there are none."""
+    """rows: what TRL is given, each with ``prompt``, ``answer`` and ``item``. asked: the questions that ``item``
+    counts; of a file there are none."""
 
     rows: list[Column]
     asked: tuple[Asked, ...] = ()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers import PrinterCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
@@ -47,6 +48,7 @@ class SparseGRPO(GRPOTrainer):  # type: ignore[misc]
     ) -> None:  # fmt: skip
         check_on_policy(args)  # before a reference model is read
         super().__init__(model, reward_funcs, args, **kwargs)
+        self.remove_callback(PrinterCallback)  # which writes to stdout, where results are
         self.compress, self.overlong = compress, overlong
         check_model(self.model, self.args)
         check_replayable(compress(self.model, self.args.seed))
