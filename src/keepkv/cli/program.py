@@ -96,6 +96,7 @@ VERBS = (
     Verb("report", "report:report", COMPARE),
     Verb("bench", "bench:bench", COMPARE),
     Verb("calibrate", "calibrate:calibrate", INSIDE),
+    Verb("train", "train:train", INSIDE),
     Verb("info", "info:info", INSIDE, long=False),
 )
 

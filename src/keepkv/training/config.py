@@ -1,4 +1,7 @@
-"""What a training is told, as a YAML file: dataclasses whose fields are checked, and an example made of them."""
+"""What a training is told, as a YAML file: dataclasses whose fields are checked, and an example made of them.
+
+A text in an annotation is what the key means.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from keepkv.core.calibration import loaded
 from keepkv.core.options import Amount, Checked, Count, Positive, Seed, Share, Size, hints_of, one_of, shown
@@ -21,20 +24,15 @@ from keepkv.training.recorder import check_replayable
 T = TypeVar("T", bound=Checked)
 
 
-def say(what: str, default: Any = MISSING, **more: Any) -> Any:
-    """A field, and the comment that stands behind it in an example."""
-    return dataclasses.field(default=default, metadata={"says": what}, **more)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Compress(Checked):
     """The cache that the model is trained for."""
 
-    method: str = say("of `keepkv methods`; one that only drops slots", "g-kv")
-    budget: int | float | str = say("slots per KV head, a share of the tokens, or bytes", 64)
-    every: Size | None = say("decoded tokens between compressions; null: as the method has it", None)
-    options: dict[str, Any] = say("of the method, such as {window: 8}", default_factory=dict)
-    calibration: str | None = say("its file, for a method that needs one", None)
+    method: Annotated[str, "of `keepkv methods`; one that only drops slots"] = "g-kv"
+    budget: Annotated[int | float | str, "slots per KV head, a share of the tokens, or bytes"] = 64
+    every: Annotated[Size | None, "decoded tokens between compressions; null: as the method has it"] = None
+    options: Annotated[dict[str, Any], "of the method, such as {window: 8}"] = dataclasses.field(default_factory=dict)
+    calibration: Annotated[str | None, "its file, for a method that needs one"] = None
 
     def cache(self, model: Any, seed: int = 0, trained: bool = False) -> Cache:
         """A fresh cache for ``model``. Raises ``KeepKVError`` where it could not be replayed.
@@ -55,62 +53,64 @@ class Compress(Checked):
 class Data(Checked):
     """The texts."""
 
-    source: str = say('a file of JSON lines {"prompt": …, "reply": …}, or a task of `keepkv tasks`', "long-decode")
-    length: Size = say("tokens of each context of a task", 64)
-    items: Size = say("contexts of a task", 1024)
-    seed: Count = say("of the first of them", 0)
-    together: bool = say("all questions of a context in one text, rather than one text each", False)
-    longest: Size | None = say("longer texts are left out; null: none are", None)
-    options: dict[str, Any] = say("of the task, such as {kind: copy}", default_factory=dict)
+    source: Annotated[str, 'a file of JSON lines {"prompt": …, "reply": …}, or a task of `keepkv tasks`'] = (
+        "long-decode"
+    )
+    length: Annotated[Size, "tokens of each context of a task"] = 64
+    items: Annotated[Size, "contexts of a task"] = 1024
+    seed: Annotated[Count, "of the first of them"] = 0
+    together: Annotated[bool, "all questions of a context in one text, rather than one text each"] = False
+    longest: Annotated[Size | None, "longer texts are left out; null: none are"] = None
+    options: Annotated[dict[str, Any], "of the task, such as {kind: copy}"] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimise(Checked):
     """The steps. Each takes `batch` × `accumulate` texts."""
 
-    steps: Size = say("of the optimiser, AdamW", 200)
-    batch: Size = say("texts that are in memory together", 8)
-    accumulate: Size = say("such batches for each step", 1)
-    learning_rate: Positive = say("at its peak", 1e-4)
-    schedule: Annotated[str, one_of("cosine", "linear", "constant_with_warmup")] = say("how it falls", "cosine")
-    warmup: Share = say("share of the steps in which it rises", 0.05)
-    weight_decay: Amount = say("of AdamW", 0.0)
-    clip: Positive = say("largest norm of a gradient", 1.0)
-    checkpointing: bool = say("gradient checkpointing: less memory, a third more time", False)
-    save_every: Size = say("steps from one checkpoint to the next; a killed run goes on from the last", 50)
-    seed: Seed = say("of the order of the texts, of adapters and of methods that draw", 0)
+    steps: Annotated[Size, "of the optimiser, AdamW"] = 200
+    batch: Annotated[Size, "texts that are in memory together"] = 8
+    accumulate: Annotated[Size, "such batches for each step"] = 1
+    learning_rate: Annotated[Positive, "at its peak"] = 1e-4
+    schedule: Annotated[str, one_of("cosine", "linear", "constant_with_warmup"), "how it falls"] = "cosine"
+    warmup: Annotated[Share, "share of the steps in which it rises"] = 0.05
+    weight_decay: Annotated[Amount, "of AdamW"] = 0.0
+    clip: Annotated[Positive, "largest norm of a gradient"] = 1.0
+    checkpointing: Annotated[bool, "gradient checkpointing: less memory, a third more time"] = False
+    save_every: Annotated[Size, "steps from one checkpoint to the next; a killed run goes on from the last"] = 50
+    seed: Annotated[Seed, "of the order of the texts, of adapters and of methods that draw"] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora(Checked):
-    """Adapters instead of all weights, by PEFT. A rank of 0 trains all weights."""
+    """Adapters instead of all weights, by PEFT."""
 
-    rank: Count = say("0: none, all weights are trained", 0)
-    alpha: Positive = say("scale of the adapters", 16.0)
-    dropout: Share = say("of their input", 0.0)
-    targets: str = say("which layers, as PEFT names them", "all-linear")
+    rank: Annotated[Count, "0: none, all weights are trained"] = 0
+    alpha: Annotated[Positive, "scale of the adapters"] = 16.0
+    dropout: Annotated[Share, "of their input"] = 0.0
+    targets: Annotated[str, "which layers, as PEFT names them"] = "all-linear"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Common(Checked):
     """What every training has."""
 
-    out: str = say("folder for checkpoints, the curve and the model")
-    model: str | None = say("directory or Hub name; null: the embedded model", None)
-    device: str = say("cpu, cuda, …; auto: a GPU where there is one", "auto")
-    dtype: str = say("of the weights", "float32")
-    mixed: bool = say("bfloat16 arithmetic on these weights, on a GPU", False)
-    compress: Compress = say("", default_factory=Compress)
-    data: Data = say("", default_factory=Data)
-    optimise: Optimise = say("", default_factory=Optimise)
-    lora: Lora = say("", default_factory=Lora)
+    out: Annotated[str, "folder for checkpoints, the curve and the model"]
+    model: Annotated[str | None, "directory or Hub name; null: the embedded model"] = None
+    device: Annotated[str, "cpu, cuda, …; auto: a GPU where there is one"] = "auto"
+    dtype: Annotated[str, "of the weights"] = "float32"
+    mixed: Annotated[bool, "bfloat16 arithmetic on these weights, on a GPU"] = False
+    compress: Compress = dataclasses.field(default_factory=Compress)
+    data: Data = dataclasses.field(default_factory=Data)
+    optimise: Optimise = dataclasses.field(default_factory=Optimise)
+    lora: Lora = dataclasses.field(default_factory=Lora)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Common):
     """Distillation from the full cache into the compressed model."""
 
-    temperature: Positive = say("that both distributions are divided by", 0.6)
+    temperature: Annotated[Positive, "that both distributions are divided by"] = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,16 +157,20 @@ def to_yaml(config: Checked) -> str:
 
 def example(config: Checked) -> str:
     """``to_yaml`` with what each key is behind it."""
-    lines = to_yaml(config).splitlines()
-    made, kind = [], type(config)
-    for line in lines:
-        name, deep = line.strip().split(":")[0], line.startswith(" ")
-        inner = kind if not deep else section
-        says = next((one.metadata.get("says") for one in fields(inner) if one.name == name), None)  # type: ignore[arg-type]
-        if not deep and (found := _inner(kind, name)) is not None:
-            section, says = found, (found.__doc__ or "").split(".")[0].replace("\n", " ")
-        made.append(f"{line:<32}  # {says}" if says else line)
+    kind: Any = type(config)
+    section, made = kind, []
+    for line in to_yaml(config).splitlines():
+        name = line.strip().partition(":")[0]
+        if not line.startswith(" "):
+            section = _inner(kind, name) or kind
+        says = _says(section, name) if section is kind or line.startswith(" ") else section.__doc__
+        made.append(f"{line:<30}  # {says}" if says else line)
     return "\n".join(made) + "\n"
+
+
+def _says(kind: Any, name: str) -> str | None:
+    """What stands in the annotation of a key."""
+    return next((one for one in get_args(hints_of(kind).get(name)) if isinstance(one, str)), None)
 
 
 def _inner(kind: type[Any], name: str) -> type[Any] | None:

@@ -34,7 +34,7 @@ def feed(model: nn.Module, cache: Cache, input_ids: Tensor, attention_mask: Tens
     Tokens between two compressions are fed together where the score does not follow each of them.
     Raises ``UnsupportedInput`` where nothing would be read, and what ``record`` raises.
     """
-    rows, columns = input_ids.shape
+    columns = input_ids.shape[1]
     if not 0 < read <= columns:
         raise UnsupportedInput(f"feed(read={read}) of {columns} columns: give at least one, and no more than there are")
     recorder, mask = record(cache), _going_on(attention_mask)
@@ -72,7 +72,7 @@ def _going_on(mask: Tensor) -> Tensor:
 
 
 def _block(cache: Cache, decoded: Tensor) -> int:
-    """How many tokens of ``decoded`` (B,n) can be fed at a time, so that compressions come when they would have come."""
+    """How many tokens can be fed at a time, of ``decoded`` (B,n) bool, so that compressions come when they are due."""
     method = cache.settings.method
     every, alone = method.when.every, method.score.follows_decode or method.when.cap is not None
     if every is None or alone or not bool(decoded.all()):

@@ -61,7 +61,7 @@ def flex(
 
 def block_mask(evict_at: Tensor, positions: Tensor, shown: Any, query_heads: int) -> BlockMask:
     """What ``visible`` says, as FlexAttention takes it; see ``flex``."""
-    (rows, heads, length), groups = evict_at.shape, query_heads // evict_at.shape[1]
+    (rows, _, length), groups = evict_at.shape, query_heads // evict_at.shape[1]
 
     def see(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         kept = (positions[b, q] < evict_at[b, h // groups, k]) & shown(b, h, q, k)

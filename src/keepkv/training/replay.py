@@ -76,8 +76,8 @@ class Replay:
             raise UnsupportedInput(f"a batch of {rows} rows was given to a replay of {kept}: give it record.rows(…)")
         if length != columns:
             raise UnsupportedInput(
-                f"a forward of {length} tokens behind {columns - length} others was called within a replay, which reads "
-                "the whole text at once: give all of it, and use_cache=False"
+                f"a forward of {length} tokens behind {columns - length} others was called within a replay, which "
+                "reads the whole text at once: give all of it, and use_cache=False"
             )
         if length > known + 1:
             raise UnsupportedInput(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from keepkv.errors import KeepKVError
 from keepkv.training.config import Common, Compress
@@ -22,11 +22,12 @@ Loss = Callable[[Tensor, Batch], Tensor]  # of logits (B,W,V) of the last W colu
 
 
 class ReplayTrainer(Trainer):
-    """Trains the model as it is under eviction: a batch is fed through the cache of ``compress`` without gradients,
-    what left is recorded and replayed with gradients, and ``loss`` is taken of the logits. The batches are ``Batch``."""
+    """Trains the model as it is under eviction: each ``Batch`` is fed through the cache of ``compress`` without
+    gradients, what left is recorded and replayed with gradients, and ``loss`` is taken of the logits."""
 
     def __init__(self, *, compress: Compress, loss: Loss, **rest: Any) -> None:
         super().__init__(**rest)
+        self.remove_callback(PrinterCallback)  # which writes to stdout, where results are
         self.compress, self.loss = compress, loss
         self.model_accepts_loss_kwargs = False  # a loss is a mean over its batch, accumulated ones are divided
         self.tokens = self.evicted = 0
@@ -85,8 +86,8 @@ def arguments(config: Common, **more: Any) -> dict[str, Any]:
 
 
 def last_checkpoint(out: Path) -> str | None:
-    """The newest whole checkpoint in ``out``: a kill may have left a later one unfinished, whose state, which is written
-    last, is missing."""
+    """The newest whole checkpoint in ``out``: a kill may have left a later one unfinished, without its state, which is
+    written last."""
     whole = [path for path in out.glob("checkpoint-*") if _is_whole(path / "trainer_state.json")]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
