@@ -28,13 +28,14 @@ def test_every_question_of_a_task() -> None:
 
 def test_lines_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "sums.jsonl"
-    path.write_text('{"prompt": "1 + 1 =", "answer": "2"}\n\n{"prompt": "2 + 2 =", "answer": "4"}\n')
+    path.write_text('{"prompt": "1 + 1 =", "reply": "2"}\n\n{"context": "Sums. ", "prompt": "2 + 2 =", "reply": "4"}\n')
     found = prompts_of(Data(source=str(path)), TOKENIZER)
     assert [row["answer"] for row in found.rows] == ["2", "4"] and found.longest is None
+    assert [row["prompt"] for row in found.rows] == ["1 + 1 =", "Sums. 2 + 2 ="]
     chat = SimpleNamespace(chat_template="{{ messages }}")
     assert prompts_of(Data(source=str(path)), chat).rows[0]["prompt"] == [{"role": "user", "content": "1 + 1 ="}]
-    path.write_text('{"prompt": "1 + 1 =", "reply": "2"}\n')
-    with pytest.raises(KeepKVError, match=r"sums\.jsonl, line 1: a line is"):
+    path.write_text('{"prompt": "1 + 1 =", "answer": "2"}\n')
+    with pytest.raises(KeepKVError, match=r"unknown key in sums\.jsonl, line 1: 'answer'"):
         prompts_of(Data(source=str(path)), TOKENIZER)
     path.write_text("\n")
     with pytest.raises(KeepKVError, match="no prompts in"):

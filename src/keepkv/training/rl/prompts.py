@@ -15,6 +15,7 @@ from keepkv.evaluation.setup import HELD_OUT
 from keepkv.measure.files import text_of
 from keepkv.measure.rows import object_of
 from keepkv.tasks.asking import Asked, encode
+from keepkv.training import texts
 from keepkv.training.config import Data
 
 Column = dict[str, Any]
@@ -70,17 +71,15 @@ def in_order(rows: Sequence[Column], many: int, seed: int) -> list[Column]:
 
 
 def _from_file(path: Path, tokenizer: Any) -> Prompts:
-    """Lines of {"prompt": …, "answer": …}."""
+    """Lines of {"prompt": …, "reply": …}, as other trainings read them: the reply is the right answer. A context stands
+    before the prompt."""
     rows = []
     for number, line in enumerate(text_of(path).split("\n"), 1):
         if not line.strip():
             continue
         name = f"{path.name}, line {number}"
-        given = object_of(line, name)
-        prompt, answer = (given.get(key) for key in ("prompt", "answer"))
-        if not (isinstance(prompt, str) and prompt and isinstance(answer, str)) or len(given) > 2:
-            raise KeepKVError(f'{name}: a line is {{"prompt": "…", "answer": "…"}}, both of them text')
-        rows.append(_row(prompt, answer, len(rows), tokenizer))
+        context, prompt, answer = texts.three(object_of(line, name), name)
+        rows.append(_row(context + prompt, answer, len(rows), tokenizer))
     if not rows:
         raise KeepKVError(f"no prompts in {str(path)!r}: each line is one, as JSON")
     return Prompts(rows)
