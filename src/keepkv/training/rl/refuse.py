@@ -112,12 +112,17 @@ def check_loss(loss: Tensor, logps: Tensor, inputs: dict[str, Any], step: int, t
         return
     bad = ~torch.isfinite(logps).all(-1)
     row = int(bad.long().argmax()) if bool(bad.any()) else 0
-    ids = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()]
-    what = f"{int(bad.sum())} of its {len(bad)} replies have log-probabilities that are not numbers"
+    what = f"the loss is {float(loss)}, and {int(bad.sum())} of {len(bad)} replies have log-probabilities of no number"
     if not bool(bad.any()):
-        what = f"the log-probabilities are numbers, and the advantages are {inputs['advantages'].tolist()}"
-    raise KeepKVError(
-        f"step {step}: the loss is {float(loss)}. {what}; the batch begins with the prompt "
-        f"{tokenizer.decode(ids)[-80:]!r}. Nothing of this step was applied: lower the learning rate, or look at that "
-        "prompt, and go on from the last checkpoint."
+        what = f"the loss is {float(loss)}, with advantages {[round(x, 3) for x in inputs['advantages'].tolist()]}"
+    ids = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()]
+    raise no_number(step, what, ids, tokenizer)
+
+
+def no_number(step: int, what: str, prompt: Any, tokenizer: Any) -> KeepKVError:
+    """The error that stops a training at ``step``; prompt: token ids of the first one of the batch that is to blame."""
+    said = tokenizer.decode(prompt, skip_special_tokens=True)[-80:]
+    return KeepKVError(
+        f"step {step}: {what}; in the batch, see the prompt that ends in {said!r}. The weights of the step before are "
+        "kept: go on from the last checkpoint with a lower learning rate, or look at that prompt."
     )

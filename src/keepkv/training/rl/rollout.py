@@ -29,6 +29,14 @@ class Rollout:
     record: Record
 
 
+class NotANumber(Exception):
+    """A model's logits are not numbers. row: of the first reply in which they are not."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"logits of row {row} are not numbers")
+        self.row = row
+
+
 class Heard(LogitsProcessor):  # type: ignore[misc]
     """Notes how likely the tokens are that ``generate`` draws, one step behind it: no logits are kept but the last."""
 
@@ -38,6 +46,9 @@ class Heard(LogitsProcessor):  # type: ignore[misc]
         self._said: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        bad = scores.isnan().any(-1)
+        if bool(bad.any()):
+            raise NotANumber(int(bad.long().argmax()))
         self._hear(input_ids)
         self._next = (scores.float() / self.temperature).log_softmax(-1)
         return scores
@@ -55,7 +66,8 @@ class Heard(LogitsProcessor):  # type: ignore[misc]
 def roll(model: Any, cache: Cache, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> Rollout:
     """One reply to each of ``prompts`` (token ids), drawn as ``config`` says with ``cache``, which is empty.
 
-    model: in evaluation mode meanwhile, as dropout would make tokens likely that the policy does not.
+    model: in evaluation mode meanwhile, as dropout would make tokens likely that the policy does not. Raises
+    ``NotANumber`` where no token can be drawn.
     """
     ids, mask = _padded(prompts, int(config.pad_token_id), model.device)
     heard, recorder, training = Heard(config.temperature), record(cache), model.training

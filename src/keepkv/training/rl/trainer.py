@@ -22,8 +22,15 @@ from keepkv.errors import KeepKVError, UnsupportedInput
 from keepkv.training.record import NEVER, Record
 from keepkv.training.recorder import check_replayable
 from keepkv.training.replay import replaying
-from keepkv.training.rl.refuse import check_loss, check_model, check_on_policy, check_replay, without_dropout
-from keepkv.training.rl.rollout import roll
+from keepkv.training.rl.refuse import (
+    check_loss,
+    check_model,
+    check_on_policy,
+    check_replay,
+    no_number,
+    without_dropout,
+)
+from keepkv.training.rl.rollout import NotANumber, roll
 
 
 class SparseGRPO(GRPOTrainer):  # type: ignore[misc]
@@ -74,7 +81,11 @@ class SparseGRPO(GRPOTrainer):  # type: ignore[misc]
             self.accelerator.autocast(),  # as the replay is computed
         ):
             cache = self.compress(model, self.args.seed + self.state.global_step)
-            rolled = roll(model, cache, prompt_ids, self.generation_config)
+            try:
+                rolled = roll(model, cache, prompt_ids, self.generation_config)
+            except NotANumber as found:
+                what, step = "logits of a rollout are not numbers", self.state.global_step + 1
+                raise no_number(step, what, prompt_ids[found.row], self.processing_class) from None
         self._replayed = rolled.record
         return rolled.replies, rolled.logps
 
