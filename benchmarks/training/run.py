@@ -2,7 +2,7 @@
 
     python -m benchmarks.training.run --work /tmp/training-study     # resumes; about 10 minutes of one free core
 
-Two tasks where compression hurts the embedded model: long replies (copying a list) with 32 slots per head, compressed
+Two tasks where compression hurts the embedded model: long replies (copying a list) with 48 slots per head, compressed
 every 16 decoded tokens; and facts in prose at 5 % of the tokens, asked after compression. Three seeds decide the order
 of the texts and which ones they are; the items that are asked are the same for all and no training sees them. A row is
 one item with one trained model and one cache; what is done is not done again.
@@ -48,15 +48,15 @@ class Study:
 
 STUDIES = {
     "copy": Study(
-        Compress(method="g-kv", budget=32, every=16, options={"window": 4, "sinks": 2}),
+        Compress(method="g-kv", budget=48, every=16, options={"window": 4, "sinks": 2}),
         Data(source="long-decode", length=48, items=1000, options={"kind": "copy"}),
-        {"steps": 40, "batch": 8, "learning_rate": 1e-3, "save_every": 20},
+        {"steps": 40, "batch": 8, "learning_rate": 5e-4, "save_every": 20},
         48,
     ),
     "facts": Study(
-        Compress(method="snapkv", budget=0.05, options={"window": 4, "sinks": 2}),
+        Compress(method="keydiff", budget=0.05, options={"window": 4, "sinks": 2}),
         Data(source="niah-multikey-1", length=256, items=1000, together=True),
-        {"steps": 40, "batch": 4, "learning_rate": 1e-3, "save_every": 20},
+        {"steps": 40, "batch": 4, "learning_rate": 3e-4, "save_every": 20},
         32,
     ),
 }
