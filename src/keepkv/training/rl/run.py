@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, PrinterCallback, set_seed
 
 from keepkv.errors import KeepKVError
 from keepkv.measure.environment import MadeWith
@@ -49,6 +49,7 @@ def train(config: Config, model: PreTrainedModel, tokenizer: Any, tell: Tell = l
     graded = reward(config.reward, tokenizer, prompts.asked)
     settings = grpo_settings(config, prompts)
     out = settle(config)
+    set_seed(config.optimise.seed)  # adapters begin at random
     trainer = _trainer(config, adapted(model, config.lora), tokenizer, prompts, graded, settings, tell)
     last, started = last_checkpoint(out), time.perf_counter()
     trainer.train(resume_from_checkpoint=last)
@@ -89,13 +90,14 @@ def _trainer(
     from keepkv.training.rl.trainer import SparseGRPO
 
     o = config.optimise
-    set_seed(o.seed)
     many = o.steps * o.batch * o.accumulate // config.samples
-    return SparseGRPO(
+    trainer = SparseGRPO(
         network, graded, args=settings, processing_class=tokenizer, callbacks=[WatchReward(tell)],
         train_dataset=Dataset.from_list(in_order(prompts.rows, many, o.seed)), overlong=config.overlong,
         compress=lambda model, seed: config.compress.cache(model, seed, trained=True),
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)  # which writes to stdout, where results are
+    return trainer
 
 
 class WatchReward(Watch):

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import PrinterCallback
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
@@ -55,7 +54,6 @@ class SparseGRPO(GRPOTrainer):  # type: ignore[misc]
     ) -> None:  # fmt: skip
         check_on_policy(args)  # before a reference model is read
         super().__init__(model, reward_funcs, args, **kwargs)
-        self.remove_callback(PrinterCallback)  # which writes to stdout, where results are
         self.compress, self.overlong = compress, overlong
         check_model(self.model, self.args)
         check_replayable(compress(self.model, self.args.seed))
@@ -111,7 +109,7 @@ class SparseGRPO(GRPOTrainer):  # type: ignore[misc]
     ) -> Any:
         assert self._replayed is not None
         places = (attention_mask.cumsum(-1) - 1).clamp(min=0)  # TRL gives none, and padding moves tokens
-        with replaying(model, self._replayed):
+        with replaying(self.accelerator.unwrap_model(model), self._replayed):
             found = super()._get_per_token_logps_and_entropies(
                 partial(model, position_ids=places), input_ids, attention_mask, *args, **kwargs
             )
