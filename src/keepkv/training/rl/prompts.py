@@ -48,7 +48,8 @@ def prompts_of(data: Data, tokenizer: Any) -> Prompts:
         raise KeepKVError(
             f"seeds {data.seed} to {data.seed + data.items - 1}: from {HELD_OUT} on, items are for evaluation"
         )
-    rows, asked = [], []
+    rows: list[Column] = []
+    asked: list[Asked] = []
     for seed in range(data.seed, data.seed + data.items):
         item = encode(tokenizer, task.generate(tokenizer, data.length, seed, **data.options))
         if item.item.framed or any(one.question.judged for one in item.asked):
@@ -73,7 +74,7 @@ def in_order(rows: Sequence[Column], many: int, seed: int) -> list[Column]:
 def _from_file(path: Path, tokenizer: Any) -> Prompts:
     """Lines of {"prompt": …, "reply": …}, as other trainings read them: the reply is the right answer. A context stands
     before the prompt."""
-    rows = []
+    rows: list[Column] = []
     for number, line in enumerate(text_of(path).split("\n"), 1):
         if not line.strip():
             continue

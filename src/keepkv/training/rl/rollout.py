@@ -37,7 +37,7 @@ class NotANumber(Exception):
         self.row = row
 
 
-class Heard(LogitsProcessor):  # type: ignore[misc]
+class Heard(LogitsProcessor):
     """Notes how likely the tokens are that ``generate`` draws, one step behind it: no logits are kept but the last."""
 
     def __init__(self, temperature: float) -> None:
