@@ -35,6 +35,7 @@ metrics models
 tasks
 asking
 evaluation
+serve
 calibrate
 report
 bench
