@@ -51,7 +51,12 @@ class Contexts(Protocol):
     """Of an engine; every method may be called by any thread."""
 
     def create(
-        self, name: str, tokens: Sequence[int], text: str = "", compression: Compression | None = None, *,
+        self,
+        name: str,
+        tokens: Sequence[int],
+        text: str = "",
+        compression: Compression | None = None,
+        *,
         replace: bool = False,
     ) -> Future[ContextInfo]:
         """Read ``tokens`` and compress them. What the future tells is on the disk. Raises at once ``ContextExists``,

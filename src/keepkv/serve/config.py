@@ -1,0 +1,123 @@
+"""The configuration of a server: one typed record, from a YAML file and from flags of the same names.
+
+YAML, because every place that runs transformers can read it, on every Python that keepkv supports; TOML needs 3.11.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+
+from keepkv.errors import KeepKVError
+from keepkv.plan.units import read_bytes, read_tokens
+from keepkv.serve.request import Compression
+from keepkv.serve.settings import Settings
+
+
+def _bytes(value: Any) -> int:
+    return read_bytes(value, "this")
+
+
+def _tokens(value: Any) -> int:
+    return read_tokens(value, "this")
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]  # a number, or "4GiB"
+Tokens = Annotated[int, BeforeValidator(_tokens), Field(gt=0)]  # a number, or "128k"
+
+
+class Config(BaseModel):
+    """What a server is told. Sizes may be texts such as "4GiB" and "128k"."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    # What is served, and where.
+    model: str | None = Field(None, description="directory or Hub name; the embedded model if absent")
+    name: str | None = Field(None, min_length=1, description="that requests call the model by; MODEL if absent")
+    device: str = Field("auto", description="as torch calls it")
+    dtype: str = Field("auto", description="of the weights: float32, bfloat16, float16; as saved if absent")
+    chat_template: Path | None = Field(None, description="file with a chat template, for models without one")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535)
+    api_key: SecretStr | None = Field(None, description="that clients must give; none is asked for if absent")
+    # What requests are compressed with where they do not say.
+    method: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict, description="of the method")
+    budget: float | int | str | None = Field(None, description="without one, requests are compressed that ask for it")
+    codec: str | None = None
+    every: int | None = Field(None, ge=1, description="compress again after so many tokens of a reply")
+    # Upper limits of a request.
+    methods: tuple[str, ...] | None = Field(None, description="that may be asked for; all if absent")
+    max_budget: float | int = Field(1.0, description="share of the tokens or slots per head that may be kept")
+    max_prompt: Tokens | None = Field(None, description="tokens; as many as the model reads if absent")
+    max_reply: Tokens | None = Field(None, description="tokens; as many as the model reads if absent")
+    max_choices: int = Field(8, ge=1, le=128, description="replies to one request (n), prompts of one request")
+    max_body: Bytes = Field(32 << 20, description="bytes of a request")
+    # What the engine takes.
+    rows: int = Field(16, ge=1, description="requests that decode at once")
+    queue: int = Field(64, ge=0, description="requests that may wait")
+    chunk: Tokens = Field(512, description="tokens of a prompt that are read at once")
+    memory: Bytes | None = Field(None, description="bytes of all caches; half of what is free if absent")
+    contexts: Path | None = Field(None, description="folder of contexts; they are lost at the end if absent")
+    context_memory: Bytes | None = Field(None, description="bytes of contexts in memory")
+    context_disk: Bytes | None = Field(None, description="bytes of contexts on disk")
+    grace: float = Field(30.0, ge=0, description="seconds that running requests get when the server stops")
+
+    @property
+    def served(self) -> str:
+        """The name that requests call the model by."""
+        return self.name or self.model or "keepkv-embedded"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether nobody but this machine can connect."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def settings(self) -> Settings:
+        """What the engine is told. Raises ``KeepKVError`` where it refuses that."""
+        compression = Compression(self.method, self.options, self.budget, self.codec, None, self.every)
+        return Settings(
+            compression=compression, methods=self.methods, budget=self.max_budget, rows=self.rows, queue=self.queue,
+            prompt=self.max_prompt, reply=self.max_reply, chunk=self.chunk, memory=self.memory, contexts=self.contexts,
+            context_bytes=self.context_memory, context_disk=self.context_disk,
+        )  # fmt: skip
+
+
+def read_config(path: str | Path | None = None, flags: Mapping[str, Any] | None = None) -> Config:
+    """The configuration in a YAML file, or the default one; ``flags`` that are not None go before it.
+
+    Raises ``KeepKVError`` where the file cannot be read, and where a field is unknown or does not fit.
+    """
+    given: dict[str, Any] = {}
+    if path is not None:
+        try:
+            given = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise KeepKVError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise KeepKVError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(given, dict):
+            raise KeepKVError(f"{str(path)!r}: expected fields and their values, such as 'port: 8001'")
+    where = "flags" if path is None else f"{str(path)!r} and flags"
+    try:
+        return Config.model_validate({**given, **{k: v for k, v in (flags or {}).items() if v is not None}})
+    except ValidationError as error:
+        raise KeepKVError(f"{where}: {said(error)}") from None
+
+
+def said(error: ValidationError) -> str:
+    """What does not fit, in one line; a field that is unknown is told with all that are known."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    field = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return f"unknown field {field!r}. Known: {', '.join(Config.model_fields)}"
+    return f"{field}: {first['msg'].removeprefix('Value error, ')}"

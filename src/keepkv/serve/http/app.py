@@ -1,0 +1,98 @@
+"""The application: paths, errors and the door in front of them, over one engine."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+import keepkv.serve.http.chat as chat
+import keepkv.serve.http.completions as completions
+import keepkv.serve.http.contexts as contexts
+from keepkv.methods import PRESETS, methods
+from keepkv.serve.config import Config
+from keepkv.serve.engine import Engine
+from keepkv.serve.http import errors
+from keepkv.serve.http.door import Door
+from keepkv.serve.http.front import Front
+from keepkv.serve.http.metrics import Metrics
+from keepkv.serve.http.pieces import Pieces
+from keepkv.serve.http.prompts import Prompts
+from keepkv.serve.page import page
+
+LOCAL = ["localhost", "127.0.0.1", "[::1]"]  # names by which a server on the loopback address is called
+
+
+def front_of(engine: Engine, tokenizer: Any, config: Config, reach: int) -> Front:
+    """What paths share. tokenizer: of transformers; a copy is used, since the engine's thread uses it too. reach: tokens
+    that the model reads and writes at most."""
+    own = copy.deepcopy(tokenizer)
+    return Front(engine, config, Prompts(own), Pieces(own), Metrics(engine), reach)
+
+
+def application(front: Front) -> FastAPI:
+    """The server of ``front``, whose engine has been started."""
+    app = FastAPI(title="keepkv", openapi_url="/openapi.json", docs_url=None, redoc_url=None)  # those load from a CDN
+    app.state.retry_after = front.retry_after
+    errors.install(app)
+    for part in (chat, completions, contexts):
+        app.include_router(part.routes(front))
+    app.include_router(_own(front))
+    key, config = front.config.api_key, front.config
+    app.add_middleware(
+        Door, max_body=config.max_body, api_key=key.get_secret_value() if key else None, stopping=lambda: front.stopping
+    )
+    if config.loopback:  # a page of another site could else reach it under that site's name
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL, www_redirect=False)
+    return app
+
+
+def _own(front: Front) -> APIRouter:
+    """Models, health, metrics and the page."""
+    router = APIRouter()
+
+    @router.get("/v1/models")
+    def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model(front)]}
+
+    @router.get("/v1/models/{name:path}")
+    def model(name: str) -> dict[str, Any]:
+        front.check_model(name)
+        return _model(front)
+
+    @router.get("/health")
+    def health() -> JSONResponse:
+        now = front.engine.stats()
+        state = "stopping" if front.stopping else now.state
+        told = {"status": state, "rows": now.rows, "waiting": now.waiting, "bytes": now.bytes, "limit": now.limit}
+        return JSONResponse(told, 200 if state == "running" else 503)
+
+    @router.get("/metrics")
+    def metrics() -> Response:
+        return Response(generate_latest(front.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/", include_in_schema=False)
+    def index() -> HTMLResponse:
+        return HTMLResponse(page())
+
+    return router
+
+
+def _model(front: Front) -> dict[str, Any]:
+    """The model as OpenAI tells of one, and beside that what may be asked of keepkv."""
+    config = front.config
+    told = {
+        "method": config.method,
+        "budget": config.budget,
+        "methods": list(config.methods or [*PRESETS, *(one.name for one in methods())]),
+        "max_budget": config.max_budget,
+        "chat": bool(front.prompts.tokenizer.chat_template),
+    }
+    return {
+        "id": config.served, "object": "model", "created": front.created, "owned_by": "keepkv",
+        "max_model_len": front.reach, "keepkv": told,
+    }  # fmt: skip
