@@ -6,25 +6,37 @@ YAML, because every place that runs transformers can read it, on every Python th
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo
 
+from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
 from keepkv.plan.units import read_bytes, read_tokens
 from keepkv.serve.request import Compression
 from keepkv.serve.settings import Settings
 
 
-def _bytes(value: Any) -> int:
-    return read_bytes(value, "this")
+def _bytes(value: Any, info: ValidationInfo) -> int:
+    return _read(read_bytes, value, info)
 
 
-def _tokens(value: Any) -> int:
-    return read_tokens(value, "this")
+def _tokens(value: Any, info: ValidationInfo) -> int:
+    return _read(read_tokens, value, info)
+
+
+def _read(read: Callable[[Any, str], int], value: Any, info: ValidationInfo) -> int:
+    try:
+        return read(value, str(info.field_name))
+    except KeepKVError as error:
+        raise ValueError(str(error)) from None
+
+
+def _most(value: Any) -> Any:
+    return Budget.of(value).value
 
 
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]  # a number, or "4GiB"
@@ -37,36 +49,40 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # What is served, and where.
-    model: str | None = Field(None, description="directory or Hub name; the embedded model if absent")
-    name: str | None = Field(None, min_length=1, description="that requests call the model by; MODEL if absent")
-    device: str = Field("auto", description="as torch calls it")
-    dtype: str = Field("auto", description="of the weights: float32, bfloat16, float16; as saved if absent")
-    chat_template: Path | None = Field(None, description="file with a chat template, for models without one")
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535)
-    api_key: SecretStr | None = Field(None, description="that clients must give; none is asked for if absent")
+    model: str | None = Field(None, description="Directory or Hub name; the embedded model if absent.")
+    name: str | None = Field(None, min_length=1, description="What requests call the model; MODEL if absent.")
+    device: str = Field("auto", description="cpu, cuda, or as torch calls it.")
+    dtype: str = Field("auto", description="Of the weights: float32, bfloat16, float16; as saved if absent.")
+    chat_template: Path | None = Field(None, description="File with a chat template, for a model that has none.")
+    host: str = Field("127.0.0.1", description="Address to listen on: this machine only, if absent.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0: one that is free.")
+    api_key: SecretStr | None = Field(None, description="Key that clients must give.")
     # What requests are compressed with where they do not say.
-    method: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict, description="of the method")
-    budget: float | int | str | None = Field(None, description="without one, requests are compressed that ask for it")
-    codec: str | None = None
-    every: int | None = Field(None, ge=1, description="compress again after so many tokens of a reply")
+    method: str | None = Field(None, description="NAME or NAME:key=value of requests that name none; auto if absent.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Of the method.")
+    budget: float | int | str | None = Field(
+        None, description="Share of the tokens (0.25) or slots per head (512); on request only if absent."
+    )
+    codec: str | None = Field(None, description="How slots are written: int8, int4 …")
+    every: int | None = Field(None, ge=1, description="Compress again after so many tokens of the reply.")
     # Upper limits of a request.
-    methods: tuple[str, ...] | None = Field(None, description="that may be asked for; all if absent")
-    max_budget: float | int = Field(1.0, description="share of the tokens or slots per head that may be kept")
-    max_prompt: Tokens | None = Field(None, description="tokens; as many as the model reads if absent")
-    max_reply: Tokens | None = Field(None, description="tokens; as many as the model reads if absent")
-    max_choices: int = Field(8, ge=1, le=128, description="replies to one request (n), prompts of one request")
-    max_body: Bytes = Field(32 << 20, description="bytes of a request")
+    methods: tuple[str, ...] | None = Field(None, description="Method that may be asked for; all if absent.")
+    max_budget: Annotated[float | int, BeforeValidator(_most)] = Field(
+        1.0, description="The most that a request may keep: a share, or slots per head."
+    )
+    max_prompt: Tokens | None = Field(None, description="Tokens of a prompt; as the model reads if absent.")
+    max_reply: Tokens | None = Field(None, description="Tokens of a reply; as the model reads if absent.")
+    max_choices: int = Field(8, ge=1, le=128, description="Replies to one request.")
+    max_body: Bytes = Field(32 << 20, description="Bytes of a request, such as 32MiB.")
     # What the engine takes.
-    rows: int = Field(16, ge=1, description="requests that decode at once")
-    queue: int = Field(64, ge=0, description="requests that may wait")
-    chunk: Tokens = Field(512, description="tokens of a prompt that are read at once")
-    memory: Bytes | None = Field(None, description="bytes of all caches; half of what is free if absent")
-    contexts: Path | None = Field(None, description="folder of contexts; they are lost at the end if absent")
-    context_memory: Bytes | None = Field(None, description="bytes of contexts in memory")
-    context_disk: Bytes | None = Field(None, description="bytes of contexts on disk")
-    grace: float = Field(30.0, ge=0, description="seconds that running requests get when the server stops")
+    rows: int = Field(16, ge=1, description="Requests that decode at once.")
+    queue: int = Field(64, ge=0, description="Requests that may wait.")
+    chunk: Tokens = Field(512, description="Tokens of a prompt that are read at once.")
+    memory: Bytes | None = Field(None, description="Of all caches, such as 4GiB; half of what is free if absent.")
+    contexts: Path | None = Field(None, description="Folder of contexts, which are lost at the end if absent.")
+    context_memory: Bytes | None = Field(None, description="Of contexts in memory, such as 1GiB.")
+    context_disk: Bytes | None = Field(None, description="Of contexts on disk.")
+    grace: float = Field(30.0, ge=0, description="Seconds that running requests get when the server stops.")
 
     @property
     def served(self) -> str:

@@ -10,9 +10,9 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-import keepkv.serve.http.chat as chat
-import keepkv.serve.http.completions as completions
-import keepkv.serve.http.contexts as contexts
+import keepkv.serve.http.paths.chat as chat
+import keepkv.serve.http.paths.completions as completions
+import keepkv.serve.http.paths.contexts as contexts
 from keepkv.methods import PRESETS, methods
 from keepkv.serve.config import Config
 from keepkv.serve.engine import Engine
@@ -20,16 +20,16 @@ from keepkv.serve.http import errors
 from keepkv.serve.http.door import Door
 from keepkv.serve.http.front import Front
 from keepkv.serve.http.metrics import Metrics
-from keepkv.serve.http.pieces import Pieces
-from keepkv.serve.http.prompts import Prompts
-from keepkv.serve.page import page
+from keepkv.serve.http.shapes.pieces import Pieces
+from keepkv.serve.http.shapes.prompts import Prompts
+from keepkv.serve.page import POLICY, page
 
 LOCAL = ["localhost", "127.0.0.1", "[::1]"]  # names by which a server on the loopback address is called
 
 
 def front_of(engine: Engine, tokenizer: Any, config: Config, reach: int) -> Front:
-    """What paths share. tokenizer: of transformers; a copy is used, since the engine's thread uses it too. reach: tokens
-    that the model reads and writes at most."""
+    """What paths share. tokenizer: of transformers; a copy is used, since the engine's thread uses it too.
+    reach: tokens that the model reads and writes at most."""
     own = copy.deepcopy(tokenizer)
     return Front(engine, config, Prompts(own), Pieces(own), Metrics(engine), reach)
 
@@ -77,7 +77,9 @@ def _own(front: Front) -> APIRouter:
 
     @router.get("/", include_in_schema=False)
     def index() -> HTMLResponse:
-        return HTMLResponse(page())
+        embedded = front.config.model is None  # which has no token that ends a reply
+        text = page(("\n",), 32) if embedded else page()
+        return HTMLResponse(text, headers={"Content-Security-Policy": POLICY})
 
     return router
 

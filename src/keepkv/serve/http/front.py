@@ -10,11 +10,11 @@ from typing import Any
 
 from keepkv.serve.config import Config
 from keepkv.serve.engine import Engine
-from keepkv.serve.http.asked import Generation
 from keepkv.serve.http.errors import Refused
 from keepkv.serve.http.metrics import Metrics
-from keepkv.serve.http.pieces import Pieces
-from keepkv.serve.http.prompts import Prompts
+from keepkv.serve.http.shapes.asked import Generation
+from keepkv.serve.http.shapes.pieces import Pieces
+from keepkv.serve.http.shapes.prompts import Prompts
 from keepkv.serve.request import Finished, Sampling
 
 LONGEST_WAIT = 600  # seconds, as told with a 429

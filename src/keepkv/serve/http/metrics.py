@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from keepkv.serve.engine import Engine
 from keepkv.serve.request import Finished
@@ -38,7 +37,7 @@ BY_LABEL = {
 }
 
 
-class _Engine(Collector):
+class _Engine:
     """The statistics of an engine, read when they are asked for."""
 
     def __init__(self, engine: Engine) -> None:

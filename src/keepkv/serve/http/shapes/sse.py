@@ -1,4 +1,4 @@
-"""Server-sent events: one JSON object each, an end that clients know, and errors where a status can no longer be sent."""
+"""Server-sent events: one JSON object each, an end that clients know, and errors where a status was sent already."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.responses import StreamingResponse
 
 from keepkv.errors import KeepKVError
 from keepkv.serve.http.errors import body_of_error
-from keepkv.serve.http.replies import Gone
+from keepkv.serve.http.shapes.replies import Gone
 
 
 def streamed(chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:

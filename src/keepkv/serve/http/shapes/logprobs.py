@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from keepkv.serve.http.pieces import Pieces, bytes_of
+from keepkv.serve.http.shapes.pieces import Pieces, bytes_of
 from keepkv.serve.request import Prompt, Token, Top
 
 LEAST = -9999.0  # JSON has no infinity

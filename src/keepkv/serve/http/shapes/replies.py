@@ -134,7 +134,7 @@ def usage(ends: Sequence[Finished], choices: int) -> dict[str, Any]:
 
 
 def receipts(ends: Sequence[Finished]) -> dict[str, Any]:
-    """What goes beside the choices of a response: receipts, one where there is one reply; empty where none was asked."""
+    """What goes beside the choices of a response: receipts, one where there is one reply; empty where none is."""
     found = [dict(end.receipt) for end in ends if end.receipt is not None]
     if not found:
         return {}

@@ -12,21 +12,19 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from keepkv.serve.http.asked import Chat
-from keepkv.serve.http.compression import compression_of, spans_of
 from keepkv.serve.http.errors import Refused
 from keepkv.serve.http.front import Front
-from keepkv.serve.http.logprobs import of_chat
-from keepkv.serve.http.replies import Gone, Replies, Reply, receipts, usage, whole
-from keepkv.serve.http.sse import streamed
-from keepkv.serve.request import Finished
+from keepkv.serve.http.shapes.asked import Chat
+from keepkv.serve.http.shapes.compression import compression_of, spans_of
+from keepkv.serve.http.shapes.logprobs import of_chat
+from keepkv.serve.http.shapes.replies import Gone, Replies, Reply, receipts, usage, whole
+from keepkv.serve.http.shapes.sse import streamed
+from keepkv.serve.request import Finished, Token
 from keepkv.serve.request import Request as Wanted
-from keepkv.serve.request import Token
-
 
 BARE = (
-    "nothing stands before the question, which is the last message of a user and is not compressed. Give the document in "
-    "a message before it, or as a context, or ask for compress_question"
+    "nothing stands before the question, which is the last message of a user and is not compressed. Give the document "
+    "in a message before it, or as a context, or ask for compress_question"
 )
 
 
@@ -62,8 +60,8 @@ def wanted_of(front: Front, asked: Chat) -> list[Wanted]:
         if told.says or told.compress_question:
             raise Refused(
                 400,
-                f"the context {told.context!r} was compressed when it was made, and a question about it is not: ask for "
-                "nothing else, or give the document in the request",
+                f"the context {told.context!r} was compressed when it was made, and a question about it is not: ask "
+                "for nothing else, or give the document in the request",
             )
         info = front.engine.contexts.get(told.context)
         prompt = front.prompts.behind(info.text, messages, asked.chat_template_kwargs)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keepkv.errors import SpanError
-from keepkv.serve.http.asked import KeepKV, SpanAsked
 from keepkv.serve.http.errors import Refused
-from keepkv.serve.http.prompts import Chat, Prompt
+from keepkv.serve.http.shapes.asked import KeepKV, SpanAsked
+from keepkv.serve.http.shapes.prompts import Chat, Prompt
 from keepkv.serve.request import Compression
 from keepkv.spans import Span, spans_of_chat, spans_of_text
 
@@ -53,7 +53,7 @@ def spans_of(
     if late := [one for one in found if one.end > prompt.split]:
         raise SpanError(f"span {late[0].label!r} reaches beyond the document, of {prompt.split:,} tokens")
     if roles:
-        of_roles = [one for one in spans_of_chat(tokenizer, messages, roles, **(template or {}))]
+        of_roles = spans_of_chat(tokenizer, messages, roles, **(template or {}))
         held = [one for one in of_roles if one.end <= prompt.split]
         if not held:
             raise SpanError(f"the document has no message of the roles {sorted(roles)}")

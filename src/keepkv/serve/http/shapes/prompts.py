@@ -20,8 +20,8 @@ NO_PLACE = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """text: that the model reads, rendered. ids: its tokens. ends: for each token, where it ends in ``text``. cut: where
-    the question begins in ``text``. plain: whether it was given as token ids: then ``ends`` and ``cut`` count these."""
+    """text: that the model reads, rendered. ids: its tokens. ends: for each token, where it ends in ``text``. cut:
+    where the question begins in ``text``. plain: it was given as token ids: ``ends`` and ``cut`` count these."""
 
     text: str
     ids: tuple[int, ...]
@@ -57,8 +57,8 @@ class Prompts:
         self._own = set(inspect.signature(tokenizer.apply_chat_template).parameters)
 
     def text(self, text: str, cut: int | None = None, special: bool = True) -> Prompt:
-        """``text`` as it is, behind the special tokens of the tokenizer if ``special``. cut: characters of its document;
-        None: all of it."""
+        """``text`` as it is, behind the special tokens of the tokenizer if ``special``. cut: characters of its
+        document; None: all of it."""
         try:
             made = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         except (UnicodeError, TypeError) as error:

@@ -12,10 +12,10 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 
 from keepkv.serve.contexts.info import ContextInfo
-from keepkv.serve.http.asked import ContextAsked, EstimateAsked, KeepKV
-from keepkv.serve.http.compression import compression_of, spans_of
 from keepkv.serve.http.errors import Refused
 from keepkv.serve.http.front import Front
+from keepkv.serve.http.shapes.asked import ContextAsked, EstimateAsked, KeepKV
+from keepkv.serve.http.shapes.compression import compression_of, spans_of
 
 
 def routes(front: Front) -> APIRouter:
@@ -90,8 +90,8 @@ def _only(told: KeepKV) -> None:
 def told(info: ContextInfo, receipt: bool = False) -> dict[str, Any]:
     """A context as clients see it."""
     shown = {
-        "object": "context", "name": info.name, "created": int(info.created), "tokens": info.tokens, "bytes": info.bytes,
-        "full_bytes": info.full_bytes, "method": info.method, "budget": info.budget, "in_memory": info.in_memory,
-        "problem": info.problem,
+        "object": "context", "name": info.name, "created": int(info.created), "tokens": info.tokens,
+        "bytes": info.bytes, "full_bytes": info.full_bytes, "method": info.method, "budget": info.budget,
+        "in_memory": info.in_memory, "problem": info.problem,
     }  # fmt: skip
     return {**shown, "keepkv": {"receipt": dict(info.receipt)}} if receipt else shown

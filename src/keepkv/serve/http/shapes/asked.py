@@ -57,8 +57,8 @@ class SpanAsked(Asked):
 class KeepKV(Asked):
     """``extra_body={"keepkv": …}``.
 
-    method, options, budget, codec, every: as ``keepkv.Cache`` takes them; the server's where absent. spans: parts of the
-    document. context: name of a context that was read before. compress_question: also what is asked, in sight of which
+    method, options, budget, codec, every: as ``keepkv.Cache`` takes them; the server's where absent. spans: parts of
+    the document. context: name of one that was read before. compress_question: also what is asked, in sight of which
     the rest is compressed then. document: of a prompt of /v1/completions, how many characters (of token ids, tokens)
     are the document; the rest is the question. receipt: whether the reply comes with its cache's report.
     """
@@ -100,7 +100,7 @@ class Generation(Asked):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
-    keepkv: KeepKV = Field(default_factory=KeepKV)
+    keepkv: KeepKV = KeepKV()
 
     @model_validator(mode="before")
     @classmethod
@@ -194,7 +194,7 @@ class ContextAsked(Asked):
     messages: Messages | None = None
     chat_template_kwargs: TemplateOptions = Field(default_factory=dict)
     replace: bool = False
-    keepkv: KeepKV = Field(default_factory=KeepKV)
+    keepkv: KeepKV = KeepKV()
 
     @model_validator(mode="after")
     def _one(self) -> ContextAsked:
@@ -208,7 +208,7 @@ class EstimateAsked(Asked):
 
     text: str | None = None
     tokens: Annotated[int, Field(ge=1, le=MOST)] | None = None
-    keepkv: KeepKV = Field(default_factory=KeepKV)
+    keepkv: KeepKV = KeepKV()
 
     @model_validator(mode="after")
     def _one(self) -> EstimateAsked:

@@ -12,22 +12,22 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from keepkv.serve.http.asked import Completion, KeepKV
-from keepkv.serve.http.compression import compression_of, spans_of
 from keepkv.serve.http.errors import Refused
 from keepkv.serve.http.front import Front
-from keepkv.serve.http.logprobs import joined, of_prompt, of_tokens
-from keepkv.serve.http.prompts import Prompt
-from keepkv.serve.http.replies import Gone, Replies, Reply, receipts, usage, whole
-from keepkv.serve.http.sse import streamed
+from keepkv.serve.http.shapes.asked import Completion, KeepKV
+from keepkv.serve.http.shapes.compression import compression_of, spans_of
+from keepkv.serve.http.shapes.logprobs import joined, of_prompt, of_tokens
+from keepkv.serve.http.shapes.prompts import Prompt
+from keepkv.serve.http.shapes.replies import Gone, Replies, Reply, receipts, usage, whole
+from keepkv.serve.http.shapes.sse import streamed
 from keepkv.serve.request import Finished, Token
 from keepkv.serve.request import Prompt as Scored
 from keepkv.serve.request import Request as Wanted
 
 USUAL = 16  # tokens of a reply where the client does not say, as OpenAI has it
 WHERE = (
-    "the tokens of a prompt are scored, and keepkv must know which of them are the document: those behind are told as the "
-    "compressed cache predicts them. Give keepkv.document, or keepkv.method 'full' for the full cache"
+    "the tokens of a prompt are scored, and keepkv must know which of them are the document: those behind are told as "
+    "the compressed cache predicts them. Give keepkv.document, or keepkv.method 'full' for the full cache"
 )
 
 
@@ -160,7 +160,7 @@ class _Answer:
             elif isinstance(event, Token):
                 text = event.text
                 told = of_tokens([event], self.front.pieces, said[index]) if listed else None
-            else:
+            elif isinstance(event, Scored):
                 text, told = self._echo(index), self._scored(index, event)
             said[index] += len(text) if isinstance(event, (Token, Finished)) else 0
             if text or told or reason:
