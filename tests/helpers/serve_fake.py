@@ -16,6 +16,17 @@ from keepkv.serve.request import Compression, Event, Failed, Finished, Prompt, R
 from keepkv.serve.stream import Stream
 
 
+def receipt(tokens: int, budget: float | int | str) -> dict[str, Any]:
+    """As ``keepkv.Receipt.to_dict`` has it, of two layers of two heads."""
+    half = tokens // 2
+    return {
+        "method": "snapkv", "options": {"window": 16}, "budget": budget, "compressed": budget != 1.0, "seen": [tokens],
+        "kept": {0: [[half, half // 2]], 1: [[half // 3, tokens]]}, "bytes": 64 * tokens, "full_bytes": 128 * tokens,
+        "merged": 3, "dropped": 2 * tokens, "mass_dropped": 0.125, "gone": 0.25, "largest_vote": 2.0, "compressions": 2,
+        "seconds": 0.0123, "ratio": 0.5, "held": half,
+    }  # fmt: skip
+
+
 class FakeContexts:
     """In a dict."""
 
@@ -33,8 +44,8 @@ class FakeContexts:
         n = len(tokens)
         self.read[name] = tuple(tokens)
         self.held[name] = ContextInfo(
-            name, n, 64 * n, 128 * n, told.method or "full", told.budget or 1.0, time.time(), True, {"seen": [n]},
-            tuple(i % 2 / 1 for i in range(n)), text,
+            name, n, 64 * n, 128 * n, told.method or "full", told.budget or 1.0, time.time(), True,
+            receipt(n, told.budget or 1.0), tuple(i * 37 % 100 // 25 / 4 for i in range(n)), text,
         )  # fmt: skip
         made: Future[ContextInfo] = Future()
         made.set_result(self.held[name])
@@ -134,9 +145,9 @@ class FakeEngine:
             stream.put(Token(token, self.tokenizer.decode([token]), logprob, top))
             said += 1
         end = time.perf_counter()
-        receipt = {"compressed": request.compression is not None} if request.receipt else None
+        told = receipt(len(request.tokens), 0.5) if request.receipt else None
         times = Times(start, start, start, end if said else None, end)
         self.running -= 1
         read = cached + len(request.tokens)
-        finished = Finished(reason, "", read, cached, said, times, None, receipt)  # type: ignore[arg-type]
+        finished = Finished(reason, "", read, cached, said, times, None, told)  # type: ignore[arg-type]
         stream.put(replace(finished))

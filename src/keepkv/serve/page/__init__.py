@@ -16,7 +16,7 @@ QUESTIONS = 3  # of the sample, that are offered
 
 
 def page(stop: tuple[str, ...] = (), max_tokens: int = 512) -> str:
-    """The HTML. stop: texts that a reply ends before, for models that have no token for that; max_tokens: of a reply."""
+    """The HTML. stop: texts that a reply ends before, for models without a token for that; max_tokens: of a reply."""
     document, questions = demo_document()
     asked = [one.prompt.strip() for one in questions[:QUESTIONS]]
     given = {"document": document, "questions": asked, "stop": stop, "max_tokens": max_tokens}

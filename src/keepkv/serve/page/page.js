@@ -83,13 +83,13 @@ async function show(name) {
   at("read").hidden = at("change").hidden = false;
   heat(text.tokens, text.kept);
   receipt(told, text.kept);
-  at("lead").focus?.();
   at("question").focus();
 }
 // Runs of tokens that as many heads hold are one element, and stand in blocks that are drawn when they are seen.
 function heat(tokens, kept) {
   const box = at("heat"), step = (x) => Math.round(x * 20) / 20;
   box.replaceChildren();
+  box.classList.toggle("long", tokens.length > 30000);
   for (let start = 0; start < tokens.length; start += 1500) {
     const block = make("p"), end = Math.min(tokens.length, start + 1500);
     for (let i = start; i < end; ) {
@@ -168,7 +168,7 @@ async function send(question) {
   at("log").querySelector(".empty")?.remove();
   const earlier = at("turns").checked ? turns.slice() : [], user = { role: "user", content: question };
   entry("user", question);
-  const [line, said] = entry("model", "");
+  const [line, said] = entry("reply", "");
   at("question").value = "";
   at("clear").hidden = false;
   say("ask-error");
@@ -193,7 +193,7 @@ async function send(question) {
   if (said.textContent) turns.push(user, { role: "assistant", content: said.textContent });
   if (usage) {
     const cached = usage.prompt_tokens_details.cached_tokens;
-    const read = cached ? `${count(usage.prompt_tokens - cached)} tokens read, ${count(cached)} were there` : `${count(usage.prompt_tokens)} tokens read`;
+    const read = cached ? `${count(usage.prompt_tokens - cached)} tokens read behind ${count(cached)} of the document` : `${count(usage.prompt_tokens)} tokens read`;
     line.append(make("small", {}, `${read}; first word after ${(((first ?? 0)) / 1000).toFixed(2)} s`));
   } else if (!said.textContent) line.remove();
   running = null;

@@ -91,6 +91,8 @@ class Prompts:
             prompt = self.text(source)
         else:
             prompt = self.text(self._opened(source, options), special=False)
+        if not prompt.ids:
+            raise Refused(400, "the context is empty: nothing is read of it")
         given = {"text": source} if isinstance(source, str) else {"messages": list(source)}
         return prompt, json.dumps({**given, "begins": _digest(prompt.text), "options": dict(options)})
 
