@@ -1,4 +1,4 @@
-"""What the front does with what an engine raises and tells, and with clients that go away: over an engine that obeys a test."""
+"""What the front does with what an engine raises and tells, and with clients that go away; the engine obeys tests."""
 
 from __future__ import annotations
 

@@ -52,6 +52,8 @@ def spans_of(
         found = list(spans_of_text(tokenizer, prompt.text, ranges, add_special_tokens=special)) if ranges else []
     if late := [one for one in found if one.end > prompt.split]:
         raise SpanError(f"span {late[0].label!r} reaches beyond the document, of {prompt.split:,} tokens")
+    if roles and not messages:
+        raise SpanError("a span by role is of messages, and there are none: give its text, or start and end")
     if roles:
         of_roles = spans_of_chat(tokenizer, messages, roles, **(template or {}))
         held = [one for one in of_roles if one.end <= prompt.split]
