@@ -60,14 +60,14 @@ class Config(BaseModel):
     # What requests are compressed with where they do not say.
     method: str | None = Field(None, description="NAME or NAME:key=value of requests that name none; auto if absent.")
     options: dict[str, Any] = Field(default_factory=dict, description="Of the method.")
-    budget: float | int | str | None = Field(
+    budget: int | float | str | None = Field(
         None, description="Share of the tokens (0.25) or slots per head (512); on request only if absent."
     )
     codec: str | None = Field(None, description="How slots are written: int8, int4 …")
     every: int | None = Field(None, ge=1, description="Compress again after so many tokens of the reply.")
     # Upper limits of a request.
     methods: tuple[str, ...] | None = Field(None, description="Method that may be asked for; all if absent.")
-    max_budget: Annotated[float | int, BeforeValidator(_most)] = Field(
+    max_budget: Annotated[int | float, BeforeValidator(_most)] = Field(
         1.0, description="The most that a request may keep: a share, or slots per head."
     )
     max_prompt: Tokens | None = Field(None, description="Tokens of a prompt; as the model reads if absent.")

@@ -65,7 +65,7 @@ class KeepKV(Asked):
 
     method: str | None = Field(None, min_length=1, max_length=200)
     options: dict[str, Scalar] = Field(default_factory=dict, max_length=64)
-    budget: float | int | str | None = None
+    budget: int | float | str | None = None
     codec: str | None = Field(None, min_length=1, max_length=200)
     every: Annotated[int, Field(ge=1, le=MOST)] | None = None
     spans: list[SpanAsked] | None = Field(None, max_length=1000)
