@@ -77,8 +77,13 @@ class FakeEngine:
         self.running = 0
         self.stopped = False
 
+    limit_tokens = 4096
+
     def start(self) -> None:
         return None
+
+    def methods(self) -> tuple[str, ...]:
+        return ("many-questions", "snapkv")
 
     def stop(self, grace: float = 10.0) -> None:
         self.stopped = True

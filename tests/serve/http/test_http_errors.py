@@ -12,8 +12,7 @@ from urllib.parse import urlsplit
 
 import openai
 import pytest
-from serve_fake import FakeEngine
-from serving import serving
+from serving import faking
 from transformers import AutoTokenizer
 
 from keepkv.embedded import CHAT_TEMPLATE, embedded_model
@@ -32,10 +31,9 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture
-def faked(tokenizer: Any) -> Iterator[tuple[str, FakeEngine, Front]]:
-    engine = FakeEngine(tokenizer)
-    with serving(engine, tokenizer, max_body=200_000, grace=5) as (url, front):
-        yield url, engine, front
+def faked(tokenizer: Any) -> Iterator[tuple[str, Any, Front]]:
+    with faking(tokenizer, max_body=200_000, grace=5) as server:
+        yield server.url, server.engine, server.front
 
 
 def client(url: str, **options: Any) -> openai.OpenAI:
@@ -157,17 +155,17 @@ def test_a_server_that_stops_says_so_and_ends_what_runs(faked: Any) -> None:
 
 
 def test_what_does_not_end_in_time_is_cancelled_and_told(tokenizer: Any) -> None:
-    engine = FakeEngine(tokenizer, delay=0.05)
-    with serving(engine, tokenizer, grace=0.2) as (url, front):
-        chunks = client(url).chat.completions.create(**ASKED, max_tokens=10_000, stream=True)
+    with faking(tokenizer, delay=0.05, grace=0.2) as server:
+        chunks = client(server.url).chat.completions.create(**ASKED, max_tokens=10_000, stream=True)
         next(chunks)
-        front.stopping = True
+        server.front.stopping = True
         with pytest.raises(openai.APIError, match="stopped before the reply ended"):
             list(chunks)
 
 
 def test_a_key_a_host_and_a_kind_of_body(tokenizer: Any) -> None:
-    with serving(FakeEngine(tokenizer), tokenizer, api_key="right") as (url, _):
+    with faking(tokenizer, api_key="right") as server:
+        url = server.url
         with pytest.raises(openai.AuthenticationError):
             client(url).models.list()
         good = openai.OpenAI(base_url=f"{url}/v1", api_key="right", max_retries=0)

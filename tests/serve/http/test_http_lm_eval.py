@@ -57,9 +57,9 @@ def mine(loaded: tuple[Any, Any], **options: Any) -> KeepKVLM:
 
 
 def test_as_it_comes_with_the_full_cache(folder: Path, loaded: tuple[Any, Any]) -> None:
-    with running(*loaded) as (url, _):
+    with running(*loaded) as server:
         choice, written = (
-            evaluate(folder, "local-completions", x, over(url)) for x in ("codes-choice", "codes-written")
+            evaluate(folder, "local-completions", x, over(server.url)) for x in ("codes-choice", "codes-written")
         )
     ours = evaluate(folder, mine(loaded, method="full"), "codes-choice")
     assert choice["results"]["codes-choice"]["acc,none"] == ours["results"]["codes-choice"]["acc,none"] > 0.5
@@ -70,10 +70,10 @@ def test_as_it_comes_with_the_full_cache(folder: Path, loaded: tuple[Any, Any]) 
 
 def test_as_it_comes_where_the_server_compresses(folder: Path, loaded: tuple[Any, Any]) -> None:
     """Replies are those of the compressed cache; scores are refused, since nothing says where the document ends."""
-    with running(*loaded, **SMALL) as (url, _):
-        written = evaluate(folder, "local-completions", "codes-written", over(url))
+    with running(*loaded, **SMALL) as server:
+        written = evaluate(folder, "local-completions", "codes-written", over(server.url))
         with pytest.raises(Exception, match="400"):
-            evaluate(folder, "local-completions", "codes-choice", {**over(url), "max_retries": 1})
+            evaluate(folder, "local-completions", "codes-choice", {**over(server.url), "max_retries": 1})
     said = evaluate(folder, mine(loaded, method="streaming-llm", budget=0.2, sinks=4, window=8), "codes-written")
     assert answers(written) == answers(said)
     whole = evaluate(folder, mine(loaded, method="full"), "codes-written")
@@ -94,8 +94,8 @@ class Told(LocalCompletionsAPI):
 
 
 def test_scores_on_a_compressed_cache(folder: Path, loaded: tuple[Any, Any]) -> None:
-    with running(*loaded, **SMALL) as (url, _):
-        choice = evaluate(folder, Told(**over(url)), "codes-choice")
+    with running(*loaded, **SMALL) as server:
+        choice = evaluate(folder, Told(**over(server.url)), "codes-choice")
     ours = evaluate(folder, mine(loaded, method="streaming-llm", budget=0.2, sinks=4, window=8), "codes-choice")
     same(answers(choice), answers(ours))
     assert choice["results"]["codes-choice"]["acc,none"] == ours["results"]["codes-choice"]["acc,none"] < 1

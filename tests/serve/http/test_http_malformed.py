@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from keepkv.serve.http.front import Front
+from keepkv.serve.http.run import Background
 
 pytest_plugins = ["serving"]
 FINE: dict[str, dict[str, Any]] = {
@@ -129,8 +129,8 @@ def misfits(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def web(real: tuple[str, Front]) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=real[0], timeout=60) as client:
+def web(real: Background) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=real.url, timeout=60) as client:
         yield client
 
 
@@ -162,7 +162,7 @@ def test_hundreds_of_malformed_requests(web: httpx.Client) -> None:
 
 
 @pytest.mark.slow
-def test_ten_thousand_malformed_requests(web: httpx.Client, real: tuple[str, Front]) -> None:
+def test_ten_thousand_malformed_requests(web: httpx.Client, real: Background) -> None:
     count = [0]
 
     @settings(max_examples=10_000, deadline=None, suppress_health_check=KEEP)
@@ -172,12 +172,12 @@ def test_ten_thousand_malformed_requests(web: httpx.Client, real: tuple[str, Fro
 
     all_of_them()
     assert count[0] >= 10_000
-    now = real[1].engine.stats()
+    now = real.engine.stats()
     assert (now.rows, now.reading, now.waiting) == (0, 0, 0)
 
 
-def test_half_closed_and_cut_off_connections(web: httpx.Client, real: tuple[str, Front]) -> None:
-    there = urlsplit(real[0])
+def test_half_closed_and_cut_off_connections(web: httpx.Client, real: Background) -> None:
+    there = urlsplit(real.url)
     body = json.dumps({**FINE["/v1/chat/completions"], "max_tokens": 200, "stream": True}).encode()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     whole = head + b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n" + body

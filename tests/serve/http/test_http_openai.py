@@ -9,7 +9,7 @@ import openai
 import pytest
 import torch
 
-from keepkv.serve.http.front import Front
+from keepkv.serve.http.run import Background
 from keepkv.tasks import demo_document
 
 pytest_plugins = ["serving"]
@@ -20,8 +20,8 @@ MODEL = "keepkv-embedded"
 
 
 @pytest.fixture(scope="module")
-def client(real: tuple[str, Front]) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{real[0]}/v1", api_key="none", max_retries=0)
+def client(real: Background) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{real.url}/v1", api_key="none", max_retries=0)
 
 
 def chat(question: str) -> list[Any]:
@@ -173,7 +173,7 @@ def test_protected_spans_are_kept(client: openai.OpenAI) -> None:
     assert told["spans"]["keep_rate"]["rule"] == 1.0 and told["spans"]["keep_rate"]["rest"] < 0.5
 
 
-def test_a_context_is_read_once_and_asked_many_times(client: openai.OpenAI, real: tuple[str, Front]) -> None:
+def test_a_context_is_read_once_and_asked_many_times(client: openai.OpenAI) -> None:
     made: Any = client.post(
         "/contexts", cast_to=object,
         body={"name": "demo", "text": DOCUMENT, "keepkv": {"method": "many-questions", "budget": 0.5, "receipt": True}},

@@ -13,7 +13,6 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 import keepkv.serve.http.paths.chat as chat
 import keepkv.serve.http.paths.completions as completions
 import keepkv.serve.http.paths.contexts as contexts
-from keepkv.methods import PRESETS, methods
 from keepkv.serve.config import Config
 from keepkv.serve.engine import Engine
 from keepkv.serve.http import errors
@@ -27,11 +26,10 @@ from keepkv.serve.page import POLICY, page
 LOCAL = ["localhost", "127.0.0.1", "[::1]"]  # names by which a server on the loopback address is called
 
 
-def front_of(engine: Engine, tokenizer: Any, config: Config, reach: int) -> Front:
-    """What paths share. tokenizer: of transformers; a copy is used, since the engine's thread uses it too.
-    reach: tokens that the model reads and writes at most."""
+def front_of(engine: Engine, tokenizer: Any, config: Config) -> Front:
+    """What paths share. engine: started. tokenizer: of transformers; a copy is used, for the engine's thread uses it."""
     own = copy.deepcopy(tokenizer)
-    return Front(engine, config, Prompts(own), Pieces(own), Metrics(engine), reach)
+    return Front(engine, config, Prompts(own), Pieces(own), Metrics(engine))
 
 
 def application(front: Front) -> FastAPI:
@@ -90,11 +88,11 @@ def _model(front: Front) -> dict[str, Any]:
     told = {
         "method": config.method,
         "budget": config.budget,
-        "methods": list(config.methods or [*PRESETS, *(one.name for one in methods())]),
+        "methods": list(front.engine.methods()),
         "max_budget": config.max_budget,
         "chat": bool(front.prompts.tokenizer.chat_template),
     }
     return {
         "id": config.served, "object": "model", "created": front.created, "owned_by": "keepkv",
-        "max_model_len": front.reach, "keepkv": told,
+        "max_model_len": front.engine.limit_tokens, "keepkv": told,
     }  # fmt: skip

@@ -22,15 +22,13 @@ LONGEST_WAIT = 600  # seconds, as told with a 429
 
 @dataclass
 class Front:
-    """Of one server. reach: tokens that the model reads and writes at most. mean: seconds that replies took lately.
-    stopping: whether nothing new is taken."""
+    """Of one server. mean: seconds that replies took lately. stopping: whether nothing new is taken."""
 
     engine: Engine
     config: Config
     prompts: Prompts
     pieces: Pieces
     metrics: Metrics
-    reach: int
     created: int = field(default_factory=lambda: int(time.time()))
     mean: float = 1.0
     stopping: bool = False
@@ -61,7 +59,8 @@ class Front:
 
     def room(self, read: int) -> int:
         """Tokens that a reply may have behind ``read`` of them, where the client does not say."""
-        return max(1, min(self.config.max_reply or self.reach, self.reach - read))
+        reach = self.engine.limit_tokens
+        return max(1, min(self.config.max_reply or reach, reach - read))
 
     def ended(self, ends: Sequence[Finished]) -> None:
         """Learn from replies how long they take."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -78,7 +79,7 @@ def serve(model: Any, tokenizer: Any, config: Config, say: Callable[[str], None]
     engine = Engine(model, tokenizer, config.settings)
     engine.start()
     try:
-        front = front_of(engine, tokenizer, config, reach(model))
+        front = front_of(engine, tokenizer, config)
         Server(front, lambda url: say(line(front, url))).run()
     except SystemExit:  # what uvicorn makes of an address that is taken, which it logs
         raise KeepKVError(f"cannot listen on {config.host}:{config.port}; --port takes another") from None
@@ -86,10 +87,47 @@ def serve(model: Any, tokenizer: Any, config: Config, say: Callable[[str], None]
         engine.stop(0.0)
 
 
-def reach(model: Any) -> int:
-    """Tokens that ``model`` was made for, a large number where it does not say."""
-    config = model.config.get_text_config(decoder=True)
-    return int(getattr(config, "max_position_embeddings", None) or 1 << 24)
+class Background:
+    """A server of ``model`` in a thread of this process, for notebooks, measurements and tests; ``with`` closes it.
+
+    config: the default one on a free port if absent. url: where it listens. front: what its paths share.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, config: Config | None = None, *, engine: Engine | None = None
+    ) -> None:
+        config = config or Config(port=0)
+        self.engine = engine or Engine(model, tokenizer, config.settings)
+        self.engine.start()
+        self.front = front_of(self.engine, tokenizer, config, reach(model))
+        listening = threading.Event()
+        self.url = ""
+
+        def ready(url: str) -> None:
+            self.url = url
+            listening.set()
+
+        self._server = Server(self.front, ready)
+        self._thread = threading.Thread(target=self._server.run, name="keepkv serve", daemon=True)
+        self._thread.start()
+        while not listening.wait(0.05):
+            if not self._thread.is_alive():
+                self.engine.stop(0.0)
+                raise KeepKVError(
+                    f"cannot listen on {config.host}:{config.port}: take another port, or 0 for a free one"
+                )
+
+    def close(self) -> None:
+        """End what runs, and the server."""
+        self._server.should_exit = True
+        self._thread.join()
+        self.engine.stop(0.0)
+
+    def __enter__(self) -> Background:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def line(front: Front, url: str) -> str:

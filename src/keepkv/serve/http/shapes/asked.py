@@ -183,7 +183,7 @@ class Completion(Generation):
         return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
 
 
 class ContextAsked(Asked):
