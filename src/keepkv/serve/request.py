@@ -56,7 +56,7 @@ class Compression(Checked):
 
     method: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    budget: float | int | str | None = None
+    budget: int | float | str | None = None
     codec: str | None = None
     spans: tuple[Span, ...] | None = None
     every: Size | None = None
