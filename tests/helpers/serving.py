@@ -1,48 +1,104 @@
-"""Servers in this process, on a free port of the loopback address; as a plugin of pytest, one of the embedded model."""
+"""Engines for tests of the server, and the same replies without one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
-import pytest
-from serve_fake import FakeEngine
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from keepkv.embedded import CHAT_TEMPLATE, embedded_model
-from keepkv.serve.config import read_config
-from keepkv.serve.http.run import Background
+import keepkv
+from keepkv.core.when import When
+from keepkv.engine.versions import CACHE
+from keepkv.serve.engine import Engine
+from keepkv.serve.request import Failed, Finished, Request, Sampling, Token
+from keepkv.serve.settings import Settings
+from keepkv.serve.stream import Stream
+from keepkv.tasks import demo_document
+
+DOCUMENT, QUESTIONS = demo_document(characters=1500, facts=4)
 
 
-def running(model: Any, tokenizer: Any, **fields: Any) -> Background:
-    """A server of ``model`` by the real engine. fields: of the configuration."""
-    return Background(model, tokenizer, read_config(None, {"port": 0, **fields}))
+@cache
+def loaded() -> tuple[Any, Any]:
+    """The embedded model and its tokenizer."""
+    path = keepkv.embedded_model()
+    return AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+
+
+def encoded(text: str, first: bool = True) -> tuple[int, ...]:
+    """Tokens of ``text``; first: with the token that texts begin with."""
+    return tuple(loaded()[1].encode(text, add_special_tokens=first))
 
 
 @contextmanager
-def faking(tokenizer: Any, delay: float = 0.0, **fields: Any) -> Iterator[Background]:
-    """A server of a ``FakeEngine``, which needs no model."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("keepkv.serve.http.run.Engine", lambda model, tokenizer, settings: FakeEngine(tokenizer, delay))
-        server = Background(None, tokenizer, read_config(None, {"port": 0, **fields}))
-    with server:
-        yield server
+def serving(grace: float = 0.0, **settings: Any) -> Iterator[Engine]:
+    """An engine that runs the embedded model."""
+    engine = Engine(*loaded(), Settings(**{"rows": 4, "chunk": 64, "memory": 1 << 30, **settings}))
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop(grace)
 
 
-@pytest.fixture(scope="module")
-def loaded() -> tuple[Any, Any]:
-    """The embedded model and its tokenizer, as ``keepkv serve`` serves them."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = embedded_model()
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return AutoModelForCausalLM.from_pretrained(path).eval(), tokenizer
+def greedy(tokens: tuple[int, ...], new: int = 12, **more: Any) -> Request:
+    """A request for ``new`` greedy tokens; ``more`` of it, and of its sampling."""
+    asked = {name: more.pop(name) for name in list(more) if name in Sampling.__dataclass_fields__}
+    return Request(tokens, Sampling(new, **{"temperature": 0.0, "ignore_eos": True, **asked}), **more)
 
 
-@pytest.fixture(scope="module")
-def real(loaded: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Background]:
-    """A server of the embedded model by the real engine."""
-    folder = tmp_path_factory.mktemp("contexts")
-    with running(*loaded, contexts=folder, memory="1GiB", max_body="1MiB") as found:
-        yield found
+def told(stream: Stream, timeout: float = 120.0) -> tuple[list[Token], Finished | Failed]:
+    """All tokens of a reply, and its end."""
+    tokens: list[Token] = []
+    while True:
+        event = stream.get(timeout)
+        if isinstance(event, (Finished, Failed)):
+            return tokens, event
+        if isinstance(event, Token):
+            tokens.append(event)
+
+
+def said(stream: Stream) -> str:
+    """The text of a reply that ends well."""
+    tokens, end = told(stream)
+    assert isinstance(end, Finished), end
+    return "".join(x.text for x in tokens) + end.text
+
+
+def alone(tokens: tuple[int, ...], new: int, method: str, budget: Any = None, **options: Any) -> list[int]:
+    """The same greedy reply by ``generate``, with a cache and nothing else."""
+    model, tokenizer = loaded()
+    held = keepkv.Cache(model, method, budget, **options)
+    ids = torch.tensor([tokens])
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=[], **{CACHE: held},
+    )  # fmt: skip
+    return list(out[0, len(tokens) :].tolist())
+
+
+@torch.inference_mode()
+def asked_of(document: tuple[int, ...], question: tuple[int, ...], new: int, method: str, budget: Any) -> list[int]:
+    """A greedy reply to ``question`` about a ``document`` that was compressed before, a forward at a time."""
+    model, _ = loaded()
+    held = keepkv.Cache(model, method, budget, **({} if method == "full" else {"when": When("deferred")}))
+    with held.reading():
+        model(torch.tensor([document]), **{CACHE: held})
+        if method != "full":
+            held.compress()
+        held.compressing = False
+        out = model(torch.tensor([question]), position_ids=_places(held, len(question)), **{CACHE: held})
+    reply = [int(out.logits[0, -1].argmax())]
+    while len(reply) < new:
+        out = model(torch.tensor([reply[-1:]]), position_ids=_places(held, 1), **{CACHE: held})
+        reply.append(int(out.logits[0, -1].argmax()))
+    return reply
+
+
+def _places(held: Any, new: int) -> torch.Tensor:
+    seen = held.get_seq_length()
+    return torch.arange(seen, seen + new)[None]

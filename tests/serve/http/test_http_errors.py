@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import openai
 import pytest
-from serving import faking
+from serving_http import faking
 from transformers import AutoTokenizer
 
 from keepkv.embedded import CHAT_TEMPLATE, embedded_model

@@ -14,12 +14,12 @@ from lm_eval import simple_evaluate
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 from lm_eval.tasks import TaskManager
 from lm_eval_codes import answers, write
-from serving import running
+from serving_http import running
 
 from keepkv.embedded import embedded_model
 from keepkv.integrations.lm_eval import KeepKVLM
 
-pytest_plugins = ["serving"]
+pytest_plugins = ["serving_http"]
 pytestmark = pytest.mark.slow
 SMALL = {"method": "streaming-llm", "budget": 0.2, "options": {"sinks": 4, "window": 8}}
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from keepkv.serve.http.run import Background
 
-pytest_plugins = ["serving"]
+pytest_plugins = ["serving_http"]
 FINE: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {
         "messages": [

@@ -12,7 +12,7 @@ import torch
 from keepkv.serve.http.run import Background
 from keepkv.tasks import demo_document
 
-pytest_plugins = ["serving"]
+pytest_plugins = ["serving_http"]
 DOCUMENT, QUESTIONS = demo_document()
 DOCUMENT = DOCUMENT[: DOCUMENT.index(".", 2500) + 2]
 ASKED = [one for one in QUESTIONS if one.answer.strip() in DOCUMENT][:2]

@@ -15,7 +15,7 @@ from keepkv.serve.request import Failed
 
 LONGEST = 2000  # characters of a message; what a client sent may be in it
 STATUS: dict[type[KeepKVError], int] = {
-    TooLarge: 413, Busy: 429, Stopped: 503, ContextMissing: 404, ContextExists: 409,
+    TooLarge: 400, Busy: 429, Stopped: 503, ContextMissing: 404, ContextExists: 409,
 }  # fmt: skip
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 CODES = {401: "invalid_api_key", 413: "too_large", 429: "busy", 503: "stopping", 500: "failed"}
@@ -53,7 +53,8 @@ def body_of(status: int, message: str, code: str | None = None, param: str | Non
 
 def body_of_error(error: KeepKVError) -> dict[str, Any]:
     """The same for what was raised."""
-    return body_of(status_of(error), str(error), getattr(error, "code", None), getattr(error, "param", None))
+    code = "context_length_exceeded" if isinstance(error, TooLarge) else getattr(error, "code", None)
+    return body_of(status_of(error), str(error), code, getattr(error, "param", None))
 
 
 def answer(

@@ -15,7 +15,7 @@ from keepkv.serve.http.metrics import Metrics
 from keepkv.serve.http.shapes.asked import Generation
 from keepkv.serve.http.shapes.pieces import Pieces
 from keepkv.serve.http.shapes.prompts import Prompts
-from keepkv.serve.request import Finished, Sampling
+from keepkv.serve.request import Compression, Finished, Sampling
 
 LONGEST_WAIT = 600  # seconds, as told with a 429
 
@@ -56,6 +56,18 @@ class Front:
             ignore_eos=asked.ignore_eos,
             **more,
         )
+
+    def placed(
+        self, compression: Compression | None, split: int | None, length: int
+    ) -> tuple[Compression | None, int | None]:
+        """How a prompt of ``length`` tokens is compressed whose first ``split`` are its document; None: all of them.
+        Where nothing stands before the question all is kept, unless the server keeps no prompt whole."""
+        if split == 0:
+            whole = (
+                Compression(budget=1.0) if self.config.budget is not None and self.config.max_budget == 1.0 else None
+            )
+            return whole, None
+        return compression, None if split is None or split >= length else split
 
     def room(self, read: int) -> int:
         """Tokens that a reply may have behind ``read`` of them, where the client does not say."""

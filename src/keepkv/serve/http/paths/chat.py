@@ -68,14 +68,13 @@ def wanted_of(front: Front, asked: Chat) -> list[Wanted]:
         compression, split, read = None, None, info.tokens
     else:
         prompt = front.prompts.chat(messages, asked.chat_template_kwargs)
-        split = None if told.compress_question else prompt.split
-        prompt = replace(prompt, cut=len(prompt.text)) if split is None else prompt
-        spans = spans_of(
-            told.spans, front.prompts.tokenizer, prompt, messages=messages, template=asked.chat_template_kwargs
-        )
-        compression = compression_of(told, spans)
-        if split is not None and told.says and _bare(messages):
+        split = None if told.compress_question else 0 if _bare(messages) else prompt.split
+        if split == 0 and told.says:
             raise Refused(400, BARE)
+        prompt = replace(prompt, cut=len(prompt.text)) if split is None else prompt
+        template = asked.chat_template_kwargs
+        spans = spans_of(told.spans, front.prompts.tokenizer, prompt, messages=messages, template=template)
+        compression, split = front.placed(compression_of(told, spans), split, len(prompt.ids))
     most = asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens
     most = front.room(read + len(prompt.ids)) if most is None else most
     listed = (asked.top_logprobs or 0) if asked.logprobs else None

@@ -81,9 +81,8 @@ def wanted_of(front: Front, asked: Completion, prompt: Prompt) -> list[Wanted]:
         front.engine.contexts.get(told.context)  # before anything is asked for
     spans = spans_of(told.spans, front.prompts.tokenizer, prompt, special=True)
     compression = compression_of(told, spans)
-    split = 0 if told.context is not None else None
-    if told.document is not None and not told.compress_question:
-        split = prompt.split
+    split = None if told.document is None or told.compress_question else prompt.split
+    compression, split = front.placed(compression, split, len(prompt.ids))
     usual = front.config.settings.compression
     budget = told.budget if told.budget is not None else usual.budget
     if scored and split is None and budget is not None and (told.method or usual.method) != "full" and budget != 1.0:
@@ -92,8 +91,7 @@ def wanted_of(front: Front, asked: Completion, prompt: Prompt) -> list[Wanted]:
     listed = {"logprobs": asked.logprobs, "prompt_logprobs": asked.logprobs if scored else None}
     return [
         Wanted(
-            prompt.ids, front.sampling(asked, most, i, **listed), compression, told.context,
-            None if told.context is not None else split, told.receipt,
+            prompt.ids, front.sampling(asked, most, i, **listed), compression, told.context, split, told.receipt
         )
         for i in range(asked.n or 1)
     ]  # fmt: skip
