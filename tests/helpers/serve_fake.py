@@ -11,8 +11,8 @@ from typing import Any
 
 from keepkv.errors import ContextExists, ContextMissing, KeepKVError
 from keepkv.serve.contexts.info import ContextInfo
-from keepkv.serve.engine import Stats
 from keepkv.serve.request import Compression, Event, Failed, Finished, Prompt, Request, Times, Token
+from keepkv.serve.stats import Stats
 from keepkv.serve.stream import Stream
 
 
@@ -106,26 +106,10 @@ class FakeEngine:
     def stats(self) -> Stats:
         state = "stopped" if self.stopped else "running"
         return Stats(
-            state,
-            self.running,
-            0,
-            0,
-            10,
-            20,
-            1 << 30,
-            1,
-            1,
-            5,
-            5,
-            {"stop": 1},
-            {"Busy": 2},
-            1,
-            2,
-            3,
-            4,
-            5,
-            {"idle": 1.5},
-        )
+            state=state, rows=self.running, reading=0, waiting=0, widths=(1,), bytes=10, reserved=20, limit=1 << 30,
+            contexts=1, contexts_in_memory=1, context_bytes=5, context_disk=5, finished={"stop": 1}, refused={"Busy": 2},
+            prompt_tokens=1, cached_tokens=2, completion_tokens=3, steps=4, decoded=5, seconds={"idle": 1.5},
+        )  # fmt: skip
 
     def _run(self, request: Request, stream: Stream) -> None:
         start = time.perf_counter()

@@ -50,7 +50,7 @@ def soon(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
 @pytest.mark.parametrize(
     ("raised", "status"),
     [
-        (TooLarge("9 of 8", 9, 8), 413),
+        (TooLarge("9 of 8", 9, 8), 400),
         (Busy("64 wait", 64, 64), 429),
         (Stopped("stopping"), 503),
         (ContextMissing("no context 'x'"), 404),

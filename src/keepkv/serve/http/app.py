@@ -27,7 +27,7 @@ LOCAL = ["localhost", "127.0.0.1", "[::1]"]  # names by which a server on the lo
 
 
 def front_of(engine: Engine, tokenizer: Any, config: Config) -> Front:
-    """What paths share. engine: started. tokenizer: of transformers; a copy is used, for the engine's thread uses it."""
+    """What paths share. engine: started. tokenizer: of transformers; its copy is used, for the engine uses it too."""
     own = copy.deepcopy(tokenizer)
     return Front(engine, config, Prompts(own), Pieces(own), Metrics(engine))
 

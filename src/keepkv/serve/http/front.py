@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from keepkv.core.budget import Budget
 from keepkv.serve.config import Config
 from keepkv.serve.engine import Engine
 from keepkv.serve.http.errors import Refused
@@ -63,11 +64,15 @@ class Front:
         """How a prompt of ``length`` tokens is compressed whose first ``split`` are its document; None: all of them.
         Where nothing stands before the question all is kept, unless the server keeps no prompt whole."""
         if split == 0:
-            whole = (
-                Compression(budget=1.0) if self.config.budget is not None and self.config.max_budget == 1.0 else None
-            )
-            return whole, None
+            kept = self.compresses(None) and self.config.max_budget == 1.0
+            return (Compression(budget=1.0) if kept else None), None
         return compression, None if split is None or split >= length else split
+
+    def compresses(self, asked: Compression | None) -> bool:
+        """Whether a prompt that is long enough loses slots by what is ``asked``, or by default."""
+        usual, told = self.config, asked or Compression()
+        budget = usual.budget if told.budget is None else told.budget
+        return budget is not None and Budget.of(budget).share != 1.0 and (told.method or usual.method) != "full"
 
     def room(self, read: int) -> int:
         """Tokens that a reply may have behind ``read`` of them, where the client does not say."""

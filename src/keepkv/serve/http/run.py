@@ -93,13 +93,11 @@ class Background:
     config: the default one on a free port if absent. url: where it listens. front: what its paths share.
     """
 
-    def __init__(
-        self, model: Any, tokenizer: Any, config: Config | None = None, *, engine: Engine | None = None
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, config: Config | None = None) -> None:
         config = config or Config(port=0)
-        self.engine = engine or Engine(model, tokenizer, config.settings)
+        self.engine = Engine(model, tokenizer, config.settings)
         self.engine.start()
-        self.front = front_of(self.engine, tokenizer, config, reach(model))
+        self.front = front_of(self.engine, tokenizer, config)
         listening = threading.Event()
         self.url = ""
 
@@ -113,9 +111,7 @@ class Background:
         while not listening.wait(0.05):
             if not self._thread.is_alive():
                 self.engine.stop(0.0)
-                raise KeepKVError(
-                    f"cannot listen on {config.host}:{config.port}: take another port, or 0 for a free one"
-                )
+                raise KeepKVError(f"cannot listen on {config.host}:{config.port}: take another port, or 0")
 
     def close(self) -> None:
         """End what runs, and the server."""

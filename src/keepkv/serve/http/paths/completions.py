@@ -83,9 +83,7 @@ def wanted_of(front: Front, asked: Completion, prompt: Prompt) -> list[Wanted]:
     compression = compression_of(told, spans)
     split = None if told.document is None or told.compress_question else prompt.split
     compression, split = front.placed(compression, split, len(prompt.ids))
-    usual = front.config.settings.compression
-    budget = told.budget if told.budget is not None else usual.budget
-    if scored and split is None and budget is not None and (told.method or usual.method) != "full" and budget != 1.0:
+    if scored and split is None and told.context is None and front.compresses(compression):
         raise Refused(400, WHERE, param="keepkv.document")
     most = USUAL if asked.max_tokens is None else asked.max_tokens
     listed = {"logprobs": asked.logprobs, "prompt_logprobs": asked.logprobs if scored else None}
