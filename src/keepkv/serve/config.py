@@ -1,6 +1,7 @@
 """The configuration of a server: one typed record, from a YAML file and from flags of the same names.
 
 YAML, because every place that runs transformers can read it, on every Python that keepkv supports; TOML needs 3.11.
+What needs torch is imported where it is used: the command line shows its flags without.
 """
 
 from __future__ import annotations
@@ -8,23 +9,26 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo
 
-from keepkv.core.budget import Budget
 from keepkv.errors import KeepKVError
-from keepkv.plan.units import read_bytes, read_tokens
-from keepkv.serve.request import Compression
-from keepkv.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from keepkv.serve.settings import Settings
 
 
 def _bytes(value: Any, info: ValidationInfo) -> int:
+    from keepkv.plan.units import read_bytes
+
     return _read(read_bytes, value, info)
 
 
 def _tokens(value: Any, info: ValidationInfo) -> int:
+    from keepkv.plan.units import read_tokens
+
     return _read(read_tokens, value, info)
 
 
@@ -36,6 +40,8 @@ def _read(read: Callable[[Any, str], int], value: Any, info: ValidationInfo) -> 
 
 
 def _most(value: Any) -> Any:
+    from keepkv.core.budget import Budget
+
     return Budget.of(value).value
 
 
@@ -100,6 +106,9 @@ class Config(BaseModel):
     @property
     def settings(self) -> Settings:
         """What the engine is told. Raises ``KeepKVError`` where it refuses that."""
+        from keepkv.serve.request import Compression
+        from keepkv.serve.settings import Settings
+
         compression = Compression(self.method, self.options, self.budget, self.codec, None, self.every)
         return Settings(
             compression=compression, methods=self.methods, budget=self.max_budget, rows=self.rows, queue=self.queue,
