@@ -75,9 +75,7 @@ def _own(front: Front) -> APIRouter:
 
     @router.get("/", include_in_schema=False)
     def index() -> HTMLResponse:
-        embedded = front.config.model is None  # which has no token that ends a reply
-        text = page(("\n",), 32) if embedded else page()
-        return HTMLResponse(text, headers={"Content-Security-Policy": POLICY})
+        return HTMLResponse(page(), headers={"Content-Security-Policy": POLICY})
 
     return router
 

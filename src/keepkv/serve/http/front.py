@@ -62,11 +62,13 @@ class Front:
         self, compression: Compression | None, split: int | None, length: int
     ) -> tuple[Compression | None, int | None]:
         """How a prompt of ``length`` tokens is compressed whose first ``split`` are its document; None: all of them.
-        Where nothing stands before the question all is kept, unless the server keeps no prompt whole."""
+        Where nothing stands before the question all is kept, unless the server keeps no prompt whole. split is
+        None, too, where nothing is compressed."""
         if split == 0:
             kept = self.compresses(None) and self.config.max_budget == 1.0
             return (Compression(budget=1.0) if kept else None), None
-        return compression, None if split is None or split >= length else split
+        between = split is not None and split < length and self.compresses(compression)
+        return compression, split if between else None
 
     def compresses(self, asked: Compression | None) -> bool:
         """Whether a prompt that is long enough loses slots by what is ``asked``, or by default."""

@@ -13,13 +13,14 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 QUESTIONS = 3  # of the sample, that are offered
+LONGEST = 512  # tokens of a reply
 
 
-def page(stop: tuple[str, ...] = (), max_tokens: int = 512) -> str:
-    """The HTML. stop: texts that a reply ends before, for models without a token for that; max_tokens: of a reply."""
+def page() -> str:
+    """The HTML."""
     document, questions = demo_document()
     asked = [one.prompt.strip() for one in questions[:QUESTIONS]]
-    given = {"document": document, "questions": asked, "stop": stop, "max_tokens": max_tokens}
+    given = {"document": document, "questions": asked, "max_tokens": LONGEST}
     # A closing tag within a string would end the script.
     parts = {"given": json.dumps(given).replace("<", "\\u003c"), "script": _part("page.js")}
     head, *rest = _part("index.html").split("{{")

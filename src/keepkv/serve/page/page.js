@@ -178,7 +178,6 @@ async function send(question) {
   let first = null, usage = null;
   try {
     const body = { messages: [...earlier, user], stream: true, stream_options: { include_usage: true }, temperature: 0, max_tokens: given.max_tokens };
-    if (given.stop.length) body.stop = given.stop;
     if (context) body.keepkv = { context };
     for await (const event of events(await call("/v1/chat/completions", body))) {
       if (event.error) throw new Error(event.error.message);
