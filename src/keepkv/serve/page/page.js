@@ -3,7 +3,7 @@ const at = (id) => document.getElementById(id);
 const make = (name, props = {}, ...inside) => { const node = Object.assign(document.createElement(name), props); node.append(...inside); return node; };
 const given = JSON.parse(at("given").textContent); // a sample document and questions about it
 const own = "page-" + Array.from(crypto.getRandomValues(new Uint8Array(6)), (x) => x.toString(16).padStart(2, "0")).join("");
-let context = null, turns = [], reading = false, running = null, limit = 1;
+let context = null, held = false, turns = [], reading = false, running = null, limit = 1;
 
 // --- numbers as people read them ---
 const count = (x) => Math.round(x).toLocaleString("en");
@@ -69,6 +69,7 @@ async function compress(event) {
   say("write-error");
   try {
     await json("/v1/contexts", { name: own, replace: true, text: at("text").value, keepkv: { method: at("method").value, budget: share() } });
+    held = true;
     await show(own);
   } catch (error) { say("write-error", error); }
   reading = false;
@@ -132,7 +133,15 @@ function receipt(told, kept) {
   at("heads-note").textContent = said;
   box.ariaLabel = said;
 }
+// The server need not keep what this page read for longer than it is looked at.
+function release() {
+  if (!held) return;
+  held = false;
+  const key = sessionStorage.getItem("key");
+  fetch("/v1/contexts/" + own, { method: "DELETE", keepalive: true, headers: key ? { Authorization: "Bearer " + key } : {} }).catch(() => {});
+}
 function another() {
+  release();
   context = null;
   forget();
   at("read").hidden = at("change").hidden = true;
@@ -251,7 +260,7 @@ addEventListener("pointermove", (event) => {
   tip.textContent = text;
   tip.style.transform = `translate(${Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8)}px, ${event.clientY + 18}px)`;
 });
-addEventListener("pagehide", () => { if (context === own) fetch("/v1/contexts/" + own, { method: "DELETE", keepalive: true, headers: sessionStorage.getItem("key") ? { Authorization: "Bearer " + sessionStorage.getItem("key") } : {} }); });
+addEventListener("pagehide", release);
 
 // --- the start ---
 async function health() {
