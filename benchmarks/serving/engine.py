@@ -5,7 +5,8 @@
 Every repeat runs all arms once, in random order, in one process, after one unmeasured round of each.
 
 ``generate``: requests one after the other by ``model.generate`` with a ``keepkv.Cache``, without the engine.
-``engine``: closed loop, each of so many clients asks again as soon as it has its reply; ``exact`` as in the settings of a server.
+``engine``: closed loop, each of so many clients asks again as soon as it has its reply; ``exact`` as in the settings
+of a server.
 ``context``: a document and a question in one request (first), and another question on the document as a context
 (second), alone on the machine's model: seconds to the first token.
 """

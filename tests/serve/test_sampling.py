@@ -59,8 +59,8 @@ def test_logits_that_are_no_numbers_are_refused(bad: float) -> None:
     "options",
     [
         {"max_tokens": -1}, {"max_tokens": 1.5}, {"max_tokens": 0}, {"temperature": -0.1},
-        {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"seed": 2**64}, {"logprobs": 21}, {"stop": ("",)}, {"stop": ("a",) * 17},
-        {"stop": (3,)}, {"max_tokens": True},
+        {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"seed": 2**64}, {"logprobs": 21},
+        {"stop": ("",)}, {"stop": ("a",) * 17}, {"stop": (3,)}, {"max_tokens": True},
     ],
 )  # fmt: skip
 def test_samplings_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
