@@ -26,16 +26,18 @@ from keepkv.errors import UnsupportedModel
 class SideBySide(stock.Cache):
     """One forward of one token per row over ``caches`` of one row each; make a new one for each forward.
 
-    Rows of the batch beyond those of ``caches`` are padding: what the model computes for them means nothing. failed: what
-    went wrong in a row, by its number; its output of this forward means nothing, and its cache is done for. Others are
-    as if it had not been there.
+    Rows of the batch beyond those of ``caches`` are padding: what the model computes for them means nothing.
+    failed: what went wrong in a row, by its number. Its output of this forward means nothing, and its cache is done
+    for; the others are as if it had not been there.
 
-    Raises ``UnsupportedModel`` where a layer of the model mixes rows or cannot be told apart by rows; decode such caches
-    one by one.
+    Raises ``UnsupportedModel`` where a layer of the caches cannot be told apart by rows; decode such caches one by one.
     """
 
     def __init__(self, caches: Sequence[Cache]) -> None:
         self.caches, self.failed = list(caches), dict[int, Exception]()
+        kinds = {type(x).__name__ for x in self.caches[0].layers if not _by_rows(x)}
+        if kinds:
+            raise UnsupportedModel(f"layers of kind {', '.join(sorted(kinds))} cannot be told apart by rows")
         self._rules: dict[int, list[MaskRule]] = {}
         super().__init__(layers=[_Rows(self, index) for index in range(len(self.caches[0].layers))])
 
@@ -68,6 +70,13 @@ class SideBySide(stock.Cache):
             except Exception as error:
                 self.failed[row] = error
         return None
+
+
+def _by_rows(layer: Any) -> bool:
+    """Whether a layer is known to keep what it holds of each row apart."""
+    if isinstance(layer, Layer):
+        return not layer.form.model_expands
+    return type(layer) in (stock.DynamicLayer, DynamicSlidingWindowLayer) or holds_nothing(layer)
 
 
 class _Rows(stock.CacheLayerMixin):
@@ -110,8 +119,8 @@ class _Rows(stock.CacheLayerMixin):
             mine, its = query[row : row + 1], self.batch.rule(rule, row)
             out.append(self.batch.run(row, self._attend, layer, row, module, mine, its, kwargs))
         whole = next((x for x in out if x is not None), None)
-        if whole is None:
-            return torch.zeros(len(query), 1, query.shape[1], query.shape[3])
+        if whole is None:  # every row has failed: any numbers will do
+            return query.transpose(1, 2)
         blank = torch.zeros_like(whole)
         return torch.cat([*(blank if x is None else x for x in out), *[blank] * (len(query) - len(out))])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -153,10 +154,17 @@ def free_memory(devices: Iterable[torch.device]) -> int:
 
 
 def _of_machine() -> int:
-    """What Linux says is available, or the half of what a machine has where nobody says."""
+    """What Linux says is available to this process, or the half of what a machine has where nobody says."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            found = next(line.split()[1] for line in file if line.startswith("MemAvailable"))
-        return int(found) << 10
+        found = int(next(x for x in _lines("/proc/meminfo") if x.startswith("MemAvailable")).split()[1]) << 10
     except (OSError, StopIteration):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    try:  # a container may have less than its machine
+        limit, used = (_lines(f"/sys/fs/cgroup/memory.{name}")[0] for name in ("max", "current"))
+        return min(found, max(0, int(limit) - int(used)))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return found
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text(encoding="ascii").splitlines()

@@ -10,7 +10,7 @@ from typing import Any
 
 from keepkv.core.budget import Budget
 from keepkv.engine.cache import Cache
-from keepkv.errors import ContextMissing, KeepKVError, Stopped, TooLarge, UnsupportedInput
+from keepkv.errors import KeepKVError, Stopped, TooLarge, UnsupportedInput
 from keepkv.methods import METHODS, PRESETS
 from keepkv.serve.admission import Sizes, check_ever, free_memory
 from keepkv.serve.batch.decode import Decoder
@@ -30,8 +30,8 @@ from keepkv.tasks.length import positions_of
 
 
 class Engine:
-    """Serves ``model``, of transformers, with its ``tokenizer``, as ``settings`` allow; every method may be called by any
-    thread."""
+    """Serves ``model``, of transformers, with its ``tokenizer``, as ``settings`` allow. Any thread may call any method
+    of it."""
 
     def __init__(self, model: Any, tokenizer: Any, settings: Settings | None = None) -> None:
         self.model, self.tokenizer, self.settings = model.eval(), tokenizer, settings or Settings()
@@ -41,8 +41,8 @@ class Engine:
         self._folder: Folder | None = None
 
     def start(self) -> None:
-        """Measure the model, open the folder of contexts and start the worker. Raises ``UnsupportedModel`` where the model
-        cannot be served, ``KeepKVError`` where the folder cannot be used."""
+        """Measure the model, open the folder of contexts and start the worker. Raises ``UnsupportedModel`` where the
+        model cannot be served, ``KeepKVError`` where the folder cannot be used."""
         if self._worker is not None:
             raise Stopped("an engine is started once: make another")
         settings = self.settings
@@ -121,8 +121,8 @@ class Engine:
         if request.context is not None:
             if request.compression is not None or split is not None:
                 raise KeepKVError(
-                    f"context {request.context!r} was compressed when it was made: ask with it for no compression and no "
-                    "split, or give the document in the request"
+                    f"context {request.context!r} was compressed when it was made: ask with it for no compression and "
+                    "no split, or give the document in the request"
                 )
             before = self.shelf.facts(request.context).tokens
         if split is not None and not 0 < split < len(tokens):
@@ -168,7 +168,8 @@ class Engine:
         """Raise ``TooLarge`` where the model or the settings read or write fewer."""
         settings, model = self.settings, self.limit_tokens
         for what, given, limit in (
-            ("prompt", prompt, settings.prompt), ("reply", reply, settings.reply), ("prompt and reply", prompt + reply, model),
+            ("prompt", prompt, settings.prompt), ("reply", reply, settings.reply),
+            ("prompt and reply", prompt + reply, model),
         ):  # fmt: skip
             if limit is not None and given > limit:
                 raise TooLarge(f"{given:,} tokens of {what}, and here {limit:,} are the most", given, limit)
@@ -190,9 +191,10 @@ class Contexts:
         self, name: str, tokens: Sequence[int], text: str = "", compression: Compression | None = None, *,
         replace: bool = False,
     ) -> Future[ContextInfo]:  # fmt: skip
-        """Read ``tokens`` and compress them. What the future tells is on the disk, where there is a folder. text: as it
-        was given; kept with it. Raises at once ``ContextExists``, unless ``replace``, and what ``Engine.submit`` raises;
-        the future raises what reading them did."""
+        """Read ``tokens`` and compress them. What the future tells is on the disk, where there is a folder.
+
+        text: kept with it, as it is given. Raises at once ``ContextExists``, unless ``replace``, and what
+        ``Engine.submit`` raises; the future raises what reading them did."""
         engine, shelf = self._engine, self._shelf
         try:
             shelf.check_name(name, replace)

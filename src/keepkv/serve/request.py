@@ -107,8 +107,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Token:
-    """One token of the reply. text: what is certain of the text now, "" where it may still become a stop, or ends within
-    a character. logprob: before temperature; None where none was asked for."""
+    """One token of the reply. text: what is certain of the text now, "" where that may still become a stop, or ends
+    within a character. logprob: before temperature; None where none was asked for."""
 
     id: int
     text: str
@@ -118,8 +118,8 @@ class Token:
 
 @dataclass(frozen=True)
 class Times:
-    """Of ``time.perf_counter``, seconds. admitted: its memory was reserved. read: the prompt was. first: the first token
-    was there; None where none came."""
+    """Of ``time.perf_counter``, seconds. admitted: when its memory was reserved. read: when the prompt was. first: when
+    the first token was there; None where none came."""
 
     arrived: float
     admitted: float

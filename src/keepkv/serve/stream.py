@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 
 from keepkv.serve.request import Event, Failed, Finished
+
+LOG = logging.getLogger("keepkv.serve")
 
 
 class Stream:
@@ -18,12 +21,17 @@ class Stream:
 
     def __init__(self, listen: Callable[[Event], object] | None = None) -> None:
         self._events: SimpleQueue[Event] = SimpleQueue()
-        self._put = self._events.put if listen is None else listen
+        self._put: Callable[[Event], object] = self._events.put if listen is None else listen
         self._cancelled = threading.Event()
 
     def put(self, event: Event) -> None:
-        """Tell an event; for the engine."""
-        self._put(event)
+        """Tell an event; for the engine. A listener that fails hears no more, and its reply is cancelled."""
+        try:
+            self._put(event)
+        except Exception:
+            LOG.exception("a listener failed, as where its client is gone: its reply is cancelled")
+            self._put = _nobody
+            self.cancel()
 
     def cancel(self) -> None:
         """Ask the engine to end the reply: before its next token, it frees the row and says ``Finished("cancelled")``.
@@ -48,3 +56,7 @@ class Stream:
             yield event
             if isinstance(event, (Finished, Failed)):
                 return
+
+
+def _nobody(event: Event) -> None:
+    """Hears nothing."""

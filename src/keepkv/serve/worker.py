@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter, deque
@@ -17,6 +18,7 @@ from keepkv.serve.batch.job import Job, bytes_of
 from keepkv.serve.batch.row import Row
 from keepkv.serve.contexts.shelf import Shelf
 
+LOG = logging.getLogger("keepkv.serve")
 OFTEN = 0.5  # seconds between two looks at what caches really hold
 
 
@@ -86,6 +88,7 @@ class Worker:
                     self._decode()
                     self._look()
                 except Exception as error:  # of the server, not of one job: all that run end by it, and it goes on
+                    LOG.exception("the worker failed: what was taken ends, and it goes on")
                     self._end_all(lambda job, why=error: job.fail(why))
             self._end_all(lambda job: job.cancel())
 

@@ -36,7 +36,7 @@ class Reader:
     def document(self, cache: Cache, tokens: Sequence[int], more: bool) -> Pieces:
         """Read ``tokens`` into the empty ``cache`` and compress them. more: what comes behind is kept whole."""
         method = cache.settings.method
-        if more and method.when.prefill is None:
+        if more and method.when.prefill is None and method.name != "full":
             raise KeepKVError(
                 f"method {method.name!r} compresses while a reply is written, and not a document that is kept for "
                 "questions: ask for another method, or leave out split and context"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from keepkv.serve.batch.text import Text
 from keepkv.serve.request import Failed, Finished, Prompt, Request, Times, Token
 from keepkv.serve.stream import Stream
 
+LOG = logging.getLogger("keepkv.serve")
 Ended = Callable[["Row", str], None]
 
 
@@ -93,6 +95,8 @@ class Row:
 
     def fail(self, error: Exception) -> None:
         refused = isinstance(error, KeepKVError)
+        if not refused:
+            LOG.error("a request failed", exc_info=error)
         self._end("failed")
         said = " ".join(str(error).split())
         self.stream.put(Failed(said if refused else f"{type(error).__name__}: {said}"[:400], refused))

@@ -7,8 +7,8 @@ when the folder is opened. A folder belongs to one process at a time.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -19,9 +19,10 @@ from keepkv.engine.cache import Cache
 from keepkv.engine.files import origin
 from keepkv.engine.fingerprint import shape
 from keepkv.errors import CacheFileError, KeepKVError
+from keepkv.measure.alone import alone
 
 FORMAT = "keepkv.context/1"
-_FACTS, _CACHE, _LOCK = ".json", ".cache.safetensors", ".keepkv-contexts"
+_FACTS, _CACHE = ".json", ".cache.safetensors"
 
 
 @dataclass(frozen=True)
@@ -43,41 +44,39 @@ class Facts:
 
 
 class Folder:
-    """Contexts of one folder, which is made where there is none. Raises ``KeepKVError`` where another process has it, or
-    it cannot be used."""
+    """Contexts of one folder, which is made where there is none. Raises ``KeepKVError`` where it cannot be used, or
+    another process has it."""
 
     def __init__(self, path: Path, model: Any) -> None:
         self.path, self.model = path, model
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(path / _LOCK)
         except OSError as error:
             raise KeepKVError(f"cannot use {str(path)!r} for contexts: {wholefile.reason(error)}") from error
+        self._alone = ExitStack()
+        self._alone.enter_context(alone(path, "Give each server a folder of contexts of its own."))
         self.facts = origin.facts(model)
 
     def close(self) -> None:
         """Let another process have the folder."""
-        os.close(self._lock)
+        self._alone.close()
 
     def read(self) -> Iterator[tuple[Facts | str, str | None]]:
         """What is there: facts, or the name alone where they cannot be read, and what is wrong; None: nothing. Cache
         files that no facts name are removed."""
-        named = set()
+        named, unread = set(), set()
         for path in sorted(self.path.glob(f"*{_FACTS}")):
             try:
                 facts = self._facts(path)
             except (ValueError, TypeError, KeyError, OSError) as error:
+                unread.add(path.name.removesuffix(_FACTS))
                 yield path.name.removesuffix(_FACTS), f"{path}: not the facts of a context: {error}"
                 continue
             named.add(facts.file)
             yield facts, self._problem(facts)
         for path in self.path.glob(f"*{_CACHE}"):
-            if path.name not in named and self._unnamed(path):
+            if path.name not in named and _name_in(path) not in unread:  # whose facts may name it
                 path.unlink()
-
-    def _unnamed(self, path: Path) -> bool:
-        """Whether ``path`` is of a context without facts; those that cannot be read may name it."""
-        return not (self.path / f"{path.name.rsplit('.', 3)[0]}{_FACTS}").exists()
 
     def write(self, cache: Cache, **facts: Any) -> Facts:
         """Put a context on the disk, for good."""
@@ -93,7 +92,7 @@ class Folder:
                 raise
             raise CacheFileError(f"cannot write context {made.name!r}: {wholefile.reason(error)}") from error
         for old in self.path.glob(f"{made.name}.*{_CACHE}"):
-            if old != path and old.name.rsplit(".", 3)[0] == made.name:
+            if old != path and _name_in(old) == made.name:
                 old.unlink()
         return made
 
@@ -140,18 +139,6 @@ class Folder:
         return f"made with another model; (then, now) differ in {found.sizes | found.meaning}"
 
 
-def _locked(path: Path) -> int:
-    """A descriptor that holds the lock ``path`` until it is closed, or the process ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        import fcntl
-    except ImportError:  # Windows, which has no such lock
-        return descriptor
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise KeepKVError(
-            f"{path.parent}: another process serves these contexts; give each a folder of its own"
-        ) from error
-    return descriptor
+def _name_in(path: Path) -> str:
+    """Name of the context that a cache file is of."""
+    return path.name.rsplit(".", 3)[0]

@@ -115,7 +115,7 @@ class Shelf:
         receipt = dict(receipt)
         survival, taken = tuple(receipt.pop("survival")), bytes_of(cache)
         old = self._by.get(name)
-        count, inside, on_disk = self.held
+        _, inside, on_disk = self.held
         self._check("disk", taken, on_disk - (old.disk if old else 0), self.disk)
         facts: dict[str, Any] = {
             "name": name, "tokens": tokens, "text": text, "created": time.time(), "bytes": taken,

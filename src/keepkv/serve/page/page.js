@@ -110,7 +110,7 @@ function receipt(told, kept) {
   at("lead").replaceChildren(
     r.compressed ? make("b", {}, `${size(told.bytes)} instead of ${size(told.full_bytes)}.`) : make("b", {}, "Nothing was compressed: the text fits the budget."),
     ` ${count(told.tokens)} tokens were read` + (r.compressed ? `; ${percent(gone)} of them are in no head any more.` : "."));
-  const options = Object.entries(r.options || {}).map(([key, x]) => `${key}=${x}`).join(", ");
+  const options = Object.entries(r.options || {}).filter(([, x]) => typeof x !== "object").map(([key, x]) => `${key}=${x}`).join(", ");
   const rows = [
     ["method", r.method + (options ? ` (${options})` : "")],
     ["asked for", typeof r.budget === "number" ? (Number.isInteger(r.budget) && r.budget !== 1 ? count(r.budget) + " slots per head" : percent(r.budget) + " of the tokens") : r.budget],
