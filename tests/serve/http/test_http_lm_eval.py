@@ -41,6 +41,7 @@ def over(url: str) -> dict[str, Any]:
     return {
         "base_url": f"{url}/v1/completions", "model": "keepkv-embedded", "tokenizer": embedded_model(),
         "tokenizer_backend": "huggingface", "max_length": 4096,
+        "add_bos_token": True,  # as the harness's own models of this tokenizer have it
     }  # fmt: skip
 
 
