@@ -77,7 +77,7 @@ def test_a_server_says_what_it_serves_and_stops_when_told(tmp_path: Path) -> Non
         )
         assert server.stdout is not None
         line = server.stdout.readline()
-        assert "keepkv-embedded" in line and "auto at 50% of the tokens" in line and "64 MiB" in line, line
+        assert "keepkv-embedded" in line and "50% of the tokens by many-questions" in line and "64 MiB" in line, line
         return server, line.split()[0]
 
     def ask(url: str, path: str, body: dict[str, object] | None = None) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from typer import Argument, Option
@@ -30,19 +30,22 @@ def flags_of_fields(verb: Callable[..., None]) -> Callable[..., None]:
     for name, field in Config.model_fields.items():
         if name in own or name == "options":  # those of a method stand behind its name
             continue
-        several = "tuple" in str(field.annotation)
-        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if kind in (int, float)]
-        plain = not field.metadata or "BeforeValidator" not in str(field.metadata)
-        kind: Any = kinds[0] if len(kinds) == 1 and plain and str not in get_args(field.annotation) else str
-        flag = f"--{name.replace('_', '-')}"
-        option = Option(
-            flag, *([SHORT[name]] if name in SHORT else []), help=field.description, envvar=VARIABLES.get(name)
-        )
-        hint = Annotated[list[kind] | None if several else kind | None, option]  # type: ignore[valid-type]
+        names = [f"--{name.replace('_', '-')}", *([SHORT[name]] if name in SHORT else [])]
+        option = Option(*names, help=field.description, envvar=VARIABLES.get(name))
+        hint: Any = Annotated[_kind(field) | None, option]
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
     verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     verb.__annotations__ = {one.name: one.annotation for one in parameters}
     return verb
+
+
+def _kind(field: Any) -> Any:
+    """What a flag is read as: a number where its field takes just that, and else text, which the field reads."""
+    kinds = {*get_args(field.annotation), field.annotation} & {int, float}
+    if any(get_origin(kind) is tuple for kind in get_args(field.annotation)):
+        return list[str]
+    read = any(hasattr(one, "func") for one in field.metadata)  # by a function of its own
+    return kinds.pop() if len(kinds) == 1 and not read else str
 
 
 @one_line_errors

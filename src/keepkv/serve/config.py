@@ -39,7 +39,7 @@ def _read(read: Callable[[Any, str], int], value: Any, info: ValidationInfo) -> 
         raise ValueError(str(error)) from None
 
 
-def _most(value: Any) -> Any:
+def _budget(value: Any) -> Any:
     from keepkv.core.budget import Budget
 
     return Budget.of(value).value
@@ -64,16 +64,16 @@ class Config(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0: one that is free.")
     api_key: SecretStr | None = Field(None, description="Key that clients must give.")
     # What requests are compressed with where they do not say.
-    method: str | None = Field(None, description="NAME or NAME:key=value of requests that name none; auto if absent.")
+    method: str | None = Field(None, description="NAME or NAME:key=value, of requests that name none.")
     options: dict[str, Any] = Field(default_factory=dict, description="Of the method.")
-    budget: int | float | str | None = Field(
+    budget: Annotated[int | float | str, BeforeValidator(_budget)] | None = Field(
         None, description="Share of the tokens (0.25) or slots per head (512); on request only if absent."
     )
     codec: str | None = Field(None, description="How slots are written: int8, int4 …")
     every: int | None = Field(None, ge=1, description="Compress again after so many tokens of the reply.")
     # Upper limits of a request.
     methods: tuple[str, ...] | None = Field(None, description="Method that may be asked for; all if absent.")
-    max_budget: Annotated[int | float, BeforeValidator(_most)] = Field(
+    max_budget: Annotated[int | float, BeforeValidator(_budget)] = Field(
         1.0, description="The most that a request may keep: a share, or slots per head."
     )
     max_prompt: Tokens | None = Field(None, description="Tokens of a prompt; as the model reads if absent.")

@@ -131,6 +131,6 @@ def line(front: Front, url: str) -> str:
     config = front.config
     how = "no compression unless a request asks for it"
     if config.budget is not None:
-        how = f"{config.method or 'auto'} at {Budget.of(config.budget)}"
+        how = f"{Budget.of(config.budget)} by {config.method or 'many-questions'}, unless a request says otherwise"
     memory = size(front.engine.stats().limit)
     return f"{url} serves {config.served}: {how}; caches take at most {memory}. Ctrl-C ends it."
