@@ -130,6 +130,9 @@ def test_completions_echo_and_score_their_prompt(client: openai.OpenAI, loaded: 
         is_best = told.token_logprobs[i] == max(told.top_logprobs[i].values())
         assert is_best == (int(row[i - 1].argmax()) == ids[i])
     assert made.choices[0].text.startswith(tokenizer.decode(ids))
+    ended = tokenizer(DOCUMENT + ASKED[0].prompt + ASKED[0].answer)["input_ids"]  # a reply would be its end of text
+    scored = client.completions.create(model=MODEL, prompt=ended, max_tokens=1, echo=True, logprobs=1, temperature=0)
+    assert scored.choices[0].logprobs and len(scored.choices[0].logprobs.token_logprobs or ()) == len(ended) + 1
     only = client.completions.create(model=MODEL, prompt=ids, max_tokens=0, echo=True, logprobs=1)
     assert only.choices[0].logprobs and only.choices[0].logprobs.token_logprobs == told.token_logprobs[:60]
 

@@ -87,6 +87,8 @@ def wanted_of(front: Front, asked: Completion, prompt: Prompt) -> list[Wanted]:
         raise Refused(400, WHERE, param="keepkv.document")
     most = USUAL if asked.max_tokens is None else asked.max_tokens
     listed = {"logprobs": asked.logprobs, "prompt_logprobs": asked.logprobs if scored else None}
+    if scored and most == 1:  # who scores a prompt counts on one token behind it, an end of text too
+        asked = asked.model_copy(update={"ignore_eos": True})
     return [
         Wanted(
             prompt.ids, front.sampling(asked, most, i, **listed), compression, told.context, split, told.receipt
