@@ -55,40 +55,44 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # What is served, and where.
-    model: str | None = Field(None, description="Directory or Hub name; the embedded model if absent.")
-    name: str | None = Field(None, min_length=1, description="What requests call the model; MODEL if absent.")
-    device: str = Field("auto", description="cpu, cuda, or as torch calls it.")
-    dtype: str = Field("auto", description="Of the weights: float32, bfloat16, float16; as saved if absent.")
-    chat_template: Path | None = Field(None, description="File with a chat template, for a model that has none.")
-    host: str = Field("127.0.0.1", description="Address to listen on: this machine only, if absent.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0: one that is free.")
-    api_key: SecretStr | None = Field(None, description="Key that clients must give.")
+    model: str | None = Field(default=None, description="Directory or Hub name; the embedded model if absent.")
+    name: str | None = Field(default=None, min_length=1, description="What requests call the model; MODEL if absent.")
+    device: str = Field(default="auto", description="cpu, cuda, or as torch calls it.")
+    dtype: str = Field(default="auto", description="Of the weights: float32, bfloat16, float16; as saved if absent.")
+    chat_template: Path | None = Field(
+        default=None, description="File with a chat template, for a model that has none."
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on: this machine only, if absent.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0: one that is free.")
+    api_key: SecretStr | None = Field(default=None, description="Key that clients must give.")
     # What requests are compressed with where they do not say.
-    method: str | None = Field(None, description="NAME or NAME:key=value, of requests that name none.")
+    method: str | None = Field(default=None, description="NAME or NAME:key=value, of requests that name none.")
     options: dict[str, Any] = Field(default_factory=dict, description="Of the method.")
     budget: Annotated[int | float | str, BeforeValidator(_budget)] | None = Field(
-        None, description="Share of the tokens (0.25) or slots per head (512); on request only if absent."
+        default=None, description="Share of the tokens (0.25) or slots per head (512); on request only if absent."
     )
-    codec: str | None = Field(None, description="How slots are written: int8, int4 …")
-    every: int | None = Field(None, ge=1, description="Compress again after so many tokens of the reply.")
+    codec: str | None = Field(default=None, description="How slots are written: int8, int4 …")
+    every: int | None = Field(default=None, ge=1, description="Compress again after so many tokens of the reply.")
     # Upper limits of a request.
-    methods: tuple[str, ...] | None = Field(None, description="Method that may be asked for; all if absent.")
+    methods: tuple[str, ...] | None = Field(default=None, description="Method that may be asked for; all if absent.")
     max_budget: Annotated[int | float, BeforeValidator(_budget)] = Field(
-        1.0, description="The most that a request may keep: a share, or slots per head."
+        default=1.0, description="The most that a request may keep: a share, or slots per head."
     )
-    max_prompt: Tokens | None = Field(None, description="Tokens of a prompt; as the model reads if absent.")
-    max_reply: Tokens | None = Field(None, description="Tokens of a reply; as the model reads if absent.")
-    max_choices: int = Field(8, ge=1, le=128, description="Replies to one request.")
-    max_body: Bytes = Field(32 << 20, description="Bytes of a request, such as 32MiB.")
+    max_prompt: Tokens | None = Field(default=None, description="Tokens of a prompt; as the model reads if absent.")
+    max_reply: Tokens | None = Field(default=None, description="Tokens of a reply; as the model reads if absent.")
+    max_choices: int = Field(default=8, ge=1, le=128, description="Replies to one request.")
+    max_body: Bytes = Field(default=32 << 20, description="Bytes of a request, such as 32MiB.")
     # What the engine takes.
-    rows: int = Field(16, ge=1, description="Requests that decode at once.")
-    queue: int = Field(64, ge=0, description="Requests that may wait.")
-    chunk: Tokens = Field(512, description="Tokens of a prompt that are read at once.")
-    memory: Bytes | None = Field(None, description="Of all caches, such as 4GiB; half of what is free if absent.")
-    contexts: Path | None = Field(None, description="Folder of contexts, which are lost at the end if absent.")
-    context_memory: Bytes | None = Field(None, description="Of contexts in memory, such as 1GiB.")
-    context_disk: Bytes | None = Field(None, description="Of contexts on disk.")
-    grace: float = Field(30.0, ge=0, description="Seconds that running requests get when the server stops.")
+    rows: int = Field(default=16, ge=1, description="Requests that decode at once.")
+    queue: int = Field(default=64, ge=0, description="Requests that may wait.")
+    chunk: Tokens = Field(default=512, description="Tokens of a prompt that are read at once.")
+    memory: Bytes | None = Field(
+        default=None, description="Of all caches, such as 4GiB; half of what is free if absent."
+    )
+    contexts: Path | None = Field(default=None, description="Folder of contexts, which are lost at the end if absent.")
+    context_memory: Bytes | None = Field(default=None, description="Of contexts in memory, such as 1GiB.")
+    context_disk: Bytes | None = Field(default=None, description="Of contexts on disk.")
+    grace: float = Field(default=30.0, ge=0, description="Seconds that running requests get when the server stops.")
 
     @property
     def served(self) -> str:

@@ -36,13 +36,13 @@ class SpanAsked(Asked):
     characters ``start`` to ``end`` (of a prompt of token ids, tokens)."""
 
     mode: Literal["protect", "fair", "default"] = "fair"
-    text: str | None = Field(None, min_length=1)
+    text: str | None = Field(default=None, min_length=1)
     role: str | None = None
     start: Tokens | None = None
     end: Tokens | None = None
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
     min_keep: Tokens = 0
-    name: str | None = Field(None, min_length=1, max_length=100)
+    name: str | None = Field(default=None, min_length=1, max_length=100)
 
     @model_validator(mode="after")
     def _one(self) -> SpanAsked:
@@ -63,13 +63,13 @@ class KeepKV(Asked):
     are the document; the rest is the question. receipt: whether the reply comes with its cache's report.
     """
 
-    method: str | None = Field(None, min_length=1, max_length=200)
+    method: str | None = Field(default=None, min_length=1, max_length=200)
     options: dict[str, Scalar] = Field(default_factory=dict, max_length=64)
     budget: int | float | str | None = None
-    codec: str | None = Field(None, min_length=1, max_length=200)
+    codec: str | None = Field(default=None, min_length=1, max_length=200)
     every: Annotated[int, Field(ge=1, le=MOST)] | None = None
-    spans: list[SpanAsked] | None = Field(None, max_length=1000)
-    context: str | None = Field(None, min_length=1, max_length=200)
+    spans: list[SpanAsked] | None = Field(default=None, max_length=1000)
+    context: str | None = Field(default=None, min_length=1, max_length=200)
     compress_question: bool = False
     document: Tokens | None = None
     receipt: bool = False
@@ -190,7 +190,7 @@ class ContextAsked(Asked):
     """POST /v1/contexts: a ``text`` or ``messages``, under a ``name``; one is found where there is none."""
 
     name: Name | None = None
-    text: str | None = Field(None, min_length=1)
+    text: str | None = Field(default=None, min_length=1)
     messages: Messages | None = None
     chat_template_kwargs: TemplateOptions = Field(default_factory=dict)
     replace: bool = False
