@@ -36,6 +36,7 @@ tasks
 asking
 evaluation
 training
+serve
 calibrate
 report
 bench
