@@ -35,7 +35,8 @@ from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache,
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import keepkv
-from keepkv.bench.roofline import content, weight_bytes
+from keepkv.bench.roofline import weight_bytes
+from keepkv.measure.content import content
 from keepkv.bench.shapes import Shape
 from keepkv.engine import interface
 from keepkv.engine.handle import KVHandle
