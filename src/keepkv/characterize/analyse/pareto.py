@@ -62,7 +62,8 @@ def pareto(
     """The standing of each of ``candidates``, samples of metrics by name, in their order.
 
     A dominates B where it is at least as good on all axes and the 95 % interval of the difference leaves zero out on
-    one of those on which it is better; else they are tied. paired: over the samples that both have; else as if drawn apart.
+    one of those on which it is better; else they are tied. paired: over the samples that both have; else as if drawn
+    apart.
     """
     values = {
         name: {axis.name: held[axis.name].point for axis in axes if axis.name in held}

@@ -1,4 +1,4 @@
-"""A search over methods and budgets under a limit of time: many short measurements, then whole ones of the survivors."""
+"""A search over methods and budgets under a limit of time: many short measurements, then whole ones of the best."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def add(folder: Path, point: PointRow, requests: Iterable[RequestRow]) -> None:
 
 
 def read(folder: str | Path) -> Run:
-    """The run in ``folder``, rows of older schemas brought up to this one. Raises ``KeepKVError`` where there is none."""
+    """The run in ``folder``, rows of older schemas made ones of this. Raises ``KeepKVError`` where there is none."""
     where = Path(folder).expanduser()
     if not (where / RUN).is_file() and not (where / POINTS).is_file():
         raise KeepKVError(f"{str(folder)!r} holds no run of keepkv characterize: there is no {RUN}")

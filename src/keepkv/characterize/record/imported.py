@@ -21,13 +21,12 @@ from keepkv.measure.environment import MadeWith, versions
 
 Metrics = dict[str, float | None]
 GUIDELLM = {
-    "ttft": ("time_to_first_token_ms", 1e-3),
-    "tpot": ("inter_token_latency_ms", 1e-3),
-    "e2e": ("request_latency", 1.0),
-}
+    "ttft": ("time_to_first_token_ms", 1e-3), "tpot": ("inter_token_latency_ms", 1e-3), "e2e": ("request_latency", 1.0),
+}  # fmt: skip
 VLLM = {"ttft": "ttft", "tpot": "tpot", "itl": "itl", "e2e": "e2el"}
 AIPERF = {
-    "ttft": "time_to_first_token", "tpot": "inter_token_latency", "itl": "inter_chunk_latency", "e2e": "request_latency",
+    "ttft": "time_to_first_token", "tpot": "inter_token_latency", "itl": "inter_chunk_latency",
+    "e2e": "request_latency",
 }  # fmt: skip
 SECONDS = {"ms": 1e-3, "s": 1.0, "sec": 1.0, "seconds": 1.0, "us": 1e-6, "ns": 1e-9}
 
@@ -46,7 +45,8 @@ def imported(path: str | Path, technique: str = "full", application: str = "impo
         raise KeepKVError(f"{str(path)!r} is not as the tool writes it: {type(error).__name__} {error}") from error
     if not found:
         raise KeepKVError(
-            f"{str(path)!r} is no result of guidellm, vllm bench serve (--save-result) or aiperf (profile_export_aiperf.json)"
+            f"{str(path)!r} is no result of guidellm, vllm bench serve (--save-result) or aiperf "
+            "(profile_export_aiperf.json)"
         )
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     made_with = MadeWith(device="of the server", dtype="of the server", versions=versions())

@@ -23,7 +23,7 @@ STATISTICS: dict[str, Statistic] = {
 
 
 def quantile(x: Tensor, q: float) -> Tensor:
-    """Of the last axis, between neighbours by a straight line; NaN where it is empty. ``torch.quantile`` takes fewer."""
+    """Of the last axis, by a straight line between neighbours; NaN where it is empty. ``torch.quantile`` takes less."""
     if x.shape[-1] == 0:
         return x.new_full(x.shape[:-1], math.nan)
     ordered = x.sort(-1).values

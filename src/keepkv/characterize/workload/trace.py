@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from keepkv.errors import KeepKVError
 
 FORMS = (
-    '{"at": seconds, "n_in": tokens, "n_out": tokens} on each line, a trace of Mooncake (timestamp in ms, input_length,
-    ' "output_length), or a CSV of Azure's (TIMESTAMP, ContextTokens, GeneratedTokens)"
+    '{"at": seconds, "n_in": tokens, "n_out": tokens} on each line, a trace of Mooncake (timestamp in ms, '
+    "input_length, output_length), or a CSV of Azure's (TIMESTAMP, ContextTokens, GeneratedTokens)"
 )
 
 
