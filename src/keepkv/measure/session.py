@@ -56,7 +56,12 @@ class Session:
         """The next answer; the first one comes without a request. within: seconds, after which the process is ended."""
         assert self.process.stdout is not None
         late = threading.Event()
-        watch = threading.Timer(within or 0, lambda: (late.set(), self._kill()))
+
+        def overdue() -> None:
+            late.set()
+            self._kill()
+
+        watch = threading.Timer(within or 0, overdue)
         if within is not None:
             watch.start()
         line = self.process.stdout.readline()

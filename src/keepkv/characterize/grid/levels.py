@@ -94,7 +94,7 @@ class Technique(Checked):
     """
 
     method: str = FULL
-    budget: float | int | str | None = None
+    budget: Any = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

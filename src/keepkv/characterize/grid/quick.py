@@ -13,11 +13,11 @@ def quick() -> Grid:
         applications=(Application("facts", tasks=("niah-single-1", "variable-tracking")),),
         workloads=(
             Workload(concurrency=2, n_in=Lengths("fixed", (256,))),
-            Workload("poisson", rate=2.0, n_in=Lengths("uniform", (160, 256))),
+            Workload("poisson", rate=1.0, n_in=Lengths("uniform", (160, 256))),
         ),
         techniques=(Technique("snapkv", 0.5), Technique("keepkv", 0.5)),
         hardware=(Hardware("cpu", threads=1, dtype="float32"),),
         limits={"ttft": 2.0, "tpot": 0.5},
         phases=Phases(warm_least=3, warm_most=4, seconds=4.0, requests=8, most_seconds=30.0, idle=0.5),
-        timeout=120.0,
+        timeout=600.0,
     )  # fmt: skip
