@@ -94,7 +94,7 @@ class Technique(Checked):
     """
 
     method: str = FULL
-    budget: Any = None
+    budget: int | float | str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
