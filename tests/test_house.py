@@ -35,7 +35,7 @@ metrics models
 tasks
 asking
 evaluation
-calibrate
+calibrate characterize
 report
 bench
 cli

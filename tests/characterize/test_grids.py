@@ -47,7 +47,9 @@ def test_a_file_says_a_grid(tmp_path: Path) -> None:
     assert [one.label for one in made.workloads] == [
         "closed 1, 512 in", "closed 4, 512 in", "gamma 2/s cv 3, uniform 256-512 in, 8 out, 2 turns",
     ]  # fmt: skip
-    assert made.applications[1].text == str(tmp_path / "own.txt") and made.applications[1].questions == (("Where?", "here"),)
+    assert made.applications[1].text == str(tmp_path / "own.txt") and made.applications[1].questions == (
+        ("Where?", "here"),
+    )
     assert [one.threads for one in made.hardware] == [1, 2] and made.phases == Phases(seconds=5.0, requests=10)
     points = plan(made).points
     # applications × workloads × hardware × seeds, each with the full cache and methods × weights; and both ends.
@@ -87,7 +89,9 @@ def test_each_block_has_the_full_cache_and_both_ends_are_the_same_baseline() -> 
     blocks: dict[int, list[Point]] = {}
     for point in inner:
         blocks.setdefault(point.block, []).append(point)
-    assert len(blocks) == 8 and all(sorted(one.role for one in held) == ["baseline", "point"] for held in blocks.values())
+    assert len(blocks) == 8 and all(
+        sorted(one.role for one in held) == ["baseline", "point"] for held in blocks.values()
+    )
     assert all(len({(one.place, one.seed) for one in held}) == 1 for held in blocks.values())
     assert [one.block for one in inner] == sorted(one.block for one in inner)
 

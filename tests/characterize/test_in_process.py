@@ -15,8 +15,8 @@ from keepkv.characterize.drive.worker import Spec, measure
 from keepkv.characterize.grid.lengths import Lengths
 from keepkv.characterize.grid.levels import Application, Hardware, Point, Technique, Workload
 from keepkv.characterize.grid.read import Grid, Phases
-from keepkv.characterize.record.samples import of_request, samples
 from keepkv.characterize.record.rows import RequestRow
+from keepkv.characterize.record.samples import of_request, samples
 from keepkv.characterize.workload.calls import Calls
 from keepkv.characterize.workload.graded import graded
 from keepkv.embedded import embedded_model
@@ -79,7 +79,9 @@ def test_times_of_a_batch_are_in_order_and_the_full_cache_is_its_own_measure(ful
 
 
 @pytest.mark.parametrize("method", ["snapkv", "keepkv", "adakv", "knorm", "streaming-llm"])
-def test_a_budget_of_everything_is_the_full_cache_in_quality_and_bytes(tokenizer, full: list[Timeline], method: str) -> None:
+def test_a_budget_of_everything_is_the_full_cache_in_quality_and_bytes(
+    tokenizer, full: list[Timeline], method: str
+) -> None:
     for line, whole in zip(answered(tokenizer, Technique(method, 1.0)), full, strict=True):
         assert line.text == whole.text
         # Positions, votes and a slack for the next tokens are what a cache of keepkv has beside its slots.
@@ -140,7 +142,16 @@ def test_the_quick_profile_from_end_to_end(tmp_path) -> None:
     found = characterize(quick(), tmp_path)
     write_pages(run_pages(tmp_path), tmp_path)
     assert time.perf_counter() - began < 300
-    names = {"run.json", "points.jsonl", "points.csv", "requests.jsonl", "results.jsonl", "results.csv", "report.html", "report.md"}
+    names = {
+        "run.json",
+        "points.jsonl",
+        "points.csv",
+        "requests.jsonl",
+        "results.jsonl",
+        "results.csv",
+        "report.html",
+        "report.md",
+    }
     assert names <= {path.name for path in tmp_path.iterdir()}
     assert all(row.status == "ok" for row in found)
     bases = [row for row in found if row.technique == "full"]

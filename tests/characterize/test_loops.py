@@ -124,6 +124,9 @@ def test_a_driver_that_answers_nothing_is_said_at_once() -> None:
 def test_meters_are_told_of_both_edges() -> None:
     edges: list[float] = []
     window = run(
-        Driver(), Workload(), begun=lambda: edges.append(time.perf_counter()), ended=lambda: edges.append(time.perf_counter())
+        Driver(),
+        Workload(),
+        begun=lambda: edges.append(time.perf_counter()),
+        ended=lambda: edges.append(time.perf_counter()),
     )
     assert edges[0] <= window.start < window.end <= edges[1]

@@ -51,7 +51,10 @@ def test_the_order_does_not_matter_and_duplicates_are_tied(points: list[tuple[in
 
 
 def test_chance_is_a_tie_and_a_difference_beyond_it_is_not() -> None:
-    noisy = {name: choice(name, seed, noise=1.0, tpot_p50=mean).samples for name, mean, seed in (("a", 5.0, 1), ("b", 5.2, 2))}
+    noisy = {
+        name: choice(name, seed, noise=1.0, tpot_p50=mean).samples
+        for name, mean, seed in (("a", 5.0, 1), ("b", 5.2, 2))
+    }
     axis = [Axis("tpot_p50", "min")]
     by_name = {one.name: one for one in pareto(noisy, axis)}
     better, worse = sorted(noisy, key=lambda name: noisy[name]["tpot_p50"].point)
@@ -101,7 +104,8 @@ def test_hypervolumes_that_are_known() -> None:
 @given(st.lists(st.tuples(*[st.integers(0, 4)] * 3), max_size=5))
 def test_hypervolumes_count_unit_cubes(points: list[tuple[int, int, int]]) -> None:
     cubes = sum(
-        any(all(x <= c for x, c in zip(point, cube, strict=True)) for point in points) for cube in product(range(4), repeat=3)
+        any(all(x <= c for x, c in zip(point, cube, strict=True)) for point in points)
+        for cube in product(range(4), repeat=3)
     )
     assert hypervolume(points, (4, 4, 4)) == cubes
 

@@ -80,7 +80,10 @@ def test_what_failed_or_was_unstable_is_never_taken() -> None:
 
 def test_the_pick_is_always_one_of_the_measured() -> None:
     for seed in range(20):
-        some = [choice(f"m{i} @ 0.5", seed * 10 + i, noise=0.2, ratio=i / 5, tpot_p50=1 - i / 7, score=i / 9) for i in range(1, 6)]
+        some = [
+            choice(f"m{i} @ 0.5", seed * 10 + i, noise=0.2, ratio=i / 5, tpot_p50=1 - i / 7, score=i / 9)
+            for i in range(1, 6)
+        ]
         found = recommend(some, AXES)
         assert any(found.pick is one.row for one in some)
         assert all(any(other.row is one.row for one in some) for other in found.alternatives)

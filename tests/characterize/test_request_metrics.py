@@ -27,7 +27,12 @@ def test_times_of_a_request() -> None:
 
 def test_one_token_has_no_time_per_token_and_what_is_not_told_is_not_known() -> None:
     one = timeline(0, 1.0, None, [2.0])
-    assert (metrics.tpot(one), metrics.itl(one), metrics.queue(one), metrics.service_ttft(one)) == (None, [], None, None)
+    assert (metrics.tpot(one), metrics.itl(one), metrics.queue(one), metrics.service_ttft(one)) == (
+        None,
+        [],
+        None,
+        None,
+    )
     assert metrics.ttft(one) == pytest.approx(1.0) == metrics.e2e(one)
     cut = timeline(0, 1.0, 1.5)
     assert (metrics.ttft(cut), metrics.e2e(cut), metrics.tpot(cut)) == (None, None, None)

@@ -26,7 +26,9 @@ def row(name: str, clients: int, goodput: float, token: float):
 
 def test_memory_that_binds_makes_compression_save_machines() -> None:
     """800,000 bytes hold 4 requests of 1000 tokens at 200 bytes, and 16 at 50."""
-    rows = [row("full", n, 0.5 * n, 200.0) for n in (1, 4, 16)] + [row("half @ 0.25", n, 0.5 * n, 50.0) for n in (1, 4, 16)]
+    rows = [row("full", n, 0.5 * n, 200.0) for n in (1, 4, 16)] + [
+        row("half @ 0.25", n, 0.5 * n, 50.0) for n in (1, 4, 16)
+    ]
     best, full = capacity(rows, LOAD)
     assert (full.choice, full.fits, full.at_once, full.machines, full.bound) == ("full", 4, 4, 5, "memory")
     assert (best.choice, best.fits, best.at_once, best.machines, best.saves) == ("half @ 0.25", 16, 16, 2, 3)
@@ -34,7 +36,9 @@ def test_memory_that_binds_makes_compression_save_machines() -> None:
 
 
 def test_computing_that_binds_is_not_helped() -> None:
-    rows = [row(name, n, min(n, 2.0), token) for name, token in (("full", 50.0), ("half @ 0.5", 25.0)) for n in (1, 2, 8)]
+    rows = [
+        row(name, n, min(n, 2.0), token) for name, token in (("full", 50.0), ("half @ 0.5", 25.0)) for n in (1, 2, 8)
+    ]
     for one in capacity(rows, LOAD):
         assert one.bound == "compute" and one.machines == 5 and one.saves == 0
 
@@ -90,7 +94,10 @@ def test_settings_come_from_rows_or_from_a_file(tmp_path: Path) -> None:
             result("small", "gamma 4/s cv 2, 512 in", j_per_output_token=1.0, ttft_p95=3.0),
             result("small", "closed 4, 512 in", j_per_output_token=9.0)]  # fmt: skip
     found = settings(rows, [Limit.read("ttft_p95<=1")])
-    assert [(one.choice, one.rate, one.joules, one.feasible) for one in found] == [("full", 1.0, 4.0, True), ("small", 4.0, 1.0, False)]
+    assert [(one.choice, one.rate, one.joules, one.feasible) for one in found] == [
+        ("full", 1.0, 4.0, True),
+        ("small", 4.0, 1.0, False),
+    ]
     unmeasured = [replace(one, metrics={"ttft_p95": one.metrics.get("ttft_p95")}) for one in rows[:2]]
     with pytest.raises(KeepKVError, match="--power"):
         settings(unmeasured)
@@ -100,7 +107,7 @@ def test_settings_come_from_rows_or_from_a_file(tmp_path: Path) -> None:
     assert (one.choice, one.joules, one.source) == ("full", 7.5, "power.csv")
     for text in ("choice,rate\nfull,1\n", "choice,rate,j_per_output_token\nfull,1,0\n", ""):
         file.write_text(text)
-        with pytest.raises(KeepKVError, match="power.csv"):
+        with pytest.raises(KeepKVError, match=r"power\.csv"):
             read_power(file)
 
 
@@ -114,7 +121,9 @@ def measured(log: list):
             b = point.technique.budget or 1.0
             score = 1.0 if b >= 0.4 else b
             one = choice(point.choice, hash(point.choice) % 1000, noise=0.001, ratio=b, tpot_p50=b, score=score)
-            held[point.choice] = type(one)(replace(one.row, workload=point.workload.label, hardware=point.hardware.label), one.samples)
+            held[point.choice] = type(one)(
+                replace(one.row, workload=point.workload.label, hardware=point.hardware.label), one.samples
+            )
         return [*held.values()]
 
     log_of: dict[str, dict] = {}
@@ -127,7 +136,17 @@ def test_a_search_finds_a_planted_optimum_and_recommends_only_what_was_measured_
     space, logs, found = Space((Technique("snapkv", 0.5),), 0.1, 0.9), ([], []), []
     for log in logs:
         found.append(
-            search(grid(), space, tmp_path, axes, [Limit.read("score>=0.9")], seconds=600, trials=30, seed=3, measure=measured(log))
+            search(
+                grid(),
+                space,
+                tmp_path,
+                axes,
+                [Limit.read("score>=0.9")],
+                seconds=600,
+                trials=30,
+                seed=3,
+                measure=measured(log),
+            )
         )
     assert found[0].best.pick is not None and found[0].best.pick.choice == "snapkv @ 0.4"
     assert found[0].best.pick.choice in found[0].survivors
@@ -148,5 +167,9 @@ def test_a_search_that_measures_nothing_says_so(tmp_path: Path) -> None:
 def test_the_proxy_is_a_quarter_and_survivors_are_of_the_front() -> None:
     short = proxy(grid())
     assert short.workloads[0].n_in.values == (128.0,) and short.phases.seconds == pytest.approx(0.05)
-    some = [choice("a", 1, ratio=0.1, score=0.5), choice("b", 2, ratio=0.2, score=0.9), choice("c", 3, ratio=0.9, score=0.4)]
+    some = [
+        choice("a", 1, ratio=0.1, score=0.5),
+        choice("b", 2, ratio=0.2, score=0.9),
+        choice("c", 3, ratio=0.9, score=0.4),
+    ]
     assert survivors(some, ["a", "b", "c"], axes_of(["ratio", "score"]), 2) == ["b", "a"]

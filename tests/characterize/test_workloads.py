@@ -66,9 +66,8 @@ def test_traces_of_three_forms(tmp_path: Path) -> None:
     own, mooncake, azure = tmp_path / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "c.csv"
     own.write_text('{"at": 5, "n_in": 10, "n_out": 3}\n{"at": 4.5}\n')
     mooncake.write_text('{"timestamp": 1500, "input_length": 10, "output_length": 3, "hash_ids": [1]}\n')
-    azure.write_text(
-        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,374,44\n2023-11-16 18:17:04.4799600,396,109\n"
-    )
+    rows = ("2023-11-16 18:17:03.9799600,374,44", "2023-11-16 18:17:04.4799600,396,109")
+    azure.write_text("\n".join(("TIMESTAMP,ContextTokens,GeneratedTokens", *rows)) + "\n")
     assert read_trace(own) == [Arrival(0.0), Arrival(0.5, 10, 3)]
     assert read_trace(mooncake) == [Arrival(0.0, 10, 3)]
     [first, second] = read_trace(azure)

@@ -30,7 +30,13 @@ def timeline(
 
 
 def point_row(point: Point, digest: str = "p", **more: Any) -> PointRow:
-    known: dict[str, Any] = {"status": "ok", "window_s": 10.0, "warm": "flat", "made_with": MADE, "machine": "a machine"}
+    known: dict[str, Any] = {
+        "status": "ok",
+        "window_s": 10.0,
+        "warm": "flat",
+        "made_with": MADE,
+        "machine": "a machine",
+    }
     return PointRow(
         point=digest, role=point.role, application=point.application.name, workload=point.workload.label,
         technique=point.technique.label, weights=point.weights, hardware=point.hardware.label, seed=point.seed,
@@ -76,7 +82,12 @@ Score = Callable[[str, int], float]
 
 def made_up_run(folder: Path, requests: int = 24, joules: float | None = None) -> Path:
     """A run directory: the full cache and two methods, closed loops of two sizes and open loops of two rates."""
-    loads = (Workload(concurrency=1), Workload(concurrency=4), Workload("poisson", rate=1.0), Workload("poisson", rate=2.0))
+    loads = (
+        Workload(concurrency=1),
+        Workload(concurrency=4),
+        Workload("poisson", rate=1.0),
+        Workload("poisson", rate=2.0),
+    )
     asked = grid(workloads=loads, limits={"ttft": 1.0})
     folder.mkdir(parents=True, exist_ok=True)
     folders.begin(folder, asked.to_dict(), [])
@@ -94,18 +105,17 @@ def made_up_run(folder: Path, requests: int = 24, joules: float | None = None) -
                 step = 0.01 * speed[name] * (1 + 0.1 * rng.random())
                 times = [at + 0.1 * speed[name] + k * step for k in range(8)]
                 right = name != "snapkv" or i % 4 > 0
-                rows.append(
-                    replace(
-                        timeline(i, at, at + 0.01, times), point=digest, family="niah", n_in=500, cached=0,
-                        score=float(right), reply="7" if right else "8", kv_full=1e6, kv_bytes=1e6 * share[name],
-                        kv_logical=0.9e6 * share[name], kv_tokens=500.0, compress_s=0.0 if name == "full" else 0.01,
-                    )  # fmt: skip
-                )
+                made = timeline(
+                    i, at, at + 0.01, times, family="niah", n_in=500, cached=0, score=float(right),
+                    reply="7" if right else "8", kv_full=1e6, kv_bytes=1e6 * share[name],
+                    kv_logical=0.9e6 * share[name], kv_tokens=500.0, compress_s=0.0 if name == "full" else 0.01,
+                )  # fmt: skip
+                rows.append(replace(made, point=digest))
             spent = None if joules is None else joules * speed[name] * (load.rate or 1.0)
+            source, quality = ("none", "none") if spent is None else ("nvml-counter", "good")
             row = point_row(
-                point, digest, requests=requests, joules=spent, energy_source="none" if spent is None else "nvml-counter",
-                energy_quality="none" if spent is None else "good", peak_bytes=500_000_000,
-                unstable=None if load.arrivals == "closed" else False,
+                point, digest, requests=requests, joules=spent, energy_source=source, energy_quality=quality,
+                peak_bytes=500_000_000, unstable=None if load.arrivals == "closed" else False,
                 energy_why="no RAPL here" if spent is None else None,
             )  # fmt: skip
             run = folders.Run(folder, asked.to_dict(), requests={digest: rows})

@@ -151,7 +151,10 @@ def zone(root: Path, name: str, kind: str, count: int, most: int = 10_000_000) -
 
 
 def test_rapl_adds_packages_and_memory(tmp_path: Path) -> None:
-    package, memory = zone(tmp_path, "intel-rapl:0", "package-0", 5_000_000), zone(tmp_path, "intel-rapl:0:1", "dram", 9_000_000)
+    package, memory = (
+        zone(tmp_path, "intel-rapl:0", "package-0", 5_000_000),
+        zone(tmp_path, "intel-rapl:0:1", "dram", 9_000_000),
+    )
     zone(tmp_path, "intel-rapl:0:0", "core", 0)
     meter = rapl.open_cpu(tmp_path, period=None)
     meter.begin()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -31,16 +33,15 @@ def test_errors_crashes_memory_and_time_are_told_apart() -> None:
 
 
 def test_what_a_process_started_ends_with_it() -> None:
-    script = (
-        "import json, subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        "print(json.dumps({'pid': p.pid}), flush=True); time.sleep(60)"
-    )
+    script = """
+import json, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(json.dumps({"pid": child.pid}), flush=True)
+time.sleep(60)
+"""
     session = Session([sys.executable, "-c", script], {}, group=True)
     pid = session.answer()["pid"]
     session.close()
-    import time
-    from pathlib import Path
-
     if not Path("/proc").is_dir():
         pytest.skip("no /proc to look into")
     for _ in range(100):

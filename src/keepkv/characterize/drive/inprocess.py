@@ -101,6 +101,8 @@ class InProcess:
         ids, new = pad([item.asked[0].prompt for item in items], self.model.device)
         live = set(range(len(lines)))
         for token in greedy(self.model, cache, torch.cat((mask, new), dim=1), ids):
+            if self.over.is_set():
+                return
             said = token.tolist()  # waits for a GPU
             at = time.perf_counter()
             for i in sorted(live):
@@ -108,7 +110,7 @@ class InProcess:
                 line.times.append(at)
                 if said[i] != self.end and line.tokens is not None:
                     line.tokens.append(said[i])
-                if said[i] == self.end or len(line.times) >= line.call.limit or self.over.is_set():
+                if said[i] == self.end or len(line.times) >= line.call.limit:
                     self._finish(line, at)
                     live.remove(i)
             if not live:

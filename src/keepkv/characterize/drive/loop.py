@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -45,7 +46,7 @@ class Loop:
         self.driver, self.turns, self.workload, self.phases, self.seed = driver, turns, workload, phases, seed
         self.clock, self.begun, self.ended = clock, begun, ended
         self.window = Window()
-        self.over = False
+        self.over = asyncio.Event()
 
     async def run(self) -> Window:
         """Warm up, measure, drain. Raises ``KeepKVError`` where no request of the warm-up was answered."""
@@ -56,7 +57,7 @@ class Loop:
         drive = self._closed(count()) if self.workload.arrivals == "closed" else self._open()
         task = asyncio.ensure_future(drive)
         await self._until_enough(task)
-        self.over = True
+        self.over.set()
         window.end = self.clock()
         self.ended()
         await self._drain(task)
@@ -82,7 +83,7 @@ class Loop:
         return flat(first) and (len(each) < 3 or flat(each))
 
     async def _closed(self, numbers: Iterator[int]) -> None:
-        await self._clients(numbers, lambda: self.over)
+        await self._clients(numbers, self.over.is_set)
 
     async def _clients(self, numbers: Iterator[int], stop: Callable[[], bool]) -> None:
         async def client() -> None:
@@ -98,8 +99,9 @@ class Loop:
         for number, gap in enumerate(gaps(self.workload, self.seed)):
             due += gap
             if (wait := due - self.clock()) > 0:
-                await asyncio.sleep(wait)
-            if self.over:
+                with suppress(asyncio.TimeoutError):  # the next one is due
+                    await asyncio.wait_for(self.over.wait(), wait)
+            if self.over.is_set():
                 break
             talks.append(asyncio.ensure_future(self._talk(number, due)))
         await asyncio.gather(*talks)
@@ -109,7 +111,7 @@ class Loop:
         before: Timeline | None = None
         for call in self.turns(number):
             if before is not None:
-                if before.error is not None or self.over:
+                if before.error is not None or self.over.is_set():
                     return
                 call, due = follow(call, before.call, before.text), self.clock()
             before = Timeline(call, due)
