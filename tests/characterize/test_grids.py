@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from keepkv.characterize.grid.levels import Hardware, Point, Technique, Workload
 from keepkv.characterize.grid.plan import plan
 from keepkv.characterize.grid.possible import refusal
 from keepkv.characterize.grid.quick import quick
-from keepkv.characterize.grid.read import Phases, make_grid, read_grid
+from keepkv.characterize.grid.read import Grid, Phases, make_grid, read_grid
 from keepkv.errors import KeepKVError
 
 FILE = """
@@ -137,6 +138,13 @@ def test_a_digest_is_of_everything_that_decides_a_measurement() -> None:
     digests |= {one.digest(grid(limits={"ttft": 1.0}).setting()), one.digest(grid(phases=Phases()).setting())}
     assert len(digests) == len(others) + 3
     assert one.digest(grid(timeout=5.0).setting()) == digest  # how long one would wait decides nothing
+
+
+def test_a_grid_comes_back_from_plain_data(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(FILE)
+    for one in (read_grid(path), quick(), grid(driver="serve", seeds=(3,))):
+        assert Grid.from_dict(json.loads(json.dumps(one.to_dict()))) == one
 
 
 def test_every_kind_of_workload_comes_back_from_plain_data() -> None:

@@ -36,8 +36,9 @@ GUIDELLM = {
 }  # fmt: skip
 VLLM = {
     "request_rate": 2.0, "burstiness": 1.0, "max_concurrency": None, "duration": 10.0, "num_prompts": 20,
-    "completed": 19, "request_throughput": 1.9, "request_goodput": 1.5, "output_throughput": 240.0, "total_token_throughput": 900.0,
-    "mean_ttft_ms": 50.0, "median_ttft_ms": 45.0, "p99_ttft_ms": 90.0, "mean_tpot_ms": 10.0, "median_tpot_ms": 9.0,
+    "completed": 19, "request_throughput": 1.9, "request_goodput": 1.5, "output_throughput": 240.0,
+    "total_token_throughput": 900.0, "mean_ttft_ms": 50.0, "median_ttft_ms": 45.0, "p99_ttft_ms": 90.0,
+    "mean_tpot_ms": 10.0, "median_tpot_ms": 9.0,
     "mean_itl_ms": 11.0, "mean_e2el_ms": 1300.0,
 }  # fmt: skip
 AIPERF = {

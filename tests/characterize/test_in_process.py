@@ -120,6 +120,7 @@ def test_a_worker_measures_a_point() -> None:
     assert len(steady) >= PHASES.requests and all(row.status == "ok" for row in rows)
     assert all(row.arrive < 0 for row in rows if row.number < 0) and all(row.arrive >= 0 for row in steady)
     assert found["joules"] is None or found["energy_source"] != "none"
+    assert found["state"]["load"] >= 0 and found["state"]["cores"] >= 1
     assert found["window_s"] > 0 and found["unstable"] is None and found["made_with"]["dtype"] == "float32"
     known = of_request(steady[0])
     for name in ("queue", "ttft", "service_ttft", "tpot", "e2e", "score", "ratio", "kv_bytes", "kv_logical_bytes",

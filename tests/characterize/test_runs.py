@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from characterized import grid
 
+from keepkv.characterize.drive.again import again
 from keepkv.characterize.drive.run import characterize
 from keepkv.characterize.grid.levels import Hardware, Technique
 from keepkv.characterize.grid.plan import plan
@@ -104,6 +105,15 @@ def test_a_run_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(tmp_path: 
     steady = [(cut / name).read_bytes() for name in (POINTS, REQUESTS)]
     run(cut)  # nothing is left to do
     assert [(cut / name).read_bytes() for name in (POINTS, REQUESTS)] == steady
+
+
+def test_what_was_recommended_is_measured_again(tmp_path: Path) -> None:
+    row = next(row for row in run(tmp_path) if row.technique == "snapkv @ 0.2")
+    names = ("ratio", "tpot_p50", "leaked")
+    [ratio, time] = again(read(tmp_path), row, names, command=COMMAND)  # leaked was never measured
+    assert (ratio.name, ratio.before, ratio.now, ratio.share) == ("ratio", 0.5, 0.5, 0.0)
+    assert time.share == pytest.approx(0.0)
+    assert [point.choice for point in read(tmp_path / "again").points] == ["full", "snapkv @ 0.2"]
 
 
 def test_a_directory_takes_one_grid(tmp_path: Path) -> None:

@@ -253,6 +253,31 @@ def test_zeus_is_asked_for_a_window() -> None:
     assert cpu.end().joules is None and cpu.end().quality == "none"
 
 
+def test_a_cap_is_set_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    watts = {"now": 700_000}
+
+    def put(handle: int, milliwatts: int) -> None:
+        watts["now"] = milliwatts
+
+    made = SimpleNamespace(
+        NVMLError=NVMLError, nvmlDeviceGetPowerManagementLimitConstraints=lambda handle: (200_000, 700_000),
+        nvmlDeviceGetPowerManagementLimit=lambda handle: watts["now"], nvmlDeviceSetPowerManagementLimit=put,
+    )  # fmt: skip
+    monkeypatch.setattr(cap, "library", lambda: made)
+    monkeypatch.setattr(cap, "handle_of", lambda nvml, device: 0)
+    with pytest.raises(RuntimeError, match="within"), cap.capped("cuda", 300.0):
+        assert watts["now"] == 300_000
+        raise RuntimeError("within")
+    assert watts["now"] == 700_000
+    assert "from 200 to 700 W" in (cap.cannot_cap("cuda", 900.0) or "")
+
+    def barred(handle: int, milliwatts: int) -> None:
+        raise NVMLError("no permission")
+
+    made.nvmlDeviceSetPowerManagementLimit = barred
+    assert "no permission" in (cap.cannot_cap("cuda", 300.0) or "")
+
+
 def test_power_is_capped_on_gpus_alone() -> None:
     assert "GPUs alone" in (cap.cannot_cap("cpu", 100) or "")
     with pytest.raises(KeepKVError, match="GPUs alone"), cap.capped("cpu", 100):

@@ -83,7 +83,12 @@ def test_notes_say_what_must_not_be_misread(run: Path, tmp_path: Path) -> None:
         from dataclasses import replace
 
         folders.add(dark, replace(row, role=role), [])
-    assert any("tpot_mean by +10.0 %" in note for note in run_pages(dark).notes)
+        if role == "end":
+            busy = replace(row, point="busy", role="point", state={"load": 9.0, "cores": 2})
+            folders.add(dark, busy, [])
+    notes = run_pages(dark).notes
+    assert any("tpot_mean by +10.0 %" in note for note in notes)
+    assert any("at 1 of 15 points more than 1.5 processes a core" in note for note in notes)
 
 
 def test_what_failed_and_what_was_dropped_is_told(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,3 +25,31 @@ def said(file: str, name: str) -> str | None:
     except OSError:
         return None
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)
+
+
+def state(device: torch.device) -> dict[str, Any]:
+    """What of a machine changes from one measurement to the next. ``load``: processes that ran or waited to, mean of
+    the last minute; ``cores``. Of a GPU with NVML: ``driver``, ``sm_mhz``, ``celsius``, ``cap_w``. What is not told is
+    left out."""
+    found: dict[str, Any] = {}
+    if hasattr(os, "getloadavg"):
+        found |= {"load": round(os.getloadavg()[0], 2), "cores": os.cpu_count()}
+    if device.type == "cuda":
+        found |= _gpu(device)
+    return found
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    from keepkv.measure.energy.nvml import handle_of, library
+
+    try:
+        nvml = library()
+        handle = handle_of(nvml, device)
+        return {
+            "driver": str(nvml.nvmlSystemGetDriverVersion()),
+            "sm_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "celsius": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+            "cap_w": nvml.nvmlDeviceGetPowerManagementLimit(handle) / 1e3,
+        }
+    except Exception as error:  # no library, no driver, or one that tells less
+        return {"nvml": f"{type(error).__name__}: {error}"}

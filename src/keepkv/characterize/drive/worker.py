@@ -27,6 +27,7 @@ from keepkv.core.plugins import load_file
 from keepkv.errors import KeepKVError
 from keepkv.measure.energy import EnergyMeter, NoMeter, Reading, open_meter
 from keepkv.measure.energy.cap import capped
+from keepkv.measure.machine import state
 from keepkv.measure.rows import plain
 
 
@@ -75,6 +76,7 @@ def measure(spec: Spec) -> dict[str, Any]:
         "window_s": span,
         "joules": energy.joules, "energy_source": energy.source, "energy_quality": energy.quality,
         "energy_why": energy.why, "idle_watts": rest, "peak_bytes": peak, "made_with": made,
+        "state": state(device) if local else {},
     }  # fmt: skip
 
 

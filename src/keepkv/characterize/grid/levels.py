@@ -38,6 +38,11 @@ class Application(Checked):
         if bool(self.tasks) == (self.text is not None):
             raise KeepKVError(f"application {self.name!r}: give either tasks or a text of your own")
 
+    @classmethod
+    def from_dict(cls, held: dict[str, Any]) -> Application:
+        """The application in plain data."""
+        return cls(**{**held, "tasks": tuple(held["tasks"]), "questions": tuple(map(tuple, held["questions"]))})
+
 
 @dataclass(frozen=True)
 class Workload(Checked):
@@ -85,6 +90,16 @@ class Workload(Checked):
         said += [f"{self.shared:.0%} shared"] if self.shared else []
         said += [f"{self.turns} turns"] if self.turns > 1 else []
         return ", ".join(said)
+
+    @classmethod
+    def from_dict(cls, held: dict[str, Any]) -> Workload:
+        """The workload in plain data."""
+        lengths = {
+            name: Lengths(held[name]["kind"], tuple(held[name]["values"]))
+            for name in ("n_in", "n_out")
+            if held[name] is not None
+        }
+        return cls(**{**held, **lengths})
 
 
 @dataclass(frozen=True)
@@ -178,13 +193,8 @@ class Point(Checked):
     @classmethod
     def from_dict(cls, held: dict[str, Any]) -> Point:
         """The point that ``to_dict`` gave."""
-        app, work = dict(held["application"]), dict(held["workload"])
-        app |= {"tasks": tuple(app["tasks"]), "questions": tuple(map(tuple, app["questions"]))}
-        for name in ("n_in", "n_out"):
-            if work[name] is not None:
-                work[name] = Lengths(work[name]["kind"], tuple(work[name]["values"]))
         made = {
-            "application": Application(**app), "workload": Workload(**work),
+            "application": Application.from_dict(held["application"]), "workload": Workload.from_dict(held["workload"]),
             "technique": Technique(**held["technique"]), "hardware": Hardware(**held["hardware"]),
         }  # fmt: skip
         return cls(**{**held, **made})

@@ -90,6 +90,18 @@ class Grid(Checked):
         made: dict[str, Any] = plain(asdict(self))
         return made
 
+    @classmethod
+    def from_dict(cls, held: dict[str, Any]) -> Grid:
+        """The grid that ``to_dict`` gave."""
+        levels: dict[str, Any] = {
+            "applications": tuple(map(Application.from_dict, held["applications"])),
+            "workloads": tuple(map(Workload.from_dict, held["workloads"])),
+            "techniques": tuple(Technique(**one) for one in held["techniques"]),
+            "hardware": tuple(Hardware(**one) for one in held["hardware"]),
+            "phases": Phases(**held["phases"]),
+        }
+        return cls(**{**held, **levels, "weights": tuple(held["weights"]), "seeds": tuple(held["seeds"])})
+
 
 def read_grid(path: str | Path) -> Grid:
     """The grid in a YAML file; paths in it are relative to it. Raises ``KeepKVError`` with what is wrong."""

@@ -64,7 +64,8 @@ class PointRow(Row):
     moved when the window began. unstable: the queue grew through the window of an open loop. window_s: its length.
     joules, idle_watts: measured in the window, and before it at rest; None where nothing was measured, and energy_why
     says why; energy_source and energy_quality as ``measure.energy.Reading`` has them. peak_bytes: most memory of the
-    process that holds the model. imported: the tool whose numbers these are; ``metrics`` are then all there is of them.
+    process that holds the model. state: of the machine when the window ended, as ``measure.machine.state`` has it.
+    imported: the tool whose numbers these are; ``metrics`` are then all there is of them.
     """
 
     schema: int = SCHEMA
@@ -91,6 +92,8 @@ class PointRow(Row):
     energy_quality: str = "none"
     energy_why: str | None = None
     peak_bytes: int | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
     imported: str | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     made_with: MadeWith = field(metadata=INLINE)

@@ -24,6 +24,7 @@ COLUMNS = {
     "compressing": "compress_share", "tokens/s": "output_per_s", "requests/s": "requests_per_s",
     "goodput/s": "goodput_per_s", "J/token": "j_per_output_token", "J/correct": "j_per_correct",
 }  # fmt: skip
+BUSY = 1.5  # processes a core, of which one may be the measurement
 FEW = 20  # requests of a point, below which its percentiles and intervals say little
 
 
@@ -54,6 +55,12 @@ def notes(run: Run) -> list[str]:
         found.append(f"Drift: the baseline moved from the start of the run to its end, {said}. Compare within blocks.")
     elif not drift(run.points):
         found.append("Drift is not known: the baseline was not measured at both ends of the run.")
+    busy = [point for point in run.points if point.state.get("load", 0) > BUSY * point.state.get("cores", 1)]
+    if busy:
+        found.append(
+            f"Others used the machine: at {len(busy)} of {len(run.points)} points more than {BUSY:g} processes a core "
+            "ran or waited. Times and throughput of such a run say little."
+        )
     counts = [point.requests for point in run.points if point.status == "ok" and point.imported is None]
     if counts and min(counts) < FEW:
         found.append(f"As few as {min(counts)} requests a point: percentiles and intervals of so few say little.")
