@@ -93,7 +93,6 @@ class PointRow(Row):
     energy_why: str | None = None
     peak_bytes: int | None = None
     state: dict[str, Any] = field(default_factory=dict)
-    state: dict[str, Any] = field(default_factory=dict)
     imported: str | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     made_with: MadeWith = field(metadata=INLINE)
