@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -73,20 +74,22 @@ def test_times_of_a_batch_are_in_order_and_the_full_cache_is_its_own_measure(ful
         assert line.arrive <= line.admit < line.times[0] and line.times == sorted(line.times)
         assert line.end == line.times[-1] and len(line.times) == line.n_out <= line.call.limit
         assert line.kv["kv_bytes"] == line.kv["kv_full"] == line.kv["kv_logical"] and line.kv["compress_s"] == 0.0
-    admits = sorted({line.admit for line in full})
-    assert len(admits) == 2  # three rows, then the one that waited
-    assert max(line.end for line in full if line.admit == admits[0]) <= admits[1]
+    batches = [[line for line in full if line.admit == admit] for admit in sorted({line.admit for line in full})]
+    assert len(batches) > 1 and max(map(len, batches)) <= 3
+    for sooner, later in pairwise(batches):  # those that waited were begun when the others had ended
+        assert max(line.end for line in sooner) <= later[0].admit
 
 
 @pytest.mark.parametrize("method", ["snapkv", "keepkv", "adakv", "knorm", "streaming-llm"])
 def test_a_budget_of_everything_is_the_full_cache_in_quality_and_bytes(
     tokenizer, full: list[Timeline], method: str
 ) -> None:
-    for line, whole in zip(answered(tokenizer, Technique(method, 1.0)), full, strict=True):
+    # One at a time: a batch has padding, which a full cache holds and ours does not.
+    for line, whole in zip(answered(tokenizer, Technique(method, 1.0), rows=1), full, strict=True):
         assert line.text == whole.text
         # Positions, votes and a slack for the next tokens are what a cache of keepkv has beside its slots.
-        assert line.kv["kv_logical"] <= 1.06 * whole.kv["kv_full"]
-        assert whole.kv["kv_full"] <= line.kv["kv_bytes"] <= 1.35 * whole.kv["kv_full"]
+        assert line.kv["kv_full"] <= line.kv["kv_logical"] <= 1.06 * line.kv["kv_full"]
+        assert line.kv["kv_logical"] <= line.kv["kv_bytes"] <= 1.35 * line.kv["kv_full"]
 
 
 def test_a_budget_is_kept_and_what_compressing_took_is_told(tokenizer, full: list[Timeline]) -> None:

@@ -32,7 +32,7 @@ def test_a_planted_optimum_is_found_with_its_neighbours_and_their_price() -> Non
     assert price["ratio"] == pytest.approx(1 / 0.3 - 1, rel=0.05)
     beaten = next(one for one in found.standings if one.name == "random @ 0.3")
     assert set(beaten.dominated_by) == {"keepkv @ 0.3", "keepkv @ 0.1"}
-    assert found.volume and found.volume["keepkv"] > found.volume["full"] > found.volume["random"]
+    assert found.volume and found.volume["keepkv"] > max(found.volume["full"], found.volume["random"]) > 0
 
 
 def test_limits_come_first_and_an_objective_instead_of_the_knee() -> None:
@@ -48,7 +48,7 @@ def test_limits_come_first_and_an_objective_instead_of_the_knee() -> None:
     [
         (("ratio<=0.05",), r"ratio ≤ 0.05 binds: keepkv @ 0.1 has 0.\d+, \d+ % beyond, and no other comes nearer"),
         (("score>=0.99", "ratio<=2"), r"score ≥ 0.99 binds: full has 0.\d+, \d+ % beyond"),
-        (("ratio<=0.2", "score>=0.8"), r"binds beside the others: keepkv @ 0.3 has"),
+        (("ratio<=0.2", "score>=0.8"), r"binds together with the others: keepkv @ 0.3 has"),
         (("j_per_correct<=1",), "j_per_correct ≤ 1 J binds: it was not measured"),
     ],
 )

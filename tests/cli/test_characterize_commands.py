@@ -9,13 +9,13 @@ import pytest
 from characterized import made_up_run
 from typer.testing import CliRunner
 
-from keepkv.cli.main import app
+from keepkv.cli.program import program
 
 GRID = "applications: [{tasks: [niah-single-1]}]\nmethods: [{method: snapkv, budget: [0.25, 0.5]}]\n"
 
 
 def said(*words: str, code: int = 0) -> str:
-    done = CliRunner().invoke(app, list(words))
+    done = CliRunner().invoke(program, list(words))
     assert done.exit_code == code, done.output
     return done.output
 

@@ -68,7 +68,7 @@ def search(
     act = measure or _measured(step, whole)
     study = optuna.create_study(
         directions=["minimize" if axis.best == "min" else "maximize" for axis in axes],
-        sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True, warn_independent_sampling=False),
+        sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True),
     )
     tried: dict[str, Point] = {}
     until, shortened = time.monotonic() + 0.6 * seconds, replace(base, workload=short.workloads[0])
