@@ -38,6 +38,7 @@ evaluation
 training
 serve
 calibrate
+calibrate characterize
 report
 bench
 cli
