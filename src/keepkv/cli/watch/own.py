@@ -35,10 +35,13 @@ def load(name: str, device: str) -> tuple[Any, Any]:
 
 
 def blocks(path: str, every: int) -> Iterator[Tensor]:
-    """Frames of a file, one of ``every``, some at a time."""
+    """Frames of a file, one of ``every``, some at a time. Raises ``UnsupportedInput`` where there is no file."""
     if not Path(path).is_file():
         raise UnsupportedInput(f"no video file {path!r}")
-    frames = islice(frames_of(path), 0, None, every)
+    return _some_at_a_time(islice(frames_of(path), 0, None, every))
+
+
+def _some_at_a_time(frames: Iterator[Tensor]) -> Iterator[Tensor]:
     while block := list(islice(frames, BLOCK)):
         yield torch.stack(block)
 
