@@ -56,6 +56,13 @@ def plan(curriculum: str) -> list[tuple[int, int, int]]:
     return steps
 
 
+def begin_with(model: Any, state: dict[str, Tensor]) -> None:
+    """Take weights of a model that may know fewer words: the first ones of this one's."""
+    own = model.state_dict()
+    for name, value in state.items():
+        own[name][: len(value)] = value
+
+
 def train(
     out: Path,
     curriculum: str = CURRICULUM,
@@ -75,7 +82,7 @@ def train(
     model = make_model(tokenizer, seed)
     out.mkdir(parents=True, exist_ok=True)
     if start is not None:
-        model.load_state_dict(torch.load(start / STATE, weights_only=True)["model"])
+        begin_with(model, torch.load(start / STATE, weights_only=True)["model"])
     elif (out / NAMED).exists():
         model.load_state_dict(torch.load(out / NAMED, weights_only=True))
     else:

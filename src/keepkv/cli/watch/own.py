@@ -10,28 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keepkv.cli.load import one_line
-from keepkv.cli.output import waiting
 from keepkv.cli.watch.run import Question
 from keepkv.errors import KeepKVError, UnsupportedInput
 from keepkv.video.family import Family, Sectioned
 from keepkv.video.frames import frames_of
 
 BLOCK = 16  # frames that are decoded before they are pushed
-
-
-def load(name: str, device: str) -> tuple[Any, Any]:
-    """Model in evaluation mode and processor, from a directory or the Hub."""
-    with waiting(f"loading {name}"):
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        try:
-            processor = AutoProcessor.from_pretrained(name)
-            model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
-        except (OSError, ValueError, ImportError) as error:
-            raise KeepKVError(f"cannot load model {name!r} with its processor: {one_line(error)}") from error
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return model.to(where).eval(), processor
 
 
 def blocks(path: str, every: int) -> Iterator[Tensor]:
