@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from keepkv.engine.cache import Cache
 from keepkv.engine.passes.gradients import sensitivities
+from keepkv.engine.places import text_of, text_places
 from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheStateError, KeepKVError, UnsupportedInput
 from keepkv.score.base import WORTH, Score
@@ -57,7 +58,7 @@ def reread(
             "such as 'kvzip'"
         )
     check_whole(cache, input_ids, mask, "reread")
-    rows = [ids[real] for ids, real in zip(input_ids, mask.bool(), strict=True)]
+    rows = text_of(cache, input_ids, mask)
     prompt = input_ids.new_empty(0) if prompt_ids is None else prompt_ids.to(input_ids.device)
     prompts = prompt.expand(len(rows), prompt.shape[-1])
     stats = [_fresh(layer.store.view().stats, cache.settings.stats) for layer in cache.compressible]
@@ -137,7 +138,7 @@ def feed(model: PreTrainedModel, cache: Cache, ids: Tensor, mask: Tensor) -> Ten
     comes next."""
     seen = torch.cat((mask, mask.new_ones(ids.shape)), dim=1)
     out = model(
-        input_ids=ids, attention_mask=seen, position_ids=(seen.cumsum(-1) - 1)[:, -ids.shape[1] :],
+        input_ids=ids, attention_mask=seen, position_ids=text_places(cache, seen, ids.shape[1]),
         **{CACHE: cache}, use_cache=True, logits_to_keep=1,
     )  # fmt: skip
     logits: Tensor = out.logits[:, -1]
