@@ -29,7 +29,10 @@ def made(model: Any, method: Method, budget: Any) -> keepkv.Cache:
 def read(model: Any, cache: keepkv.Cache, inputs: dict[str, Tensor]) -> Tensor:
     """Logits (B,4,V) of four tokens behind a prompt that was compressed."""
     with torch.no_grad():
-        model(**inputs, **{CACHE: cache}, logits_to_keep=1)
+        mask = inputs["attention_mask"]
+        # As ``generate`` has them: a model with M-RoPE finds its own, others would count padding.
+        places = {} if "mm_token_type_ids" in inputs else {"position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
+        model(**inputs, **places, **{CACHE: cache}, logits_to_keep=1)
         look_again(model, cache, inputs["input_ids"], inputs["attention_mask"])
         cache.compress()
         cache.compressing = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from keepkv.cli.load import load
+from keepkv.cli.load import load, load_vlm
 from keepkv.cli.options import AsJson, Device, Import, Model, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, resume, table
 from keepkv.errors import KeepKVError
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 TASKS = ("niah-multikey-1", "niah-multiquery", "variable-tracking", "qa-1")
 METHODS = ("auto", "keepkv")
 BUDGETS = ("10%bytes", "20%bytes")
+VISION_TASKS = ("vision",)
+VISION_METHODS = ("h2o", "pyramidkv", "vl-cache", "text-first", "visionzip", "prumerge-plus")
+VISION_BUDGETS = ("0.2", "0.4")  # of the tokens: what a reducer counts, too
 # Fields of a ``Setup`` that an option is called otherwise than.
 FIELDS = {
     "task": "tasks", "method": "variants", "budget": "budgets", "length": "lengths", "mode": "modes", "seed": "seeds",
@@ -62,6 +65,13 @@ def evaluation(
         bool | None,
         Option("--plain/--terse", help="Plain-English prompts: the default for every model but the embedded one."),
     ] = None,
+    vlm: Annotated[
+        bool, Option("--vlm", help="A model that sees, on tasks with pictures; reducers can be given as methods.")
+    ] = False,
+    size: Annotated[
+        str | None,
+        Option(metavar="HxW", help="With --vlm: size of pictures, for models that take any."),
+    ] = None,
     device: Device = "auto",
     out: Annotated[
         str | None,
@@ -89,6 +99,7 @@ def evaluation(
       keepkv eval --add results --import my_score.py --method my-score
       keepkv eval --model Qwen/Qwen3-0.6B -t niah-multikey-1 -t qa-2 -m keepkv -m keepkv:key=zip -l 4096
       keepkv eval -t long-decode -m tova -b 64 --every 8 --json
+      keepkv eval --vlm -m vl-cache -m text-first -m visionzip -b 0.2
     """
     from keepkv import tasks as known
     from keepkv.cli import arguments
@@ -99,29 +110,37 @@ def evaluation(
 
     if add is not None and out is not None:
         raise KeepKVError("--add names the directory that is added to: leave out --out")
-    names = [name for name in REGISTRY if name != "full"] if method == ["all"] else method or list(METHODS)
+    usual = VISION_METHODS if vlm else METHODS
+    names = [name for name in REGISTRY if name != "full"] if method == ["all"] else method or list(usual)
     is_plain = plain if plain is not None else model is not None
     given: dict[str, Any] = {
         "model": "embedded" if model is None else model,
-        "tasks": known.chosen(task or TASKS),
-        "variants": tuple(arguments.variant(name) for name in names),
-        "budgets": tuple(budget or BUDGETS),
+        "tasks": known.chosen(task or (VISION_TASKS if vlm else TASKS), sees=vlm),
+        "variants": tuple(arguments.variant(name, reducers=vlm) for name in names),
+        "budgets": tuple(budget or (VISION_BUDGETS if vlm else BUDGETS)),
         "lengths": tuple(length or (1024,)),
         "modes": tuple(mode or ("agnostic",)),
         "items": items,
         "seeds": tuple(seed or (0,)),
-        "batch": batch,
+        "batch": 1 if vlm else batch,
         "sinks": None if sinks < 0 else sinks,
         "window": None if window < 0 else window,
         "every": every,
         "plain": is_plain,
         "slack": 24 if is_plain else 0,
+        "size": arguments.size(size),
     }
     if add is not None:
         typed = {FIELDS.get(name, name) for name in context.params if _typed(context, name)}
         given = _held(add) | {name: value for name, value in given.items() if name in typed}
     setup = Setup(**given)
-    network, tokenizer = load(None if setup.model == "embedded" else setup.model, device)
+    if setup.sees != vlm:
+        raise KeepKVError(
+            "tasks with pictures and tasks without cannot be mixed: give --vlm for the first, and leave it out for the "
+            f"second; given were {', '.join(setup.tasks)}"
+        )
+    name = None if setup.model == "embedded" else setup.model
+    network, tokenizer = load_vlm(name, device, setup.size) if vlm else load(name, device)
     check_tokens(network, max(setup.lengths), "a context")
     where = add or out
     with tempfile.TemporaryDirectory() as scratch, progress_rows(total(setup), resume(where)) as step:
