@@ -44,6 +44,7 @@ class Density(Allocate):
         sums = dense.sum(-1, keepdim=True)
         even = torch.full_like(dense, 1 / dense.shape[-1])
         weights = (1 - self.adaptive) * even + self.adaptive * torch.where(sums > 0, dense / sums, even)
+        weights = weights + 1e-9 * even  # a layer of no density takes what others cannot
         counts = share(total, weights, low, low, held, None, 1.0)
         lengths = [(t > 0).sum(-1) for t in tiers]
         return [n[:, None].expand_as(own).minimum(own) for n, own in zip(counts.unbind(-1), lengths, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -137,9 +138,8 @@ class Seeing:
             return torch.arange(len(vision), device=vision.device)[None]
         parts, edge, at = [], 0, 0
         changes = (vision[1:] != vision[:-1]).nonzero()[:, 0] + 1
-        for size in torch.diff(
-            changes, prepend=changes.new_zeros(1), append=changes.new_tensor([len(vision)])
-        ).tolist():
+        ends = [0, *changes.tolist(), len(vision)]
+        for size in (end - start for start, end in pairwise(ends)):
             if bool(vision[at]):
                 axes = [torch.arange(n, device=vision.device) for n in (size // self.cells, *self.grid)]
                 part = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)

@@ -41,8 +41,8 @@ def check_reducible(model: Any) -> None:
         "gemma3": "its tokens are pooled after the tower",
     }.get(kind, "how its tower attends is not known here")
     raise UnsupportedModel(
-        f"{type(model).__name__}: vision features cannot be reduced, {why}. Supported are Qwen2-VL and LLaVA; methods on "
-        "the cache serve the others."
+        f"{type(model).__name__}: vision features cannot be reduced, {why}. Supported are Qwen2-VL and LLaVA; "
+        "methods on the cache serve the others."
     )
 
 
