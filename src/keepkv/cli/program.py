@@ -85,6 +85,7 @@ def with_progress(verb: Callable[..., Any]) -> Callable[..., Any]:
 
 VERBS = (
     Verb("demo", "demo.command:demo", USE),
+    Verb("watch", "watch.command:watch", USE),
     Verb("generate", "generate:generate", USE),
     Verb("fit", "fit:fit", USE, long=False),
     Verb("serve", "serve:serve", USE, long=False),
