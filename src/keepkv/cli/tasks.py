@@ -18,6 +18,7 @@ GROUPS = {
     "replies": "long replies: the cache is compressed while they are decoded",
     "text": "no question: how likely a text's continuation stays",
     "vision": "pictures of our own: `keepkv eval --vlm`",
+    "scenes": "moving scenes, which the model in the package that sees was trained on: `keepkv eval --vlm`",
     "registered": "registered by you or by an installed package",
     "files": "benchmarks of others, from files or a hub",
 }

@@ -11,7 +11,7 @@ from keepkv.tasks.base import Item, Question, Task, TaskError
 from keepkv.tasks.demo import demo_document
 from keepkv.tasks.files import BENCHMARKS, FileTask, is_file_task, open_task
 from keepkv.tasks.scoring import Score, grade, score, score_item
-from keepkv.tasks.vision import drawn
+from keepkv.tasks.vision import drawn, moving
 
 # The thirteen shapes of RULER (arXiv 2404.06654), in text of our own: never to be compared with published numbers.
 RULER = (*niah.TASKS, variable_tracking.TASK, *word_lists.TASKS, *qa.TASKS)
@@ -22,6 +22,7 @@ GROUPS: dict[str, tuple[Task, ...]] = {
     "replies": (long_decode.TASK,),
     "text": (perplexity.TASK,),
     "vision": drawn.TASKS,
+    "scenes": moving.TASKS,
 }
 OWN = "registered"  # the group of tasks that others have added
 _TASKS: dict[str, Task] = {task.name: task for group in GROUPS.values() for task in group}

@@ -59,8 +59,8 @@ def read_reduced(
         raise KeepKVError(
             f"method {cache.settings.method.name!r}: a reduced prompt is read by the method 'full'; its budget is spent"
         )
-    last = int(seen.vision[0].nonzero().max())
-    if last == seen.vision.shape[1] - 1:
+    whole = isinstance(seeing.family, Sectioned)
+    if whole and bool(seen.vision[0, -1]):  # what comes next counts on from its place, which may be gone
         raise UnsupportedInput("a prompt that ends in a picture cannot be reduced: put some text behind it")
     steps = observe(model, seeing, seen.pixels)
     places = seen.vision[0].nonzero()[:, 0].split(seeing.cells)
@@ -79,7 +79,6 @@ def read_reduced(
     embedded[0, vision_at] = torch.cat(features).to(embedded.dtype)
     kinds = (seen.vision * VIDEO)[:, index]
     begins = kinds.bool() & torch.isin(index, torch.stack([part[0] for part in kept]))[None]
-    whole = isinstance(seeing.family, Sectioned)
     at = seen.places[..., index] if whole else torch.arange(len(index), device=index.device)[None]
     mask = torch.ones(1, len(index), dtype=torch.int64, device=index.device)
     with telling(cache, kinds, begins):

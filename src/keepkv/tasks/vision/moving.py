@@ -1,0 +1,39 @@
+"""Questions about moving scenes, a task for each kind: what the model in the package that sees was trained on."""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+
+from keepkv.tasks.base import Count, Item, Question, Task, TaskError
+from keepkv.tasks.scenes import KINDS, questions, story
+from keepkv.tasks.scenes.story import LONGEST
+from keepkv.vision.seeing import MARK
+
+LEAST, DRAWS, MOST = 8, 200, 3  # frames of a scene, scenes that are tried, questions that are asked
+FRAMES_PER_EVENT = 6
+
+
+def scene_item(rng: random.Random, count: Count, length: int, kind: str) -> Item:
+    """A scene of as many frames as ``length`` tokens hold, and up to three questions of ``kind``."""
+    one, several = count(MARK), count(MARK * 2)
+    frames = (length - count("<s>") - (2 * one - several)) // max(1, several - one)
+    if frames < LEAST:
+        raise TaskError(f"{length} tokens hold {frames} frames, and a scene has {LEAST}: give longer contexts")
+    events = max(2, min(frames // LONGEST, frames // FRAMES_PER_EVENT, 16))
+    for _ in range(DRAWS):
+        scene = story(rng, frames, events, min(2, frames - 1))
+        found = [asked for asked in questions(scene) if asked.kind == kind]
+        if found:
+            chosen = rng.sample(found, min(MOST, len(found)))
+            asked = tuple(Question(f" {x.text}", f" {x.answer}") for x in chosen)
+            return Item(f"<s>{MARK * frames}", asked, framed=True, pictures=(scene.frames(),))
+    raise TaskError(f"no scene of {frames} frames was found that {kind!r} can be asked of: give longer contexts")
+
+
+_WORDS = {
+    "colour": "the colour of a thing that came", "place": "where a thing stood", "way": "which way a thing went",
+    "number": "the number on a card", "before": "what came before a thing", "count": "how many things of a colour came",
+    "seen": "whether a thing came", "now": "the colour of the lamp", "changed": "the colour of the lamp before",
+}  # fmt: skip
+TASKS = tuple(Task(f"scene-{kind}", _WORDS[kind], partial(scene_item, kind=kind), sees=True) for kind in KINDS)
