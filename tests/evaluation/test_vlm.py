@@ -48,12 +48,15 @@ def test_rows_of_methods_and_reducers(name: str, tmp_path: Path) -> None:
     full = {(row.task, row.seed): row for row in rows if row.method == "full"}
     for row in rows:
         whole = full[row.task, row.seed]
-        assert row.tokens == whole.tokens and row.full_bytes in (None, whole.full_bytes)
-        if row.error is None and row.method != "full":
+        if row.error is not None:
+            continue
+        assert row.tokens == whole.tokens and row.full_bytes == whole.full_bytes
+        if row.method != "full":
             assert row.compressed and row.slots <= 0.8 * row.tokens  # type: ignore[operator]
             assert 0.7 * row.tokens <= row.slots  # type: ignore[operator]
         if row.method in ("visionzip", "prumerge-plus"):
-            assert row.slots == int(0.8 * row.tokens) and row.ratio == pytest.approx(row.slots / row.tokens, abs=0.01)  # type: ignore[operator]
+            assert row.slots == int(0.8 * row.tokens)  # type: ignore[operator]
+            assert row.ratio == pytest.approx(row.slots / row.tokens, abs=0.03)  # type: ignore[operator]
     assert {cell.method for cell in cells} >= {"full", "random", "snapkv", "visionzip"}
     found = {(one.method, one.budget): one for one in aggregates(rows)}
     assert found["full", 1.0].loyalty.micro == 100 and found["full", 1.0].entries == pytest.approx(

@@ -106,12 +106,7 @@ def test_records_of_named_benchmarks(tmp_path: Path) -> None:
     asked = item.questions[0]
     assert item.context == f"{MARK}\n" and asked.prompt.startswith("\nWhat does it say?") and asked.metric is not None
     assert asked.metric("total 12") == 1.0 and asked.metric("something else") == 0.0
-    two = {
-        "images": ["a.png", "a.png"],
-        "question": f"{MARK} before {MARK} after?",
-        "answer": "B",
-        "options": ["x", "y"],
-    }
+    two = {"images": ["a.png"] * 2, "question": f"{MARK} before {MARK} after?", "answer": "B", "options": ["x", "y"]}
     item = tasks.open("vlm:mmmu", written(tmp_path, two)).generate(Marks(), 200, 0)
     assert item.context == f"{MARK} before {MARK}\n" and "A. x\nB. y" in item.questions[0].prompt
     with pytest.raises(TaskError, match="give longer contexts"):

@@ -18,6 +18,7 @@ from keepkv.errors import KeepKVError
 
 if TYPE_CHECKING:
     from keepkv.evaluation.rows import CellRow
+    from keepkv.evaluation.vision import Aggregate
 
 TASKS = ("niah-multikey-1", "niah-multiquery", "variable-tracking", "qa-1")
 METHODS = ("auto", "keepkv")
@@ -145,10 +146,12 @@ def evaluation(
     where = add or out
     with tempfile.TemporaryDirectory() as scratch, progress_rows(total(setup), resume(where)) as step:
         cells = evaluate(network, tokenizer, setup, where or scratch, step, add=add is not None)
+        bench = _bench(where or scratch) if vlm else []
     if as_json:
-        print_json(cells)
+        print_json({"cells": cells, "bench": bench} if vlm else cells)
     else:
         _show(cells)
+        _show_bench(bench)
         if where is not None:
             typer.echo(f"wrote {Path(where)}; keepkv report {where} makes a page of it")
     if failed := sum(cell.failed for cell in cells):
@@ -196,6 +199,38 @@ def _show(cells: list[CellRow]) -> None:
     out.print("ratio: bytes kept / bytes of a plain cache. − full: paired difference to the full cache, same items.")
     if any(isinstance(cell.budget, float) and cell.budget < 1 for cell in cells):
         out.print("Budgets are shares of the tokens, so bytes differ: see ratio, or give 10%bytes to hold them equal.")
+
+
+def _bench(folder: str) -> list[Aggregate]:
+    from keepkv.evaluation.rows import ITEMS, ItemRow
+    from keepkv.evaluation.vision import aggregates
+    from keepkv.measure.files import read_rows
+
+    return aggregates(read_rows(Path(folder).expanduser(), ITEMS, ItemRow))
+
+
+def _show_bench(found: list[Aggregate]) -> None:
+    out = console()
+    for mode, length in dict.fromkeys((one.mode, one.length) for one in found):
+        made = table("method", "budget", "entries", "of tokens", "OP", "loyalty", "95 %")
+        for one in found:
+            if (one.mode, one.length) == (mode, length):
+                loyal = one.loyalty
+                made.add_row(
+                    one.method, str(one.budget), "" if one.entries is None else f"{one.entries:.0f}",
+                    _number(one.share), _number(one.performance), "" if loyal is None else f"{loyal.macro:.1f}",
+                    "" if loyal is None else f"{loyal.low:.0f} … {loyal.high:.0f}",
+                )  # fmt: skip
+        out.print(f"\n[bold]all tasks[/bold], {length} tokens, {mode}")
+        out.print(made)
+    if found:
+        out.print("entries: cached in a layer, mean. OP: √ of the mean squared ratio to the full cache's scores.")
+        out.print(
+            "loyalty: replies that are the full cache's, per cent, mean over tasks; the interval is over replies."
+        )
+        lost = sorted({name for one in found for name in one.left_out})
+        if lost:
+            out.print(f"Without a ratio, as the full cache scores 0: {', '.join(lost)}.")
 
 
 def _number(value: float | None, sign: str = "") -> str:
