@@ -47,7 +47,7 @@ def test_all_thirteen_shapes_of_ruler_are_there():
 
 
 def test_unknown_task_is_refused_with_the_known_ones():
-    with pytest.raises(UnknownName, match="unknown task 'nonsense'. Did you mean 'notes'"):
+    with pytest.raises(UnknownName, match=r"unknown task 'nonsense'\. Did you mean 'notes'"):
         tasks.get("nonsense")
     with pytest.raises(UnknownName, match="Did you mean 'niah-single-2'"):
         tasks.get("niah-singel-2")

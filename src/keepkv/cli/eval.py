@@ -225,9 +225,7 @@ def _show_bench(found: list[Aggregate]) -> None:
         out.print(made)
     if found:
         out.print("entries: cached in a layer, mean. OP: √ of the mean squared ratio to the full cache's scores.")
-        out.print(
-            "loyalty: replies that are the full cache's, per cent, mean over tasks; the interval is over replies."
-        )
+        out.print("loyalty: replies that are the full cache's, per cent, mean over tasks; interval over replies.")
         lost = sorted({name for one in found for name in one.left_out})
         if lost:
             out.print(f"Without a ratio, as the full cache scores 0: {', '.join(lost)}.")
