@@ -11,9 +11,11 @@ from torch import Tensor
 
 import keepkv
 from helpers import vision_zoo as zoo
+from keepkv.core.tokens import KIND, TEXT
 from keepkv.engine.passes.again import look_again
 from keepkv.engine.places import text_places
 from keepkv.engine.versions import CACHE
+from keepkv.engine.view import view_of
 
 FAMILIES = ["qwen2-vl", "llava", "qwen3-vl", "internvl"]
 BUDGET = 20
@@ -62,3 +64,26 @@ def test_every_method_serves_what_has_images(name: str, method: Method) -> None:
     for i, row in enumerate(rows):
         alone = read(model, made(model, method, BUDGET), row)
         torch.testing.assert_close(alone[0], found[i], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl", "llava"])
+def test_vision_is_known_after_three_compressions(name: str) -> None:
+    """Heads that hold different tokens each know which of theirs are vision, and where these stood."""
+    model, inputs = zoo.model(name), zoo.prompt(name, 5, "titit")
+    cache = keepkv.Cache(model, "adakv", 0.8, window=2, sinks=1).copy(when=keepkv.When("deferred"))
+    ids = inputs["input_ids"][0]
+    with torch.no_grad():
+        model(**inputs, **{CACHE: cache}, logits_to_keep=1)
+    told = cache.shared.positions.known
+    assert told is not None
+    before = told.of(torch.arange(len(ids))[None])[0]
+    for budget in (0.8, 0.6, 0.4):
+        cache.compress(budget=budget)
+        for layer in cache.compressible:
+            view = view_of(layer)
+            assert view.tokens is not None
+            held = view.slots.valid
+            at = view.slots.positions[held].long()
+            assert torch.equal(view.tokens.of(view.slots.positions)[held], before[at])
+            assert torch.equal(before[at][:, KIND] != TEXT, ids[at] == zoo.IMAGE)
+    assert len({int(n) for layer in cache.compressible for n in layer.store.lengths[0]}) > 1

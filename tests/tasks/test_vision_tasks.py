@@ -82,7 +82,7 @@ def test_scenes_are_asked_in_their_own_words() -> None:
     for name in tasks.chosen(["scenes"], sees=True):
         item = tasks.get(name).generate(Marks(), 200, 7)
         assert 1 <= len(item.questions) <= 3 and all(len(x.answer.split()) == 1 for x in item.questions)
-        assert item.framed and item.pictures[0].shape[2:] == (48, 48)
+        assert item.context == MARK * len(item.pictures[0]) and item.pictures[0].shape[2:] == (48, 48)
 
 
 # --- files -------------------------------------------------------------------------------------------------------

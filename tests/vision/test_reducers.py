@@ -180,6 +180,9 @@ def test_what_cannot_be_reduced_is_refused() -> None:
     model, seeing, ids, seen = prompt("llava")
     with pytest.raises(KeepKVError, match="'full'"):
         read_reduced(model, keepkv.Cache(model, "snapkv", 0.5), ids, seen, seeing, "visionzip", 3)
-    model, seeing, ids, seen = prompt("llava", f"look {MARK} and {MARK * 2}")
+    model, seeing, ids, seen = prompt("qwen2-vl", f"look {MARK} and {MARK * 2}")
+    seeing.end = []
+    ids = seeing.encode(f"look {MARK} and {MARK * 2}")
+    seen = seeing.seen(ids, [torch.zeros(n, 3, 24, 32) for n in (1, 2)], torch.device("cpu"))
     with pytest.raises(UnsupportedInput, match="some text behind"):
         read_reduced(model, keepkv.Cache(model, "full"), ids, seen, seeing, "visionzip", 3)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 TASKS = ("niah-multikey-1", "niah-multiquery", "variable-tracking", "qa-1")
 METHODS = ("auto", "keepkv")
 BUDGETS = ("10%bytes", "20%bytes")
-VISION_TASKS = ("vision",)
+VISION_TASKS, SCENES = ("vision",), ("scenes",)  # the second are what the model in the package was trained on
+SCENE_LENGTH = 300
 VISION_METHODS = ("h2o", "pyramidkv", "vl-cache", "text-first", "visionzip", "prumerge-plus")
 VISION_BUDGETS = ("0.2", "0.4")  # of the tokens: what a reducer counts, too
 # Fields of a ``Setup`` that an option is called otherwise than.
@@ -116,10 +117,10 @@ def evaluation(
     is_plain = plain if plain is not None else model is not None
     given: dict[str, Any] = {
         "model": "embedded" if model is None else model,
-        "tasks": known.chosen(task or (VISION_TASKS if vlm else TASKS), sees=vlm),
+        "tasks": known.chosen(task or (TASKS if not vlm else VISION_TASKS if model else SCENES), sees=vlm),
         "variants": tuple(arguments.variant(name, reducers=vlm) for name in names),
         "budgets": tuple(budget or (VISION_BUDGETS if vlm else BUDGETS)),
-        "lengths": tuple(length or (1024,)),
+        "lengths": tuple(length or (SCENE_LENGTH if vlm and model is None else 1024,)),
         "modes": tuple(mode or ("agnostic",)),
         "items": items,
         "seeds": tuple(seed or (0,)),

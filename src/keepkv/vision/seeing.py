@@ -83,6 +83,8 @@ class Seeing:
                 ids += [*self.start, *[self.family.token] * (self.cells * len(piece)), *self.end]
             elif piece or (i == 0 and add_special_tokens):
                 ids += self.tokenizer.encode(piece, add_special_tokens=add_special_tokens and i == 0)
+                if not ids and self.tokenizer.bos_token_id is not None:  # nothing was there to put it before
+                    ids = [self.tokenizer.bos_token_id]
         return ids
 
     def decode(self, ids: Sequence[int], **options: Any) -> str:

@@ -17,7 +17,7 @@ FRAMES_PER_EVENT = 6
 def scene_item(rng: random.Random, count: Count, length: int, kind: str) -> Item:
     """A scene of as many frames as ``length`` tokens hold, and up to three questions of ``kind``."""
     one, several = count(MARK), count(MARK * 2)
-    frames = (length - count("<s>") - (2 * one - several)) // max(1, several - one)
+    frames = (length - 1 - (2 * one - several)) // max(1, several - one)  # one token begins the text
     if frames < LEAST:
         raise TaskError(f"{length} tokens hold {frames} frames, and a scene has {LEAST}: give longer contexts")
     events = max(2, min(frames // LONGEST, frames // FRAMES_PER_EVENT, 16))
@@ -27,7 +27,7 @@ def scene_item(rng: random.Random, count: Count, length: int, kind: str) -> Item
         if found:
             chosen = rng.sample(found, min(MOST, len(found)))
             asked = tuple(Question(f" {x.text}", f" {x.answer}") for x in chosen)
-            return Item(f"<s>{MARK * frames}", asked, framed=True, pictures=(scene.frames(),))
+            return Item(MARK * frames, asked, pictures=(scene.frames(),))
     raise TaskError(f"no scene of {frames} frames was found that {kind!r} can be asked of: give longer contexts")
 
 
@@ -36,4 +36,5 @@ _WORDS = {
     "number": "the number on a card", "before": "what came before a thing", "count": "how many things of a colour came",
     "seen": "whether a thing came", "now": "the colour of the lamp", "changed": "the colour of the lamp before",
 }  # fmt: skip
-TASKS = tuple(Task(f"scene-{kind}", _WORDS[kind], partial(scene_item, kind=kind), sees=True) for kind in KINDS)
+_HINT = "Answer with one word only."
+TASKS = tuple(Task(f"scene-{kind}", _WORDS[kind], partial(scene_item, kind=kind), _HINT, sees=True) for kind in KINDS)
