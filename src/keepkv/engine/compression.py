@@ -105,7 +105,6 @@ def _run(layers: Sequence[Compressible], query: Tensor | None, rows: Tensor | No
         one.scored = apply.score(method, one.view, one.budget, spans)
         if len(due) > 1 and not one.layer.store.views_share_memory:
             one.view = None
-    apply.follow(method, [_scored(x) for x in due])
     views = [] if method.allocate.joint else [_view(x) for x in due]
     counts = apply.share(method, [_scored(x) for x in due], views, [x.budget for x in due])
     del views

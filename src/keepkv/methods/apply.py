@@ -63,7 +63,6 @@ def compress(
     budgets = [demanded(method, view, budget, spans)[0] for view, budget in zip(views, budgets, strict=True)]
     over = over_budget(method, [view.slots.lengths for view in views], budgets, views[0].seen)
     scored = [score(method, view, budget, spans) for view, budget in zip(views, budgets, strict=True)]
-    follow(method, scored)
     counts = share(method, scored, views, budgets)
     done = []
     for view, one, wanted in zip(views, scored, counts, strict=True):
@@ -100,7 +99,7 @@ def score(method: Method, view: LayerView, budget: Tensor, spans: RowSpans | Non
     return Scored(scores, tiers(view), view.protected, view.memo, view.calibration, density, positions)
 
 
-def follow(method: Method, scored: Sequence[Scored]) -> None:
+def _follow(method: Method, scored: Sequence[Scored]) -> None:
     """Give the layers behind the one that leads, where one does, its scores: token by token, in the mean over its
     heads. A token that it does not hold comes last."""
     if method.led_by is None or method.led_by >= len(scored):
@@ -159,7 +158,9 @@ def _blind(method: Method, view: LayerView, budget: Tensor) -> Tensor:
 def share(
     method: Method, scored: Sequence[Scored], views: Sequence[LayerView], budgets: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Slots to keep (B,H) int64 of each layer. A joint allocation does not look at ``views``."""
+    """Slots to keep (B,H) int64 of each layer. A joint allocation does not look at ``views``. Where one layer leads,
+    the scores of later ones become its own first."""
+    _follow(method, scored)
     if method.allocate.joint:
         every = [x.scores for x in scored], [x.tier for x in scored], list(budgets)
         known = [x.known for x in scored]

@@ -33,7 +33,8 @@ def reread(
 
     cache: has read ``input_ids`` and was not compressed since, so its method has ``when=keepkv.When("deferred")``.
         Nothing of it changes but the score's statistics, which start anew.
-    input_ids (B,T), attention_mask (B,T): all that was fed, as it was fed; padding on the left.
+    input_ids (B,T), attention_mask (B,T): all that was fed, as it was fed; padding on the left. Of pictures the
+        placeholders are left out: text alone is repeated.
     prompt_ids (P,) or (B,P): a request to repeat the text, read before each chunk.
     chunk: tokens repeated at a time, each time on a new copy of the cache that knows nothing of earlier repeats; behind
         the first ``LEAD`` more that precede the chunk, as in the paper. Rows are cut each from its own first token.
