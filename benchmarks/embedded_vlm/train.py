@@ -56,15 +56,33 @@ def plan(curriculum: str) -> list[tuple[int, int, int]]:
     return steps
 
 
+def begin_with(model: Any, state: dict[str, Tensor]) -> None:
+    """Take weights of a model that may know fewer words: the first ones of this one's."""
+    own = model.state_dict()
+    for name, value in state.items():
+        own[name][: len(value)] = value
+
+
 def train(
-    out: Path, curriculum: str, rate: float, seed: int, start: Path | None, kinds: tuple[str, ...], naming: int
+    out: Path,
+    curriculum: str = CURRICULUM,
+    rate: float = 3e-3,
+    seed: int = 0,
+    start: Path | None = None,
+    kinds: tuple[str, ...] = KINDS,
+    naming: int = 800,
+    stop: int | None = None,
 ) -> None:
-    """Train, with a line every 20 steps and a checkpoint every 50."""
+    """Train, with a line every 20 steps and a checkpoint every 50.
+
+    out: directory of checkpoints; where it has one, training goes on. start: begin with the weights of this one, whose
+    tower stays. kinds: of questions. naming: steps of the first stage. stop: after so many steps of the curriculum.
+    """
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, seed)
     out.mkdir(parents=True, exist_ok=True)
     if start is not None:
-        model.load_state_dict(torch.load(start / STATE, weights_only=True)["model"])
+        begin_with(model, torch.load(start / STATE, weights_only=True)["model"])
     elif (out / NAMED).exists():
         model.load_state_dict(torch.load(out / NAMED, weights_only=True))
     else:
@@ -79,7 +97,8 @@ def train(
         optimizer.momentum, first = held["momentum"], held["step"]
     right: dict[int, list[float]] = defaultdict(list)
     lost, began = [], time.monotonic()
-    for i in range(first, len(steps)):
+    last = len(steps) if stop is None else min(stop, len(steps))
+    for i in range(first, last):
         optimizer.schedule(i)
         frames, asked, rows = steps[i]
         made = batch(random.Random(f"{seed}/{i}"), tokenizer, frames, asked, rows, kinds)
@@ -89,7 +108,7 @@ def train(
         lost.append(loss.item())
         for kind, hit in zip(made.kinds, hits.tolist(), strict=True):
             right[kind].append(hit)
-        if (i + 1) % 20 == 0 or i + 1 == len(steps):
+        if (i + 1) % 20 == 0 or i + 1 == last:
             told = "  ".join(f"{KINDS[k]} {sum(x) / len(x):.2f}" for k, x in sorted(right.items()))
             spent = (time.monotonic() - began) / (i + 1 - first)
             print(
@@ -97,7 +116,7 @@ def train(
                 flush=True,
             )
             lost, right = [], defaultdict(list)
-        if (i + 1) % 50 == 0 or i + 1 == len(steps):
+        if (i + 1) % 50 == 0 or i + 1 == last:
             state = {"model": model.state_dict(), "adam": optimizer.adam.state_dict()}
             torch.save(state | {"momentum": dict(optimizer.momentum), "step": i + 1}, out / f"{STATE}.new")
             (out / f"{STATE}.new").replace(out / STATE)
@@ -112,10 +131,11 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--naming", type=int, default=800, help="steps of the first stage")
+    parser.add_argument("--stop", type=int, help="after so many steps of the curriculum")
     parser.add_argument("--kinds", default=",".join(KINDS))
     a = parser.parse_args()
     torch.set_num_threads(1)
-    train(a.out, a.curriculum, a.rate, a.seed, a.start, tuple(a.kinds.split(",")), a.naming)
+    train(a.out, a.curriculum, a.rate, a.seed, a.start, tuple(a.kinds.split(",")), a.naming, a.stop)
 
 
 if __name__ == "__main__":

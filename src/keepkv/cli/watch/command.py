@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typer import Argument, Option
 
 from keepkv.cli.options import AsJson, Device, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, waiting
+from keepkv.cli.progress import moving
 from keepkv.errors import KeepKVError
 
 if TYPE_CHECKING:
@@ -56,11 +56,11 @@ def watch(
     if file is not None and not (question and model):
         raise KeepKVError("a video of your own needs --model, a model that sees, and a --question or more")
     with waiting("importing transformers"):
+        from keepkv.cli.load import load_embedded_vlm, load_vlm
         from keepkv.cli.watch import own, run, shipped
-        from keepkv.embedded import embedded_vlm
         from keepkv.video import VideoStream
     if file is None:
-        network, processor = embedded_vlm()
+        network, processor = load_embedded_vlm(device)
         video = shipped.scene(seed, frames)
         watchers = shipped.watchers(network, processor, list(policy or POLICIES), cap or CAP)
         going = run.watch(watchers, shipped.blocks(video), shipped.asked(video, seed))
@@ -68,7 +68,7 @@ def watch(
         return
     assert model is not None and question is not None
     blocks = own.blocks(file, every)
-    network, processor = own.load(model, device)
+    network, processor = load_vlm(model, device)
     watchers = [
         run.Watcher(x, VideoStream(network, cap or OWN_CAP, processor, policy=x)) for x in policy or POLICIES[:1]
     ]
@@ -86,26 +86,18 @@ def _report(
     going: Iterable[Sequence[Question]], watchers: list[Watcher], model: Any, marks: list[int], as_json: bool
 ) -> None:
     """Show a watch as it goes, and its result."""
-    from rich.console import Console
-
     from keepkv.cli.watch import run, show
 
-    out, began, live = console(), time.monotonic(), sys.stderr.isatty()
-    first = watchers[0]
-    each = first.stream.reader.family.frames
-    with Console(stderr=True).status("watching") as status:
+    out, began, first = console(), time.monotonic(), watchers[0]
+    each, full = first.stream.reader.family.frames, 0
+    with moving() as move:
         for due in going:
-            steps = first.stream.counts.steps
-            full = run.full_bytes(model, first.stream.counts.prefix + steps * first.stream.reader.cells)
-            now = show.line(watchers, first.frames, full)
-            status.update(now)
+            seen = first.stream.counts
+            full = run.full_bytes(model, seen.prefix + seen.steps * first.stream.reader.cells)
+            move(now := show.line(watchers, first.frames, full))
             if due and not as_json:
                 out.print(now)
                 show.round_of(out, watchers, due)
-            elif not live and not due and first.frames % 600 == 0:
-                print(now, file=sys.stderr, flush=True)
-    if not first.frames:
-        raise KeepKVError("the video has no frames")
     steps = -(-first.frames // each)
     if as_json:
         print_json(_as_dict(watchers, full, steps, time.monotonic() - began))

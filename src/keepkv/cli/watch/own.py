@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keepkv.cli.load import one_line
-from keepkv.cli.output import waiting
 from keepkv.cli.watch.run import Question
 from keepkv.errors import KeepKVError, UnsupportedInput
 from keepkv.video.family import Family, Sectioned
@@ -20,25 +18,14 @@ from keepkv.video.frames import frames_of
 BLOCK = 16  # frames that are decoded before they are pushed
 
 
-def load(name: str, device: str) -> tuple[Any, Any]:
-    """Model in evaluation mode and processor, from a directory or the Hub."""
-    with waiting(f"loading {name}"):
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        try:
-            processor = AutoProcessor.from_pretrained(name)
-            model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
-        except (OSError, ValueError, ImportError) as error:
-            raise KeepKVError(f"cannot load model {name!r} with its processor: {one_line(error)}") from error
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return model.to(where).eval(), processor
-
-
 def blocks(path: str, every: int) -> Iterator[Tensor]:
-    """Frames of a file, one of ``every``, some at a time."""
+    """Frames of a file, one of ``every``, some at a time. Raises ``UnsupportedInput`` where there is no file."""
     if not Path(path).is_file():
         raise UnsupportedInput(f"no video file {path!r}")
-    frames = islice(frames_of(path), 0, None, every)
+    return _some_at_a_time(islice(frames_of(path), 0, None, every))
+
+
+def _some_at_a_time(frames: Iterator[Tensor]) -> Iterator[Tensor]:
     while block := list(islice(frames, BLOCK)):
         yield torch.stack(block)
 

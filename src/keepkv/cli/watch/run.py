@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from keepkv.errors import UnsupportedInput
 from keepkv.video import VideoStream
 
 FULL = "full"
@@ -93,6 +94,8 @@ def watch(
         now = due(before, seen)
         _ask(watchers, now, form, length)
         yield now
+    if not seen:
+        raise UnsupportedInput("the video has no frames")
     for one in watchers:
         one.stream.flush()
     _ask(watchers, last, form, length)

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from keepkv.tasks.scenes.draw import COLOURS, SHAPES
-from keepkv.tasks.scenes.story import CARD, THINGS, WAYS, Event, Scene
+from keepkv.tasks.scenes.story import CARD, WAYS, Event, Scene
 
 PLACES = tuple(f"{row}-{column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right"))
 MOST = 5  # that are counted
 _TEXT = (
     "what colour was the ? where which way went number on came before how many things were there a is lamp now yes no"
 )
-WORDS = (*_TEXT.split(), *COLOURS, *SHAPES, CARD, *PLACES, *WAYS, *map(str, range(10)))
+WORDS = (*_TEXT.split(), *COLOURS, *SHAPES, CARD, *PLACES, *WAYS, *map(str, range(10)), "last")
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,11 @@ def place(scene: Scene) -> list[Asked]:
     ]  # fmt: skip
 
 
-def way(scene: Scene) -> list[Asked]:
-    """Of what moved."""
-    return [Asked("way", f"which way went the {_name(x)} ?", x.way, _frames(x)) for x in scene.events if x.way]
+def went(scene: Scene) -> list[Asked]:
+    """Where what moved was last."""
+    return [
+        Asked("went", f"where went the {_name(x)} ?", PLACES[x.path[-1]], _frames(x)) for x in scene.events if x.way
+    ]
 
 
 def number(scene: Scene) -> list[Asked]:
@@ -65,10 +67,9 @@ def number(scene: Scene) -> list[Asked]:
     ]  # fmt: skip
 
 
-def before(scene: Scene) -> list[Asked]:
+def last(scene: Scene) -> list[Asked]:
     """The order in which things came."""
-    pairs = zip(scene.events, scene.events[1:], strict=False)
-    return [Asked("before", f"what came before the {_name(b)} ?", a.shape, _frames(a, b)) for a, b in pairs]
+    return [Asked("last", "what came last ?", x.shape, _frames(x)) for x in scene.events[-1:]]
 
 
 def count(scene: Scene) -> list[Asked]:
@@ -82,14 +83,12 @@ def count(scene: Scene) -> list[Asked]:
 
 
 def seen(scene: Scene) -> list[Asked]:
-    """Whether a thing came at all: as many that did as did not, and these with a colour and a shape that came."""
-    came = [(x.shape, x.colour) for x in scene.events]
-    shapes, colours = {x for x, _ in came}, {x for _, x in came}
-    rest = [x for x in THINGS if x not in came and x[0] in shapes and x[1] in colours]
-    rest = [rest[(scene.seed + 7 * i) % len(rest)] for i in range(min(len(rest), len(came)))]
-    told = {f"{x.colour} {x.shape}": _frames(x) for x in scene.events}
-    return [Asked("seen", f"was there a {name} ?", "yes", frames) for name, frames in told.items()] + [
-        Asked("seen", f"was there a {c} {shape} ?", "no") for shape, c in dict.fromkeys(rest)
+    """Whether a shape came at all: of those that did as many as of those that did not, where there are."""
+    came = {x.shape: tuple(t for y in scene.events if y.shape == x.shape for t in _frames(y)) for x in scene.events}
+    rest = [shape for shape in SHAPES if shape not in came]
+    told = {shape: came[shape] for shape in list(came)[: max(1, len(rest))]}
+    return [Asked("seen", f"was there a {shape} ?", "yes", frames) for shape, frames in told.items()] + [
+        Asked("seen", f"was there a {shape} ?", "no") for shape in rest[: len(told)]
     ]
 
 
@@ -101,8 +100,8 @@ def lamp(scene: Scene) -> list[Asked]:
     return [now, Asked("changed", "what colour was the lamp before ?", scene.lamp[-2][1], (scene.lamp[-1][0] - 1,))]
 
 
-MAKERS: tuple[Callable[[Scene], list[Asked]], ...] = (colour, place, way, number, before, count, seen, lamp)
-KINDS = ("colour", "place", "way", "number", "before", "count", "seen", "now", "changed")
+MAKERS: tuple[Callable[[Scene], list[Asked]], ...] = (colour, place, went, number, last, count, seen, lamp)
+KINDS = ("colour", "place", "went", "number", "last", "count", "seen", "now", "changed")
 
 
 def questions(scene: Scene) -> list[Asked]:
