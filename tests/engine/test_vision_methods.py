@@ -70,7 +70,7 @@ def test_every_method_serves_what_has_images(name: str, method: Method) -> None:
 def test_vision_is_known_after_three_compressions(name: str) -> None:
     """Heads that hold different tokens each know which of theirs are vision, and where these stood."""
     model, inputs = zoo.model(name), zoo.prompt(name, 5, "titit")
-    cache = keepkv.Cache(model, "adakv", 0.8, window=2, sinks=1).copy(when=keepkv.When("deferred"))
+    cache = keepkv.Cache(model, "adakv", 0.8, score="keydiff", window=2, sinks=1).copy(when=keepkv.When("deferred"))
     ids = inputs["input_ids"][0]
     with torch.no_grad():
         model(**inputs, **{CACHE: cache}, logits_to_keep=1)
