@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from keepkv.cli.load import load, load_vlm
+from keepkv.cli.load import load, load_seeing
 from keepkv.cli.options import AsJson, Device, Import, Model, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, resume, table
 from keepkv.errors import KeepKVError
@@ -142,7 +142,7 @@ def evaluation(
             f"second; given were {', '.join(setup.tasks)}"
         )
     name = None if setup.model == "embedded" else setup.model
-    network, tokenizer = load_vlm(name, device, setup.size) if vlm else load(name, device)
+    network, tokenizer = load_seeing(name, device, setup.size) if vlm else load(name, device)
     check_tokens(network, max(setup.lengths), "a context")
     where = add or out
     with tempfile.TemporaryDirectory() as scratch, progress_rows(total(setup), resume(where)) as step:

@@ -82,6 +82,15 @@ def load_embedded_vlm(device: str = "auto") -> tuple[Any, Any]:
     return placed(model, device), processor
 
 
+def load_seeing(model: str | None, device: str = "auto", size: tuple[int, int] | None = None) -> tuple[Any, Any]:
+    """A model that sees, the one in the package for ``None``, and its tokenizer, which reads pictures too: a
+    ``keepkv.vision.seeing.Seeing``. size: that pictures are brought to."""
+    found, processor = load_embedded_vlm(device) if model is None else load_vlm(model, device)
+    from keepkv.vision.seeing import Seeing
+
+    return found, Seeing(found, getattr(processor, "tokenizer", processor), size, processor)
+
+
 def placed(model: Any, device: str) -> Any:
     """``model`` in evaluation mode on ``device``; ``"auto"`` is the first GPU where there is one."""
     import torch
@@ -124,41 +133,3 @@ def _no_bar_of_gguf() -> Iterator[None]:
         yield
     finally:
         reader.tqdm = before
-
-
-def load_vlm(model: str | None, device: str = "auto", size: tuple[int, int] | None = None) -> tuple[Any, Any]:
-    """A model that sees, in evaluation mode, and a tokenizer that reads pictures (``keepkv.vision.seeing.Seeing``),
-    from a directory or the Hub; the embedded ones for ``None``. size: that pictures are brought to."""
-    with waiting("importing transformers"):
-        import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
-
-        from keepkv.vision.seeing import Seeing
-    _quiet()
-    if model is None:
-        loaded, processor = _embedded_vlm()
-        tokenizer = processor.tokenizer
-    else:
-        name = _name(model)
-        try:
-            with waiting(f"loading {name}") if Path(name).is_dir() else nullcontext():
-                loaded = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
-                tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise KeepKVError(f"cannot load model {name!r} as one that sees: {one_line(error)}") from error
-        try:
-            processor = AutoProcessor.from_pretrained(name)
-        except (OSError, ValueError, ImportError):  # it needs a package, or there is none: how pixels are scaled is
-            processor = None  # then the usual
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    try:
-        loaded = loaded.to(where).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise KeepKVError(f"device {where!r}: {str(error).partition(chr(10))[0]}") from error
-    return loaded, Seeing(loaded, tokenizer, size, processor)
-
-
-def _embedded_vlm() -> tuple[Any, Any]:
-    import keepkv
-
-    return keepkv.embedded_vlm()

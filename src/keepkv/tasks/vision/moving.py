@@ -31,10 +31,14 @@ def scene_item(rng: random.Random, count: Count, length: int, kind: str) -> Item
     raise TaskError(f"no scene of {frames} frames was found that {kind!r} can be asked of: give longer contexts")
 
 
-_WORDS = {
-    "colour": "the colour of a thing that came", "place": "where a thing stood", "way": "which way a thing went",
-    "number": "the number on a card", "before": "what came before a thing", "count": "how many things of a colour came",
-    "seen": "whether a thing came", "now": "the colour of the lamp", "changed": "the colour of the lamp before",
-}  # fmt: skip
 _HINT = "Answer with one word only."
-TASKS = tuple(Task(f"scene-{kind}", _WORDS[kind], partial(scene_item, kind=kind), _HINT, sees=True) for kind in KINDS)
+TASKS = tuple(
+    Task(
+        f"scene-{kind}",
+        f"a moving scene: {kind!r}, a kind of question",
+        partial(scene_item, kind=kind),
+        _HINT,
+        sees=True,
+    )
+    for kind in KINDS
+)
