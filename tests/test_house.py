@@ -31,6 +31,7 @@ reduce
 methods
 engine
 embedded measure plan video
+vision
 metrics models
 tasks
 asking

@@ -82,6 +82,15 @@ def load_embedded_vlm(device: str = "auto") -> tuple[Any, Any]:
     return placed(model, device), processor
 
 
+def load_seeing(model: str | None, device: str = "auto", size: tuple[int, int] | None = None) -> tuple[Any, Any]:
+    """A model that sees, the one in the package for ``None``, and its tokenizer, which reads pictures too: a
+    ``keepkv.vision.seeing.Seeing``. size: that pictures are brought to."""
+    found, processor = load_embedded_vlm(device) if model is None else load_vlm(model, device)
+    from keepkv.vision.seeing import Seeing
+
+    return found, Seeing(found, getattr(processor, "tokenizer", processor), size, processor)
+
+
 def placed(model: Any, device: str) -> Any:
     """``model`` in evaluation mode on ``device``; ``"auto"`` is the first GPU where there is one."""
     import torch
