@@ -104,4 +104,7 @@ class Pages:
             votes = torch.zeros(places.block.shape, device=self.table.device)
             positions = torch.zeros(places.block.shape, dtype=torch.int32, device=self.table.device)
         keys, values = self.pool.read("keys", *at), self.pool.read("values", *at)
+        if kept:  # whatever others left there, even where it is no number
+            keys.masked_fill_(~places.real[..., None], 0.0)
+            values.masked_fill_(~places.real[..., None], 0.0)
         return Slots(keys[None], values[None], votes[None], positions[None], stats)

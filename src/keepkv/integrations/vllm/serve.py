@@ -7,10 +7,11 @@ first block that is still read, and its length is counted from there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 from torch import Tensor
 
+from keepkv.core.slots import Slots
 from keepkv.engine.view import SlotsOnDemand
 from keepkv.integrations.vllm.attend import attend_slots
 from keepkv.integrations.vllm.book import Book, Part
@@ -70,12 +71,23 @@ def serve(book: Book, part: Part, name: str, query: Tensor, output: Tensor) -> N
         _observe(layer, part, q, slots)
 
 
-def _observe(layer: Layer, part: Part, query: Tensor, slots: Any) -> None:
-    """Let the score see the queries; slots are gathered only where it looks at them."""
-    plan = part.row.plan
-    if slots is None:
-        slots = SlotsOnDemand(lambda: layer.pages.read(layer.held, part.end))
-    view = layer.site.view(slots, layer.held, part.end, plan, query, part.begin)
-    plan.wish.method.score.observe(view)
+def _observe(layer: Layer, part: Part, query: Tensor, slots: Slots | None) -> None:
+    """Let the score see the queries; slots are gathered only where it looks at them.
+
+    Tokens of a reply are shown one at a time, as they were decoded, even where a request that had lost its blocks reads
+    many of them at once.
+    """
+    plan, end = part.row.plan, part.end
+    held = SlotsOnDemand(lambda: layer.pages.read(layer.held, end)) if slots is None else slots
+    each = end - part.begin if part.begin < plan.prompt else 1
+    for seen in range(part.begin + each, end + 1, each):
+        upto = held if seen == end else SlotsOnDemand(partial(_without_newest, held, end - seen))
+        now = query[seen - each - part.begin : seen - part.begin]
+        plan.wish.method.score.observe(layer.site.view(upto, layer.held, seen, plan, now, seen - each))
     if layer.pages.stats:
-        layer.pages.write_stats(layer.held, view.slots)
+        layer.pages.write_stats(layer.held, held)
+
+
+def _without_newest(slots: Slots, count: int) -> Slots:
+    """Views of all but the newest ``count`` of ``slots``."""
+    return slots.map(lambda x: x[:, :, : x.shape[2] - count])
