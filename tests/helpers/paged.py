@@ -132,5 +132,5 @@ class Paged:
         if part.exact:
             slots = layer.pages.read(layer.held, part.end)
             out.copy_(attend_slots(q, slots, layer.site.scaling, False, None, None))
-        serve(self.book, part, name, q, out)
+        serve(self.book, [part], name, q, out)
         return out[None], None

@@ -10,6 +10,7 @@ from typing import Any
 import matrix
 import pytest
 import torch
+from kernel_slots import needs_triton
 from paged import Paged
 from served_methods import REFUSED
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -101,6 +102,28 @@ def test_a_method_that_is_served_says_what_a_cache_says(name: str, tmp_path: Pat
 @pytest.mark.parametrize("name", observing())
 def test_a_request_that_is_read_again_goes_on_as_it_would_have(name: str, tmp_path: Path) -> None:
     check(*asked(name, 0.4, tmp_path, every=3), lost_after=(3, 8))
+
+
+@needs_triton
+@pytest.mark.parametrize("options", [{}, {"allocate": "adakv", "threshold": -1}], ids=["votes", "ragged"])
+def test_the_kernel_for_blocks_says_the_same(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from keepkv.kernels.paged import triton
+
+    calls, kernel = [], triton.paged_attention
+    monkeypatch.setattr(triton, "paged_attention", lambda *given: calls.append(1) or kernel(*given))
+    monkeypatch.setenv("KEEPKV_KERNELS", "triton")
+    for name, more in (("keepkv", options), ("keepkv2", {})):
+        extra, default = asked(name, 50, tmp_path, every=3, **more)
+        wish = wish_of(extra, default)
+        assert wish is not None
+        paged = Paged(model(), longest=1024)
+        with monkeypatch.context() as plain:
+            plain.setenv("KEEPKV_KERNELS", "reference")
+            said = expected(wish, REPLY)[0]
+        assert paged.reply(prompt(), extra, REPLY, (110,)) == said
+    assert len(calls) == 2 * 3 * (REPLY - 1), "each token of a reply in each layer"
 
 
 @pytest.mark.parametrize("name", REFUSED)

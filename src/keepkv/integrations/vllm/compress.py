@@ -152,5 +152,5 @@ def _write(layers: list[Layer], plan: Plan, end: int, slots: list[Slots]) -> Non
     most = plan.held(end) * len(counts)
     assert int(counts.sum()) <= most, f"{int(counts.sum())} slots stay where the plan has room for {most}"
     for layer, one in zip(layers, slots, strict=True):
-        layer.held.event, layer.held.counts = end, counts
+        layer.held.event, layer.held.counts, layer.held.most = end, counts, one.shape[2]
         layer.pages.write(layer.held, one)
