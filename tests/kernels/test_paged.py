@@ -143,12 +143,8 @@ def test_the_reference_is_attention_over_what_is_held() -> None:
             mine = tuple(x[i, h][real[i, h]] for x in at)
             assert slots.log_votes is not None
             votes = slots.log_votes[mine].masked_fill(~held[i, h][real[i, h]], 0.0)
-            part = Part(
-                slots.keys[mine][None, None],
-                slots.values[mine][None, None],
-                votes[None, None],
-                torch.zeros_like(votes)[None, None],
-            )
+            there = (slots.keys[mine], slots.values[mine], votes, torch.zeros_like(votes))
+            part = Part(*(x[None, None] for x in there))
             out = attend(query[i, None, 2 * h : 2 * h + 2, None], [part], 0.5).output
             torch.testing.assert_close(got.output[i, 2 * h : 2 * h + 2], out[0, :, 0])
 

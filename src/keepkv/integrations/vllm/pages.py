@@ -18,7 +18,8 @@ class Held:
     """What a layer holds of a request. event: tokens at the latest compression that dropped something, 0: none did.
 
     counts (N,) int64: slots of each lane right after it; where pages roam all layers of a request have one such tensor.
-    lanes: this layer's; most: the largest of their counts. state: what its score remembers, each entry with a leading dimension of 1.
+    lanes: this layer's; most: the largest of their counts. state: what its score remembers, each entry with a leading
+    dimension of 1.
     """
 
     lanes: slice
