@@ -101,7 +101,22 @@ def bench(
         from keepkv.cli.bench_engine import bench_engine
 
         return bench_engine(
-            engine, model, method, budget, cap, context, new, requests, block, dtype, repeats, seed, plots, out, as_json
+            engine,
+            model,
+            method,
+            budget,
+            peer,
+            cap,
+            context,
+            new,
+            requests,
+            block,
+            dtype,
+            repeats,
+            seed,
+            plots,
+            out,
+            as_json,
         )
     if cap is not None and batch:
         raise KeepKVError("--cap decides the batch: give either --cap or --batch")

@@ -10,13 +10,15 @@ import typer
 from keepkv.cli.arguments import variant
 from keepkv.cli.output import console, print_json, progress_rows, table
 from keepkv.core.budget import Budget
+from keepkv.core.registry import known_as
 from keepkv.errors import KeepKVError, UnknownName
 
 ENGINES = {"vllm": "keepkv.integrations.vllm.bench"}  # by name: integrations stand above the command line
 
 
 def bench_engine(
-    engine: str, model: list[str] | None, method: list[str] | None, budget: list[str] | None, cap: str | None,
+    engine: str, model: list[str] | None, method: list[str] | None, budget: list[str] | None,
+    peer: list[str] | None, cap: str | None,
     context: list[int] | None, new: int, requests: int, block: int | None, dtype: str, repeats: int, seed: int,
     plots: bool, out: str | None, as_json: bool,
 ) -> None:  # fmt: skip
@@ -27,6 +29,7 @@ def bench_engine(
     if engine not in ENGINES:
         raise UnknownName("engine", engine, ENGINES)
     made: Any = import_module(ENGINES[engine])
+    peers = [known_as(name, made.PEERS, "peer") for name in peer or ["plain"] if name != "none"]
     into = None if out is None else folder(out)
     load = made.Load(
         model=_one("--model", model, embedded_model()), requests=requests, prompt=_one("--context", context, 1024),
@@ -34,8 +37,8 @@ def bench_engine(
     )  # fmt: skip
     asked = _asked(made, method or ["snapkv"], budget or ["0.25"])
     rows = []
-    with progress_rows(1 + len(asked), "The same command starts anew.") as step:
-        for row in made.bench(load, asked, repeats, step):
+    with progress_rows(len(peers) + len(asked), "The same command starts anew.") as step:
+        for row in made.bench(load, asked, repeats, step, peers):
             rows.append(row)
             if into is not None:
                 write(rows, into, "bench")  # what is measured is kept, whatever comes

@@ -27,6 +27,9 @@ from keepkv.measure.rows import INLINE, Row
 IN_PROCESS = {  # before vLLM is imported: steps are made by hand, and the scheduler is looked at after each
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR",
 }  # fmt: skip
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {  # vLLM without keepkv: a label, and keywords of ``vllm.LLM``
+    "plain": ("vllm", {}), "fp8": ("vllm, fp8", {"kv_cache_dtype": "fp8"}),
+}  # fmt: skip
 LOWEST_ID = 5  # of the tokens of a prompt
 
 
@@ -95,9 +98,11 @@ def bench(
     asked: Sequence[tuple[str, dict[str, Any]]],
     repeats: int = 1,
     step: Callable[[int, str], None] = lambda done, what: None,
+    peers: Sequence[str] = ("plain",),
 ) -> Iterator[ServedRow]:
     """Rows of vLLM as it is, and of each of ``asked``: a label, and what its requests ask of keepkv, keys without the
-    prefix; a calibration among them is given to the server. ``step`` is told how many are done, and what comes next.
+    prefix; a calibration among them is given to the server. peers: of ``PEERS``. ``step`` is told how many are done,
+    and what comes next.
 
     Runs vLLM in this process. Raises ``KeepKVError`` where it is not installed.
     """
@@ -107,12 +112,15 @@ def bench(
     except ModuleNotFoundError as missing:
         raise KeepKVError("vLLM is not installed here: docs/vllm.md says how to install it") from missing
     files = [file for _, keys in asked if (file := keys.get("calibration"))]
-    for ours, each in ((False, [("vllm", {})]), (True, list(asked))):
-        with engine(load, ours, calibration=files or None) as llm:
+    sent = [(label, {name: x for name, x in keys.items() if name != "calibration"}) for label, keys in asked]
+    engines: list[tuple[bool, dict[str, Any], list[tuple[str, dict[str, Any]]]]] = [
+        (False, args, [(label, {})]) for label, args in (PEERS[name] for name in peers)
+    ]
+    for ours, args, each in [*engines, (True, {"calibration": files or None}, sent)]:
+        with engine(load, ours, **args) as llm:
             for label, keys in each:
                 step(0, label)
-                sent = {name: x for name, x in keys.items() if name != "calibration"}
-                yield measure(llm, load, label, sent, repeats)
+                yield measure(llm, load, label, keys, repeats)
                 step(1, "")
 
 
