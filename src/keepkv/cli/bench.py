@@ -101,23 +101,9 @@ def bench(
         from keepkv.cli.bench_engine import bench_engine
 
         return bench_engine(
-            engine,
-            model,
-            method,
-            budget,
-            peer,
-            cap,
-            context,
-            new,
-            requests,
-            block,
-            dtype,
-            repeats,
-            seed,
-            plots,
-            out,
+            engine, model, method, budget, peer, cap, context, new, requests, block, dtype, repeats, seed, plots, out,
             as_json,
-        )
+        )  # fmt: skip
     if cap is not None and batch:
         raise KeepKVError("--cap decides the batch: give either --cap or --batch")
     into = None if out is None else folder(out)
