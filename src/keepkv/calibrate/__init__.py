@@ -19,6 +19,6 @@ from keepkv.calibrate.questions import Exchange, with_questions
 from keepkv.calibrate.texts import batches
 
 __all__ = [
-    "KINDS", "Exchange", "Found", "Needle", "Tensors", "asks", "batches", "calibrate", "hides", "published", "register_kind",
-    "with_needles", "with_questions",
+    "KINDS", "Exchange", "Found", "Needle", "Tensors", "asks", "batches", "calibrate", "hides", "published",
+    "register_kind", "with_needles", "with_questions",
 ]  # fmt: skip

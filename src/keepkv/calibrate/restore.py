@@ -71,7 +71,8 @@ def restore(
 
     method, budgets: what chooses the kept slots, shares of the tokens; restore slots are part of them. asked: for each
     text the token ids of questions with their answers (``Exchange``), as they would be fed behind it. steps: of AdamW
-    at ``rate``, one text, question and budget each, drawn with ``seed``. Every fifth text is held out, and says what is gained.
+    at ``rate``, one text, question and budget each, drawn with ``seed``. Every fifth text is held out, and says what is
+    gained.
 
     Raises ``CalibrationError`` for a model in half precision on a CPU, or where the loss is not a number.
     """
