@@ -54,7 +54,20 @@ def test_flags_are_the_same_arguments() -> None:
 
 
 def test_the_command_is_printed() -> None:
-    words = ["serve", "M", "-m", "snapkv:window=16,when.every=32", "-b", "0.25", "--device", "cpu", "--show", "--"]
+    words = [
+        "serve",
+        "M",
+        "--engine",
+        "vllm",
+        "-m",
+        "snapkv:window=16,when.every=32",
+        "-b",
+        "0.25",
+        "--device",
+        "cpu",
+        "--show",
+        "--",
+    ]
     found = CliRunner().invoke(program, [*words, "--port", "8001"])
     assert found.exit_code == 0, found.output
     command, start = shlex.split(found.output), versions.serve_command()
@@ -82,5 +95,5 @@ def test_the_command_is_that_of_the_package(name: str, first: list[str], monkeyp
      (["--device", "tpu"], "supported are 'cpu' and 'cuda'")],
 )  # fmt: skip
 def test_what_cannot_be_served_is_said_in_a_line(words: list[str], said: str) -> None:
-    found = CliRunner().invoke(program, ["serve", "M", "--show", *words])
+    found = CliRunner().invoke(program, ["serve", "M", "--engine", "vllm", "--show", *words])
     assert found.exit_code == 2 and said in found.output and len(found.output.splitlines()) == 1

@@ -42,7 +42,19 @@ def server(vllm_here: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log.txt"
-    words = ["serve", keepkv.embedded_model(), "-m", "snapkv", "-b", "0.5", "--", "--port", str(port)]
+    words = [
+        "serve",
+        keepkv.embedded_model(),
+        "--engine",
+        "vllm",
+        "-m",
+        "snapkv",
+        "-b",
+        "0.5",
+        "--",
+        "--port",
+        str(port),
+    ]
     words += ["--host", "127.0.0.1", "--max-model-len", "2048", "--dtype", "float32", "--enforce-eager"]
     words += ["--block-size", "32", "--kv-cache-memory-bytes", str(64 << 20)]
     env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
