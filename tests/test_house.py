@@ -36,7 +36,10 @@ metrics models
 tasks
 asking
 evaluation
+training
+serve
 calibrate
+calibrate characterize
 report
 bench
 cli

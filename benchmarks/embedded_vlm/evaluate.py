@@ -22,7 +22,7 @@ from keepkv.tasks.scenes import CELLS, KINDS, Asked, Scene, questions, story
 
 from .data import normalised
 
-LENGTHS = (16, 64, 256)
+SCENES = {16: 40, 64: 30, 256: 10}  # by frames
 HELD_OUT = "held-out"  # of the seeds, none of which is trained on
 EVENTS = {16: 3, 64: 10, 256: 16}
 
@@ -57,6 +57,19 @@ def answers(model: Any, processor: Any, scene: Scene, asked: list[Asked]) -> lis
     return right
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Kinds by lengths, as the card shows them."""
+    lengths = sorted({row["frames"] for row in rows})
+    lines = ["| kind | " + " | ".join(f"{n} frames" for n in lengths) + " |", "|---" * (1 + len(lengths)) + "|"]
+    for kind in KINDS:
+        of = {row["frames"]: row for row in rows if row["kind"] == kind}
+        cells = [
+            f"{x['right']:.3f} [{x['low']:.2f}, {x['high']:.2f}] of {x['questions']}" for x in map(of.get, lengths) if x
+        ]
+        lines.append(f"| `{kind}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def evaluate(model: Any, processor: Any, length: int, scenes: int) -> list[dict[str, Any]]:
     """A row for each kind of question: the share of right answers, with its 95 % bootstrap interval over scenes."""
     found: dict[str, list[list[bool]]] = defaultdict(list)
@@ -84,16 +97,16 @@ def main() -> None:
     import transformers
 
     parser = argparse.ArgumentParser(description="Accuracy of the embedded vision-language model, full cache.")
-    parser.add_argument("--lengths", type=int, nargs="*", default=list(LENGTHS), help="frames of a video")
-    parser.add_argument("--scenes", type=int, default=60, help="of each length")
+    parser.add_argument("--lengths", type=int, nargs="*", default=list(SCENES), help="frames of a video")
+    parser.add_argument("--scenes", type=int, help="of each length; 40 of 16 frames, 30 of 64, 10 of 256 if absent")
     parser.add_argument("--out", type=Path, help="write the rows here as JSON")
     a = parser.parse_args()
     torch.set_num_threads(1)
     model, processor = embedded_vlm()
-    rows = [row for length in a.lengths for row in evaluate(model, processor, length, a.scenes)]
-    for row in rows:
-        bounds = f"[{row['low']}, {row['high']}]"
-        print(f"{row['kind']:8} {row['frames']:4} frames  {row['right']:.3f} {bounds}  {row['questions']}")
+    rows = [
+        row for length in a.lengths for row in evaluate(model, processor, length, a.scenes or SCENES.get(length, 10))
+    ]
+    print(table(rows))
     if a.out:
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
         a.out.write_text(

@@ -301,7 +301,7 @@ def _largest_vote(layer: Layer) -> float:
 
 
 def held_bytes(layers: Sequence[Any], shared: CacheState) -> int:
-    """Bytes of all that a cache of ``layers`` holds: slots, what belongs to them, and what is known of the tokens."""
+    """Bytes of all that a cache of ``layers`` holds: slots with what belongs to them, and what is known of tokens."""
     known = tensors_in(shared.positions.known)
     return allocated(chain((x for layer in layers for x in held_by(layer)), known))
 
