@@ -217,7 +217,7 @@ engine.start()
 for i in range(1000):
     name = f"c{int(sys.stdin.readline())}"
     tokens, asked = encoded(DOCUMENT)[: 80 + i], Compression("snapkv", {}, 0.5)
-    engine.contexts.create(name, tokens, name, asked, replace=True).result(60)
+    engine.contexts.create(name, tokens, name, asked, replace=True).result(600)
     print(name, 80 + i, flush=True)
 """
 
