@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
 
 import torch
 
@@ -35,7 +34,7 @@ class Worker:
         self.waiting: deque[Job] = deque()
         self.reading: deque[tuple[Job, Iterator[None]]] = deque()
         self.decoding: list[Row] = []
-        self.finished, self.seconds = Counter[str](), Counter[str]()
+        self.finished, self.seconds = Counter[str](), defaultdict[str, float](float)
         self.counts = Counter[str]()  # prompt, cached and completion tokens, steps, rows decoded
         self.measured = 0
         self.state = "starting"
@@ -89,8 +88,8 @@ class Worker:
                     self._look()
                 except Exception as error:  # of the server, not of one job: all that run end by it, and it goes on
                     LOG.exception("the worker failed: what was taken ends, and it goes on")
-                    self._end_all(lambda job, why=error: job.fail(why))
-            self._end_all(lambda job: job.cancel())
+                    self._end_all(error)
+            self._end_all(None)
 
     def _wait(self) -> bool:
         """Until there is something to do; False: the end."""
@@ -204,13 +203,17 @@ class Worker:
         self.reading = deque(x for x in self.reading if x[0] is not job)
         self.decoding = [x for x in self.decoding if x is not job]
 
-    def _end_all(self, end: Callable[[Job], Any]) -> None:
+    def _end_all(self, error: Exception | None) -> None:
+        """Of all that was taken, cancelled or by ``error``."""
         with self._turn:
             jobs = [*self.decoding, *(job for job, _ in self.reading), *self.waiting]
             self.waiting.clear()
         for job in jobs:
             self._done(job)
-            end(job)
+            if error is None:
+                job.cancel()
+            else:
+                job.fail(error)
 
     def _look(self) -> None:
         if time.monotonic() - self._looked > OFTEN:
