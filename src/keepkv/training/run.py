@@ -93,10 +93,13 @@ def run(
         data_collator=lambda some: {"batch": batch(some, tokenizer.pad_token_id or 0)},
     )  # fmt: skip
     last, started = last_checkpoint(out), time.perf_counter()
-    trainer.train(resume_from_checkpoint=last)
+    resumed = 0 if last is None else int(last.rpartition("-")[2])
+    if last is not None and resumed >= config.optimise.steps:
+        trainer.take_over(last)  # or transformers would take one step more
+    else:
+        trainer.train(resume_from_checkpoint=last)
     curve = [x for x in trainer.state.log_history if "loss" in x]
     keep(out, network, tokenizer, {"curve": curve, "made_with": plain(MadeWith.of(model))})
-    resumed = 0 if last is None else int(last.rpartition("-")[2])
     return Outcome(
         str(out / "model"), trainer.state.global_step, resumed, len(texts), left_out, tuple(x["loss"] for x in curve),
         trainer.tokens, trainer.evicted, time.perf_counter() - started,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from keepkv.errors import KeepKVError
 from keepkv.training.config import Common, Compress
@@ -18,6 +18,7 @@ from keepkv.training.feed import evaluating, feed
 from keepkv.training.replay import replay
 from keepkv.training.texts import Batch
 
+STATE = "trainer_state.json"  # of a checkpoint
 Loss = Callable[[Tensor, Batch], Tensor]  # of logits (B,W,V) of the last W columns
 
 
@@ -51,6 +52,11 @@ class ReplayTrainer(Trainer):
         self.tokens += int(one.attention_mask.sum())
         self.evicted += record.evicted
         return (loss, logits) if return_outputs else loss
+
+    def take_over(self, checkpoint: str) -> None:
+        """The weights and the state of a checkpoint, without another step."""
+        self._load_from_checkpoint(checkpoint)
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
@@ -88,7 +94,7 @@ def arguments(config: Common, **more: Any) -> dict[str, Any]:
 def last_checkpoint(out: Path) -> str | None:
     """The newest whole checkpoint in ``out``: a kill may have left a later one unfinished, without its state, which is
     written last."""
-    whole = [path for path in out.glob("checkpoint-*") if _is_whole(path / "trainer_state.json")]
+    whole = [path for path in out.glob("checkpoint-*") if _is_whole(path / STATE)]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
