@@ -53,11 +53,6 @@ class ReplayTrainer(Trainer):
         self.evicted += record.evicted
         return (loss, logits) if return_outputs else loss
 
-    def take_over(self, checkpoint: str) -> None:
-        """The weights and the state of a checkpoint, without another step."""
-        self._load_from_checkpoint(checkpoint)
-        self.state = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
-
 
 class Watch(TrainerCallback):  # type: ignore[misc]
     """Tells how far the training is, and stops before a step whose gradient is no number."""
@@ -89,6 +84,12 @@ def arguments(config: Common, **more: Any) -> dict[str, Any]:
         "logging_nan_inf_filter": False, "report_to": [], "disable_tqdm": True, "remove_unused_columns": False,
         "dataloader_pin_memory": False, "use_cpu": config.device == "cpu", "bf16": config.mixed,
     } | more  # fmt: skip
+
+
+def take_over(trainer: Trainer, checkpoint: str) -> None:
+    """The weights and the state of a checkpoint, without another step, of which transformers would take one."""
+    trainer._load_from_checkpoint(checkpoint)
+    trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
 
 
 def last_checkpoint(out: Path) -> str | None:
