@@ -27,6 +27,24 @@ def test_trains_from_a_file_of_texts(tiny: str, tmp_path: Path) -> None:  # noqa
     assert "2 steps, on from step 2 over 3 texts" in again and "wrote" in again
 
 
+def test_reinforcement_learning(tiny: str, tmp_path: Path) -> None:  # noqa: F811
+    pytest.importorskip("trl")
+    data, path = tmp_path / "sums.jsonl", tmp_path / "rl.yaml"
+    data.write_text('{"prompt": "The river runs past the old mill.", "reply": "It does."}\n', encoding="utf-8")
+    path.write_text(
+        f"out: {tmp_path / 'run'}\nmodel: {tiny}\ndevice: cpu\nreward: exact\nreply: 6\nsamples: 2\n"
+        "compress: {method: streaming-llm, budget: 8, every: 2}\n"
+        f"data: {{source: {data}}}\noptimise: {{steps: 2, batch: 2}}\n",
+        encoding="utf-8",
+    )
+    told = json.loads(run("train", "rl", str(path), "--json").stdout)
+    assert told["steps"] == 2 and told["prompts"] == 1 and len(told["rewards"]) == 2 and min(told["evicted"]) > 0
+    again = run("train", "rl", str(path)).stdout
+    assert "2 steps, on from step 2 over 1 prompts: reward 0 → 0" in again
+    path.write_text(path.read_text(encoding="utf-8").replace("exact", "exakt"), encoding="utf-8")
+    assert "Did you mean 'exact'?" in run("train", "rl", str(path), code=2).stderr
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_prints_an_example(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"

@@ -15,6 +15,7 @@ from keepkv.errors import KeepKVError, UnknownName
 KINDS = {
     "distill": ("keepkv.training.run:distill", "keepkv.training.config:Distill"),
     "sft": ("keepkv.training.run:sft", "keepkv.training.config:Sft"),
+    "rl": ("keepkv.training.rl:train", "keepkv.training.rl:Config"),
 }
 
 
@@ -31,6 +32,8 @@ def train(
 
     sft: it learns the replies of the texts under eviction.
 
+    rl: it draws replies under eviction and learns which of them a reward prefers (GRPO).
+
     A run that was killed goes on from its last checkpoint when the same command is given again.
 
     \b
@@ -38,6 +41,7 @@ def train(
       keepkv train distill --example > distill.yaml
       keepkv train distill distill.yaml
       keepkv train sft sft.yaml --json
+      keepkv train rl --example > rl.yaml
     """
     if kind not in KINDS:
         raise UnknownName("training", kind, KINDS)
@@ -60,9 +64,18 @@ def train(
         print_json(done)
         return
     went_on = f", on from step {done.resumed}" if done.resumed else ""
-    said = f"loss {done.losses[0]:.4g} → {done.losses[-1]:.4g}" if done.losses else "no step was left to take"
-    typer.echo(f"{done.steps} steps{went_on} over {done.texts} texts: {said}; {done.evicted} evictions replayed")
+    typer.echo(f"{done.steps} steps{went_on} over {_course(done)}")
     typer.echo(f"wrote {done.model}")
+
+
+def _course(done: Any) -> str:
+    """What it went over, and from where to where."""
+    if hasattr(done, "rewards"):
+        few = max(1, len(done.rewards) // 10)  # the reward of one step is noise
+        first, last = (sum(some) / few for some in (done.rewards[:few], done.rewards[-few:]))
+        return f"{done.prompts} prompts: reward {first:.3g} → {last:.3g}"
+    said = f"loss {done.losses[0]:.4g} → {done.losses[-1]:.4g}" if done.losses else "no step was left to take"
+    return f"{done.texts} texts: {said}; {done.evicted} evictions replayed"
 
 
 def _named(where: str) -> Any:

@@ -48,7 +48,7 @@ def from_file(tokenizer: Any, path: Path) -> list[Text]:
         if not text.strip():
             continue
         name = f"{path.name}, line {number}"
-        context, prompt, reply = _three(object_of(text, name), name)
+        context, prompt, reply = three(object_of(text, name), name)
         asked = _plain(tokenizer, prompt) if context else []
         said = [*_plain(tokenizer, reply), *end]
         graded = (False,) * len(asked) + (True,) * len(said)
@@ -123,7 +123,7 @@ def _in_sight(text: Text) -> Text:
     return Text(text.read + text.rest[:more], text.rest[more:], text.graded[more:], text.name)
 
 
-def _three(line: dict[str, Any], name: str) -> tuple[str, str, str]:
+def three(line: dict[str, Any], name: str) -> tuple[str, str, str]:
     """Context, prompt and reply of a line."""
     for key in line:
         if key not in KEYS:
