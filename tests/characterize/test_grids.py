@@ -71,6 +71,8 @@ def test_a_file_says_a_grid(tmp_path: Path) -> None:
         ("applications: [{tasks: [niah-single-1]}]\nlimits: {ttf: 1}", "ttft"),
         ("applications: [{tasks: [niah-single-1]}]\nphases: {second: 1}", "seconds"),
         ("applications: [{tasks: [niah-single-1]}]\ndriver: somewhere", "in-process"),
+        ("applications: [{name: a, tasks: [qa-1]}, {name: a, tasks: [qa-2]}]", "two applications are called 'a'"),
+        ("applications: [{tasks: [qa-1]}]\nworkloads: [{n_in: 9}, {n_in: 9}]", "two workloads are called"),
         ("- a", "no set of names"),
         ("a: [", "not YAML"),
         ("seeds: [0]", "no applications"),

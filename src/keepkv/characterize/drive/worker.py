@@ -67,6 +67,8 @@ def measure(spec: Spec) -> dict[str, Any]:
         )  # fmt: skip
         window, peak, made = asyncio.run(_run(loop, driver))
     [energy] = found
+    if setting["driver"] == SERVE:  # what it was started with is known here
+        made = {"model": setting["model"], "versions": made["versions"]}
     rows = [_row(line, window, spec.digest, tokenizer) for line in window.lines]
     span = window.end - window.start
     return {
