@@ -162,6 +162,12 @@ def test_the_quick_profile_can_be_run_anywhere() -> None:
     assert not made.dropped and len(made.points) == 8
 
 
+def test_the_grid_of_the_study_can_be_run_anywhere() -> None:
+    asked = read_grid(Path(__file__).parents[2] / "benchmarks" / "characterization" / "grid.yaml")
+    made = plan(asked, partial(refusal, asked))
+    assert not made.dropped and len(made.points) == 86
+
+
 def test_a_grid_of_plain_data_needs_no_folder() -> None:
     made = make_grid({"applications": [{"tasks": ["niah-single-1"]}]})
     assert made.techniques == (Technique(),) and made.applications[0].name == "niah-single-1"
