@@ -31,10 +31,14 @@ reduce
 methods
 engine
 embedded measure plan video
+vision
 metrics models
 tasks
 asking
 evaluation
+training
+serve
+calibrate
 calibrate characterize
 report
 bench

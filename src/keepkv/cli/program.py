@@ -100,6 +100,7 @@ def with_progress(verb: Callable[..., Any]) -> Callable[..., Any]:
 
 VERBS = (
     Verb("demo", "demo.command:demo", USE),
+    Verb("watch", "watch.command:watch", USE),
     Verb("generate", "generate:generate", USE),
     Verb("fit", "fit:fit", USE, long=False),
     Verb("serve", "serve:serve", USE, long=False),
@@ -114,6 +115,7 @@ VERBS = (
     Verb("recommend", "recommend:recommend", COMPARE, long=False),
     Verb("tune", "tune:search,capacity,schedule", COMPARE),
     Verb("calibrate", "calibrate:calibrate", INSIDE),
+    Verb("train", "train:train", INSIDE),
     Verb("info", "info:info", INSIDE, long=False),
 )
 
