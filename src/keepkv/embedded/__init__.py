@@ -1,4 +1,5 @@
-"""Small trained models inside the package, one that reads and one that sees, to see the quality of compression offline."""
+"""Small trained models inside the package, one that reads and one that sees, to see the quality of compression
+offline."""
 
 from importlib import resources
 
