@@ -59,8 +59,8 @@ def load(
 
 
 def load_vlm(model: str, device: str = "auto") -> tuple[Any, Any]:
-    """A model that sees, in evaluation mode, and what ``keepkv.VideoStream`` takes for its processor: tokenizer, mean and
-    standard deviation of colours. From a directory or the Hub; needs no imaging library."""
+    """A model that sees, in evaluation mode, from a directory or the Hub; and of its processor what
+    ``keepkv.VideoStream`` takes, which needs no imaging library: tokenizer, mean and standard deviation of colours."""
     name = _name(model)
     _quiet()
     with waiting(f"loading {name}"):
