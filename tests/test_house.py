@@ -31,11 +31,14 @@ reduce
 methods
 engine
 embedded measure plan video
+vision
 metrics models
 tasks
 asking
 evaluation
-calibrate
+training
+serve
+calibrate characterize
 report
 bench
 cli

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from keepkv.engine.examine import ModelCheck, check
     from keepkv.engine.passes.rehearse import rehearse
     from keepkv.engine.passes.reread import reread
+    from keepkv.engine.passes.restore_slots import restore_slots
     from keepkv.engine.receipt import Receipt
     from keepkv.errors import KeepKVError
     from keepkv.integrations.kvpress import from_kvpress
@@ -56,6 +57,7 @@ _NAMES = {  # by the module that has them; the block above says the same to type
     "engine.examine": "ModelCheck check",
     "engine.passes.rehearse": "rehearse",
     "engine.passes.reread": "reread",
+    "engine.passes.restore_slots": "restore_slots",
     "engine.receipt": "Receipt",
     "errors": "KeepKVError",
     "integrations.kvpress": "from_kvpress",
@@ -76,7 +78,7 @@ __all__ = [
     "Store", "VideoStream", "When", "ask", "check", "compressed", "embedded_model", "embedded_vlm", "fit",
     "from_kvpress", "method_info", "methods", "register_allocate", "register_codec", "register_method",
     "register_reduce", "register_score", "register_select", "register_store", "rehearse", "reread", "restore",
-    "spans_of_chat", "spans_of_text",
+    "restore_slots", "spans_of_chat", "spans_of_text",
 ]  # fmt: skip
 
 

@@ -59,3 +59,31 @@ class CalibrationError(KeepKVError):
 
 class SpanError(KeepKVError, ValueError):
     """Spans that cannot be read, contradict each other, or do not lie in the text they were given for."""
+
+
+class TooLarge(KeepKVError):
+    """What a server can never hold: ``needed`` of what there is ``limit`` of."""
+
+    def __init__(self, message: str, needed: int, limit: int) -> None:
+        super().__init__(message)
+        self.needed, self.limit = needed, limit
+
+
+class Busy(KeepKVError):
+    """What a server cannot take now, and may later: ``waiting`` requests, of ``limit``, are before it."""
+
+    def __init__(self, message: str, waiting: int, limit: int) -> None:
+        super().__init__(message)
+        self.waiting, self.limit = waiting, limit
+
+
+class Stopped(KeepKVError):
+    """A server that stops, or has not been started, was asked for something."""
+
+
+class ContextMissing(KeepKVError, LookupError):
+    """A context of a name that no server has, or that was made with another model."""
+
+
+class ContextExists(KeepKVError):
+    """A context of this name is there already."""

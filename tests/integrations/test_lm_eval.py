@@ -18,36 +18,13 @@ pytest.importorskip("lm_eval", reason="lm-eval is in the extra lm-eval")
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from lm_eval_codes import answers, write
 
 import keepkv
 from keepkv import tasks
 from keepkv.embedded import embedded_model
 from keepkv.engine.versions import CACHE
 from keepkv.integrations.lm_eval import KeepKVLM
-
-CHOICE = """\
-task: codes-choice
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{context}}}}{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: label
-target_delimiter: ""
-metric_list: [{{metric: acc}}]
-"""
-WRITTEN = """\
-task: codes-written
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{context}}}}{{{{question}}}}"
-doc_to_target: "{{{{answer}}}}"
-generation_kwargs: {{until: ["\\n"], max_gen_toks: 6, do_sample: false}}
-metric_list: [{{metric: exact_match}}]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +37,8 @@ def loaded() -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def folder(loaded: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six documents of 90 to 240 tokens with four facts each, and two tasks on them."""
-    place = tmp_path_factory.mktemp("lm_eval")
-    lines = []
-    for seed in range(6):
-        item = tasks.get("niah-multikey-1").generate(loaded[1], 90 + 30 * seed, seed, facts=4, questions=4)
-        asked = item.questions[seed % 4]
-        choices = [question.answer for question in item.questions]
-        document = {"context": item.context, "question": asked.prompt, "answer": asked.answer}
-        lines.append(json.dumps(document | {"choices": choices, "label": seed % 4}))
-    (place / "codes.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    for name, text in (("choice", CHOICE), ("written", WRITTEN)):
-        (place / f"{name}.yaml").write_text(text.format(data=place / "codes.jsonl"), encoding="utf-8")
-    return place
+    """Six documents with four facts each, and two tasks on them."""
+    return write(tmp_path_factory.mktemp("lm_eval"), loaded[1])
 
 
 def evaluate(
@@ -89,11 +55,6 @@ def evaluate(
         bootstrap_iters=0,
     )
     return out
-
-
-def answers(result: dict[str, Any]) -> list[Any]:
-    [samples] = result["samples"].values()
-    return [sample["filtered_resps"] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
 
 
 @pytest.mark.parametrize("arguments", ["method=snapkv,budget=1.0", "method=full"])

@@ -44,7 +44,7 @@ def load(
     name = _name(embedded_model() if model is None else model) if file is None else str(file.parent)
     read = {} if file is None else {"gguf_file": file.name}
     _quiet()
-    placed = {} if device_map is None else {"device_map": device_map}
+    mapped = {} if device_map is None else {"device_map": device_map}
     local = Path(name).is_dir()
     if not local and sys.stderr.isatty():
         print(f"loading {name}", file=sys.stderr)
@@ -52,7 +52,7 @@ def load(
     try:
         with shown, _no_bar_of_gguf() if read else nullcontext():
             tokenizer = AutoTokenizer.from_pretrained(name, **read)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **placed, **read)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **mapped, **read)
     except (OSError, ValueError) as error:
         raise KeepKVError(f"cannot load model {name!r}: {one_line(error)}") from error
     return (loaded.eval() if device_map is not None else placed(loaded, device)), tokenizer
@@ -89,6 +89,15 @@ def load_embedded_vlm(device: str = "auto") -> tuple[Any, Any]:
         _quiet()
         model, processor = embedded_vlm()
     return placed(model, device), processor
+
+
+def load_seeing(model: str | None, device: str = "auto", size: tuple[int, int] | None = None) -> tuple[Any, Any]:
+    """A model that sees, the one in the package for ``None``, and its tokenizer, which reads pictures too: a
+    ``keepkv.vision.seeing.Seeing``. size: that pictures are brought to."""
+    found, processor = load_embedded_vlm(device) if model is None else load_vlm(model, device)
+    from keepkv.vision.seeing import Seeing
+
+    return found, Seeing(found, getattr(processor, "tokenizer", processor), size, processor)
 
 
 def placed(model: Any, device: str) -> Any:

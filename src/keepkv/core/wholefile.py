@@ -46,7 +46,7 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.replace(draft, target)
     finally:
         draft.unlink(missing_ok=True)
-    _keep_name(target.parent)
+    keep_name(target.parent)
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -102,7 +102,7 @@ def _refuse_irregular(found: os.stat_result) -> None:
             raise OSError(errno.EINVAL, f"it is {kind}, not a file")
 
 
-def _keep_name(folder: Path) -> None:
+def keep_name(folder: Path) -> None:
     """Put the names in ``folder`` on the disk, where the system can."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)

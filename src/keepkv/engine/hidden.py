@@ -38,5 +38,8 @@ def _before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     layers = getattr(kwargs.get(_ELSEWHERE) if cache is None else cache, "layers", ())
     index: Any = module.layer_idx
     layer = layers[index] if index < len(layers) else None
-    if isinstance(layer, Layer) and layer.shared.settings.method.score.needs_hidden:
-        layer.hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    side_by_side = getattr(layer, "rows", None)  # layers of as many caches, one for each row
+    for row, one in enumerate([layer] if side_by_side is None else side_by_side):
+        if isinstance(one, Layer) and one.shared.settings.method.score.needs_hidden:
+            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            one.hidden = hidden if side_by_side is None else hidden[row : row + 1]

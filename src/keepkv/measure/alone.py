@@ -12,17 +12,20 @@ from keepkv.core.wholefile import reason
 from keepkv.errors import KeepKVError
 
 LOCK = ".keepkv-writer"
+ROWS = "Wait until it has ended, or give another --out; two writers would count every item twice."
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path, remedy: str = ROWS) -> Iterator[None]:
     """Hold the lock of ``folder``, which is let go at the end or when the process dies, however it dies.
+
+    remedy: what is said to who comes second.
 
     Raises ``KeepKVError`` where another process, or another part of this one, holds it.
     """
     path = folder / LOCK
     try:
-        descriptor = _held(path)
+        descriptor = _held(path, remedy)
     except OSError as error:
         raise KeepKVError(f"cannot write to {str(folder)!r}: {reason(error)}") from error
     try:
@@ -35,7 +38,7 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _held(path: Path) -> int:
+def _held(path: Path, remedy: str) -> int:
     """A descriptor of ``path``, locked."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -46,8 +49,7 @@ def _held(path: Path) -> int:
         except BlockingIOError as error:
             os.close(descriptor)
             raise KeepKVError(
-                f"{str(path)!r} is locked: another process{_pid(path)} writes to this folder. Wait until it has ended, "
-                "or give another --out; two writers would count every item twice."
+                f"{str(path)!r} is locked: another process{_pid(path)} writes to this folder. {remedy}"
             ) from error
         except OSError:
             os.close(descriptor)

