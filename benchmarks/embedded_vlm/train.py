@@ -25,7 +25,8 @@ from . import names
 from .data import Batch, batch
 from .network import features, hidden, make_model, make_tokenizer, text_weights
 
-CURRICULUM = "6:64:24:600,16:96:12:800,32:128:8:600+64:160:4:300"
+# frames:text:rows:steps; a stage after another, + mixes.
+CURRICULUM = "6:64:24:160,16:96:12:80,32:128:8:200+64:160:4:120,32:128:8:60+64:160:4:20+128:160:2:15+256:160:1:10"
 STATE = "training.pt"
 NAMED = "named.pt"
 END = 0.1  # weight of the token that ends an answer

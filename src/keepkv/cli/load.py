@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from keepkv.cli import small_model
@@ -58,18 +59,26 @@ def load(
 
 
 def load_vlm(model: str, device: str = "auto") -> tuple[Any, Any]:
-    """A model that sees, in evaluation mode, and its processor, from a directory or the Hub."""
+    """A model that sees, in evaluation mode, from a directory or the Hub; and of its processor what
+    ``keepkv.VideoStream`` takes, which needs no imaging library: tokenizer, mean and standard deviation of colours."""
     name = _name(model)
     _quiet()
     with waiting(f"loading {name}"):
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText, AutoTokenizer
+        from transformers.image_processing_base import ImageProcessingMixin
 
         try:
-            processor = AutoProcessor.from_pretrained(name)
+            told, _ = ImageProcessingMixin.get_image_processor_dict(name)
+            tokenizer = AutoTokenizer.from_pretrained(name)
             loaded: Any = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
         except (OSError, ValueError, ImportError) as error:
-            raise KeepKVError(f"cannot load model {name!r} with its processor: {one_line(error)}") from error
-    return placed(loaded, device), processor
+            raise KeepKVError(f"cannot load model {name!r} as one that sees: {one_line(error)}") from error
+    colours = SimpleNamespace(image_mean=told.get("image_mean"), image_std=told.get("image_std"))
+    if None in (colours.image_mean, colours.image_std):
+        raise KeepKVError(
+            f"model {name!r} does not say the mean and standard deviation of colours (preprocessor_config)"
+        )
+    return placed(loaded, device), SimpleNamespace(tokenizer=tokenizer, image_processor=colours)
 
 
 def load_embedded_vlm(device: str = "auto") -> tuple[Any, Any]:

@@ -1,5 +1,5 @@
-"""Small trained models inside the package, one that reads and one that sees, so that the quality of compression can be
-seen offline."""
+"""Small trained models inside the package, one that reads and one that sees, to see the quality of compression
+offline."""
 
 from importlib import resources
 

@@ -41,15 +41,15 @@ def asked(questions: list[str], every: int | None) -> Callable[[int, int], list[
 
 def around(processor: Any, family: Family) -> tuple[str, Callable[[str], str]]:
     """What the chat template of a model puts before the frames; and around a question, behind them."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    if not getattr(processor, "chat_template", None) and not getattr(tokenizer, "chat_template", None):
+    tokenizer = processor.tokenizer
+    if not tokenizer.chat_template:
         return tokenizer.bos_token or "", str
     place = tokenizer.convert_ids_to_tokens(family.token)
     kind = "video" if isinstance(family, Sectioned) else "image"
 
     def parts(question: str) -> tuple[str, str]:
         turn = {"role": "user", "content": [{"type": kind}, {"type": "text", "text": question}]}
-        said = processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        said = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
         before, found, behind = said.partition(place)
         if not found:
             raise KeepKVError(

@@ -13,7 +13,7 @@ from keepkv.tasks.scenes import CELLS, Scene, questions, story
 from keepkv.tasks.scenes.story import LONGEST
 from keepkv.video import VideoStream
 
-KINDS = ("number", "place", "colour", "now", "last")  # what the embedded model answers surely with the full cache
+KINDS = ("number", "place", "colour", "now")  # what the embedded model answers surely with the full cache
 EVENTS, CHANGES, ROUNDS, EACH = 18, 4, 6, 4  # of a video; questions of a round
 BLOCK, RESERVE = 60, 24  # frames of a push; slots left to text
 
