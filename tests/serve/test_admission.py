@@ -13,7 +13,7 @@ from serving import DOCUMENT, encoded, greedy, loaded, said, serving, told
 import keepkv
 from keepkv.errors import BudgetError, Busy, KeepKVError, TooLarge
 from keepkv.plan.live import Live
-from keepkv.serve.admission import Sizes
+from keepkv.serve.admission import MOST, Sizes
 from keepkv.serve.batch.job import bytes_of
 from keepkv.serve.batch.reading import Reader, late
 from keepkv.serve.request import Compression, Finished, Token
@@ -28,11 +28,12 @@ LONG = (WHOLE * 10)[:1500]
     [
         ("embedded", "full", None), ("embedded", "snapkv", 0.3), ("embedded", "adakv", 0.3), ("embedded", "h2o", 0.3),
         ("embedded", "keepkv2", 0.3), ("embedded", "many-questions", 0.3), ("embedded", "d2o", 0.3),
-        ("gemma3", "snapkv", 0.3), ("gemma3", "full", None),
+        ("embedded", "g-kv", 0.3), ("gemma3", "h2o", 0.3), ("gemma3", "full", None),
     ],
 )  # fmt: skip
 def test_a_prompt_takes_no_more_than_what_was_reserved(arch: str, method: str, budget: Any) -> None:
-    """Tensors alive at once are counted as they are made; a bound that is far from the truth would be of no use."""
+    """Tensors alive at once are counted as they are made. A bound that is far from the truth would be of no use: what
+    it has beyond that is tiles of a fixed size."""
     model = loaded()[0] if arch == "embedded" else zoo.model(arch)
     sizes = Sizes.measured(model, 128, positions_of(model))
     vocabulary = model.config.get_text_config().vocab_size
@@ -42,16 +43,16 @@ def test_a_prompt_takes_no_more_than_what_was_reserved(arch: str, method: str, b
         for _ in Reader(model, 128).document(cache, tokens, more=method != "full"):
             pass
     need = sizes.peak(cache, len(tokens))
-    assert live.peak <= need <= 4 * live.peak, (live.peak, need)
+    assert live.peak <= need <= 3 * live.peak + 2 * 4 * MOST, (live.peak, need)
     held, kept = bytes_of(cache), sizes.kept(cache, len(tokens))
     assert 0.8 * kept <= held <= 1.1 * kept + 200_000, (held, kept)
 
 
 def test_what_can_never_fit_is_refused_with_the_number() -> None:
-    with serving(memory=4_000_000) as engine:
+    with serving(memory=3_000_000) as engine:
         with pytest.raises(TooLarge, match="at its peak") as caught:
             engine.submit(greedy(LONG, 5))
-        assert caught.value.needed > caught.value.limit == 4_000_000
+        assert caught.value.needed > caught.value.limit == 3_000_000
         with pytest.raises(TooLarge, match="a context of 1,500 tokens"):
             engine.contexts.create("doc", LONG)
         assert engine.stats().refused == {"TooLarge": 2}
@@ -64,8 +65,8 @@ def test_what_does_not_fit_now_waits() -> None:
         need = engine._row(greedy(WHOLE[:40], 1500), None).need  # type: ignore[arg-type]
         engine.worker.ledger.limit = int(1.5 * need)
         one, two = (engine.submit(greedy(WHOLE[:40], 1500)) for _ in range(2))
-        while not isinstance(one.get(60), Token):
-            pass
+        for _ in range(3):  # the first token is told before its row is counted
+            assert isinstance(one.get(60), Token)
         stats = engine.stats()
         assert (stats.rows, stats.waiting) == (1, 1) and stats.reserved <= stats.limit
         one.cancel()

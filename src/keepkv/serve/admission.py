@@ -16,23 +16,27 @@ from keepkv.engine.receipt import held_by
 from keepkv.errors import TooLarge
 from keepkv.plan.live import Live
 from keepkv.plan.units import size
+from keepkv.serve.batch.job import bytes_of
 from keepkv.serve.batch.reading import Reader, late
 from keepkv.store.base import allocated
 
 SLACK = 64  # tokens that a store may have room for beyond those it holds
+PIECES = 3  # of a prompt that are read to measure: stores grow from the second on
+MOST, FEW = 1 << 24, 1 << 21  # numbers of a matrix that merging and scores hold at once: they work in tiles
 
 
 @dataclass(frozen=True)
 class Sizes:
     """Bytes of one row of a model, measured when the engine starts.
 
-    plain, heads: of each layer that is compressed: bytes of a token in a plain cache, and KV heads. window, stock:
-    tokens and bytes of a token of the layers that transformers keeps. work, longer: what reading a chunk takes beside
-    the caches, and what more it takes for each token that was read before.
+    plain, heads: of each layer that is compressed: bytes of a token in a plain cache, and KV heads. queries: query
+    heads of a layer. stock: window and bytes of a token of each layer that transformers keeps. work, longer: what
+    reading ``chunk`` tokens takes beside the caches, and what more it takes for each token that was read before.
     """
 
     plain: tuple[int, ...]
     heads: tuple[int, ...]
+    queries: int
     stock: tuple[tuple[int, int], ...]
     work: int
     longer: float
@@ -40,26 +44,28 @@ class Sizes:
 
     @classmethod
     def measured(cls, model: Any, chunk: int, most: int | None) -> Sizes:
-        """By reading two pieces of a prompt, of ``chunk`` tokens unless the model reads fewer than ``most``."""
-        tokens = chunk if most is None else max(1, min(chunk, most // 2))
-        cache, reader, peaks, text = late(Cache(model, "full")), Reader(model, tokens), [], [0] * tokens
-        with torch.inference_mode():
-            for _ in range(2):
-                with Live() as live:
-                    for _ in reader.question(cache, text):
-                        pass
-                    new = live.now
-                peaks.append(max(0, live.peak - new))
+        """By reading a few pieces of a prompt, of ``chunk`` tokens unless that is more than ``most`` in sum."""
+        tokens = chunk if most is None else max(1, min(chunk, most // PIECES))
+        with torch.inference_mode(), Live() as live:
+            cache, reader, peaks = late(Cache(model, "full")), Reader(model, tokens), []
+            for _ in range(PIECES):
+                live.restart()
+                for _ in reader.question(cache, [0] * tokens):
+                    pass
+                peaks.append(max(0, live.peak - bytes_of(cache)))
         ours = cache.compressible
+        read = PIECES * tokens
         stock = tuple(
-            (window, allocated(held_by(layer)) // max(1, min(2 * tokens, window)))
+            (window, allocated(held_by(layer)) // max(1, min(read, window)))
             for layer in cache.layers
-            if layer not in ours and (window := getattr(layer, "sliding_window", 0) or 2 * tokens)
+            if layer not in ours and (window := getattr(layer, "sliding_window", 0) or read)
         )
-        return cls(
-            tuple(x.store.slot_bytes().plain for x in ours), tuple(x.store.lengths.shape[1] for x in ours), stock,
-            max(peaks), max(0.0, (peaks[1] - peaks[0]) / tokens), tokens,
-        )  # fmt: skip
+        plain, heads = (tuple(x.store.slot_bytes().plain for x in ours), tuple(x.store.lengths.shape[1] for x in ours))
+        queries = max((x.progress.query_heads for x in ours), default=1)
+        # In one layer a longer past is copied as it grows, repeated for each query head, and masked.
+        repeated = max((p + p * queries // h for p, h in zip(plain, heads, strict=True)), default=0)
+        longer = max((peaks[-1] - peaks[-2]) / tokens, repeated + 5 * tokens)
+        return cls(plain, heads, queries, stock, max(peaks), longer, tokens)
 
     def token(self, cache: Cache) -> int:
         """Of a token that ``cache`` holds as it was read, in all layers that are compressed."""
@@ -88,24 +94,30 @@ class Sizes:
         return int(each * min(tokens, slots)) + self.windows(tokens)
 
     def peak(self, cache: Cache, tokens: int) -> int:
-        """While ``tokens`` are read into the empty ``cache`` and compressed, all that it holds included."""
-        method, layers = cache.settings.method, max(1, len(self.plain))
+        """While ``tokens`` are read into the empty ``cache`` and compressed, all that it holds included: a bound."""
+        method, one = cache.settings.method, self.token(cache) * tokens // max(1, len(self.plain))
         held = self.token(cache) * tokens + self.windows(tokens)
-        reading = held + self.work + int(self.longer * max(0, tokens - self.chunk))
+        reading = held + self.work + int(self.longer * max(0, tokens - PIECES * self.chunk))
         if method.when.prefill is None or method.name == "full":
             return reading
-        one = self.token(cache) * tokens // layers
-        beside = self.kept(cache, tokens) if method.allocate.joint else 0
-        again = held + self.beyond(tokens) if method.score.looks_again else 0
-        return max(reading, held + beside + 6 * one) + again
+        if method.score.observes:
+            reading += self._matrix(self.chunk * self.queries * tokens)
+        kept = self.kept(cache, tokens) if method.allocate.joint else 0
+        pairs = max(self.heads, default=1) * tokens * tokens
+        compressing = held + kept + 6 * one + self._matrix(pairs if method.reduce.merges else min(FEW, pairs))
+        again = held if method.score.looks_again else 0
+        return max(reading, compressing) + again
 
     def behind(self, cache: Cache, held: int, tokens: int) -> int:
         """While ``tokens`` are read behind what a ``cache`` of ``held`` bytes has, all included."""
-        return held + self.token(cache) * (tokens + SLACK) + self.work + self.beyond(held // max(1, self.token(cache)))
+        slots = held // max(1, self.token(cache))
+        logits = 3 * min(TILE_BYTES, 4 * self.chunk * self.queries * (slots + tokens))
+        return held + self.token(cache) * (tokens + SLACK) + self.work + logits
 
-    def beyond(self, slots: int) -> int:
-        """What attention of a chunk over ``slots`` that were compressed takes: logits, a bounded number at a time."""
-        return 3 * min(TILE_BYTES, 4 * self.chunk * slots * 8 * max(self.heads, default=1))
+    @staticmethod
+    def _matrix(numbers: int) -> int:
+        """Of a matrix of so many numbers and what is made of it, a tile at a time."""
+        return 2 * 4 * min(MOST, numbers)
 
     def reply(self, cache: Cache, tokens: int) -> int:
         """Of a reply, whose tokens are held whole until they are compressed."""
