@@ -85,7 +85,7 @@ $(VENV_VLLM)/.ready-$(VLLM): pyproject.toml
 	test -x $(VENV_VLLM)/bin/python || $(PYTHON_VLLM) -m venv $(VENV_VLLM)
 	$(VENV_VLLM)/bin/python $(PIP) uv
 	$(VENV_VLLM)/bin/uv pip install --quiet --python $(VENV_VLLM)/bin/python --index-strategy unsafe-best-match \
-		$(addprefix --find-links=,$(PIP_FIND_LINKS)) $(UV_FLAGS) '$(VLLM)' pytest hypothesis typer rich
+		$(addprefix --find-links=,$(PIP_FIND_LINKS)) $(UV_FLAGS) '$(VLLM)' pytest hypothesis typer rich 'lm-eval[api]'
 	# PyPI's are built for CUDA, and torch refuses them.
 	$(VENV_VLLM)/bin/uv pip uninstall --quiet --python $(VENV_VLLM)/bin/python torchvision torchaudio torchcodec
 	$(VENV_VLLM)/bin/uv pip install --quiet --python $(VENV_VLLM)/bin/python --no-deps -e .

@@ -68,7 +68,8 @@ OPTIONS = {"--help", "--version"}  # of the program itself
 @cache
 def options(verb: str) -> set[str]:
     [command] = [one.load() for one in VERBS if one.name == verb]
-    return {option for parameter in command.params for option in parameter.opts}
+    parts = [command, *getattr(command, "commands", {}).values()]
+    return {option for part in parts for parameter in part.params for option in parameter.opts}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

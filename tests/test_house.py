@@ -31,12 +31,15 @@ reduce
 methods
 engine
 embedded measure plan video
+vision
 metrics models
 tasks
 asking
 evaluation
+training
 serve
 calibrate
+calibrate characterize
 report
 bench
 cli

@@ -5,6 +5,7 @@ dict loads into it as it is.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,12 +38,12 @@ def make_config(vocab: int, **changes: Any) -> Any:
     return LlamaConfig(**(fields | changes))
 
 
-def init_weights(config: Any, seed: int) -> Weights:
+def init_weights(config: Any, seed: int, back: Sequence[int] | None = None) -> Weights:
     """Fresh parameters by their Hugging Face names; matrices are (out, in), random but for two head starts.
 
-    The heads of the first layer look one, two, three and four tokens back, and the heads of later layers copy what they
-    attend to. Both are what training finds for itself on longer runs; given at the start, they spare most of the tokens
-    that a model of this size spends before it retrieves anything.
+    The heads of the first layer look one, two, three and four tokens back, or as many as ``back`` says for each, and
+    the heads of later layers copy what they attend to. Both are what training finds for itself on longer runs; given at
+    the start, they spare most of the tokens that a model of this size spends before it retrieves anything.
     """
     g = torch.Generator().manual_seed(seed)
     c, m, d = config.hidden_size, config.intermediate_size, config.head_dim
@@ -60,7 +61,7 @@ def init_weights(config: Any, seed: int) -> Weights:
         q, k, v = matrix(heads * d, c), matrix(kv_heads * d, c), matrix(kv_heads * d, c)
         o = matrix(c, heads * d, out)
         if i == 0:
-            q, k = _look_back(config, constant=4.0)
+            q, k = _look_back(config, back or range(1, heads + 1), constant=4.0)
             v = v[:d].repeat(kv_heads, 1)  # a word looks alike to all of them, however far back it stands
         else:
             o = out * v.view(kv_heads, d, c).repeat_interleave(heads // kv_heads, 0).flatten(0, 1).T.contiguous()
@@ -79,8 +80,9 @@ def init_weights(config: Any, seed: int) -> Weights:
     return weights
 
 
-def _look_back(config: Any, constant: float) -> tuple[Tensor, Tensor]:
-    """Query and key matrices (out, C) whose head h attends h + 1 tokens back, reading the constant in dimension 0.
+def _look_back(config: Any, back: Sequence[int], constant: float) -> tuple[Tensor, Tensor]:
+    """Query and key matrices (out, C) whose head h attends ``back[h]`` tokens back, reading the constant in dimension
+    0.
 
     With key (b, 0) and query b (cos nw, -sin nw) in each rotated pair of frequency w, the logit at a distance of t
     tokens is the sum of b² cos(w (t - n)) over the pairs, which peaks at t = n.
@@ -92,9 +94,9 @@ def _look_back(config: Any, constant: float) -> tuple[Tensor, Tensor]:
     strength[:8] = torch.tensor([60.0, 20.0, 15.0, 15.0, 15.0, 15.0, 10.0, 10.0])[:half].sqrt() / constant
     q, k = torch.zeros(heads, d, config.hidden_size), torch.zeros(kv_heads, d, config.hidden_size)
     k[:, :half, 0] = strength
-    for head in range(heads):
-        q[head, :half, 0] = strength * torch.cos(w * (head + 1))
-        q[head, half:, 0] = -strength * torch.sin(w * (head + 1))
+    for head, n in enumerate(back):
+        q[head, :half, 0] = strength * torch.cos(w * n)
+        q[head, half:, 0] = -strength * torch.sin(w * n)
     return q.flatten(0, 1), k.flatten(0, 1)
 
 
@@ -117,13 +119,17 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def hidden_states(w: Weights, config: Any, ids: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Final normed hidden states (B, T, C) of token ids (B, T); ``cos`` and ``sin`` are (T, D)."""
-    batch, length = ids.shape
+    return through(w, config, F.embedding(ids, w["model.embed_tokens.weight"]), cos, sin)
+
+
+def through(w: Weights, config: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same for embedded tokens ``x`` (B, T, C); ``cos`` and ``sin`` may also be (B, 1, T, D)."""
+    batch, length, _ = x.shape
     d, eps, groups = config.head_dim, config.rms_norm_eps, config.num_attention_heads // config.num_key_value_heads
 
     def heads(x: Tensor, name: str) -> Tensor:
         return F.linear(x, w[name]).view(batch, length, -1, d).transpose(1, 2)
 
-    x = F.embedding(ids, w["model.embed_tokens.weight"])
     for i in range(config.num_hidden_layers):
         at = f"model.layers.{i}."
         h = _norm(x, w[at + "input_layernorm.weight"], eps)

@@ -35,12 +35,13 @@ from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache,
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import keepkv
-from keepkv.bench.roofline import content, weight_bytes
+from keepkv.bench.roofline import weight_bytes
 from keepkv.bench.shapes import Shape
 from keepkv.engine import interface
 from keepkv.engine.handle import KVHandle
 from keepkv.engine.versions import CACHE
 from keepkv.measure import meters
+from keepkv.measure.content import content
 from keepkv.measure.environment import revision, versions
 
 from .candidates import memory_floor, processor

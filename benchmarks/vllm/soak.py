@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.vllm.soak --requests 2000 --out benchmarks/vllm/results/soak.json
 
 Methods, budgets, paces, lengths, shared beginnings and aborts are drawn from a seed; requests arrive while others run,
-in a pool that is too small for them. Needs an environment with vLLM.
+in a pool that is too small for them. Needs an environment with vLLM. What vLLM replied is kept beside ``--out``, and
+``--compare`` with that file does the second half alone, which needs transformers only.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import json
 import os
 import random
 import time
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +27,19 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import keepkv
-from benchmarks.vllm.pool import engine, preemptions, versions
+from benchmarks.vllm.ties import is_tie
 from keepkv.engine.versions import CACHE
+from keepkv.integrations.vllm.bench import Load, engine, preemptions
+from keepkv.integrations.vllm.versions import installed
 from keepkv.integrations.vllm.wish import wish_of
+from keepkv.measure.environment import revision
+from keepkv.measure.environment import versions as libraries
 
 METHODS = [
-    "snapkv",
-    "adakv",
-    "keepkv",
-    "keepkv2",
-    "pyramidkv",
-    "keydiff",
-    "tova",
-    "h2o",
-    "g-kv",
-    "r-kv",
-    "streaming-llm",
-]
+    "adakv", "cam", "chunkkv", "compactor", "curdkv", "d2o", "dropkv", "expected-attention", "finch", "g-kv", "h2o",
+    "keepkv", "keepkv2", "keydiff", "kvmerger", "lagkv", "leverage-score", "morphkv", "protected-lru", "pyramidkv",
+    "r-kv", "random", "simlayerkv", "snapkv", "streaming-llm", "tova", "vase", "zeromerge",
+]  # fmt: skip
 ROOTS = 6  # beginnings that prompts may share
 
 
@@ -53,20 +52,40 @@ def main() -> None:
     options.add_argument("--mib", type=float, default=10.0, help="KV memory")
     options.add_argument("--block", type=int, default=32)
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--out", type=Path)
+    options.add_argument("--minutes", type=float, help="send no more after that")
+    options.add_argument("--compare", action="store_true", help="compare the replies beside --out, and run nothing")
+    options.add_argument("--out", type=Path, required=True)
     given = options.parse_args()
-    rng = random.Random(given.seed)
-    llm = engine(given, ours=True, prefix_caching=True)
-    started, cases = time.perf_counter(), [case(rng) for _ in range(given.requests)]
-    found = run(llm, cases, given.waiting, rng)
-    found["seconds"] = round(time.perf_counter() - started)
-    found["preemptions"] = preemptions(llm)
-    found |= compare(given, cases, found.pop("replies"), rng)
-    print(json.dumps(found))
-    if given.out:
+    kept = given.out.with_suffix(".replies.json")
+    if given.compare:
+        whole = json.loads(kept.read_text())
+        made_with, found = whole["made_with"], whole["found"]
+    else:
+        made_with = {k: str(v) for k, v in vars(given).items() if k not in ("out", "compare")} | libraries()
+        made_with |= {"vllm": str(installed()), "device": "cpu", "dtype": "float32", "revision": str(revision())}
+        found = served(given)
         given.out.parent.mkdir(parents=True, exist_ok=True)
-        made_with = {k: str(v) for k, v in vars(given).items() if k != "out"} | versions()
-        given.out.write_text(json.dumps({"made_with": made_with, **found}, indent=1) + "\n")
+        kept.write_text(json.dumps({"made_with": made_with, "found": found}) + "\n")
+    replies = {int(number): reply for number, reply in found.pop("replies").items()}
+    rng = random.Random(given.seed)
+    cases = [case(rng) for _ in range(given.requests)][: found["requests"]]
+    found |= compare(given, cases, replies, random.Random(given.seed + 1))
+    print(json.dumps(found))
+    given.out.write_text(json.dumps({"made_with": made_with, **found}, indent=1) + "\n")
+
+
+def served(given: Any) -> dict[str, Any]:
+    """What vLLM replies, and what it leaves."""
+    rng = random.Random(given.seed)
+    cases, seconds = [case(rng) for _ in range(given.requests)], 60 * given.minutes if given.minutes else float("inf")
+    load = Load(
+        model=given.model, requests=given.requests, prompt=960, reply=64, kv_bytes=int(given.mib * 2**20),
+        block=given.block, at_once=512, dtype="float32",
+    )  # fmt: skip
+    with engine(load, ours=True, enable_prefix_caching=True) as llm:
+        started = time.perf_counter()
+        found = run(llm, cases, given.waiting, rng, seconds)
+        return {**found, "seconds": round(time.perf_counter() - started), "preemptions": preemptions(llm)}
 
 
 def case(rng: random.Random) -> dict[str, Any]:
@@ -90,14 +109,18 @@ def _tokens(seed: float, count: int) -> list[int]:
     return [own.randrange(5, 2000) for _ in range(count)]
 
 
-def run(llm: Any, cases: list[dict[str, Any]], waiting: int, rng: random.Random) -> dict[str, Any]:
-    """All cases through the engine, some aborted on their way."""
+def run(llm: Any, cases: list[dict[str, Any]], waiting: int, rng: random.Random, seconds: float) -> dict[str, Any]:
+    """Cases through the engine, some aborted on their way, as many as can be sent in so many ``seconds``."""
     from vllm import SamplingParams
+
+    end = time.monotonic() + seconds
 
     core, replies, steps, added = llm.llm_engine, dict[int, list[int]](), 0, 0
     scheduler = core.engine_core.engine_core.scheduler
     pool, age = scheduler.kv_cache_manager.block_pool, dict[int, int]()
     while added < len(cases) or core.has_unfinished_requests():
+        if time.monotonic() > end:
+            cases = cases[:added]
         while added < len(cases) and len(age) < waiting and rng.random() < 0.7:
             one = cases[added]
             extra = {f"keepkv_{name}": x for name, x in one["keys"].items()} or None
@@ -111,6 +134,8 @@ def run(llm: Any, cases: list[dict[str, Any]], waiting: int, rng: random.Random)
             if out.finished:
                 replies[int(out.request_id)] = list(out.outputs[0].token_ids)
                 age.pop(int(out.request_id), None)
+                if len(replies) % 100 == 0:
+                    print(f"{len(replies)} replies after {steps} steps, {time.strftime('%X')}", flush=True)
         steps += 1
         for i in list(age):
             age[i] += 1
@@ -134,20 +159,33 @@ def compare(
     model = AutoModelForCausalLM.from_pretrained(given.model)
     whole = [i for i, x in enumerate(cases) if x["abort"] is None]
     sample = rng.sample(whole, int(given.checked * len(whole)))
-    wrong = []
+    wrong, ties = [], []
     for i in sample:
-        one, kept = cases[i], {}
+        one = cases[i]
         wish = wish_of({f"keepkv_{name}": x for name, x in one["keys"].items()}, None)
-        if wish is not None:
-            kept = {CACHE: keepkv.Cache(model, wish.method, wish.budget)}
-        ids = torch.tensor([one["prompt"]])
-        out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=one["reply"], do_sample=False, eos_token_id=None,
-            **kept,
-        )  # fmt: skip
-        if out[0, ids.shape[1] :].tolist() != replies[i]:
-            wrong.append({"number": i, "keys": one["keys"], "prompt": len(one["prompt"]), "reply": one["reply"]})
-    return {"compared": len(sample), "same": len(sample) - len(wrong), "different": wrong}
+        said = partial(replied, model, one, None if wish is None else wish.budget)
+        if said(None if wish is None else wish.method) == replies[i]:
+            continue
+        tie = wish is not None and is_tie(wish.method, replies[i], said)
+        (ties if tie else wrong).append(
+            {"number": i, **{k: one[k] for k in ("keys", "reply")}, "prompt": len(one["prompt"])}
+        )
+    return {
+        "compared": len(sample), "same": len(sample) - len(wrong) - len(ties), "ties": ties, "different": wrong,
+        "compared_by_method": Counter(cases[i]["keys"].get("method", "none") for i in sample),
+    }  # fmt: skip
+
+
+def replied(model: Any, one: dict[str, Any], budget: Any, method: Any) -> list[int]:
+    """What transformers replies to a case, with ``keepkv.Cache`` where there is a ``method``."""
+    kept = {} if method is None else {CACHE: keepkv.Cache(model, method, budget)}
+    ids = torch.tensor([one["prompt"]])
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=one["reply"], do_sample=False, eos_token_id=None,
+        **kept,
+    )  # fmt: skip
+    said: list[int] = out[0, ids.shape[1] :].tolist()
+    return said
 
 
 if __name__ == "__main__":

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from keepkv.core.slots import LayerView, Slots
     from keepkv.core.stats import Stat
     from keepkv.core.when import When
-    from keepkv.embedded import embedded_model
+    from keepkv.embedded import embedded_model, embedded_vlm
     from keepkv.engine.attached import restore
     from keepkv.engine.cache import Cache
     from keepkv.engine.compressed import compressed
     from keepkv.engine.examine import ModelCheck, check
     from keepkv.engine.passes.rehearse import rehearse
     from keepkv.engine.passes.reread import reread
+    from keepkv.engine.passes.restore_slots import restore_slots
     from keepkv.engine.receipt import Receipt
     from keepkv.errors import KeepKVError
     from keepkv.integrations.kvpress import from_kvpress
@@ -49,13 +50,14 @@ _NAMES = {  # by the module that has them; the block above says the same to type
     "core.slots": "LayerView Slots",
     "core.stats": "Stat",
     "core.when": "When",
-    "embedded": "embedded_model",
+    "embedded": "embedded_model embedded_vlm",
     "engine.attached": "restore",
     "engine.cache": "Cache",
     "engine.compressed": "compressed",
     "engine.examine": "ModelCheck check",
     "engine.passes.rehearse": "rehearse",
     "engine.passes.reread": "reread",
+    "engine.passes.restore_slots": "restore_slots",
     "engine.receipt": "Receipt",
     "errors": "KeepKVError",
     "integrations.kvpress": "from_kvpress",
@@ -71,12 +73,12 @@ _NAMES = {  # by the module that has them; the block above says the same to type
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = [
-    "Allocate", "Answers", "Budget", "Cache", "Calibration", "Codec", "Context", "Fit", "KeepKVError",
-    "LayerView", "Method", "ModelCheck", "Receipt", "Reduce", "Reduced", "Score", "Select", "Slots", "Span",
-    "SpanPolicy", "Stat", "Store", "VideoStream", "When", "ask", "check", "compressed", "embedded_model", "fit",
+    "Allocate", "Answers", "Budget", "Cache", "Calibration", "Codec", "Context", "Fit", "KeepKVError", "LayerView",
+    "Method", "ModelCheck", "Receipt", "Reduce", "Reduced", "Score", "Select", "Slots", "Span", "SpanPolicy", "Stat",
+    "Store", "VideoStream", "When", "ask", "check", "compressed", "embedded_model", "embedded_vlm", "fit",
     "from_kvpress", "method_info", "methods", "register_allocate", "register_codec", "register_method",
     "register_reduce", "register_score", "register_select", "register_store", "rehearse", "reread", "restore",
-    "spans_of_chat", "spans_of_text",
+    "restore_slots", "spans_of_chat", "spans_of_text",
 ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from keepkv.bench.systems import PLAIN, System, peers, slots_asked
 from keepkv.core.when import When
 from keepkv.errors import KeepKVError
 from keepkv.measure import Percentiles
+from keepkv.measure.content import content
 from keepkv.store.ragged import SEGMENT, SHARED
 
 CONTEXT, NEW = 60, 3
@@ -115,7 +116,7 @@ def test_content_is_what_the_receipt_counts(tiny: str, store: str | None, method
         runner.read(cache, torch.randint(64, (2, CONTEXT)))
     kept = sum(n for layer in cache.report().kept.values() for row in layer for n in row)
     assert kept == 2 * 2 * 2 * 40  # layers, rows, heads
-    slots, votes = roofline.content(cache)
+    slots, votes = content(cache)
     assert slots == kept * (16 + 2 * 4 if store == "int8" else 16 * 4)
     assert votes == (4 * kept if method == "keepkv" else 0)
 

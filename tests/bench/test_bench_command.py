@@ -19,13 +19,13 @@ from keepkv.bench.plan import Sweep
 from keepkv.bench.plots import draw
 from keepkv.bench.protocol import WARM
 from keepkv.bench.rows import BenchRow
-from keepkv.bench.session import RowFailed, Session
 from keepkv.bench.sizes import largest_batch, row_bytes
 from keepkv.bench.systems import System
 from keepkv.cli.bench import _number
 from keepkv.cli.program import program
 from keepkv.measure.files import read_file, write
 from keepkv.measure.interval import Percentiles
+from keepkv.measure.session import RowFailed, Session
 
 # --- processes -------------------------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "duo-attention": [{"profile": "inf", "score": "keydiff"}],
 }
 SMALL = {"window": 4, "sinks": 2}  # so that tiny prompts leave something to choose
-RUNS = {"lag": 4, "size": 4}  # tokens of runs, where a method looks at these
+RUNS = {"lag": 4, "size": 4, "whole": 0}  # tokens of runs, where a method looks at these; layers that keep everything
 LOSSY = {"int8": 0.2}  # of logits, where a codec loses something; 1 where it has fewer bits
 
 

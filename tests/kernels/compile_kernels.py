@@ -28,6 +28,8 @@ from keepkv.kernels.leverage import triton as leverage
 from keepkv.kernels.logits import KeySlots
 from keepkv.kernels.merge import triton as merge
 from keepkv.kernels.packed import triton as packed
+from keepkv.kernels.paged import PagedSlots
+from keepkv.kernels.paged import triton as paged
 from keepkv.kernels.segments import Segments, segments_of
 from keepkv.kernels.window import triton as window
 
@@ -76,6 +78,7 @@ def launch_all(dtype: torch.dtype, d: int) -> None:
     decode.decode_attention(query, KeySlots(keys, None, None, rectangle, 0.1, None, None), values, False)
     decode.decode_attention(query, KeySlots(flat[0], flat[2], None, segments, 0.1, None, None), flat[1], True)
     packed_all(query, full, segments)
+    paged_all(query, keys)
     queries, asked = query[:, :, None].repeat(1, 1, 32, 1), torch.zeros(b, 32, dtype=torch.int64)
     window.window_scores(queries, asked, full, asked[:, 0], True)
     ragged = KeySlots(flat[0], None, positions.flatten(), segments, 0.1, None, None)
@@ -88,6 +91,17 @@ def launch_all(dtype: torch.dtype, d: int) -> None:
     assign.nearest_key(keys, half, ~half)
     merge.merge_groups(votes, keys, values, positions.long(), 5)
     merge.merge_groups(votes, None, values, positions.long(), 5)
+
+
+def paged_all(query: torch.Tensor, keys: torch.Tensor) -> None:
+    """Attention over blocks of 16 slots, of one layer and of two that are packed together."""
+    h, d = keys.shape[1], keys.shape[-1]
+    one = torch.zeros(1, dtype=torch.int32)
+    for layers, votes, softcap in ((1, None, None), (2, torch.zeros(2, 64, h, 16), 30.0)):
+        kv = torch.zeros(layers, 64, h, 16, d, dtype=keys.dtype)
+        table, counts = torch.zeros(1, 64, dtype=torch.int64), torch.zeros(1, layers * h, dtype=torch.int64)
+        slots = PagedSlots(kv, kv, votes, table, one, one, counts, one, one.bool(), 1000, layers - 1)
+        paged.paged_attention(query, slots, 0.1, softcap, None if votes is None else torch.zeros(query.shape[1]))
 
 
 def packed_all(query: torch.Tensor, full: KeySlots, segments: Segments) -> None:

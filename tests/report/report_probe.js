@@ -25,6 +25,7 @@
     bare: every(".scroll").filter((region) => region.tabIndex !== 0 || !region.ariaLabel || region.getAttribute("role") !== "region").length,
     fidelity: [byId("fidelity-word").textContent, every("#fidelity-table tbody tr").map((row) => [row.cells[0].textContent, row.cells[2].textContent])],
     lead: byId("lead").textContent,
+    seen: every("#seen svg").map((chart) => [chart.getAttribute("aria-label"), every("rect", chart).length]),
   };
   const choice = every("#bar button").find((button) => button.textContent === "query-aware");
   const list = document.querySelector("select[data-pick=mode]"); // where there is little room

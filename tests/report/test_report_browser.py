@@ -104,6 +104,16 @@ def test_browser_opens_at_a_view_and_fits_a_phone(report: Report, text: str, tmp
     assert {"summary", "table"} <= set(found["edges"])  # what is cut off shows it
 
 
+def test_browser_shows_where_in_a_picture_tokens_survive(copy: Path, tmp_path: Path) -> None:
+    """A grid for each step of what was seen; a text alone has none."""
+    assert look(page(arrange(read(copy))), tmp_path)["seen"] == []
+    held = [row | {"vision": [*range(3, 3 + 24)], "grid": [2, 4]} for row in rows(copy, "maps")]
+    evaluation_rows.lines(copy / "maps.jsonl", held)
+    found = look(page(arrange(read(copy))), tmp_path)
+    assert found["problems"] == [] and [count for _, count in found["seen"]] == [8, 8, 8]
+    assert found["seen"][0][0].startswith("Where in step 1 tokens survive: ")
+
+
 def test_browser_hides_what_was_not_measured(copy: Path, tmp_path: Path) -> None:
     for name in ("speed", "maps", "leakage", "fidelity"):
         (copy / f"{name}.jsonl").unlink()

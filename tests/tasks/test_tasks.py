@@ -47,7 +47,7 @@ def test_all_thirteen_shapes_of_ruler_are_there():
 
 
 def test_unknown_task_is_refused_with_the_known_ones():
-    with pytest.raises(UnknownName, match="niah-single-2"):
+    with pytest.raises(UnknownName, match=r"unknown task 'nonsense'\. Did you mean 'notes'"):
         tasks.get("nonsense")
     with pytest.raises(UnknownName, match="Did you mean 'niah-single-2'"):
         tasks.get("niah-singel-2")
@@ -59,7 +59,9 @@ def test_unknown_task_is_refused_with_the_known_ones():
 def test_groups_are_taken_by_name():
     assert tasks.chosen(["Notes", "text", "notes"]) == ("notes", "perplexity")
     assert len(tasks.chosen(["ruler"])) == 13 and tasks.chosen(["all"]) == tasks.names()
-    assert {tasks.group_of(name) for name in tasks.names()} == set(tasks.GROUPS)
+    every = [*tasks.names(), *tasks.names(sees=True)]
+    assert {tasks.group_of(name) for name in every} == set(tasks.GROUPS)
+    assert not set(tasks.names()) & set(tasks.chosen(["all"], sees=True)) and tasks.chosen(["vision"])
 
 
 def test_a_task_can_be_registered_once():

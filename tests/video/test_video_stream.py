@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from helpers import vision_zoo as zoo
+from keepkv.engine.receipt import held_by
 from keepkv.engine.view import view_of
 from keepkv.errors import BudgetError, CacheStateError, KeepKVError, UnsupportedInput, UnsupportedModel
 from keepkv.score import KNorm
+from keepkv.store.base import allocated
 from keepkv.video import VideoStream
 from keepkv.video.policies import POLICIES
 
@@ -396,3 +398,12 @@ def test_any_score_is_a_policy() -> None:
             made.push(frames("qwen2-vl", 2, turn))
         assert max(seen) <= made.cap and made.counts.compressions > 2
         assert made.ask(ids(4, 1), 2).shape == (1, 2)
+
+
+def test_bytes_count_what_is_known_of_the_tokens() -> None:
+    made = stream("qwen2-vl", recent=0.25)
+    made.push(frames("qwen2-vl", 20))
+    known = made.cache.shared.positions.known
+    assert known is not None and known.at.nbytes > 8
+    slots = allocated(x for layer in made.cache.layers for x in held_by(layer))
+    assert made.bytes == made.cache.report().bytes == slots + known.at.nbytes + known.facts.nbytes

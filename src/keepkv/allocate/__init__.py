@@ -4,6 +4,8 @@ from keepkv.allocate.adakv import AdaKV, Pooled
 from keepkv.allocate.base import ALLOCATIONS, Allocate, register_allocate
 from keepkv.allocate.composite import Composite
 from keepkv.allocate.curves import Curves
+from keepkv.allocate.density import Density
+from keepkv.allocate.first_layers import FirstLayers
 from keepkv.allocate.per_layer import PerLayer
 from keepkv.allocate.profile import HeadBudget
 from keepkv.allocate.pyramid import Pyramid
@@ -13,6 +15,6 @@ from keepkv.allocate.threshold import Threshold
 from keepkv.allocate.uniform import Uniform
 
 __all__ = [
-    "ALLOCATIONS", "AdaKV", "Allocate", "Composite", "Curves", "HeadBudget", "LazyLayers", "PerLayer", "Pooled",
-    "Pyramid", "RetrievalHeads", "Threshold", "Uniform", "keep_mask", "register_allocate",
+    "ALLOCATIONS", "AdaKV", "Allocate", "Composite", "Curves", "Density", "FirstLayers", "HeadBudget", "LazyLayers",
+    "PerLayer", "Pooled", "Pyramid", "RetrievalHeads", "Threshold", "Uniform", "keep_mask", "register_allocate",
 ]  # fmt: skip

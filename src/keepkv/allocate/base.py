@@ -11,6 +11,7 @@ from keepkv.core.options import Checked
 from keepkv.core.registry import Registry
 from keepkv.core.slots import LayerView
 
+DENSITY = "density"  # in ``known`` of ``across``: what the score tells of each row, (B,)
 Known: TypeAlias = Sequence[Mapping[str, Tensor]]  # what a calibration says of each layer, by name
 
 
@@ -21,6 +22,7 @@ class Allocate(Checked):
     trims: ClassVar[bool] = False  # it may keep fewer slots than fit the budget, unless that holds every token
     joint: ClassVar[bool] = False  # layers share one budget: ``across`` is called once for all, and ``__call__`` never
     needs_calibration: ClassVar[str | None] = None  # the kind that it reads: ``view.calibration``, ``known`` of across
+    needs_density: ClassVar[bool] = False  # joint ones: the score must tell the density of attention, ``known`` has it
 
     def check_calibration(self, known: Known) -> None:
         """Raise ``CalibrationError`` where the tensors of each layer by name, of the kind that ``needs_calibration``
@@ -47,7 +49,7 @@ class Allocate(Checked):
     ) -> list[Tensor]:
         """Slots to keep (B,H) int64 of each layer, given the scores (B,H,S), the ``select.tiers`` (B,H,S) and the mean
         budget (B,) of each: sums over layers and heads to H * Σ budget where the slots allow it. known: the calibration
-        of each layer, given where ``needs_calibration`` asks for one."""
+        of each layer, and ``DENSITY``, given where ``needs_calibration`` or ``needs_density`` asks for it."""
         raise TypeError(f"{type(self).__name__} must implement across(scores, tiers, budgets) -> counts of each layer")
 
 

@@ -18,12 +18,13 @@ from keepkv.bench.models import Model, Models
 from keepkv.bench.plan import Point, Sweep
 from keepkv.bench.protocol import WARM
 from keepkv.bench.rows import BenchRow
-from keepkv.bench.session import RowFailed, Session
 from keepkv.bench.systems import PLAIN, PRESSES, System, slots_asked
 from keepkv.core.plugins import imported
 from keepkv.errors import KeepKVError
 from keepkv.measure.environment import MadeWith, imports
 from keepkv.measure.interval import Percentiles
+from keepkv.measure.machine import machine
+from keepkv.measure.session import RowFailed, Session
 from keepkv.methods.base import METHODS
 from keepkv.tasks.length import positions_of
 
@@ -101,9 +102,7 @@ class Block:
         try:
             text = model.text
             made_with = replace(entry.row.made_with, dtype=str(model.dtype)[6:])
-            entry.row = replace(
-                entry.row, layers=text.num_hidden_layers, hardware=hardware.hardware(device), made_with=made_with
-            )
+            entry.row = replace(entry.row, layers=text.num_hidden_layers, hardware=machine(device), made_with=made_with)
             longest, new = positions_of(model), WARM + sweep.new
             if longest is not None and point.context + new > longest:
                 raise RowFailed(f"{point.context} + {new} tokens: the model reads {longest} at most")

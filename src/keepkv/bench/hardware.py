@@ -1,17 +1,15 @@
-"""What a device can do: how fast it copies, how much memory is free, what it is called."""
+"""What a device can do: how fast it copies, how much memory is free."""
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
 from keepkv.errors import KeepKVError
+from keepkv.measure.machine import said
 from keepkv.measure.meters import Time
 
 BUFFER = 256 << 20  # bytes copied at once: far more than any cache of a processor holds
@@ -59,22 +57,5 @@ def free_bytes(device: torch.device) -> int | None:
     """Memory that is free on ``device``; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found = _said("/proc/meminfo", "MemAvailable")
+    found = said("/proc/meminfo", "MemAvailable")
     return None if found is None else int(found.split()[0]) * 1024
-
-
-def hardware(device: torch.device) -> str:
-    """Name of the GPU, or of the processor with its number of cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = _said("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def _said(file: str, name: str) -> str | None:
-    """What the first line ``name: …`` of a file of the system says; None where there is none."""
-    try:
-        lines = Path(file).read_text().splitlines()
-    except OSError:
-        return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)

@@ -7,7 +7,6 @@ from typing import Any
 import transformers
 from transformers import DynamicCache, QuantizedCache
 
-from keepkv.bench import roofline
 from keepkv.bench.protocol import Measurement, Runner, prepare, serve
 from keepkv.bench.systems import QUANTISED
 from keepkv.core.plugins import load_file
@@ -15,6 +14,7 @@ from keepkv.core.when import When
 from keepkv.engine.cache import Cache
 from keepkv.errors import KeepKVError
 from keepkv.measure import meters
+from keepkv.measure.content import content
 from keepkv.measure.environment import versions
 
 
@@ -41,7 +41,7 @@ class KeepKV(Runner):
         return seconds
 
     def content(self, cache: Any) -> tuple[int, int]:
-        return roofline.content(cache)
+        return content(cache)
 
     def facts(self, cache: Any) -> dict[str, Any]:
         receipt = cache.report()
@@ -62,10 +62,10 @@ class Plain(Runner):
         return DynamicCache(config=self.model.config.get_text_config(decoder=True))
 
     def content(self, cache: Any) -> tuple[int, int]:
-        return roofline.content(cache)
+        return content(cache)
 
     def facts(self, cache: Any) -> dict[str, Any]:
-        held = roofline.content(cache)[0]
+        held = content(cache)[0]
         return {"bytes": held, "full_bytes": held, "slots": float(cache.get_seq_length())}
 
     def rewind(self, cache: Any, tokens: int) -> None:

@@ -8,6 +8,7 @@ from keepkv.calibrate import (  # noqa: F401
     oscar,
     q_filters,
     query_statistics,
+    restore,
     tada,
     triattention,
 )

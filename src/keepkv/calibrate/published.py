@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from keepkv.calibrate.adapters import read_restore_tokens
 from keepkv.calibrate.base import Tensors
 from keepkv.core.calibration import Calibration
 from keepkv.core.registry import known_as
 from keepkv.core.wholefile import reason
 from keepkv.engine.cache import Cache
 from keepkv.engine.fingerprint import fingerprint
+from keepkv.engine.passes import restore_slots
 from keepkv.engine.passes.reread import feed
 from keepkv.errors import CalibrationError
 from keepkv.measure.environment import versions
@@ -41,14 +43,18 @@ def published(kind: str, model: PreTrainedModel, path: str | Path, command: str 
     """The calibration of ``kind`` that the authors' weights at ``path`` make for ``model``; nothing is measured.
 
     "kvzap": a directory with ``model.safetensors`` (or ``pytorch_model.bin``), or that file, as ``KVzapModel`` of
-    kvpress saves it. "fast-kvzip": a ``.pt`` file with one gate per layer under "module". Only tensors are read from
-    pickles. command: the line that was typed, for the record. Raises ``CalibrationError`` where the file cannot be read
-    or has other layers, heads or widths than ``model``: the files do not say which model they are for.
+    kvpress saves it. "fast-kvzip": a ``.pt`` file with one gate per layer under "module". "restore": a directory with
+    adapters of PEFT and ``restore_embeddings.safetensors``. Only tensors are read from pickles. command: the line that
+    was typed, for the record. Raises ``CalibrationError`` where the file cannot be read or has other layers, heads or
+    widths than ``model``: the files do not say which model they are for.
     """
-    kind = known_as(kind, list(_READERS), "kind of published weights")
+    kind = known_as(kind, [*_READERS, restore_slots.KIND], "kind of published weights")
     where = Path(path).expanduser()
-    found, heads, width = _READERS[kind](where)
+    facts = {"command": command, "tokens": 0, "published": str(where), "versions": versions()}
     cache = Cache(model, "full")
+    if kind == restore_slots.KIND:
+        return Calibration(kind, read_restore_tokens(where, model), fingerprint(model), facts)
+    found, heads, width = _READERS[kind](where)
     ids = torch.ones(1, 2, dtype=torch.long, device=model.device)
     with torch.no_grad():
         feed(model, cache, ids, ids.new_ones(1, 0))
@@ -62,7 +68,6 @@ def published(kind: str, model: PreTrainedModel, path: str | Path, command: str 
             f"{where}: {kind} weights of {len(found)} layers, {heads} KV heads and hidden states of {width} numbers; "
             f"{type(model).__name__} has {has}. Give those that were published for this model."
         )
-    facts = {"command": command, "tokens": 0, "published": str(where), "versions": versions()}
     return Calibration(kind, {i: found[i] for i in ours}, fingerprint(model), facts)
 
 

@@ -21,6 +21,7 @@ from keepkv.evaluation.setup import Variant
 from keepkv.methods.base import Method, expanded, make_method, method_info, method_name, own_options
 from keepkv.select import SELECTIONS, make_select
 from keepkv.store import AUTO, CODECS, STORES, choose, settled
+from keepkv.vision.reducers import REDUCERS
 
 _OF_CACHES = ("store", "codec", "seed", "calibration", "select", "selected")  # options that are no method's
 _PIECES = ("store", "codec", "select")  # of a cache; they have options of their own: codec.bits=2
@@ -99,9 +100,24 @@ def _inner(method: Method, given: dict[str, Any], inner: dict[str, dict[str, Any
     return found
 
 
-def variant(text: str, more: Sequence[str] = ()) -> Variant:
-    """``keepkv`` or ``keepkv:key=zip,window=64``; more: further pairs. A preset becomes the method it stands for."""
+def size(text: str | None) -> tuple[int, int] | None:
+    """``224x336`` as (height, width)."""
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.strip().isdigit() and int(side) for side in sides):
+        raise KeepKVError(f"size {text!r}: expected HEIGHTxWIDTH in pixels, such as 448x448")
+    return int(sides[0]), int(sides[1])
+
+
+def variant(text: str, more: Sequence[str] = (), reducers: bool = False) -> Variant:
+    """``keepkv`` or ``keepkv:key=zip,window=64``; more: further pairs. A preset becomes the method it stands for.
+    reducers: whether those of vision features are taken too."""
     name, _, rest = text.partition(":")
+    if reducers and name.strip().lower() in REDUCERS:
+        if rest or more:
+            raise KeepKVError(f"{name}: takes no options, given: {rest or ', '.join(more)}")
+        return Variant(name.strip().lower())
     name = method_name(name.strip())
     asked = [*(pair for pair in rest.split(",") if pair), *more]
     files = [value.strip() for key, _, value in (pair.partition("=") for pair in asked) if key.strip() == "calibration"]

@@ -58,6 +58,11 @@ def bench(
     overhead: Annotated[bool, Option(help="Also rows of what Python costs per layer.")] = True,
     plots: Annotated[bool, Option(help="Pictures beside the files of --out.")] = False,
     seed: Annotated[int, Option(help="Random seed.")] = 0,
+    engine: Annotated[
+        str | None, Option(help="vllm: requests inside that engine, in --cap of KV memory, with and without keepkv.")
+    ] = None,
+    requests: Annotated[int, Option(min=1, help="Of --engine: requests that are sent at once.")] = 24,
+    block: Annotated[int | None, Option(min=1, help="Of --engine: slots of a block; its own choice if absent.")] = None,
     out: Annotated[str | None, Option(help="Directory for bench.jsonl, bench.csv and pictures.")] = None,
     imports: Import = None,
     as_json: AsJson = False,
@@ -74,6 +79,7 @@ def bench(
       keepkv bench --shape layers=8,hidden=1024,heads=16 --cap plain@2 -b 0.2 -c 4096 --store auto --store int8
       keepkv bench --model Qwen/Qwen3-0.6B --device cuda --dtype bfloat16 --batch 1 --batch 8 --plots --out speed
       keepkv bench -m adakv -p plain -p kvpress:adakv --kvpress-python kvpress-environment/bin/python
+      keepkv bench --engine vllm --cap 12MiB -m snapkv -m keepkv2 -b 0.25 -c 800 --new 64 --plots --out served
     """
     import torch
     from transformers.utils import logging
@@ -91,6 +97,13 @@ def bench(
         need_matplotlib()
         if out is None:
             raise KeepKVError("--plots draws beside the files of --out: give --out DIRECTORY")
+    if engine is not None:
+        from keepkv.cli.bench_engine import bench_engine
+
+        return bench_engine(
+            engine, model, method, budget, peer, cap, context, new, requests, block, dtype, repeats, seed, plots, out,
+            as_json,
+        )  # fmt: skip
     if cap is not None and batch:
         raise KeepKVError("--cap decides the batch: give either --cap or --batch")
     into = None if out is None else folder(out)

@@ -65,6 +65,10 @@ def calibrate(
 
     triattention: mean queries of each head before RoPE, for triattention, from ordinary text.
 
+    restore: tokens that read a whole text before it is compressed and stay beside what is kept, for
+    keepkv.restore_slots, trained so that answers survive. Options: method, budgets, slots, rank, steps, rate, seed. It
+    takes some hundred forwards and backwards. --from reads what authors published, a folder of PEFT.
+
     \b
     Examples:
       keepkv calibrate gates --model Qwen/Qwen3-0.6B --out gates.safetensors
@@ -74,6 +78,7 @@ def calibrate(
       keepkv calibrate query-statistics --model Qwen/Qwen3-0.6B --text a.txt --text b.txt --out qwen3.safetensors
       keepkv calibrate query-statistics --text report.txt --tokens 100000 --length 4096 --out queries.safetensors --json
       keepkv calibrate q-filters --model Qwen/Qwen3-0.6B -o published=Qwen3-0.6B_qfilt --out filters.safetensors
+      keepkv calibrate restore --tokens 40000 --length 800 -o method=keepkv2 -o steps=400 --out restore.safetensors
       keepkv calibrate tada --tokens 8192 --length 128 -o bits=4 --out tada.safetensors
       keepkv calibrate sals --tokens 65536 --length 512 --out sals.safetensors
       keepkv calibrate triattention --model Qwen/Qwen3-0.6B --text a.txt --out triattention.safetensors

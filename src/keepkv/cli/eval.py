@@ -11,17 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from keepkv.cli.load import load
+from keepkv.cli.load import load, load_seeing
 from keepkv.cli.options import AsJson, Device, Import, Model, Texts
 from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, resume, table
 from keepkv.errors import KeepKVError
 
 if TYPE_CHECKING:
     from keepkv.evaluation.rows import CellRow
+    from keepkv.evaluation.vision import Aggregate
 
 TASKS = ("niah-multikey-1", "niah-multiquery", "variable-tracking", "qa-1")
 METHODS = ("auto", "keepkv")
 BUDGETS = ("10%bytes", "20%bytes")
+VISION_TASKS, SCENES = ("vision",), ("scenes",)  # the second are what the model in the package was trained on
+SCENE_LENGTH = 300
+VISION_METHODS = ("h2o", "pyramidkv", "vl-cache", "text-first", "visionzip", "prumerge-plus")
+VISION_BUDGETS = ("0.2", "0.4")  # of the tokens: what a reducer counts, too
 # Fields of a ``Setup`` that an option is called otherwise than.
 FIELDS = {
     "task": "tasks", "method": "variants", "budget": "budgets", "length": "lengths", "mode": "modes", "seed": "seeds",
@@ -62,6 +67,13 @@ def evaluation(
         bool | None,
         Option("--plain/--terse", help="Plain-English prompts: the default for every model but the embedded one."),
     ] = None,
+    vlm: Annotated[
+        bool, Option("--vlm", help="A model that sees, on tasks with pictures; reducers can be given as methods.")
+    ] = False,
+    size: Annotated[
+        str | None,
+        Option(metavar="HxW", help="With --vlm: size of pictures, for models that take any."),
+    ] = None,
     device: Device = "auto",
     out: Annotated[
         str | None,
@@ -89,6 +101,7 @@ def evaluation(
       keepkv eval --add results --import my_score.py --method my-score
       keepkv eval --model Qwen/Qwen3-0.6B -t niah-multikey-1 -t qa-2 -m keepkv -m keepkv:key=zip -l 4096
       keepkv eval -t long-decode -m tova -b 64 --every 8 --json
+      keepkv eval --vlm -m vl-cache -m text-first -m visionzip -b 0.2
     """
     from keepkv import tasks as known
     from keepkv.cli import arguments
@@ -99,37 +112,47 @@ def evaluation(
 
     if add is not None and out is not None:
         raise KeepKVError("--add names the directory that is added to: leave out --out")
-    names = [name for name in REGISTRY if name != "full"] if method == ["all"] else method or list(METHODS)
+    usual = VISION_METHODS if vlm else METHODS
+    names = [name for name in REGISTRY if name != "full"] if method == ["all"] else method or list(usual)
     is_plain = plain if plain is not None else model is not None
     given: dict[str, Any] = {
         "model": "embedded" if model is None else model,
-        "tasks": known.chosen(task or TASKS),
-        "variants": tuple(arguments.variant(name) for name in names),
-        "budgets": tuple(budget or BUDGETS),
-        "lengths": tuple(length or (1024,)),
+        "tasks": known.chosen(task or (TASKS if not vlm else VISION_TASKS if model else SCENES), sees=vlm),
+        "variants": tuple(arguments.variant(name, reducers=vlm) for name in names),
+        "budgets": tuple(budget or (VISION_BUDGETS if vlm else BUDGETS)),
+        "lengths": tuple(length or (SCENE_LENGTH if vlm and model is None else 1024,)),
         "modes": tuple(mode or ("agnostic",)),
         "items": items,
         "seeds": tuple(seed or (0,)),
-        "batch": batch,
+        "batch": 1 if vlm else batch,
         "sinks": None if sinks < 0 else sinks,
         "window": None if window < 0 else window,
         "every": every,
         "plain": is_plain,
         "slack": 24 if is_plain else 0,
+        "size": arguments.size(size),
     }
     if add is not None:
         typed = {FIELDS.get(name, name) for name in context.params if _typed(context, name)}
         given = _held(add) | {name: value for name, value in given.items() if name in typed}
     setup = Setup(**given)
-    network, tokenizer = load(None if setup.model == "embedded" else setup.model, device)
+    if setup.sees != vlm:
+        raise KeepKVError(
+            "tasks with pictures and tasks without cannot be mixed: give --vlm for the first, and leave it out for the "
+            f"second; given were {', '.join(setup.tasks)}"
+        )
+    name = None if setup.model == "embedded" else setup.model
+    network, tokenizer = load_seeing(name, device, setup.size) if vlm else load(name, device)
     check_tokens(network, max(setup.lengths), "a context")
     where = add or out
     with tempfile.TemporaryDirectory() as scratch, progress_rows(total(setup), resume(where)) as step:
         cells = evaluate(network, tokenizer, setup, where or scratch, step, add=add is not None)
+        bench = _bench(where or scratch) if vlm else []
     if as_json:
-        print_json(cells)
+        print_json({"cells": cells, "bench": bench} if vlm else cells)
     else:
         _show(cells)
+        _show_bench(bench)
         if where is not None:
             typer.echo(f"wrote {Path(where)}; keepkv report {where} makes a page of it")
     if failed := sum(cell.failed for cell in cells):
@@ -177,6 +200,36 @@ def _show(cells: list[CellRow]) -> None:
     out.print("ratio: bytes kept / bytes of a plain cache. − full: paired difference to the full cache, same items.")
     if any(isinstance(cell.budget, float) and cell.budget < 1 for cell in cells):
         out.print("Budgets are shares of the tokens, so bytes differ: see ratio, or give 10%bytes to hold them equal.")
+
+
+def _bench(folder: str) -> list[Aggregate]:
+    from keepkv.evaluation.rows import ITEMS, ItemRow
+    from keepkv.evaluation.vision import aggregates
+    from keepkv.measure.files import read_rows
+
+    return aggregates(read_rows(Path(folder).expanduser(), ITEMS, ItemRow))
+
+
+def _show_bench(found: list[Aggregate]) -> None:
+    out = console()
+    for mode, length in dict.fromkeys((one.mode, one.length) for one in found):
+        made = table("method", "budget", "entries", "of tokens", "OP", "loyalty", "95 %")
+        for one in found:
+            if (one.mode, one.length) == (mode, length):
+                loyal = one.loyalty
+                made.add_row(
+                    one.method, str(one.budget), "" if one.entries is None else f"{one.entries:.0f}",
+                    _number(one.share), _number(one.performance), "" if loyal is None else f"{loyal.macro:.1f}",
+                    "" if loyal is None else f"{loyal.low:.0f} … {loyal.high:.0f}",
+                )  # fmt: skip
+        out.print(f"\n[bold]all tasks[/bold], {length} tokens, {mode}")
+        out.print(made)
+    if found:
+        out.print("entries: cached in a layer, mean. OP: √ of the mean squared ratio to the full cache's scores.")
+        out.print("loyalty: replies that are the full cache's, per cent, mean over tasks; interval over replies.")
+        lost = sorted({name for one in found for name in one.left_out})
+        if lost:
+            out.print(f"Without a ratio, as the full cache scores 0: {', '.join(lost)}.")
 
 
 def _number(value: float | None, sign: str = "") -> str:

@@ -36,7 +36,6 @@ def load(
     if device_map is not None and find_spec("accelerate") is None:
         raise KeepKVError("--device-map needs accelerate, which is not installed: pip install accelerate")
     with waiting("importing transformers"):
-        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from keepkv.embedded import embedded_model
@@ -55,11 +54,50 @@ def load(
             loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **placed, **read)
     except (OSError, ValueError) as error:
         raise KeepKVError(f"cannot load model {name!r}: {one_line(error)}") from error
-    if device_map is not None:
-        return loaded.eval(), tokenizer
+    return (loaded.eval() if device_map is not None else placed(loaded, device)), tokenizer
+
+
+def load_vlm(model: str, device: str = "auto") -> tuple[Any, Any]:
+    """A model that sees, in evaluation mode, and its processor, from a directory or the Hub."""
+    name = _name(model)
+    _quiet()
+    with waiting(f"loading {name}"):
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        try:
+            processor = AutoProcessor.from_pretrained(name)
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
+        except (OSError, ValueError, ImportError) as error:
+            raise KeepKVError(f"cannot load model {name!r} with its processor: {one_line(error)}") from error
+    return placed(loaded, device), processor
+
+
+def load_embedded_vlm(device: str = "auto") -> tuple[Any, Any]:
+    """The one that sees in the package, and its processor."""
+    with waiting("importing transformers"):
+        from keepkv.embedded import embedded_vlm
+
+        _quiet()
+        model, processor = embedded_vlm()
+    return placed(model, device), processor
+
+
+def load_seeing(model: str | None, device: str = "auto", size: tuple[int, int] | None = None) -> tuple[Any, Any]:
+    """A model that sees, the one in the package for ``None``, and its tokenizer, which reads pictures too: a
+    ``keepkv.vision.seeing.Seeing``. size: that pictures are brought to."""
+    found, processor = load_embedded_vlm(device) if model is None else load_vlm(model, device)
+    from keepkv.vision.seeing import Seeing
+
+    return found, Seeing(found, getattr(processor, "tokenizer", processor), size, processor)
+
+
+def placed(model: Any, device: str) -> Any:
+    """``model`` in evaluation mode on ``device``; ``"auto"`` is the first GPU where there is one."""
+    import torch
+
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
-        return loaded.to(where).eval(), tokenizer
+        return model.to(where).eval()
     except (RuntimeError, AssertionError) as error:
         raise KeepKVError(f"device {where!r}: {str(error).partition(chr(10))[0]}") from error
 

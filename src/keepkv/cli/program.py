@@ -27,8 +27,8 @@ USE, COMPARE, INSIDE = "Use it", "Compare methods", "Look inside"
 class Verb:
     """A verb as it is listed.
 
-    where: module in this folder, and its function. panel: heading it stands under. long: whether it works long enough
-    to take ``--progress``.
+    where: module in this folder, and its function, or its functions where the verb has verbs of its own. panel: heading
+    it stands under. long: whether it works long enough to take ``--progress``.
     """
 
     name: str
@@ -41,17 +41,25 @@ class Verb:
         """The first paragraph of its help, read from the source: to import a verb takes seconds."""
         module, _, name = self.where.partition(":")
         source = Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-        found = (x for x in ast.parse(source).body if isinstance(x, ast.FunctionDef) and x.name == name)
-        return flowed((ast.get_docstring(next(found)) or "").partition("\n\n")[0])
+        tree = ast.parse(source)
+        found = (x for x in tree.body if isinstance(x, ast.FunctionDef) and x.name == name)
+        said = ast.get_docstring(next(found, tree)) or ""
+        return flowed(said.partition("\n\n")[0].removeprefix(f"``keepkv {self.name}``: "))
 
     def load(self) -> Any:
         """The command itself, with all that it needs."""
-        module, _, name = self.where.partition(":")
+        module, _, names = self.where.partition(":")
         with waiting(f"starting keepkv {self.name}"):
-            function = getattr(import_module(f"keepkv.cli.{module}"), name)
+            loaded = import_module(f"keepkv.cli.{module}")
+        if "," not in names:
+            return self._command(self.name, getattr(loaded, names))
+        parts = {name: self._command(name, getattr(loaded, name)) for name in names.split(",")}
+        return TyperGroup(name=self.name, commands=parts, help=self.line, no_args_is_help=True)
+
+    def _command(self, name: str, function: Any) -> Any:
         one = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         run = with_progress(function) if self.long else function
-        one.command(self.name, cls=_Verb, help=flowed(inspect.getdoc(function) or ""))(run)
+        one.command(name, cls=_Verb, help=flowed(inspect.getdoc(function) or ""))(run)
         command: Any = get_command(one)
         hints = get_type_hints(run)
         for parameter in command.params:
@@ -85,6 +93,7 @@ def with_progress(verb: Callable[..., Any]) -> Callable[..., Any]:
 
 VERBS = (
     Verb("demo", "demo.command:demo", USE),
+    Verb("watch", "watch.command:watch", USE),
     Verb("generate", "generate:generate", USE),
     Verb("fit", "fit:fit", USE, long=False),
     Verb("serve", "serve:serve", USE, long=False),
@@ -95,7 +104,11 @@ VERBS = (
     Verb("fidelity", "fidelity:fidelity", COMPARE),
     Verb("report", "report:report", COMPARE),
     Verb("bench", "bench:bench", COMPARE),
+    Verb("characterize", "characterize:characterize", COMPARE),
+    Verb("recommend", "recommend:recommend", COMPARE, long=False),
+    Verb("tune", "tune:search,capacity,schedule", COMPARE),
     Verb("calibrate", "calibrate:calibrate", INSIDE),
+    Verb("train", "train:train", INSIDE),
     Verb("info", "info:info", INSIDE, long=False),
 )
 

@@ -102,6 +102,24 @@ def waiting(what: str, after: str = ANEW) -> Iterator[None]:
 
 
 @contextmanager
+def moving() -> Iterator[Callable[[str], None]]:
+    """Yields a function that shows a line in the place of the last one; a plain one now and then if nobody watches."""
+    how, last = chosen.get(), time.monotonic()
+    if how is How.auto and sys.stderr.isatty():
+        with Console(stderr=True).status("") as status:
+            yield status.update
+        return
+
+    def show(line: str) -> None:
+        nonlocal last
+        if how is not How.none and time.monotonic() - last > NEXT:
+            print(line, file=sys.stderr, flush=True)
+            last = time.monotonic()
+
+    yield show
+
+
+@contextmanager
 def _shown(work: Work, after: str) -> Iterator[None]:
     how: AbstractContextManager[Any] = nullcontext()
     if chosen.get() is How.auto and sys.stderr.isatty():

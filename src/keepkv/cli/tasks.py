@@ -17,6 +17,8 @@ GROUPS = {
     "rules": "rules in the prompt that a reply must keep",
     "replies": "long replies: the cache is compressed while they are decoded",
     "text": "no question: how likely a text's continuation stays",
+    "vision": "pictures of our own: `keepkv eval --vlm`",
+    "scenes": "moving scenes, which the model in the package that sees was trained on: `keepkv eval --vlm`",
     "registered": "registered by you or by an installed package",
     "files": "benchmarks of others, from files or a hub",
 }
@@ -35,7 +37,8 @@ def tasks(imports: Import = None, as_json: AsJson = False) -> None:
     """
     from keepkv import tasks as known
 
-    found = [_generated(known.get(name), known.group_of(name)) for name in known.names()]
+    every = [*known.names(), *known.names(sees=True)]
+    found = [_generated(known.get(name), known.group_of(name)) for name in every]
     found += [_read(name, held) for name, held in known.BENCHMARKS.items()]
     if as_json:
         print_json(found)
@@ -53,7 +56,7 @@ def tasks(imports: Import = None, as_json: AsJson = False) -> None:
 
 
 def _generated(task: Task, group: str) -> dict[str, Any]:
-    needs = "a model that follows instructions" if task.english else ""
+    needs = "a model that sees" if task.sees else "a model that follows instructions" if task.english else ""
     return {"name": task.name, "group": group, "summary": task.summary, "needs": needs}
 
 

@@ -1,6 +1,9 @@
-"""A small trained Llama model inside the package, so that the quality of compression can be seen offline."""
+"""Small trained models inside the package, one that reads and one that sees, so that the quality of compression can be
+seen offline."""
 
 from importlib import resources
+
+from keepkv.embedded.sight import Processor, embedded_vlm
 
 # Its tokenizer has no chat template. This one puts a question behind a text as the model was trained to read them.
 CHAT_TEMPLATE = (
@@ -14,4 +17,4 @@ def embedded_model() -> str:
     return str(resources.files("keepkv.embedded") / "weights")
 
 
-__all__ = ["CHAT_TEMPLATE", "embedded_model"]
+__all__ = ["CHAT_TEMPLATE", "Processor", "embedded_model", "embedded_vlm"]

@@ -171,12 +171,14 @@ def _reduce(one: _Due, counts: Tensor, over: Tensor) -> None:
     form, tally = layer.form, replace(layer.tally)
     one.view = one.scored = None
     if method.reduce.drops:
-        tally.count(view, None, view.slots.valid & ~keep)
+        gone, positions = view.slots.valid & ~keep, view.slots.positions
+        tally.count(view, None, gone)
         slots = form.stored(view.slots)
         del view, scores
         # No rectangle in between: it is as wide as the fullest head, which may hold everything.
         store = layer.store.successor()
         store.load_kept(slots, keep & slots.valid)
+        _tell(layer, positions, gone)
     else:
         reduced = apply.reduce(method, view, keep, scores)
         tally.count(view, reduced.merged, reduced.lost)
@@ -184,3 +186,10 @@ def _reduce(one: _Due, counts: Tensor, over: Tensor) -> None:
         store = layer.store.successor()
         store.load(form.stored(reduced.slots))
     layer.store, layer.tally, layer.score_state, layer.progress.compressed = store, tally, state, True
+
+
+def _tell(layer: Compressible, positions: Tensor, gone: Tensor) -> None:
+    """Tell who records this cache which of the slots at ``positions`` (B,H,S) leave: ``gone`` (B,H,S) bool."""
+    recorder, seen = layer.shared.recorder, layer.shared.positions.seen
+    if recorder is not None and seen is not None:
+        recorder.left(layer.info.index, positions, gone, seen)

@@ -26,8 +26,18 @@ SLICES, WIDTH = 4, 16  # read of each weight: slices, evenly spread, and element
 
 def shape(model: PreTrainedModel) -> dict[str, Any]:
     """What must agree for keys and values of one model to make sense in another: its shape, not its weights."""
-    config = model.config.get_text_config(decoder=True)
-    return {name: getattr(config, name, None) for name in SHAPE} | {"dtype": str(model.dtype)}
+    return _shape(model.config.get_text_config(decoder=True)) | {"dtype": str(model.dtype)}
+
+
+def _shape(config: Any) -> dict[str, Any]:
+    return {name: getattr(config, name, None) for name in SHAPE}
+
+
+def facts_of(config: Any) -> dict[str, Any]:
+    """The part of a ``fingerprint`` that the configuration of a text model alone says."""
+    facts = _shape(config) | {name: value for name in SETTINGS if (value := getattr(config, name, None)) is not None}
+    plain: dict[str, Any] = json.loads(json.dumps(facts, default=str))  # as it comes back from a file
+    return plain
 
 
 def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
@@ -40,11 +50,12 @@ def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     """
     config: Any = model.config.get_text_config(decoder=True)
     decoder = decoder_of(model)
-    facts = {name: value for name, value in shape(model).items() if name != "dtype"}
-    facts |= {name: value for name in SETTINGS if (value := getattr(config, name, None)) is not None}
-    facts |= {"name": model.config._name_or_path, "adapters": adapters_of(decoder), **weights_of(decoder)}
-    plain: dict[str, Any] = json.loads(json.dumps(facts, default=str))  # as it comes back from a file
-    return plain
+    return {
+        **facts_of(config),
+        "name": model.config._name_or_path,
+        "adapters": adapters_of(decoder),
+        **weights_of(decoder),
+    }
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:

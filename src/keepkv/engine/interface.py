@@ -24,7 +24,7 @@ def attention(
     """The registered attention function; gets every attention call of the model, cached or not.
 
     A handle leads to its layer, which attends over its slots. Plain tensors take the stock path, so a model that
-    is left on "keepkv" without a keepkv cache behaves as on "sdpa".
+    is left on "keepkv" without a keepkv cache behaves as on "sdpa"; in a replay each layer hides what had left it.
     """
     rule = attention_mask if isinstance(attention_mask, MaskRule) else None
     if isinstance(key, KVHandle):
@@ -33,6 +33,8 @@ def attention(
         layer = rule.cache.layers[module.layer_idx]  # type: ignore[index]
         if isinstance(layer, Layer):
             return _over_slots(layer, module, query, rule, attention_mask, {**kwargs, "dense": (key, value)}), None
+    if rule is not None and rule.replay is not None:
+        return rule.replay.attend(module, query, key, value, rule, **kwargs), None
     mask = attention_mask if rule is None else rule.dense()
     return plain_attention(module, query, key, value, mask, **kwargs), None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,21 @@ class Steps(Protocol):
     layers: list[Any]
 
     def begin_step(self, rule: MaskRule, layer_idx: int) -> None: ...
+
+
+class Replays(Protocol):
+    """What attends in a forward that is a replay. The way up, on purpose: see ``keepkv.training.replay``."""
+
+    def begin(self, rule: MaskRule) -> None:
+        """A mask of the forward is made: raise where it is not one that can be replayed."""
+
+    def attend(
+        self, module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, rule: MaskRule, **kwargs: Any
+    ) -> Tensor:
+        """Attention output (B,T,Hq,Dv) of the whole text: query (B,Hq,T,D), key (B,H,T,D), value (B,H,T,Dv)."""
+
+
+REPLAY: ContextVar[Replays | None] = ContextVar("keepkv_replay", default=None)  # of the forward that runs
 
 
 def note_cache(cache: Steps, layer: int) -> None:
@@ -40,9 +56,10 @@ class MaskRule:
 
     ndim = 4
 
-    def __init__(self, arguments: dict[str, Any], cache: Steps | None) -> None:
+    def __init__(self, arguments: dict[str, Any], cache: Steps | None, replay: Replays | None = None) -> None:
         self.arguments = arguments
         self.cache = cache
+        self.replay = replay
         self._dense: Tensor | None = None
         self._rows = slice(None)
 
@@ -92,7 +109,7 @@ class MaskRule:
         everything = slice(None)
         if not (isinstance(index, tuple) and len(index) == 4 and index[0] == index[1] == index[3] == everything):
             raise TypeError(f"a keepkv mask rule can only be sliced by rows, [:, :, a:b, :]; got {index!r}")
-        part = MaskRule(self.arguments, self.cache)
+        part = MaskRule(self.arguments, self.cache, self.replay)
         part._rows = index[2]
         return part
 
@@ -103,7 +120,9 @@ def mask_rule(*args: Any, **arguments: Any) -> MaskRule:
     prepared = arguments.get("attention_mask")
     if isinstance(prepared, MaskRule):  # generate builds it ahead of a compiled forward, which hands it back
         return prepared
-    rule = MaskRule(arguments, cache)
+    rule = MaskRule(arguments, cache, REPLAY.get() if cache is None else None)
     if cache is not None:
         cache.begin_step(rule, layer)
+    if rule.replay is not None:
+        rule.replay.begin(rule)
     return rule

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from keepkv.core.rope import AXES
-from keepkv.core.tokens import IMAGE, VIDEO, Coming
+from keepkv.core.tokens import IMAGE, KIND, TEXT, VIDEO, Coming
 from keepkv.engine.layer import is_ours
 from keepkv.engine.positions import RowPositions
 from keepkv.engine.versions import cache_in
+from keepkv.errors import UnsupportedInput
 
 _HOOKS = "keepkv_places"
 _IDS = {"image_token_id": IMAGE, "image_token_index": IMAGE, "video_token_id": VIDEO, "video_token_index": VIDEO}
@@ -50,6 +51,30 @@ def telling(cache: Any, kinds: Tensor, starts: Tensor | None = None) -> Iterator
         yield
     finally:
         positions.told = None
+
+
+def text_places(cache: Any, mask: Tensor, count: int) -> Tensor:
+    """Position ids (B,count) of the newest ``count`` columns of ``mask`` (B, all columns), which are text behind what
+    ``cache`` has read: behind an image a model with M-RoPE counts on from a smaller number than the token's index."""
+    at = (mask.cumsum(-1) - 1)[:, -count:].clamp_min(0)
+    if not is_ours(cache) or (ahead := cache.shared.positions.ahead()) is None:
+        return at
+    return at + ahead.to(at)
+
+
+def text_of(cache: Any, input_ids: Tensor, mask: Tensor) -> list[Tensor]:
+    """The text (n,) of each row of ``input_ids`` (B,T), which ``cache`` has read with ``mask`` (B,T): placeholders of
+    images and videos cannot be read again as they stand. Raises ``UnsupportedInput`` where a row has none."""
+    known, rows = cache.shared.positions.known, []
+    for i, (ids, real) in enumerate(zip(input_ids, mask.bool(), strict=True)):
+        row = ids[real]
+        if known is not None:
+            at = torch.arange(len(row), device=known.at.device).expand(len(mask), -1)
+            row = row[known.of(at)[i, :, KIND].eq(TEXT).to(row.device)]
+        if not len(row):
+            raise UnsupportedInput(f"row {i} holds no text, and only text can be read again: choose another method")
+        rows.append(row)
+    return rows
 
 
 def _hear_kinds(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

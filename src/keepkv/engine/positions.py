@@ -184,6 +184,13 @@ class RowPositions:
             return self.known.places(positions)
         return positions if self.axes == 1 else positions[..., None].expand(*positions.shape, self.axes)
 
+    def ahead(self) -> Tensor | None:
+        """(B,1) int64: the rotary position of the next token of each row, if it is text, less its index; None: 0."""
+        if self.known is None or self.seen is None:
+            return None
+        after = self.known.places(self.seen[:, None])
+        return (after if after.dim() == 2 else after.amax(-1)) - self.seen[:, None]
+
     def keep(self, held: Tensor) -> None:
         """Forget of tokens what is not needed for those at ``held`` (B,n), nor for what comes."""
         self.known = None if self.known is None else self.known.kept(held)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -227,7 +228,7 @@ def make_receipt(layers: Sequence[Any], shared: CacheState, codec: str, codec_op
         compressed=any(t.compressions for t in tallies),
         seen=[] if seen is None else seen.tolist(),
         kept={x.info.index: x.store.lengths.tolist() for x in used},
-        bytes=allocated(x for layer in layers for x in held_by(layer)),
+        bytes=held_bytes(layers, shared),
         full_bytes=sum(map(full_bytes, layers)),
         merged=sum(int(t.merged.sum()) for t in tallies if t.merged is not None),
         dropped=sum(int(t.dropped.sum()) for t in tallies if t.dropped is not None),
@@ -251,7 +252,7 @@ def summary(layers: Sequence[Any], shared: CacheState) -> str:
     if seen is None:
         return ", ".join([*said, "nothing read yet"])
     most, rows = int(seen.max()) if len(seen) else 0, f" in the longest of {len(seen)} rows" if len(seen) > 1 else ""
-    held, full = allocated(x for layer in layers for x in held_by(layer)), sum(map(full_bytes, layers))
+    held, full = held_bytes(layers, shared), sum(map(full_bytes, layers))
     return ", ".join([*said, f"{counted(most, 'token')} read{rows}", f"{size(held)}, ratio {held / max(1, full):.3f}"])
 
 
@@ -297,6 +298,12 @@ def _largest_vote(layer: Layer) -> float:
         return 1.0
     slots = layer.store.view()
     return float(slots.log_votes[slots.valid].max().exp()) if bool(slots.valid.any()) else 1.0
+
+
+def held_bytes(layers: Sequence[Any], shared: CacheState) -> int:
+    """Bytes of all that a cache of ``layers`` holds: slots with what belongs to them, and what is known of tokens."""
+    known = tensors_in(shared.positions.known)
+    return allocated(chain((x for layer in layers for x in held_by(layer)), known))
 
 
 def held_by(layer: Any) -> Iterator[Tensor]:

@@ -31,6 +31,11 @@ def join(cache: CacheParts, other: CacheParts) -> None:
     if theirs.positions.seen is None:
         raise CacheStateError("the cache that joins has read nothing yet: feed its prompt first")
     settings = _joined_settings(cache, other)
+    if mine.recorder is not None or theirs.recorder is not None:
+        raise CacheStateError(
+            "a cache that is recorded was joined with another, whose past the record does not know. Record and replay "
+            "them apart, and join the records: keepkv.training.joined([…])"
+        )
     cache.renew()
     other.renew()
     if mine.positions.seen is None:  # an empty batch takes over what comes

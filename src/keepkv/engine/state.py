@@ -28,6 +28,20 @@ from keepkv.store.base import Store
 EVERYTHING = Budget(share=1.0)
 
 
+class Records(Protocol):
+    """What is told when slots leave, and what becomes of the rows. The way up, on purpose: see ``keepkv.training``."""
+
+    def left(self, layer: int, positions: Tensor, gone: Tensor, seen: Tensor) -> None:
+        """Of ``layer`` the slots at ``positions`` (B,H,S) where ``gone`` (B,H,S) bool leave, when ``seen`` (B,) tokens
+        of each row were fed."""
+
+    def index(self, rows: Tensor) -> None:
+        """Row i becomes the present row ``rows[i]``."""
+
+    def reset(self) -> None:
+        """Every row starts anew."""
+
+
 @dataclass(frozen=True)
 class Settings(Checked):
     """What was asked for. Raises ``BudgetError`` where a budget cannot hold what must be kept.
@@ -106,7 +120,7 @@ class CacheState:
     coming (B,): tokens of each row that a compression makes room for. waiting: layers that share a budget and wait
     for the others. forwards: how many began. begun, ended: the
     ones in which each layer with a recurrent state was last begun and ended, by layer. clock: what compressions are
-    timed by, in seconds.
+    timed by, in seconds. recorder: is told which slots leave, of this cache and of no copy; None: nobody is.
     """
 
     settings: Settings
@@ -127,6 +141,7 @@ class CacheState:
     begun: dict[int, int] = field(default_factory=dict)
     ended: dict[int, int] = field(default_factory=dict)
     clock: Callable[[], float] = time.perf_counter
+    recorder: Records | None = None
 
     def __post_init__(self) -> None:
         self.asked = self.asked or self.settings
@@ -179,6 +194,8 @@ class CacheState:
         self.decoded = [self.decoded[i] for i in rows.tolist()] if self.decoded else []
         if self.spans is not None:
             self.spans.index(rows)
+        if self.recorder is not None:
+            self.recorder.index(rows)
 
     def copy(self, settings: Settings | None = None, asked: Settings | None = None) -> CacheState:
         """An independent copy, with other settings if they are given; asked: those that a reset brings back."""
@@ -189,6 +206,7 @@ class CacheState:
             "decoded": list(self.decoded),
             "waiting": [],
             "spare": [],
+            "recorder": None,
         }
         fed, begun, ended = [list(x) for x in self.fed], dict(self.begun), dict(self.ended)
         asked = asked or settings or self.asked
@@ -204,6 +222,8 @@ class CacheState:
         if self.spans is not None:
             assert self.settings.policy is not None
             self.spans.reset(self.settings.policy)
+        if self.recorder is not None:
+            self.recorder.reset()
 
 
 @dataclass

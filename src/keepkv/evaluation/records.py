@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from torch import Tensor
+
 from keepkv.engine.cache import Cache
 from keepkv.engine.receipt import Receipt
 from keepkv.evaluation.rows import CellKey, ItemRow, MapRow, SpeedRow
@@ -89,12 +91,22 @@ def enter(
     found.speed.append(took)
 
 
-def map_of(tokenizer: Any, unit: Unit, budget: Any, cache: Cache, item: Encoded, ids: list[int]) -> MapRow:
-    """Where the tokens ``ids`` of the first item survived."""
+def map_of(
+    tokenizer: Any, unit: Unit, budget: Any, cache: Cache, item: Encoded, ids: list[int], index: Tensor | None = None
+) -> MapRow:
+    """Where the tokens ``ids`` of the first item survived. index (T',): those that the cache was given; None: all."""
+    survival = [round(x, 4) for x in survival_of(cache, len(ids) if index is None else len(index))[0].tolist()]
+    if index is not None:
+        given = dict(zip(index.tolist(), survival, strict=True))
+        survival = [given.get(i, 0.0) for i in range(len(ids))]
+    seen: dict[str, Any] = {}
+    if item.item.pictures:
+        token = tokenizer.family.token
+        seen = {"vision": [i for i, x in enumerate(ids) if x == token], "grid": list(tokenizer.grid)}
     return MapRow(
-        **cell(unit, budget), seed=unit.items[0],
+        **cell(unit, budget), **seen, seed=unit.items[0],
         kept=[[*rows[0]] for rows in cache.report().kept.values()],
-        survival=[round(value, 4) for value in survival_of(cache, len(ids))[0].tolist()],
+        survival=survival,
         tokens=[tokenizer.decode([token]) for token in ids],
         questions=[one.question.prompt.strip() for one in item.asked],
         answers=[one.question.answer.strip() for one in item.asked],

@@ -119,7 +119,8 @@ class SpeedRow(CellKey):
 @dataclass(frozen=True, kw_only=True)
 class MapRow(CellKey):
     """What was kept of one item. kept: slots by layer and KV head; survival: of each token, the share of (layer, head)
-    that still hold it; tokens: their text."""
+    that still hold it; tokens: their text. vision, grid: which of them are seen, in order, and the rows and columns of
+    cells that each step of these has."""
 
     seed: int
     kept: list[list[float]]
@@ -127,6 +128,8 @@ class MapRow(CellKey):
     tokens: list[str]
     questions: list[str]
     answers: list[str]
+    vision: list[int] | None = field(default=None, metadata=IF_KNOWN)
+    grid: list[int] | None = field(default=None, metadata=IF_KNOWN)
 
 
 @dataclass(frozen=True, kw_only=True)

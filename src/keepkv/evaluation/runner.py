@@ -14,6 +14,7 @@ from keepkv import tasks
 from keepkv.errors import KeepKVError, UnknownName
 from keepkv.evaluation.journal import Journal, read_run
 from keepkv.evaluation.records import Found, failed
+from keepkv.evaluation.reducing import check_reducer
 from keepkv.evaluation.rows import RUN, CellRow, ItemRow
 from keepkv.evaluation.setup import HELD_OUT, Setup, Unit
 from keepkv.evaluation.stages import stages_of
@@ -24,6 +25,7 @@ from keepkv.measure.environment import MadeWith, imports
 from keepkv.measure.files import folder as make_folder
 from keepkv.methods import method_info
 from keepkv.tasks.asking import Encoded
+from keepkv.vision.reducers import REDUCERS
 
 Step = Callable[[int, str], None]  # rows done, and what comes next
 
@@ -75,6 +77,9 @@ def _finish(model: Any, tokenizer: Any, journal: Journal[ItemRow], report: Step,
 def check_methods(setup: Setup, folder: Path) -> None:
     """Raise ``KeepKVError`` where a method is not known, with the file that registered it for rows in ``folder``."""
     for variant in setup.variants:
+        if variant.method in REDUCERS:
+            check_reducer(setup, variant)
+            continue
         try:
             method_info(variant.method)
         except UnknownName as error:

@@ -62,8 +62,8 @@ class Setup:
     methods differ in what they choose alone; None keeps each method's default. every: decoded tokens between
     compressions in tasks that decode long. plain: tasks in plain English. slack: tokens that a reply may have beyond
     those of the answer. questions: what methods that rehearse are told may be asked, each with the beginning of a
-    reply; never those that are asked. budgets: as ``keepkv.Budget`` reads them; ``"10%bytes"`` holds the bytes of all
-    methods equal.
+    reply; never those that are asked. size: (height, width) of pictures, for models that take any. budgets: as
+    ``keepkv.Budget`` reads them; ``"10%bytes"`` holds the bytes of all methods equal.
     """
 
     model: str
@@ -81,6 +81,7 @@ class Setup:
     plain: bool = False
     slack: int = 0
     questions: tuple[tuple[str, str], ...] = ()
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(map(tasks.named, self.tasks)))
@@ -90,6 +91,8 @@ class Setup:
                 raise KeepKVError(
                     f"{name} has {held} items, and {self.items} were asked for: give --items {held} or less"
                 )
+        if self.sees and self.batch != 1:
+            raise KeepKVError(f"batch={self.batch}: contexts with pictures are read one at a time: give batch=1")
         budgets = dict.fromkeys(map(Budget.of, self.budgets))
         object.__setattr__(self, "budgets", tuple(budget.value for budget in budgets))
         for mode in self.modes:
@@ -104,6 +107,11 @@ class Setup:
             raise KeepKVError(f"{self.items} items per seed: at most {SEEDS}, as the next seed's items begin there")
         for seed in self.seeds:
             taken("evaluation", "seeds", seed, Annotated[int, between(-(2**40), 2**40)])
+
+    @property
+    def sees(self) -> bool:
+        """Whether any context has pictures."""
+        return any(tasks.get(name).sees for name in self.tasks)
 
     def methods(self) -> tuple[Variant, ...]:
         """The full cache, the baselines, and the methods asked for, each once."""
@@ -155,6 +163,8 @@ class Setup:
         methods = [variant.label for variant in self.methods()]
         held: dict[str, Any] = plain(self)
         held |= {"variants": plain([(v.method, v.options) for v in self.variants]), "methods": methods}
+        if self.size is None:  # as in files of earlier versions
+            del held["size"]
         return held | {"shares": "tokens"}
 
     @classmethod

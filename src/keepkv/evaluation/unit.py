@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from keepkv import tasks
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
 from keepkv.engine.passes import again
 from keepkv.errors import KeepKVError
+from keepkv.evaluation import reducing
 from keepkv.evaluation.answers import ask, in_turn, separately
 from keepkv.evaluation.records import Batch, Found, enter, map_of
 from keepkv.evaluation.rows import ItemRow
@@ -21,6 +23,8 @@ from keepkv.measure.meters import Peak, Time
 from keepkv.methods import method_info
 from keepkv.tasks.asking import Asked, Encoded, Ids, compressed, encode, likely, pad, read
 from keepkv.tasks.scoring import Score
+from keepkv.vision import seeing
+from keepkv.vision.reducers import REDUCERS
 
 ROWS = 64  # questions asked together
 
@@ -40,7 +44,9 @@ def build(tokenizer: Any, setup: Setup, unit: Unit) -> list[Encoded]:
 def run(model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequence[Encoded]) -> Found[ItemRow]:
     """Measures ``unit``. Raises whatever goes wrong; records nothing then."""
     found: Found[ItemRow] = Found()
-    if unit.mode == "decode":
+    if unit.variant.method in REDUCERS:
+        reducing.run(model, tokenizer, unit, items, found)
+    elif unit.mode == "decode":
         for budget in unit.budgets:
             _decoding(model, tokenizer, setup, unit, items, budget, found)
     else:
@@ -56,6 +62,14 @@ def make_cache(model: Any, setup: Setup, variant: Variant, budget: Any, draw: in
             options.setdefault(name, value)
     cache = Cache(model, variant.method, budget, seed=draw, **options)
     return cache.copy(when=when)
+
+
+def feed(model: Any, tokenizer: Any, cache: Cache, rows: Sequence[Ids], items: Sequence[Encoded]) -> Tensor:
+    """Read the contexts ``rows``, with the pictures of their item where it has any; returns their mask (B,T)."""
+    if not items[0].item.pictures:
+        return read(model, cache, rows)
+    (row,), pictures = rows, items[0].item.pictures
+    return seeing.read(model, cache, row, tokenizer.seen(row, pictures, model.device), tokenizer)
 
 
 def look_again(model: Any, cache: Cache, rows: Sequence[Ids], questions: Sequence[Ids] = ()) -> None:
@@ -78,7 +92,7 @@ def _prefilled(
         chunk = rows[start : start + width]
         with Peak(model.device) as reading, Time(model.device) as prefill:
             cache = make_cache(model, setup, unit.variant, 1.0, unit.draw, When("deferred"))
-            mask = read(model, cache, chunk)
+            mask = feed(model, tokenizer, cache, chunk, items)
             look_again(model, cache, chunk, likely(tokenizer, setup.questions))
         for budget in unit.budgets:
             with Peak(model.device) as asking:
@@ -111,7 +125,7 @@ def _decoding(
         with Time(model.device) as prefill:
             when = When("immediate", every=setup.every)
             cache = make_cache(model, setup, unit.variant, budget, unit.draw, when)
-            mask = read(model, cache, rows)
+            mask = feed(model, tokenizer, cache, rows, items)
         with Time(model.device) as answering:
             scores = ask(model, tokenizer, cache, mask, [_last(one) for one in asked])
     _check(cache, unit, budget)

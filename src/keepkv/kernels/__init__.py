@@ -10,9 +10,10 @@ from keepkv.kernels.dispatch import choose
 from keepkv.kernels.leverage import key_leverage
 from keepkv.kernels.merge import Merged, merge_groups
 from keepkv.kernels.packed import decode_packed
+from keepkv.kernels.paged import PagedSlots, paged_attention
 from keepkv.kernels.window import window_scores
 
 __all__ = [
-    "Decoded", "Merged", "choose", "decode_attention", "decode_packed", "key_leverage", "merge_groups", "nearest_key",
-    "window_scores",
+    "Decoded", "Merged", "PagedSlots", "choose", "decode_attention", "decode_packed", "key_leverage", "merge_groups",
+    "nearest_key", "paged_attention", "window_scores",
 ]  # fmt: skip

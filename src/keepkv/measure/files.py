@@ -31,13 +31,18 @@ def write(rows: Sequence[Row], into: Path, name: str) -> list[Path]:
     """``into/name.jsonl`` with everything and ``into/name.csv`` with one column for each number."""
     lines, flat = into / f"{name}.jsonl", into / f"{name}.csv"
     replace_text(lines, "".join(json.dumps(row.to_dict()) + "\n" for row in rows))
+    write_table(rows, flat)
+    return [lines, flat]
+
+
+def write_table(rows: Sequence[Row], path: Path) -> None:
+    """A CSV with one column for each number of ``rows``."""
     text = io.StringIO(newline="")
     tables = [row.flat() for row in rows]
     writer = csv.DictWriter(text, list(dict.fromkeys(column for table in tables for column in table)))
     writer.writeheader()
     writer.writerows(tables)
-    replace_text(flat, text.getvalue())
-    return [lines, flat]
+    replace_text(path, text.getvalue())
 
 
 def files(folder: Path, name: str) -> list[Path]:

@@ -13,6 +13,7 @@ from keepkv.methods import (  # noqa: F401 imported to register
     own,
     passes,
     queries,
+    vision,
 )
 from keepkv.methods.base import METHODS, Method, MethodInfo, make_method, method_info, methods, register_method
 from keepkv.methods.presets import DEFAULT, PRESETS, Preset

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from keepkv.allocate.base import DENSITY
 from keepkv.allocate.select import keep_mask, tiers
 from keepkv.core.slots import EMPTY, LayerView
 from keepkv.errors import BudgetError, CacheStateError, KeepKVError
@@ -33,13 +34,21 @@ from keepkv.spans.select import keep_by_span, needed, trim
 class Scored:
     """A layer whose slots have scores (B,H,S) and tiers (B,H,S), see ``allocate.select``. protected, memo and
     calibration of its view are kept too: another view of the same slots could not know the first two, and an allocation
-    that all layers share sees no view."""
+    that all layers share sees no view. density (B,): where the allocation asks for it. positions (B,H,S): where one
+    layer leads others."""
 
     scores: Tensor
     tier: Tensor
     protected: Tensor | None
     memo: dict[str, Tensor]
     calibration: Mapping[str, Tensor] | None = None
+    density: Tensor | None = None
+    positions: Tensor | None = None
+
+    @property
+    def known(self) -> Mapping[str, Tensor]:
+        """What a joint allocation may know of the layer beside scores and tiers."""
+        return {**(self.calibration or {}), **({} if self.density is None else {DENSITY: self.density})}
 
 
 def compress(
@@ -85,7 +94,32 @@ def score(method: Method, view: LayerView, budget: Tensor, spans: RowSpans | Non
     trims = spans is not None and spans.demanding and spans.policy.on_overflow == "trim"
     if spans is not None and trims and _demand(method, view, spans, budget) is not None:
         view.protected = trim(scores, budget, view, pins(method, view))
-    return Scored(scores, tiers(view), view.protected, view.memo, view.calibration)
+    density = method.score.density(view) if method.allocate.needs_density else None
+    positions = None if method.led_by is None else view.slots.positions
+    return Scored(scores, tiers(view), view.protected, view.memo, view.calibration, density, positions)
+
+
+def _follow(method: Method, scored: Sequence[Scored]) -> None:
+    """Give the layers behind the one that leads, where one does, its scores: token by token, in the mean over its
+    heads. A token that it does not hold comes last."""
+    if method.led_by is None or method.led_by >= len(scored):
+        return
+    leader = scored[method.led_by]
+    assert leader.positions is not None
+    held = leader.positions.long()
+    size = 1 + max(int(x.positions.max()) if x.positions is not None and x.positions.numel() else 0 for x in scored)
+    total, count = (leader.scores.new_zeros(len(held), size + 1) for _ in range(2))
+    at = held.where(held >= 0, size)
+    for head in range(held.shape[1]):  # one head at a time: the order of additions is fixed on any device
+        total.scatter_add_(1, at[:, head], leader.scores[:, head])
+        count.scatter_add_(1, at[:, head], torch.ones_like(leader.scores[:, head]))
+    least = torch.finfo(total.dtype).min
+    table = torch.where(count > 0, total / count.clamp(min=1), least)
+    for one in scored[method.led_by + 1 :]:
+        assert one.positions is not None
+        where = one.positions.long()
+        found = table.gather(1, where.where(where >= 0, size).flatten(1)).view(where.shape)
+        one.scores = found.masked_fill(where < 0, least)
 
 
 def _shared(method: Method, scores: Tensor) -> Tensor:
@@ -124,11 +158,13 @@ def _blind(method: Method, view: LayerView, budget: Tensor) -> Tensor:
 def share(
     method: Method, scored: Sequence[Scored], views: Sequence[LayerView], budgets: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Slots to keep (B,H) int64 of each layer. A joint allocation does not look at ``views``."""
+    """Slots to keep (B,H) int64 of each layer. A joint allocation does not look at ``views``. Where one layer leads,
+    the scores of later ones become its own first."""
+    _follow(method, scored)
     if method.allocate.joint:
         every = [x.scores for x in scored], [x.tier for x in scored], list(budgets)
-        known = [x.calibration or {} for x in scored]
-        asks = method.allocate.needs_calibration is not None
+        known = [x.known for x in scored]
+        asks = method.allocate.needs_calibration is not None or method.allocate.needs_density
         shared = method.allocate.across(*every, known) if asks else method.allocate.across(*every)
         return [checked_counts(method.allocate, x.scores, n) for x, n in zip(scored, shared, strict=True)]
     counts = (method.allocate(x.scores, view, b) for x, view, b in zip(scored, views, budgets, strict=True))

@@ -36,7 +36,8 @@ class Method(Checked):
     sinks, window: the first tokens and the most recent tokens of a row that are always kept, part of the budget.
     store: name of the layout, or ``"auto"``: rectangular, and ragged where the allocation is. together: whether the
     heads of a layer keep the same tokens, those whose scores are highest on the mean over heads. prompt: whether every
-    token of the prompt is kept, as ``SpanPolicy.prompt`` has it.
+    token of the prompt is kept, as ``SpanPolicy.prompt`` has it. led_by: the layer, counted among those that are
+    compressed, whose scores, in the mean over its heads, are those of all later ones; None: each has its own.
     name, options: under which the method is registered, and every option it was made with: what a saved cache says of
     its method. ``register_method`` sets both.
     """
@@ -50,11 +51,22 @@ class Method(Checked):
     window: Count = 0
     together: bool = False
     prompt: bool = False
+    led_by: Count | None = None
     name: str = "custom"
     options: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.led_by is not None and not self.allocate.joint:
+            raise KeepKVError(
+                f"method {self.name!r}: led_by={self.led_by} needs the scores of all layers together, and its "
+                "allocation looks at one layer at a time: give a joint one, such as FirstLayers"
+            )
+        if self.allocate.needs_density and not self.score.tells_density:
+            raise KeepKVError(
+                f"method {self.name!r}: {type(self.allocate).__name__} shares by the density of attention, and "
+                f"{type(self.score).__name__} does not tell it: give a score that does, such as VLCache"
+            )
         # So that dataclasses.replace(method, when=…) does not leave an option that contradicts its field.
         present = {name: getattr(self, name) for name in FIELDS if name in self.options}
         object.__setattr__(self, "options", {**self.options, **present})

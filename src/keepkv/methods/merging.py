@@ -14,6 +14,7 @@ from keepkv.reduce.weightedkv import WeightedKV
 from keepkv.score.base import Score
 from keepkv.score.queries.h2o import H2O
 from keepkv.score.queries.remembering import Remembering
+from keepkv.score.vision.text_first import TextFirst
 
 
 @register_method("cam", paper="ICML 2024, openreview LCTmppB165")
@@ -55,8 +56,8 @@ def d2o(
 
 @register_method("look-m", paper="arXiv 2406.18139")
 def look_m(
-    score: str | Score = "h2o", allocate: str | Allocate = "uniform", merge: str = "pivot",
-    sinks: int = 4, window: int = 32, when: When = When(),
+    score: str | Score = "h2o", allocate: str | Allocate = "uniform", merge: str = "pivot", within: str = "all",
+    text_first: bool = False, sinks: int = 4, window: int = 32, when: When = When(),
 ) -> Method:  # fmt: skip
     """Keeps what is attended to, and averages every leaving slot into its nearest kept key.
 
@@ -66,13 +67,16 @@ def look_m(
         pivot      x_c ← (x_c + Σ (x_e + x_c)/2) / (n + 1), so that the kept slot prevails
         weighted   x_c ← (x_c + Σ cos(k_e, k_c)·x_e) / (n + 1)
 
-    Not as published: there tokens of images leave before any of the text do, which needs to be told which these are,
-    and sinks and recent tokens receive merges too.
+    In the paper tokens of images leave before any of the text do, which is ``text_first``; and sinks and recent tokens
+    receive merges too, which they do not here.
 
     Options:
         merge: pivot, average or weighted: how a slot takes in what arrives
+        within: all, or modality: vision is averaged into vision alone, and text into text
+        text_first: whether vision leaves before any text does
     """
-    return Method(as_score(score), as_allocation(allocate), LookM(merge))
+    chosen = as_score(score)
+    return Method(TextFirst(chosen, 0.0) if text_first else chosen, as_allocation(allocate), LookM(merge, within))
 
 
 @register_method("kvmerger", paper="arXiv 2407.08454")

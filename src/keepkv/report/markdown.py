@@ -16,21 +16,21 @@ def markdown(report: Report) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in made.versions.items())
     seeds = ", ".join(map(str, run.seeds))
     lines = [
-        f"# Scores of {_plain(run.model)}",
+        f"# Scores of {plain_text(run.model)}",
         "",
-        f"{run.items} items per task, length and seed; seeds {seeds}; {_plain(made.device)}, {_plain(made.dtype)}; "
-        f"{_plain(versions)}; revision {_plain(made.revision or 'unknown')}.",
+        f"{run.items} items per task, length and seed; seeds {seeds}; {plain_text(made.device)}, "
+        f"{plain_text(made.dtype)}; {plain_text(versions)}; revision {plain_text(made.revision or 'unknown')}.",
         "",
         "Score with its 95 % interval over items, and in brackets the ratio: bytes held by bytes of the full cache. A "
         "failed item counts as 0 in scores over all tasks. The texts are our own: never compare with published RULER "
         "numbers.",
     ]
     for note in report.notes:
-        lines += ["", f"> {_plain(note)}"]
+        lines += ["", f"> {plain_text(note)}"]
     for mode, length in report.panels():
         lines += [
             "",
-            f"## {MODES[mode].split(':')[0]}, {length:,} tokens, {_plain(report.main(mode, length))}",
+            f"## {MODES[mode].split(':')[0]}, {length:,} tokens, {plain_text(report.main(mode, length))}",
             "",
             MODES[mode],
             "",
@@ -41,9 +41,9 @@ def markdown(report: Report) -> str:
 
 def _table(report: Report, mode: str, length: int) -> list[str]:
     budgets, table = report.table(report.main(mode, length), mode, length)
-    rows = [f"| method | {' | '.join(map(_plain, budgets))} |", "|---" + "|---:" * len(budgets) + "|"]
+    rows = [f"| method | {' | '.join(map(plain_text, budgets))} |", "|---" + "|---:" * len(budgets) + "|"]
     for method, cells in table.items():
-        rows.append(f"| {_plain(method)} | {' | '.join(map(_cell, cells))} |")
+        rows.append(f"| {plain_text(method)} | {' | '.join(map(_cell, cells))} |")
     return rows
 
 
@@ -56,7 +56,7 @@ def _cell(cell: CellRow | None) -> str:
     return f"{cell.score:.3f}{spread}{ratio}{failed}"
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Nothing of ``text`` is read as Markdown or HTML."""
     text = " ".join(text.split()).translate(MARKS)
     return text.replace("://", ":\\//").replace("www.", "www\\.")  # which would become links by themselves

@@ -207,7 +207,8 @@ def _maps(report: Report, methods: list[str]) -> tuple[dict[str, Any], int]:
             break
         if key not in known:
             known[key] = len(texts)
-            texts.append({"tokens": one.tokens, "questions": one.questions, "answers": one.answers})
+            seen = {"vision": one.vision, "grid": one.grid} if one.vision and one.grid else {}
+            texts.append({"tokens": one.tokens, "questions": one.questions, "answers": one.answers, **seen})
         survival = "".join(STEPS[round(63 * min(1.0, max(0.0, value)))] for value in one.survival)
         where = [one.task, one.mode, one.length, methods.index(one.method), budget_label(one.budget)]
         rows.append([*where, known[key], one.kept, survival])

@@ -6,6 +6,7 @@ from keepkv.score.chunks.chunk import Chunk
 from keepkv.score.chunks.chunkkv import ChunkKV
 from keepkv.score.content.compactor import Compactor
 from keepkv.score.content.curdkv import CurDKV
+from keepkv.score.content.ends import Ends
 from keepkv.score.content.keydiff import KeyDiff
 from keepkv.score.content.knorm import KNorm
 from keepkv.score.content.lagkv import LagKV
@@ -41,16 +42,19 @@ from keepkv.score.queries.matching import Matching
 from keepkv.score.queries.restkv import ReSTKV
 from keepkv.score.queries.snapkv import SnapKV
 from keepkv.score.queries.tova import TOVA
+from keepkv.score.vision.fastv import FastV
 from keepkv.score.vision.frames import EvenFrames, NewestFrames
 from keepkv.score.vision.infinipot import InfiniPotV
 from keepkv.score.vision.tar import TaR
 from keepkv.score.vision.text_first import TextFirst
 from keepkv.score.vision.van import VaN
+from keepkv.score.vision.vl_cache import VLCache
 
 __all__ = [
-    "Block", "Cap", "Chunk", "ChunkKV", "Compactor", "Critical", "CurDKV", "Decayed", "DropKV", "Ema", "EvenFrames",
-    "ExpectedAttention", "FastKVzip", "Finch", "FunctionScore", "GKV", "Gates", "H2O", "InfiniPotV", "KNorm",
-    "KVCompose", "KVgrad", "KVzap", "KVzip", "KeyDiff", "LRU", "LagKV", "LazyEviction", "Leverage", "LeverageScore",
-    "Matching", "MorphKV", "NewestFrames", "QFilter", "RKV", "RPC", "RaaS", "Random", "ReSTKV", "SCORES", "Score",
-    "SnapKV", "Streaming", "TOVA", "TaR", "TextFirst", "TriAttention", "VaN", "VaSE", "register_score",
+    "Block", "Cap", "Chunk", "ChunkKV", "Compactor", "Critical", "CurDKV", "Decayed", "DropKV", "Ema", "Ends",
+    "EvenFrames", "ExpectedAttention", "FastKVzip", "FastV", "Finch", "FunctionScore", "GKV", "Gates", "H2O",
+    "InfiniPotV", "KNorm", "KVCompose", "KVgrad", "KVzap", "KVzip", "KeyDiff", "LRU", "LagKV", "LazyEviction",
+    "Leverage", "LeverageScore", "Matching", "MorphKV", "NewestFrames", "QFilter", "RKV", "RPC", "RaaS", "Random",
+    "ReSTKV", "SCORES", "Score", "SnapKV", "Streaming", "TOVA", "TaR", "TextFirst", "TriAttention", "VLCache", "VaN",
+    "VaSE", "register_score",
 ]  # fmt: skip

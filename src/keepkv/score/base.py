@@ -37,6 +37,7 @@ class Score(Checked):
     needs_questions: ClassVar[bool] = False  # True if it needs queries of questions to come: ``keepkv.rehearse``
     needs_hidden: ClassVar[bool] = False  # True if ``token_stats``, or ``observe`` in ``view.hidden``, reads them
     needs_calibration: ClassVar[str | None] = None  # the kind of calibration that it reads from ``view.calibration``
+    tells_density: ClassVar[bool] = False  # True if ``density`` says how dense the attention of a layer is
     signed: ClassVar[bool] = False  # True if scores may be below 0: refused where they are multiplied
     scores_within_spans: ClassVar[bool] = False  # True if ``span_scores`` ignores queries from outside the span
     span_stats: ClassVar[dict[str, Stat]] = {}  # further ``stats`` that ``span_scores`` needs
@@ -78,6 +79,10 @@ class Score(Checked):
         values of its statistics, or what ``masses`` and ``span_scores`` reuse. Leaves the rest of the view as it is."""
         raise TypeError(f"{type(self).__name__} must implement __call__(view) -> scores")
 
+    def density(self, view: LayerView) -> Tensor:
+        """(B,) float64 in [0, 1]: share of the attention that matters, where ``tells_density``."""
+        raise TypeError(f"{type(self).__name__} tells no density")
+
     def masses(self, view: LayerView) -> Tensor | None:
         """ln of the mean attention (B,H,S) that each slot will receive, for merges, where the score predicts it."""
         return None
@@ -104,7 +109,7 @@ class Wrapped(Score):
     observes: ClassVar[bool] = True
 
     passed_on: ClassVar[tuple[str, ...]] = (  # attributes of the other's
-        "stats", "needs_rope", "needs_output", "needs_hidden", "needs_calibration",
+        "stats", "needs_rope", "needs_output", "needs_hidden", "needs_calibration", "tells_density",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -126,6 +131,9 @@ class Wrapped(Score):
 
     def masses(self, view: LayerView) -> Tensor | None:
         return self.score.masses(view)
+
+    def density(self, view: LayerView) -> Tensor:
+        return self.score.density(view)
 
 
 ALL_OF_IT = (*Wrapped.passed_on, "observes", "follows_decode", "needs_second_reading", "needs_questions")

@@ -11,6 +11,7 @@ from keepkv.tasks.base import Item, Question, Task, TaskError
 from keepkv.tasks.demo import demo_document
 from keepkv.tasks.files import BENCHMARKS, FileTask, is_file_task, open_task
 from keepkv.tasks.scoring import Score, grade, score, score_item
+from keepkv.tasks.vision import drawn, moving
 
 # The thirteen shapes of RULER (arXiv 2404.06654), in text of our own: never to be compared with published numbers.
 RULER = (*niah.TASKS, variable_tracking.TASK, *word_lists.TASKS, *qa.TASKS)
@@ -20,15 +21,17 @@ GROUPS: dict[str, tuple[Task, ...]] = {
     "rules": (secret.TASK, instructions.TASK),
     "replies": (long_decode.TASK,),
     "text": (perplexity.TASK,),
+    "vision": drawn.TASKS,
+    "scenes": moving.TASKS,
 }
 OWN = "registered"  # the group of tasks that others have added
 _TASKS: dict[str, Task] = {task.name: task for group in GROUPS.values() for task in group}
 
 
-def names() -> tuple[str, ...]:
-    """Names of all generated tasks."""
+def names(sees: bool = False) -> tuple[str, ...]:
+    """Names of all generated tasks without pictures; with them if the model ``sees``."""
     load_packages()
-    return tuple(_TASKS)
+    return tuple(name for name, task in _TASKS.items() if task.sees == sees)
 
 
 def group_of(name: str) -> str:
@@ -36,12 +39,13 @@ def group_of(name: str) -> str:
     return next((group for group, held in GROUPS.items() if name in (task.name for task in held)), OWN)
 
 
-def chosen(given: Iterable[str]) -> tuple[str, ...]:
-    """The tasks that are meant: ``all`` generated ones, those of a group, or one by its name, whatever its case."""
+def chosen(given: Iterable[str], sees: bool = False) -> tuple[str, ...]:
+    """The tasks that are meant: ``all`` generated ones, with pictures if the model ``sees``, else those without; those
+    of a group; or one by its name, whatever its case."""
     found: list[str] = []
     for name in given:
         if name == "all":
-            found += names()
+            found += names(sees)
         elif name in GROUPS:
             found += [task.name for task in GROUPS[name]]
         else:

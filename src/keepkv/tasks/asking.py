@@ -72,9 +72,10 @@ def pad(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
 
 def step(model: Any, cache: Any, ids: Tensor, mask: Tensor, keep: int = 1) -> Tensor:
     """Logits (B,keep,V) of a forward of ``ids`` (B,T); ``mask`` (B, all columns so far). Advances ``cache``."""
-    from keepkv.engine.versions import CACHE  # with the engine, which who only reads tasks does not need
+    from keepkv.engine.places import text_places  # with the engine, which who only reads tasks does not need
+    from keepkv.engine.versions import CACHE
 
-    positions = (mask.cumsum(-1) - 1)[:, -ids.shape[1] :].clamp_min(0)
+    positions = text_places(cache, mask, ids.shape[1])
     out = model(
         input_ids=ids, attention_mask=mask, position_ids=positions, **{CACHE: cache}, use_cache=True,
         logits_to_keep=keep,

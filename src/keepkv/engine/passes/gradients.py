@@ -14,6 +14,7 @@ from keepkv.engine.cache import Cache
 from keepkv.engine.fingerprint import decoder_of
 from keepkv.engine.layer import Layer
 from keepkv.engine.model import attention_modules
+from keepkv.engine.places import text_places
 from keepkv.engine.versions import CACHE
 from keepkv.errors import UnsupportedModel
 
@@ -43,7 +44,7 @@ def sensitivities(model: PreTrainedModel, cache: Cache, ids: Tensor, mask: Tenso
         hooks.callback(start.remove)
         seen = torch.cat((mask, mask.new_ones(ids.shape)), dim=1)
         model(
-            input_ids=ids, attention_mask=seen, position_ids=(seen.cumsum(-1) - 1)[:, -ids.shape[1] :],
+            input_ids=ids, attention_mask=seen, position_ids=text_places(cache, seen, ids.shape[1]),
             **{CACHE: _plain(model, cache)}, use_cache=True, logits_to_keep=1,
         )  # fmt: skip
         grads = torch.autograd.grad(last[0].float().square().sum(), [outs[i] for i in indices])

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from keepkv.core.slots import EMPTY
 from keepkv.engine.cache import Cache
 from keepkv.engine.passes.reread import check_whole, feed, watching
+from keepkv.engine.places import text_of
 from keepkv.errors import KeepKVError, UnsupportedInput
 from keepkv.observe.rehearsal import NAMES
 from keepkv.score.passes.rehearsed import Listen
@@ -61,7 +62,7 @@ def rehearse(
     if new < 1:
         raise KeepKVError(f"rehearse(new={new}): the model goes on with at least 1 token")
     check_whole(cache, input_ids, mask, "rehearse")
-    rows = [ids[real] for ids, real in zip(input_ids, mask.bool(), strict=True)]
+    rows = text_of(cache, input_ids, mask)
     asked = [_checked(ids, input_ids) for ids in questions]
     starts = [_checked(ids, input_ids) for ids in begun]
     texts = [[ids] * len(rows) for ids in asked]

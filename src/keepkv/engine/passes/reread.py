@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from keepkv.engine.cache import Cache
 from keepkv.engine.passes.gradients import sensitivities
+from keepkv.engine.places import text_of, text_places
 from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheStateError, KeepKVError, UnsupportedInput
 from keepkv.score.base import WORTH, Score
@@ -32,7 +33,8 @@ def reread(
 
     cache: has read ``input_ids`` and was not compressed since, so its method has ``when=keepkv.When("deferred")``.
         Nothing of it changes but the score's statistics, which start anew.
-    input_ids (B,T), attention_mask (B,T): all that was fed, as it was fed; padding on the left.
+    input_ids (B,T), attention_mask (B,T): all that was fed, as it was fed; padding on the left. Of pictures the
+        placeholders are left out: text alone is repeated.
     prompt_ids (P,) or (B,P): a request to repeat the text, read before each chunk.
     chunk: tokens repeated at a time, each time on a new copy of the cache that knows nothing of earlier repeats; behind
         the first ``LEAD`` more that precede the chunk, as in the paper. Rows are cut each from its own first token.
@@ -57,7 +59,7 @@ def reread(
             "such as 'kvzip'"
         )
     check_whole(cache, input_ids, mask, "reread")
-    rows = [ids[real] for ids, real in zip(input_ids, mask.bool(), strict=True)]
+    rows = text_of(cache, input_ids, mask)
     prompt = input_ids.new_empty(0) if prompt_ids is None else prompt_ids.to(input_ids.device)
     prompts = prompt.expand(len(rows), prompt.shape[-1])
     stats = [_fresh(layer.store.view().stats, cache.settings.stats) for layer in cache.compressible]
@@ -137,7 +139,7 @@ def feed(model: PreTrainedModel, cache: Cache, ids: Tensor, mask: Tensor) -> Ten
     comes next."""
     seen = torch.cat((mask, mask.new_ones(ids.shape)), dim=1)
     out = model(
-        input_ids=ids, attention_mask=seen, position_ids=(seen.cumsum(-1) - 1)[:, -ids.shape[1] :],
+        input_ids=ids, attention_mask=seen, position_ids=text_places(cache, seen, ids.shape[1]),
         **{CACHE: cache}, use_cache=True, logits_to_keep=1,
     )  # fmt: skip
     logits: Tensor = out.logits[:, -1]

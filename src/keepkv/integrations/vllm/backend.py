@@ -51,7 +51,6 @@ class Serving:
     ) -> Any:  # fmt: skip
         """As the stock implementation. Raises what keepkv does where a row cannot be served."""
         done = super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)  # type: ignore[misc]
-        if NOW.book is not None:
-            for part in getattr(attn_metadata, "keepkv", ()):
-                serve(NOW.book, part, layer.layer_name, query, output)
+        if NOW.book is not None and (parts := getattr(attn_metadata, "keepkv", ())):
+            serve(NOW.book, parts, layer.layer_name, query, output)
         return done

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from keepkv.errors import KeepKVError
 from keepkv.integrations.vllm.compress import Counts, Layer, Site, compress
 from keepkv.integrations.vllm.pages import Held, Pages
 from keepkv.integrations.vllm.plan import Plan, plan_of
@@ -104,12 +105,15 @@ class Book:
         finished: Sequence[str],
     ) -> list[tuple[str, Row]]:
         """A step begins: requests that are ``new`` in it (name, extra arguments, tokens of the prompt), ``resumed``
-        after they lost their blocks, or ``finished`` before it, of which those that had a plan are returned. Raises
-        ``KeepKVError`` where one cannot be served."""
+        after they lost their blocks, or ``finished`` before it, of which those that had a plan are returned. One that
+        cannot be served is not entered: the scheduler, which finds the same, ends it with an error after this step."""
         done = [(name, self.rows.pop(name)) for name in finished if name in self.rows]
         for name, extra, prompt in new:  # an engine may list a resumed request here, too
-            plan = plan_of(wish_of(extra, self._default), prompt, self._block, len(self.sites), self._longest)
             self.rows.pop(name, None)
+            try:
+                plan = plan_of(wish_of(extra, self._default), prompt, self._block, len(self.sites), self._longest)
+            except KeepKVError:
+                continue
             if plan is not None:
                 self.rows[name] = Row(plan)
         for name in resumed:

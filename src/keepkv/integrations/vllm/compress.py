@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,8 @@ from keepkv.reduce.base import Reduced
 @dataclass(frozen=True)
 class Site:
     """What is known of a layer. rank: its number among the ``layers`` that are compressed. scaling, softcap, sinks: of
-    its attention. query_heads: how many it has here; rope: its rotation, None where it has none."""
+    its attention. query_heads: how many it has here; rope: its rotation, None where it has none. calibration: what was
+    measured of it, by name."""
 
     name: str
     rank: int
@@ -29,12 +30,13 @@ class Site:
     softcap: float | None = None
     sinks: Tensor | None = None
     rope: Rope | None = None
+    calibration: Mapping[str, Tensor] | None = None
 
     def view(
         self, slots: Slots, held: Held, seen: int, plan: Plan, query: Tensor | None = None, begin: int = 0
     ) -> LayerView:
         """What the pieces see of ``slots`` (1,H,S,…) after ``seen`` tokens, with the ``query`` (T,Hq,D) of the tokens
-        from ``begin`` on, None for none."""
+        from ``begin`` on, all of the prompt or all of the reply, None for none."""
         if query is None:
             queries = slots.keys.new_zeros(1, self.query_heads, 0, slots.keys.shape[-1])
             begin = seen
@@ -54,6 +56,8 @@ class Site:
             layer=self.rank,
             layers=self.layers,
             seed=plan.wish.settings.seed,
+            calibration=self.calibration,
+            prompt=begin < plan.prompt,
         )
 
 
@@ -148,5 +152,5 @@ def _write(layers: list[Layer], plan: Plan, end: int, slots: list[Slots]) -> Non
     most = plan.held(end) * len(counts)
     assert int(counts.sum()) <= most, f"{int(counts.sum())} slots stay where the plan has room for {most}"
     for layer, one in zip(layers, slots, strict=True):
-        layer.held.event, layer.held.counts = end, counts
+        layer.held.event, layer.held.counts, layer.held.most = end, counts, one.shape[2]
         layer.pages.write(layer.held, one)

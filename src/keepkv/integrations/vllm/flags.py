@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from keepkv.errors import KeepKVError
 from keepkv.integrations.vllm import versions
-from keepkv.integrations.vllm.wish import read
+from keepkv.integrations.vllm.calibrated import written
+from keepkv.integrations.vllm.wish import SERVERS, read
 
+Files: TypeAlias = str | Path | Sequence[str | Path] | None
 _HERE = "keepkv.integrations.vllm"
 
 
 def engine_args(
-    method: str | None = None, budget: float | int | str | None = None, *, device: str | None = None, **options: Any
-) -> dict[str, Any]:
+    method: str | None = None, budget: float | int | str | None = None, *, device: str | None = None,
+    calibration: Files = None, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Keywords of ``vllm.LLM`` or ``vllm.EngineArgs``: keepkv's scheduler, worker and backend, and the default of
     requests that ask for nothing.
 
     method, budget, options: as in ``keepkv.Cache``, with ``every`` for ``When(every=…)`` and ``fill``; without a budget
-    a request is compressed only where it asks for it. device: "cpu" or "cuda"; None: where vLLM runs here. Raises
-    ``KeepKVError`` for what cannot be served.
+    a request is compressed only where it asks for it. device: "cpu" or "cuda"; None: where vLLM runs here. calibration:
+    files of `keepkv calibrate`, for all requests whose methods need one. Raises ``KeepKVError`` for what cannot be
+    served.
     """
-    default = {"method": method, "budget": budget, **options}
+    default = {"method": method, "budget": budget, SERVERS: written(calibration), **options}
     default = {name: x for name, x in default.items() if x is not None}
     read(default, asking=False)
     if device not in (None, "cpu", "cuda"):

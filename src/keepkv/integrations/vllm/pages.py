@@ -18,12 +18,14 @@ class Held:
     """What a layer holds of a request. event: tokens at the latest compression that dropped something, 0: none did.
 
     counts (N,) int64: slots of each lane right after it; where pages roam all layers of a request have one such tensor.
-    lanes: this layer's. state: what its score remembers, each entry with a leading dimension of 1.
+    lanes: this layer's; most: the largest of their counts. state: what its score remembers, each entry with a leading
+    dimension of 1.
     """
 
     lanes: slice
     event: int = 0
     counts: Tensor | None = None
+    most: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
 
     def lengths(self, end: int) -> Tensor:
@@ -104,4 +106,7 @@ class Pages:
             votes = torch.zeros(places.block.shape, device=self.table.device)
             positions = torch.zeros(places.block.shape, dtype=torch.int32, device=self.table.device)
         keys, values = self.pool.read("keys", *at), self.pool.read("values", *at)
+        if kept:  # whatever others left there, even where it is no number
+            keys.masked_fill_(~places.real[..., None], 0.0)
+            values.masked_fill_(~places.real[..., None], 0.0)
         return Slots(keys[None], values[None], votes[None], positions[None], stats)

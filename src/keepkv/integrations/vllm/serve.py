@@ -7,12 +7,13 @@ first block that is still read, and its length is counted from there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 from torch import Tensor
 
+from keepkv.core.slots import Slots
 from keepkv.engine.view import SlotsOnDemand
-from keepkv.integrations.vllm.attend import attend_slots
+from keepkv.integrations.vllm.attend import attend_blocks, attend_slots, decodes
 from keepkv.integrations.vllm.book import Book, Part
 from keepkv.integrations.vllm.compress import Layer
 
@@ -53,15 +54,29 @@ def shifted(parts: Sequence[Part], tables: Tensor, lengths: Tensor) -> tuple[Ten
     return tables, lengths
 
 
-def serve(book: Book, part: Part, name: str, query: Tensor, output: Tensor) -> None:
-    """Attention of the ``part``'s rows of ``query`` (tokens,Hq,D) in layer ``name``, into ``output``, where a stock
-    kernel could not; and let the score see them."""
-    layer, plan = book.layer(part, name), part.row.plan
+def serve(book: Book, parts: Sequence[Part], name: str, query: Tensor, output: Tensor) -> None:
+    """Attention of the rows of ``parts`` in ``query`` (tokens,Hq,D), layer ``name``, into ``output``, where a stock
+    kernel could not; and let scores see them.
+
+    Single tokens go to the kernel for blocks, all rows at once, where there is one for this device.
+    """
+    layers = [book.layer(part, name) for part in parts]
+    fast = [decodes(part, layer, query) for part, layer in zip(parts, layers, strict=True)]
+    for roams in (False, True):
+        some = [(p, x) for p, x, y in zip(parts, layers, fast, strict=True) if y and p.row.plan.roams == roams]
+        if some:
+            attend_blocks(some, query, output)
+    for part, layer, done in zip(parts, layers, fast, strict=True):
+        _serve_one(part, layer, query, output, part.exact or done)
+
+
+def _serve_one(part: Part, layer: Layer, query: Tensor, output: Tensor, attended: bool) -> None:
+    plan = part.row.plan
     at = slice(part.first, part.first + part.end - part.begin)
     q, score = query[at], plan.wish.method.score
     layer.pages.begin(layer.held, part.begin, part.end)
     slots = None
-    if not part.exact:
+    if not attended:
         slots = layer.pages.read(layer.held, part.end)
         site, votes = layer.site, plan.wish.method.reduce.merges
         done = attend_slots(q, slots, site.scaling, votes, site.softcap, site.sinks)
@@ -70,12 +85,23 @@ def serve(book: Book, part: Part, name: str, query: Tensor, output: Tensor) -> N
         _observe(layer, part, q, slots)
 
 
-def _observe(layer: Layer, part: Part, query: Tensor, slots: Any) -> None:
-    """Let the score see the queries; slots are gathered only where it looks at them."""
-    plan = part.row.plan
-    if slots is None:
-        slots = SlotsOnDemand(lambda: layer.pages.read(layer.held, part.end))
-    view = layer.site.view(slots, layer.held, part.end, plan, query, part.begin)
-    plan.wish.method.score.observe(view)
+def _observe(layer: Layer, part: Part, query: Tensor, slots: Slots | None) -> None:
+    """Let the score see the queries; slots are gathered only where it looks at them.
+
+    Tokens of a reply are shown one at a time, as they were decoded, even where a request that had lost its blocks reads
+    many of them at once.
+    """
+    plan, end = part.row.plan, part.end
+    held = SlotsOnDemand(lambda: layer.pages.read(layer.held, end)) if slots is None else slots
+    each = end - part.begin if part.begin < plan.prompt else 1
+    for seen in range(part.begin + each, end + 1, each):
+        upto = held if seen == end else SlotsOnDemand(partial(_without_newest, held, end - seen))
+        now = query[seen - each - part.begin : seen - part.begin]
+        plan.wish.method.score.observe(layer.site.view(upto, layer.held, seen, plan, now, seen - each))
     if layer.pages.stats:
-        layer.pages.write_stats(layer.held, view.slots)
+        layer.pages.write_stats(layer.held, held)
+
+
+def _without_newest(slots: Slots, count: int) -> Slots:
+    """Views of all but the newest ``count`` of ``slots``."""
+    return slots.map(lambda x: x[:, :, : x.shape[2] - count])

@@ -8,17 +8,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from keepkv.core.budget import Budget
+from keepkv.core.calibration import needed
 from keepkv.core.options import Seed, Size, taken
 from keepkv.core.registry import known_as
 from keepkv.core.when import When
 from keepkv.engine.state import Settings
 from keepkv.errors import BudgetError, KeepKVError
+from keepkv.integrations.vllm.calibrated import calibrations
 from keepkv.integrations.vllm.served import check_method
 from keepkv.methods.base import Method, make_method, method_info, method_name
 from keepkv.methods.presets import DEFAULT
 
 PREFIX = "keepkv_"
 OWN = ("method", "budget", "every", "seed", "fill")  # all other keys are options of the method
+SERVERS = "calibration"  # files of which only the server's own arguments may speak
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 
@@ -48,6 +51,8 @@ def wish_of(extra: Mapping[str, Any] | None, default: Mapping[str, Any] | None) 
     """
     own = {k.removeprefix(PREFIX): v for k, v in (extra or {}).items() if k.startswith(PREFIX)}
     fallback = dict(default or {})
+    if SERVERS in own:
+        raise KeepKVError(f"{PREFIX}{SERVERS}: files are read when the server starts: engine_args(calibration=FILE)")
     if options := set(own) - set(OWN):
         if "method" not in own:
             named = ", ".join(f"{PREFIX}{name}" for name in sorted(options))
@@ -56,7 +61,7 @@ def wish_of(extra: Mapping[str, Any] | None, default: Mapping[str, Any] | None) 
                 f"{PREFIX}method in the same request"
             )
     if "method" in own:
-        fallback = {name: x for name, x in fallback.items() if name in ("budget", "seed")}
+        fallback = {name: x for name, x in fallback.items() if name in ("budget", "seed", SERVERS)}
     return read({**fallback, **own}, bool(own))
 
 
@@ -65,12 +70,13 @@ def read(asked: Mapping[str, Any], asking: bool = True) -> Wish | None:
 
     asking: whether anything was asked for at all: then a budget must be among it.
     """
-    values = {name: _value(x) for name, x in asked.items()}
+    given = calibrations(asked.get(SERVERS))
+    values = {name: _value(x) for name, x in asked.items() if name != SERVERS}
     name = method_name(_text("method", values.get("method", DEFAULT)))
     options = {key: x for key, x in values.items() if key not in OWN}
     known = [key for key in method_info(name).options if key != "when"]
     options = {known_as(key, [*known, *OWN], f"option of {name}"): x for key, x in options.items()}
-    method = make_method(name, options)
+    method = make_method(name, options, given)
     every = values["every"] if "every" in values else method.when.every
     every = taken("a request", "every", every, Size | None)
     if method.name == "full":
@@ -85,11 +91,12 @@ def read(asked: Mapping[str, Any], asking: bool = True) -> Wish | None:
             f"budget of {budget}: bytes belong to the server, which shares them among its requests. Give a share of "
             "the tokens, or slots per KV head"
         )
-    method = replace(method, when=When("deferred", every))
     seed = taken("a request", "seed", values.get("seed", 0), Seed)
     fill = taken("a request", "fill", values.get("fill", False), bool)
-    settings = Settings(method, budget, seed)
-    check_method(method)
+    check_method(method, given)
+    method = replace(method, when=When("deferred", every))
+    used = needed(method.score, method.allocate, method.reduce)
+    settings = Settings(method, budget, seed, calibrations={kind: given[kind] for kind in used})
     return None if budget.share == 1.0 else Wish(settings, fill)
 
 

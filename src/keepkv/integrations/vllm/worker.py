@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from vllm.logger import init_logger
+from vllm.model_executor.models.utils import extract_layer_index
 
+from keepkv.core.calibration import Calibration, of_layer
 from keepkv.integrations.vllm.book import Book, Row, running
+from keepkv.integrations.vllm.calibrated import calibrations, check_model
 from keepkv.integrations.vllm.compress import Site
 from keepkv.integrations.vllm.manager import KeepKVSpec
 from keepkv.integrations.vllm.metrics import count
 from keepkv.integrations.vllm.refuse import check_any, check_config, check_layers
 from keepkv.integrations.vllm.rope import rope_of
+from keepkv.integrations.vllm.wish import SERVERS
 
 logger = init_logger(f"vllm.{__name__}")  # below vLLM's own, which has the handlers
 
@@ -33,9 +39,20 @@ class Compressing:
         check_any(mine)
         context = me.vllm_config.compilation_config.static_forward_context
         check_layers(context.items(), mine)
+        self._check_calibrations(mine)
         reasons = [rope_of(me.model_runner.get_model(), name)[1] for name in mine]
         rotation = next((x for x in reasons if x), "")
         return {n: replace(s, rotation=rotation) if n in mine else s for n, s in specs.items()}
+
+    def _check_calibrations(self, names: Iterable[str]) -> None:
+        me: Any = self
+        config, ranks = me.vllm_config.model_config, me.vllm_config.parallel_config.tensor_parallel_size
+        layers = [extract_layer_index(name) for name in names]
+        check_model(self._calibrations, config.hf_text_config, config.model, layers, ranks)
+
+    @property
+    def _calibrations(self) -> Mapping[str, Calibration]:
+        return calibrations(_default(self).get(SERVERS))
 
     def _settled(self) -> Book:
         """The book of this worker, made when its blocks exist."""
@@ -45,8 +62,10 @@ class Compressing:
             groups = [g for g in runner.kv_cache_config.kv_cache_groups if isinstance(g.kv_cache_spec, KeepKVSpec)]
             mine = {name for group in groups for name in group.layer_names}
             names = [name for name in context if name in mine]
+            known = [of_layer(self._calibrations, extract_layer_index(name), runner.device) for name in names]
             sites = [
-                site_of(runner.get_model(), name, context[name].impl, i, len(names)) for i, name in enumerate(names)
+                site_of(runner.get_model(), name, context[name].impl, i, len(names), known[i])
+                for i, name in enumerate(names)
             ]
             self._book = Book(
                 sites,
@@ -54,7 +73,7 @@ class Compressing:
                 groups[0].kv_cache_spec.block_size,
                 self.transposed,
                 me.vllm_config.model_config.max_model_len,
-                (me.vllm_config.additional_config or {}).get("keepkv"),
+                _default(self),
             )
         return self._book
 
@@ -82,11 +101,19 @@ def _count(row: Row) -> None:
     count(compressions=done.events, slots_kept=done.kept, slots_dropped=done.dropped, slots_merged=done.merged)
 
 
-def site_of(model: Any, name: str, impl: Any, rank: int, layers: int) -> Site:
-    """What is known of the layer ``name`` with the attention ``impl``."""
+def _default(worker: Any) -> Mapping[str, Any]:
+    """What the server does with requests that ask for nothing, and what it was started with."""
+    return (worker.vllm_config.additional_config or {}).get("keepkv") or {}
+
+
+def site_of(
+    model: Any, name: str, impl: Any, rank: int, layers: int, calibration: Mapping[str, Tensor] | None = None
+) -> Site:
+    """What is known of the layer ``name`` with the attention ``impl``, and what was measured of it."""
     softcap = getattr(impl, "logits_soft_cap", None) or getattr(impl, "logits_softcap", None) or None
     sinks = getattr(impl, "sinks", None)
-    return Site(name, rank, layers, impl.num_heads, impl.scale, softcap, sinks, rope_of(model, name)[0])
+    rope = rope_of(model, name)[0]
+    return Site(name, rank, layers, impl.num_heads, impl.scale, softcap, sinks, rope, calibration)
 
 
 def _extra(new: Any) -> Any:

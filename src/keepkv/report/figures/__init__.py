@@ -16,13 +16,13 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from keepkv.report.figures.curves import fidelity, leakage
-from keepkv.report.figures.grids import heat, kept, needle, survival
+from keepkv.report.figures.grids import heat, kept, needle, seen, survival
 from keepkv.report.figures.look import LOOK
 from keepkv.report.figures.scores import pareto, score, tasks
 from keepkv.report.numbers import Report
 
 PANELS: tuple[Callable[[Report, str, int], Figure | None], ...] = (score, tasks, pareto, heat)
-WHOLE: tuple[Callable[[Report], Figure | None], ...] = (needle, kept, survival, leakage, fidelity)
+WHOLE: tuple[Callable[[Report], Figure | None], ...] = (needle, kept, survival, seen, leakage, fidelity)
 
 
 def all_figures(report: Report, step: Callable[[str], None] = lambda what: None) -> Iterator[tuple[str, Figure]]:

@@ -104,6 +104,25 @@ def survival(report: Report) -> Figure | None:
     return headed(figure, f"{next(iter(found.values())).task}: tokens that survive, budget {report.start[3]}")
 
 
+def seen(report: Report) -> Figure | None:
+    """Which cells of what was seen survived, mean over its steps, a grid for each method."""
+    found = {name: one for name, one in _maps(report).items() if one.grid and one.vision}
+    if not found:
+        return None
+
+    def fill(axes: Any, method: str) -> Any:
+        one = found[method]
+        rows, columns = one.grid or [1, 1]
+        held = [one.survival[i] for i in one.vision or ()]
+        cells = [held[i :: rows * columns] for i in range(rows * columns)]
+        means = [sum(own) / max(1, len(own)) for own in cells]
+        values = [means[i * columns : (i + 1) * columns] for i in range(rows)]
+        return axes.imshow(values, cmap=HEAT, vmin=0, vmax=1, aspect="auto")
+
+    figure = _grids(list(found), fill, ("column", "row", "share of layers and\nheads that hold it"))
+    return headed(figure, f"{next(iter(found.values())).task}: where in a step tokens survive, {report.start[3]}")
+
+
 def _maps(report: Report) -> dict[str, MapRow]:
     """The map of each method, in rank order, on the first text of the mode, length and budget shown first."""
     _, mode, length, budget = report.start

@@ -62,10 +62,21 @@ function answersIn(text, answer) {
   for (let from = whole.indexOf(wanted); from >= 0; from = whole.indexOf(wanted, from + wanted.length)) hits.push([from, from + wanted.length]);
   return hits;
 }
+// Where in what was seen tokens survive: a grid of cells for each step, of as many steps as are told apart.
+function pictures(text, values, name) {
+  if (!text.grid) { put("seen"); return; }
+  const [down, across] = text.grid, size = down * across, steps = Math.floor(text.vision.length / size), most = 24, every = Math.ceil(steps / most);
+  put("seen", Array.from({ length: Math.ceil(steps / every) }, (_, i) => i * every).map((step) => {
+    const own = text.vision.slice(step * size, (step + 1) * size).map((at) => values[at]), mean = own.reduce((a, b) => a + b, 0) / size;
+    return make("div", {}, make("h3", {}, `step ${step + 1} of ${steps}`, make("span", { class: "note" }, `${Math.round(100 * mean)} %`)),
+      cells(Array.from({ length: down }, (_, i) => String(i)), Array.from({ length: across }, (_, i) => String(i)), (r, c) => ({ v: Math.sqrt(own[r * across + c]), tip: [name, `step ${step + 1}, row ${r}, column ${c}`, `held by ${Math.round(100 * own[r * across + c])} % of layers and heads`] }),
+        { down: "row", across: "column", title: `Where in step ${step + 1} tokens survive: ${name}` }));
+  }));
+}
 function tokens(rows) {
   byId("s-text").hidden = !D.maps.rows.length;
   const order = shownMethods(new Set(rows.keys())).filter((m) => m !== FULL);
-  if (!order.length) { put("strips"); put("ask"); put("text"); put("text-scale"); byId("text-sub").textContent = `No map of this choice.${leftOut()}`; return; }
+  if (!order.length) { put("strips"); put("seen"); put("ask"); put("text"); put("text-scale"); byId("text-sub").textContent = `No map of this choice.${leftOut()}`; return; }
   const m = order.includes(state.token) ? state.token : order[0], row = rows.get(m), text = D.maps.texts[row[5]];
   byId("text-sub").textContent = `${row[0]}, budget ${state.budget}. Each strip is the text from start to end; the stronger a token's colour, the more layers and heads still hold it. Choose a method to read what it kept, and a question to find its answer.`;
   put("text-scale", scale("held by", ["0", "25 %", "all heads"], "accent"));
@@ -77,6 +88,7 @@ function tokens(rows) {
     return [make("button", { "data-m": one, "aria-pressed": String(one === m), onclick: () => set({ token: one }) }, breakable(NAMES[one])), canvas,
       make("span", { class: "n" }, `${Math.round((100 * values.reduce((a, b) => a + b, 0)) / values.length)} %`)];
   }));
+  pictures(text, survival(row), NAMES[m]);
   const hits = text.answers.map((answer) => answersIn(text, answer)), chosen = Math.min(state.question, hits.length - 1);
   put("ask", text.questions.map((question, i) => make("button", { "aria-pressed": String(i === chosen), class: hits[i] && hits[i].length ? null : "miss",
     onclick: () => { state.question = i; tokens(rows); const found = document.querySelector(".text .here"); if (found) byId("text").scrollTop = found.offsetTop - byId("text").offsetTop - 80; } },

@@ -19,9 +19,9 @@ from keepkv.score.base import Wrapped
 class TextFirst(Wrapped):
     """All text, then the vision of the newest steps, then that of the highest ``score``.
 
-    recent: share of the vision budget that the newest steps take, which stay whole; at least one does. moves: slots
-    may be given other rotary positions, and remember by how much. What text does not leave is all that there is for
-    vision; where it is not even enough for text, the newest of it stays.
+    recent: share of the vision budget that the newest steps take, which stay whole; at least one does, unless it is 0.
+    moves: slots may be given other rotary positions, and remember by how much. What text does not leave is all that
+    there is for vision; where it is not even enough for text, the newest of it stays.
     """
 
     recent: Share = 1 / 6
@@ -37,5 +37,7 @@ class TextFirst(Wrapped):
 
     def __call__(self, view: LayerView) -> Tensor:
         seen, slots = sight(view), view.slots
-        score = ranked(self.score(view), seen.vision) + 1.0 * seen.recent(self.recent)
+        score = ranked(self.score(view), seen.vision)
+        if self.recent:
+            score = score + 1.0 * seen.recent(self.recent)
         return score.where(seen.vision, 2.0 + ranked(slots.positions.float(), slots.valid & ~seen.vision))

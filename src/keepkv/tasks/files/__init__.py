@@ -11,12 +11,12 @@ from typing import Any
 
 from keepkv.errors import UnknownName
 from keepkv.tasks.base import Item, TaskError
-from keepkv.tasks.files import ifeval, infinitebench, longbench, longbench_v2, mathematics
+from keepkv.tasks.files import ifeval, infinitebench, longbench, longbench_v2, mathematics, vlm
 from keepkv.tasks.files.base import Benchmark, FileTask
-from keepkv.tasks.files.records import download, read
+from keepkv.tasks.files.records import FOLDER, download, read
 
 _LONG = (longbench.BENCHMARK, longbench_v2.BENCHMARK, infinitebench.BENCHMARK)
-_ALL = (*_LONG, mathematics.AIME, mathematics.MATH_500, ifeval.BENCHMARK)
+_ALL = (*_LONG, mathematics.AIME, mathematics.MATH_500, ifeval.BENCHMARK, vlm.BENCHMARK)
 BENCHMARKS: dict[str, Benchmark] = {made.name: made for made in _ALL}
 
 
@@ -50,9 +50,13 @@ def _opened(head: str, path: str | None) -> FileTask:
     if part and not held.parts:
         raise TaskError(f"{name} has no parts, given: {part!r}")
     records = read(path, part or name) if path else download(*held.hub(part))
+    if held.sees and path:
+        place = Path(path).expanduser()
+        records = [{**record, FOLDER: str(place if place.is_dir() else place.parent)} for record in records]
     return FileTask(
-        head, held.summary, _never, decodes=held.decodes, records=records, make=lambda record: held.make(record, part)
-    )
+        head, held.summary, _never, decodes=held.decodes, sees=held.sees, records=records,
+        make=lambda record: held.make(record, part),
+    )  # fmt: skip
 
 
 def _never(*args: Any, **options: Any) -> Item:

@@ -22,7 +22,8 @@ class Benchmark:
     """A family of data sets in one format.
 
     parts: names of its data sets, and of their files; empty: there is only one. make(record, part): the item.
-    hub(part): data set on the Hugging Face hub, its configuration and split, where it is known to be there.
+    hub(part): data set on the Hugging Face hub, its configuration and split, where it is known to be there. sees:
+    records name pictures.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Benchmark:
     hub: Callable[[str], tuple[str, str | None, str]] = field(repr=False)
     parts: tuple[str, ...] = ()
     decodes: bool = False
+    sees: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,13 @@ class FileTask(Task):
         if index >= len(self.records):
             raise TaskError(f"{self.name} has {len(self.records)} items, and item {index + 1} was asked: ask for fewer")
         item = self.item(index)
+        if item.pictures:
+            if (tokens := counter(tokenizer)(item.context) if hasattr(tokenizer, "encode") else 0) > length:
+                raise TaskError(
+                    f"record {index + 1} of {self.name} has {tokens} tokens with its pictures, and {length} were asked "
+                    "for: give longer contexts or smaller pictures"
+                )
+            return item
         return replace(item, context=cut(tokenizer, item.context, length))
 
     def item(self, index: int) -> Item:

@@ -11,6 +11,7 @@ from keepkv.tasks.base import TaskError
 
 Record = dict[str, Any]
 Records = Sequence[Record]
+FOLDER = "_folder"  # of a record: where its file lies
 ENDINGS = (".jsonl", ".json", ".parquet")
 
 

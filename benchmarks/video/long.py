@@ -1,0 +1,144 @@
+"""10,000 frames through a cap: slots, memory and time per frame, and what is still known of rare events.
+
+    python -m benchmarks.video.long --out benchmarks/video/results
+
+A process for each policy, so that its memory is its own. Time is the processor's, which other processes do not share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from keepkv.embedded import embedded_vlm
+from keepkv.measure import MadeWith, bootstrap
+from keepkv.tasks.scenes import Scene, questions, story
+from keepkv.tasks.scenes.story import LONGEST
+from keepkv.video import VideoStream
+
+POLICIES = ("infinipot-v", "uniform", "sliding")
+CAP, RESERVE, BLOCK = 512, 24, 100
+RARE, RECENT = 18, 8  # events in the first nine tenths, and in the last tenth
+KINDS = ("colour", "place", "number", "seen")
+
+
+def scene_of(seed: int, frames: int) -> Scene:
+    """A still room, in which something is to be seen for two to four frames once in some hundreds."""
+    rng, edge = random.Random(f"long/{seed}"), frames * 9 // 10
+    starts = _spread(rng, 0, edge, RARE) + _spread(rng, edge, frames, RECENT)
+    return story(rng, frames, RARE + RECENT, 6, starts, cards=0.2)
+
+
+def _spread(rng: random.Random, first: int, last: int, count: int) -> list[int]:
+    part = (last - first) // count
+    return [first + i * part + rng.randrange(part - 2 * LONGEST) for i in range(count)]
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def measure(policy: str, seed: int, frames: int) -> dict[str, Any]:
+    """A row: what was held and taken every 500 frames, and which questions were answered right."""
+    torch.set_num_threads(1)
+    model, processor = embedded_vlm()
+    scene = scene_of(seed, frames)
+    stream = VideoStream(model, CAP, processor, policy=policy, text_reserve=RESERVE)
+    stream.prefix(processor.tokenizer.bos_token)
+    track: list[dict[str, Any]] = []
+    taken = 0.0
+    for start in range(0, frames, BLOCK):
+        block = scene.frames(start, start + BLOCK)
+        began = time.process_time()
+        now = stream.push(block)
+        taken += time.process_time() - began
+        if now.steps % 500 == 0:
+            peak = {"entries": now.entries, "peak": stream.peak_entries, "bytes": now.bytes, "resident": resident()}
+            track.append({"frames": now.steps, **peak, "ms_per_frame": taken / 500 * 1000})
+            taken = 0.0
+            print(policy, seed, track[-1], file=sys.stderr, flush=True)
+    right: dict[str, list[int]] = {"rare": [], "recent": []}
+    for one in questions(scene):
+        if one.kind in KINDS and one.about:
+            said = str(stream.ask(one.text, max_new_tokens=1)).strip()
+            right["recent" if min(one.about) >= frames * 9 // 10 else "rare"].append(int(said == one.answer))
+    made_with = asdict(MadeWith.of(model, "embedded-vlm"))
+    return {"policy": policy, "seed": seed, "frames": frames, "track": track, "right": right, "made_with": made_with}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Answers, and how far slots, memory and time of each policy go apart from frame 500 on."""
+    lines = [
+        "| policy | recent | rare | slots, from frame 500 | memory of the process | ms per frame |",
+        "|---" * 6 + "|",
+    ]
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        found = [row for row in rows if row["policy"] == policy]
+        cells = []
+        for part in ("recent", "rare"):
+            hits = [float(hit) for row in found for hit in row["right"][part]]
+            mean = bootstrap(hits)
+            cells.append(f"{mean.mean:.2f} [{mean.low:.2f}, {mean.high:.2f}] of {len(hits)}")
+        late = [x for row in found for x in row["track"] if x["frames"] >= 500]
+        cells += [_range([x["peak"] for x in late], "{:,.0f}")]
+        cells += [_range([x["resident"] / 1e6 for x in late], "{:,.0f} MB")]
+        cells += [_range([x["ms_per_frame"] for x in late[1:]], "{:.1f}")]
+        lines.append(f"| {policy} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _range(values: list[float], form: str) -> str:
+    low, high = min(values), max(values)
+    return f"{form.format(low)} to {form.format(high)} (±{(high - low) / (high + low):.1%})"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--frames", type=int, default=10_000)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--one", nargs=2, help="measure this policy and seed, and print the row")
+    a = parser.parse_args()
+    if a.one:
+        print(json.dumps(measure(a.one[0], int(a.one[1]), a.frames)))
+        return
+    a.out.mkdir(parents=True, exist_ok=True)
+    file = a.out / "long.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = {(row["policy"], row["seed"]) for row in rows}
+    for seed in range(a.seeds):
+        for policy in POLICIES:
+            if (policy, seed) in done:
+                continue
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.video.long",
+                "--frames",
+                str(a.frames),
+                "--one",
+                policy,
+                str(seed),
+            ]
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            rows.append(json.loads(said))
+            with file.open("a") as lines:
+                lines.write(said)
+            (a.out / "long.md").write_text(table(rows))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

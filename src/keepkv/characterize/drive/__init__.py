@@ -1,0 +1,1 @@
+"""Sending requests and taking the time: one loop, and drivers that answer."""

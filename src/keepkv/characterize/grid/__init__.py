@@ -1,0 +1,1 @@
+"""What is measured: four levels, all their combinations, and the order in which they are run."""

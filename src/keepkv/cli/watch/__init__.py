@@ -1,0 +1,1 @@
+"""``keepkv watch``: a video of any length through a cap, with questions as it goes."""

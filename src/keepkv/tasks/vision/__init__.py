@@ -1,0 +1,1 @@
+"""Tasks whose contexts have pictures."""

@@ -1,0 +1,1 @@
+"""Pictures in a prompt: how they enter a model, and what a language model is given of them."""
