@@ -240,6 +240,7 @@ def test_prompts_are_asked_for_as_they_were_meant(faked: Any) -> None:
         ("completions", {"prompt": []}, "prompt"),
         ("completions", {"prompt": [99999]}, "token 99999"),
         ("completions", {"prompt": "abc", "keepkv": {"document": 4}}, "the prompt has 3 characters"),
+        ("completions", {"prompt": [5, 6], "keepkv": {"document": 0, "budget": 0.5}}, "nothing is there to compress"),
         ("completions", {"prompt": "abc", "echo": True, "logprobs": 1, "keepkv": {"budget": 0.5}}, "keepkv.document"),
         ("completions", {"prompt": ["a"] * 9}, "at most 8"),
     ],
