@@ -142,7 +142,7 @@ def test_a_body_that_never_comes_does_not_hold_others(faked: Any) -> None:
 
 def test_who_sends_nothing_for_too_long_is_told(faked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("keepkv.serve.http.door.PATIENCE", 0.2)
-    monkeypatch.setattr("keepkv.serve.http.door.LINGER", 0.1)
+    monkeypatch.setattr("keepkv.serve.http.door.PAUSE", 0.1)
     there = urlsplit(faked[0])
     with socket.create_connection((there.hostname, there.port), timeout=30) as connection:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
