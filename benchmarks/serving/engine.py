@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--arms", nargs="*", help="of all arms only these, such as 'engine 16'")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
     path = keepkv.embedded_model() if asked.model == "embedded" else asked.model
@@ -207,7 +208,7 @@ def main() -> None:
     study = Study(model, AutoTokenizer.from_pretrained(path), asked)
     ledger = Ledger(asked.out / "engine.jsonl", ServingRow)
     asked.out.mkdir(parents=True, exist_ok=True)
-    draw, arms = random.Random(0), list(study.arms())
+    draw, arms = random.Random(0), [x for x in study.arms() if not asked.arms or f"{x[0]} {x[1]}" in asked.arms]
     for arm in arms:
         study.arms()[arm](2 if arm[0] == "generate" else arm[1])
     for repeat in range(asked.repeats):

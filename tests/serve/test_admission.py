@@ -60,10 +60,10 @@ def test_what_can_never_fit_is_refused_with_the_number() -> None:
 
 
 def test_what_does_not_fit_now_waits() -> None:
-    """Two replies that are each more than half of the memory run one after the other, and memory holds."""
+    """Beside a reply that may still grow there is no room for the whole of another."""
     with serving() as engine:
-        need = engine._row(greedy(WHOLE[:40], 1500), None).need  # type: ignore[arg-type]
-        engine.worker.ledger.limit = int(1.5 * need)
+        row = engine._row(greedy(WHOLE[:40], 1500), None)  # type: ignore[arg-type]
+        engine.worker.ledger.limit = row.need + row.growth // 2
         one, two = (engine.submit(greedy(WHOLE[:40], 1500)) for _ in range(2))
         for _ in range(3):  # the first token is told before its row is counted
             assert isinstance(one.get(60), Token)

@@ -51,9 +51,10 @@ class SideBySide(stock.Cache):
             raise UnsupportedModel(f"{rule.shape[2]} tokens a row: side by side, rows decode one token each")
         rules = []
         for row, cache in enumerate(self.caches):
-            length, offset = cache.layers[layer_idx].get_mask_sizes(1)
+            layer: Any = cache.layers[layer_idx]
+            length, offset = layer.get_mask_sizes(1)
             given = {"batch_size": 1, "kv_length": length, "kv_offset": offset, "attention_mask": None}
-            given["q_offset"] = cache.layers[layer_idx].get_seq_length()
+            given["q_offset"] = layer.get_seq_length()
             rules.append(MaskRule({**rule.arguments, **given}, cache))
             self.run(row, cache.begin_step, rules[-1], layer_idx)
         self._rules[id(rule.arguments)] = rules
@@ -84,7 +85,8 @@ class _Rows(stock.CacheLayerMixin):
 
     def __init__(self, batch: SideBySide, index: int) -> None:
         super().__init__()
-        self.batch, self.index, self.rows = batch, index, [cache.layers[index] for cache in batch.caches]
+        self.batch, self.index = batch, index
+        self.rows: list[Any] = [cache.layers[index] for cache in batch.caches]
         first = self.rows[0]
         self.is_sliding, self.is_initialized = getattr(first, "is_sliding", False), True
         self._stock: list[Any] = []

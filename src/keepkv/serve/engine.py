@@ -117,7 +117,7 @@ class Engine:
 
     def _row(self, request: Request, stream: Stream) -> Row:
         tokens, sampling, sizes = self.checked(request.tokens), request.sampling, self.sizes
-        split, before, model = request.split, (), self.model
+        split, model, before = request.split, self.model, tuple[int, ...]()
         if request.context is not None:
             if request.compression is not None or split is not None:
                 raise KeepKVError(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
 
 import torch
 
@@ -19,7 +18,7 @@ from keepkv.serve.batch.row import Row
 from keepkv.serve.contexts.shelf import Shelf
 
 LOG = logging.getLogger("keepkv.serve")
-OFTEN = 0.5  # seconds between two looks at what caches really hold
+OFTEN = 0.25  # seconds between two looks at what a cache really holds
 
 
 class Worker:
@@ -35,9 +34,9 @@ class Worker:
         self.waiting: deque[Job] = deque()
         self.reading: deque[tuple[Job, Iterator[None]]] = deque()
         self.decoding: list[Row] = []
-        self.finished, self.seconds = Counter[str](), Counter[str]()
+        self.finished, self.seconds = Counter[str](), defaultdict[str, float](float)
         self.counts = Counter[str]()  # prompt, cached and completion tokens, steps, rows decoded
-        self.measured = 0
+        self._weighed: dict[Job, tuple[float, int]] = {}
         self.state = "starting"
         self._turn, self._deadline, self._looked = threading.Condition(), float("inf"), 0.0
         self._thread = threading.Thread(target=self._run, name="keepkv-serve", daemon=True)
@@ -65,6 +64,11 @@ class Worker:
             self.waiting.append(job)
             self._turn.notify()
 
+    @property
+    def measured(self) -> int:
+        """Bytes that caches held when each was last looked at, contexts included."""
+        return sum(size for _, size in list(self._weighed.values())) + self.shelf.held[1]
+
     def stop(self, grace: float) -> None:
         """End what was taken, in ``grace`` seconds at most, cancel the rest, and end the thread."""
         with self._turn:
@@ -89,15 +93,14 @@ class Worker:
                     self._look()
                 except Exception as error:  # of the server, not of one job: all that run end by it, and it goes on
                     LOG.exception("the worker failed: what was taken ends, and it goes on")
-                    self._end_all(lambda job, why=error: job.fail(why))
-            self._end_all(lambda job: job.cancel())
+                    self._end_all(error)
+            self._end_all(None)
 
     def _wait(self) -> bool:
         """Until there is something to do; False: the end."""
         before = time.perf_counter()
         with self._turn:
             while not (self.waiting or self.reading or self.decoding) and self.state == "running":
-                self._measure()
                 self._turn.wait()
             busy = bool(self.waiting or self.reading or self.decoding)
         self.seconds["idle"] += time.perf_counter() - before
@@ -169,7 +172,7 @@ class Worker:
             self._done(job)
             if isinstance(job, Row) and job.running:
                 self.decoding.append(job)
-                self.ledger.reserve(job, bytes_of(job.cache) + job.growth)
+                self.ledger.reserve(job, self._weigh(job) + job.growth)
             self._count_contexts()
         except Exception as error:
             self._done(job)
@@ -201,23 +204,32 @@ class Worker:
     def _done(self, job: Job) -> None:
         """``job`` holds nothing any more, or holds it elsewhere."""
         self.ledger.reserve(job, 0)
+        self._weighed.pop(job, None)
         self.reading = deque(x for x in self.reading if x[0] is not job)
         self.decoding = [x for x in self.decoding if x is not job]
 
-    def _end_all(self, end: Callable[[Job], Any]) -> None:
+    def _end_all(self, error: Exception | None) -> None:
+        """Of all that was taken, cancelled or by ``error``."""
         with self._turn:
             jobs = [*self.decoding, *(job for job, _ in self.reading), *self.waiting]
             self.waiting.clear()
         for job in jobs:
             self._done(job)
-            end(job)
+            if error is None:
+                job.cancel()
+            else:
+                job.fail(error)
 
     def _look(self) -> None:
-        if time.monotonic() - self._looked > OFTEN:
-            self._measure()
+        """At what one of the caches holds now: looking takes milliseconds, so each has its turn."""
+        now = time.monotonic()
+        if now - self._looked > OFTEN:
+            self._looked = now
+            jobs: list[Job] = [*self.decoding, *(job for job, _ in self.reading)]
+            if jobs:
+                self._weigh(min(jobs, key=lambda job: self._weighed.get(job, (0.0, 0))[0]))
 
-    def _measure(self) -> None:
-        """What all caches hold now."""
-        self._looked = time.monotonic()
-        jobs: list[Job] = [*self.decoding, *(job for job, _ in self.reading)]
-        self.measured = sum(bytes_of(job.held()) for job in jobs) + self.shelf.held[1]
+    def _weigh(self, job: Job) -> int:
+        """Bytes that the cache of ``job`` holds; noted with the time."""
+        self._weighed[job] = time.monotonic(), bytes_of(job.held())
+        return self._weighed[job][1]

@@ -20,7 +20,7 @@ class Job(Protocol):
     def cancelled(self) -> bool: ...
 
     def turns(self) -> Iterator[None]:
-        """The work, pausing behind each forward."""
+        """The work, pausing between forwards."""
         ...
 
     def held(self) -> Cache | None:

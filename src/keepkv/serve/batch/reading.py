@@ -15,7 +15,7 @@ from keepkv.engine.versions import CACHE
 from keepkv.errors import KeepKVError
 from keepkv.serve.batch.sampling import Drawn, scored
 
-Pieces = Generator[None, None, Tensor]  # pauses behind each forward; returns the logits (V,) behind the last token
+Pieces = Generator[None, None, Tensor]  # pauses between forwards; returns the logits (V,) behind the last token
 
 
 def late(cache: Cache) -> Cache:
@@ -44,10 +44,8 @@ class Reader:
         logits = yield from self.question(cache, tokens)
         if method.score.looks_again:
             look_again(self.model, cache, self._ids(tokens), chunk=min(max(2, self.chunk), 2048))
-            yield
         if method.when.prefill is not None:
             cache.compress()
-            yield
         if more:
             cache.compressing = False
         return logits
@@ -56,8 +54,9 @@ class Reader:
         """Read ``tokens`` behind what ``cache`` holds."""
         logits = torch.empty(0)
         for start in range(0, len(tokens), self.chunk):
+            if start:
+                yield
             logits = self._read(cache, tokens[start : start + self.chunk])
-            yield
         return logits
 
     def _read(self, cache: Cache, part: Sequence[int]) -> Tensor:

@@ -67,6 +67,7 @@ class Row:
             document = request.tokens[: request.split]
             logits = yield from reader.document(self.cache, document, more=request.split is not None)
             if request.split is not None:
+                yield
                 logits = yield from reader.question(self.cache, request.tokens[request.split :])
         self._at["read"] = time.perf_counter()
         if reader.listed is not None:

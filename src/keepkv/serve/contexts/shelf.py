@@ -78,7 +78,7 @@ class Shelf:
             gone = self._found(name)
             del self._by[name]
             if self.folder is not None:
-                self.folder.remove(name, gone.facts and gone.facts.file)
+                self.folder.remove(name, gone.facts.file if gone.facts is not None else None)
 
     @property
     def held(self) -> tuple[int, int, int]:
