@@ -38,7 +38,6 @@ asking
 evaluation
 training
 serve
-calibrate
 calibrate characterize
 report
 bench

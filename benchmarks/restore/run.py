@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import keepkv
 from benchmarks.defaults.run import answered, forced
 from keepkv import tasks
-from keepkv.calibrate import calibrate
+from keepkv.calibrate import Exchange, calibrate
 from keepkv.calibrate.restore import with_window
 from keepkv.engine.passes.again import look_again
 from keepkv.measure.environment import MadeWith
@@ -35,7 +35,7 @@ METHODS = ("keepkv2", "kvzip")
 TAUGHT = ("niah-multikey-1", "notes")
 OTHERS = ("niah-multiquery", "niah-multivalue", "variable-tracking", "qa-1", "needle")
 BUDGETS = (0.06, 0.1)
-LENGTH, TEXTS, SLOTS, HELD_OUT = 512, 100, 8, 1_000_000
+LENGTH, TEXTS, SLOTS, HELD_OUT = 512, 60, 8, 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def trained(model: Any, tokenizer: Any, method: str, seed: int, steps: int, out:
     if not path.exists():
         made = list(items(tokenizer, TAUGHT, range(seed * TEXTS, (seed + 1) * TEXTS)))
         texts = [torch.tensor([one.context]) for one in made]
-        asked = [[x.prompt + x.answer for x in one.asked] for one in made]
+        asked = [[Exchange(x.prompt, x.answer) for x in one.asked] for one in made]
         options = dict(method=method, budgets=BUDGETS, slots=SLOTS, steps=steps, seed=seed)
         found = calibrate("restore", model, texts, asked=asked, **options)
         print("\n".join(found.made_with["says"]), flush=True)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.training.cost > benchmarks/training/results/cost.jsonl
 
-The embedded model, one thread, 8 rows of 128 + 256 tokens, g-kv at 64 slots. A row says how many seconds a pass over
+The embedded model, one thread, 8 rows of 128 + 128 tokens, g-kv at 64 slots. A row says how many seconds a pass over
 the batch took, median, 20th and 80th percentile; of recording also which share of the decoding it is.
 """
 
@@ -28,7 +28,7 @@ from keepkv.measure.interval import Percentiles
 from keepkv.measure.rows import INLINE, Row
 from keepkv.training.feed import feed
 
-ROWS, READ, LENGTH, EVERY, SLOTS, REPEATS = 8, 128, 384, 16, 64, 5
+ROWS, READ, LENGTH, EVERY, SLOTS, REPEATS = 8, 128, 256, 16, 64, 3
 
 
 @dataclass(frozen=True, kw_only=True)

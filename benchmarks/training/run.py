@@ -27,9 +27,14 @@ from keepkv.evaluation.setup import HELD_OUT
 from keepkv.measure.environment import MadeWith
 from keepkv.measure.ledger import Ledger
 from keepkv.measure.rows import INLINE, Row
+from keepkv.metrics import kl
 from keepkv.tasks.asking import Asked, encode, read
 from keepkv.training.config import Compress, Data, Distill, Optimise, Sft
+from keepkv.training.feed import feed
+from keepkv.training.replay import replay
 from keepkv.training.run import distill, sft
+from keepkv.training.texts import batch, of_seeds
+from keepkv.training.trainer import full_logits
 
 SEEDS = (0, 1, 2)
 ARMS = ("untrained", "distilled", "fine-tuned")
@@ -64,8 +69,9 @@ STUDIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Answered(Row):
-    """One context, asked of one model with one cache. score: mean over its questions. steps, seconds, first, last: of
-    the training, and its loss at its ends; 0 without one."""
+    """One context, asked of one model with one cache. score: mean over its questions. kl: from the full cache of the
+    untrained model, in nats, mean over the tokens of the answers, which are fed; said: of these, the share that the
+    model finds most likely. steps, first, last: of the training, and its loss at its ends; 0 without one."""
 
     study: str
     arm: str
@@ -74,25 +80,26 @@ class Answered(Row):
     item: int
     score: float
     questions: int
+    kl: float
+    said: float
     steps: int
-    seconds: float
     first: float
     last: float
     made_with: MadeWith = field(metadata=INLINE)
 
 
-def trained(name: str, arm: str, seed: int, work: Path) -> tuple[Any, tuple[int, float, float, float]]:
+def trained(name: str, arm: str, seed: int, work: Path) -> tuple[Any, tuple[int, float, float]]:
     """The model of an arm, and what its training took."""
     study, path = STUDIES[name], work / f"{name}-{arm}-{seed}"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(embedded_model()), tokenizer_of()
     if arm == "untrained":
-        return model.eval(), (0, 0.0, 0.0, 0.0)
+        return model.eval(), (0, 0.0, 0.0)
     data = Data(**{**vars(study.data), "seed": seed * study.data.items})
     common = dict(
         out=str(path), device="cpu", compress=study.compress, data=data, optimise=Optimise(**study.optimise, seed=seed)
     )
     how = distill(Distill(**common), model, tokenizer) if arm == "distilled" else sft(Sft(**common), model, tokenizer)
-    return model.eval(), (how.steps, how.seconds, how.losses[0], how.losses[-1])
+    return model.eval(), (how.steps, how.losses[0], how.losses[-1])
 
 
 def tokenizer_of() -> Any:
@@ -122,16 +129,38 @@ def scores(name: str, model: Any, tokenizer: Any, cache: str) -> list[list[float
     return [[one.value for one in item] for item in found]
 
 
+@torch.inference_mode()
+def apart(name: str, model: Any, teacher: Any, tokenizer: Any, cache: str) -> list[tuple[float, float]]:
+    """Of each held-out context, ``kl`` and ``said``; its questions and answers are fed in a row."""
+    study, found = STUDIES[name], []
+    data = study.data
+    seeds = range(HELD_OUT, HELD_OUT + study.held_out)
+    texts = of_seeds(tokenizer, data.source, data.length, seeds, data.options, together=True)
+    for start in range(0, len(texts), 8):
+        one = batch(texts[start : start + 8])
+        logits, keep = full_logits(teacher, one), one.graded.shape[1] + 1
+        if cache == "full":
+            ours = full_logits(model, one)
+        else:
+            record = feed(model, study.compress.cache(model), one.input_ids, one.attention_mask, one.read)
+            ours = replay(model, one.input_ids, one.attention_mask, record, logits_to_keep=keep)[:, :-1]
+        divergence, hit = kl(logits, ours), ours.argmax(-1) == one.input_ids[:, -keep + 1 :]
+        for x, right, graded in zip(divergence, hit, one.graded, strict=True):
+            found.append((float(x[graded].mean()), float(right[graded].float().mean())))
+    return found
+
+
 def rows(name: str, arm: str, seed: int, work: Path) -> Iterator[Answered]:
     """A row for each held-out context and cache."""
     tokenizer = tokenizer_of()
-    model, (steps, seconds, first, last) = trained(name, arm, seed, work)
-    made_with = MadeWith.of(model, "embedded")
+    model, (steps, first, last) = trained(name, arm, seed, work)
+    teacher, made_with = trained(name, "untrained", seed, work)[0], MadeWith.of(model, "embedded")
     for cache in CACHES:
-        for i, of_item in enumerate(scores(name, model, tokenizer, cache)):
+        pairs = zip(scores(name, model, tokenizer, cache), apart(name, model, teacher, tokenizer, cache), strict=True)
+        for i, (of_item, (divergence, said)) in enumerate(pairs):
             yield Answered(
                 study=name, arm=arm, seed=seed, cache=cache, item=i, score=sum(of_item) / len(of_item),
-                questions=len(of_item), steps=steps, seconds=round(seconds, 1), first=first, last=last,
+                questions=len(of_item), kl=divergence, said=said, steps=steps, first=first, last=last,
                 made_with=made_with,
             )  # fmt: skip
 

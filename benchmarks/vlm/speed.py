@@ -18,12 +18,15 @@ from keepkv.cli.arguments import variant
 from keepkv.evaluation.setup import HELD_OUT
 from keepkv.measure import Ledger, MadeWith, Percentiles, Row
 from keepkv.measure.latency import latency
+from keepkv.methods import method_info
 from keepkv.tasks.asking import encode, step
 from keepkv.vision.reduced import read_reduced, vision_tokens
 from keepkv.vision.reducers import REDUCERS
 from keepkv.vision.seeing import Seeing, read
 
 from .methods import BUDGETS, METHODS
+
+PINS = {"sinks": 1, "window": 4}  # tokens that every method keeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,8 @@ def measured(model: Any, seeing: Seeing, name: str, budget: float, length: int, 
             mask, _ = read_reduced(model, cache, prompt, seen, seeing, name, count)
         else:
             one = variant(name)
-            cache = keepkv.Cache(model, one.method, None if name == "full" else budget, **one.options)
+            pins = {key: n for key, n in PINS.items() if key in method_info(one.method).options}
+            cache = keepkv.Cache(model, one.method, None if name == "full" else budget, **pins, **one.options)
             mask = read(model, cache, prompt, seen, seeing)
             if cache.compressing and name != "full":
                 cache.compress()

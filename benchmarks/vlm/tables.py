@@ -24,7 +24,7 @@ def scores(rows: list[ItemRow], one: Aggregate) -> list[float]:
 
 def table(rows: list[ItemRow], found: list[Aggregate]) -> list[str]:
     lines = [
-        "| method | budget | entries, of tokens | score | OP | loyalty | failed |",
+        "| method | budget | entries, of all | score | OP | loyalty | failed |",
         "|---|---|---|---|---|---|---|",
     ]
     for one in found:

@@ -40,7 +40,7 @@ def test_rows_are_all_that_tables_need() -> None:
     assert (full.performance, full.loyalty.macro, full.left_out) == (1.0, 100.0, ("never",))  # type: ignore[union-attr]
     assert snap.rho == {"a": 1.0, "b": 0.5} and snap.performance == pytest.approx((1.25 / 2) ** 0.5)
     assert snap.loyalty.macro == pytest.approx(100 * (1 + 0.5 + 0) / 3) and snap.failed == 1  # type: ignore[union-attr]
-    assert (snap.entries, snap.share) == (20, 0.2)
+    assert (snap.entries, snap.share) == (20, pytest.approx(0.2))
     found = generalisation({"one": [full, snap], "two": [full, replace(snap, rho={"a": 0.5, "b": 0.5})]})
     assert found["aware", 300, "full", 1.0] == 0.0
     assert found["aware", 300, "snapkv", 0.2] == pytest.approx(100 * 0.125 / 0.625)

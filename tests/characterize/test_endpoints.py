@@ -45,7 +45,7 @@ def test_pieces_come_when_they_come() -> None:
     line = sent(told)
     assert line.error is None and line.text == " a b c" and len(line.times) == 3
     assert line.times[0] - line.arrive >= told.wait
-    assert all(later - sooner >= 0.9 * told.gap for sooner, later in zip(line.times, line.times[1:], strict=False))
+    assert line.times == sorted(line.times) and line.times[-1] - line.arrive >= told.wait + 2 * told.gap
     assert line.end == line.times[-1] and line.admit is None
     assert (line.n_in, line.n_out, line.cached) == (9, 6, 4)
     [asked] = told.asked

@@ -71,6 +71,8 @@ def test_a_file_says_a_grid(tmp_path: Path) -> None:
         ("applications: [{tasks: [niah-single-1]}]\nlimits: {ttf: 1}", "ttft"),
         ("applications: [{tasks: [niah-single-1]}]\nphases: {second: 1}", "seconds"),
         ("applications: [{tasks: [niah-single-1]}]\ndriver: somewhere", "in-process"),
+        ("applications: [{name: a, tasks: [qa-1]}, {name: a, tasks: [qa-2]}]", "two applications are called 'a'"),
+        ("applications: [{tasks: [qa-1]}]\nworkloads: [{n_in: 9}, {n_in: 9}]", "two workloads are called"),
         ("- a", "no set of names"),
         ("a: [", "not YAML"),
         ("seeds: [0]", "no applications"),
@@ -158,6 +160,12 @@ def test_the_quick_profile_can_be_run_anywhere() -> None:
     asked = quick()
     made = plan(asked, partial(refusal, asked))
     assert not made.dropped and len(made.points) == 8
+
+
+def test_the_grid_of_the_study_can_be_run_anywhere() -> None:
+    asked = read_grid(Path(__file__).parents[2] / "benchmarks" / "characterization" / "grid.yaml")
+    made = plan(asked, partial(refusal, asked))
+    assert not made.dropped and len(made.points) == 86
 
 
 def test_a_grid_of_plain_data_needs_no_folder() -> None:

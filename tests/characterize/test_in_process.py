@@ -165,3 +165,18 @@ def test_the_quick_profile_from_end_to_end(tmp_path) -> None:
     empty = {name for name in METRICS if all(row[name] == "" for row in rows)}
     energy = {name for name in METRICS if "j_per" in name or name in ("power_w", "energy_delay_js")}
     assert empty in (energy | {"leaked"}, {"leaked"})  # nothing is forbidden in its tasks
+
+
+@pytest.mark.slow
+def test_our_own_server_is_driven_and_tells_bytes() -> None:
+    asked = Grid(
+        (APP,), (WORK,), (Technique("snapkv", 0.5),), phases=PHASES, hardware=(Hardware(dtype="float32"),),
+        driver="serve",
+    )  # fmt: skip
+    for technique in (Technique(), Technique("snapkv", 0.5)):
+        found = measure(Spec(point(technique), "digest", asked.setting(), []))
+        rows = [RequestRow.from_dict(one) for one in found["requests"]]
+        assert all(row.status == "ok" and row.n_out and row.times for row in rows)
+        ratios = {row.kv_bytes / row.kv_full for row in rows}
+        assert ratios == {1.0} if technique.method == "full" else max(ratios) < 0.75
+        assert found["peak_bytes"] and found["made_with"]["model"] == "embedded"

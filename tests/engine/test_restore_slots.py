@@ -12,7 +12,7 @@ from running import batch
 from torch import Tensor
 
 import keepkv
-from keepkv.calibrate import restore
+from keepkv.calibrate import Exchange, restore
 from keepkv.core.calibration import Calibration
 from keepkv.engine.fingerprint import fingerprint
 from keepkv.engine.passes.reread import feed
@@ -80,9 +80,9 @@ def test_what_is_trained_is_what_a_cache_does(method: str) -> None:
     cache.compress()
     assert int(cache.compressible[0].store.lengths.max()) < 43
     found = fed("llama", cache, torch.tensor([asked]), mask)
-    lesson = restore.read(model, inputs["input_ids"], asked, method, SLOTS)
-    stays = restore.kept(model, lesson, BUDGET, learned("llama"))
-    ids = torch.cat((lesson.text, torch.zeros(1, SLOTS, dtype=torch.long), lesson.asked), 1)
+    lesson = restore.read(model, inputs["input_ids"], [asked], method, SLOTS)
+    stays = restore.kept(model, lesson, BUDGET, learned("llama"), len(asked))
+    ids = torch.cat((lesson.text, torch.zeros(1, SLOTS, dtype=torch.long), torch.tensor([asked])), 1)
     with torch.no_grad(), adapted(model, learned("llama"), slice(40, 43)):
         own = replay(model, ids, None, stays)[:, -1]
     torch.testing.assert_close(found, own, atol=2e-5, rtol=0)
@@ -106,8 +106,9 @@ def test_a_row_in_a_padded_batch_is_the_row_alone() -> None:
 def test_gradients_reach_all_that_is_learned() -> None:
     tensors = {i: {n: x.requires_grad_() for n, x in held.items()} for i, held in learned("llama").items()}
     _, inputs = read("llama")
-    lesson = restore.read(zoo.model("llama"), inputs["input_ids"], [5, 6, 7, 8], "keydiff", SLOTS)
-    restore.divergence(zoo.model("llama"), lesson, BUDGET, tensors).backward()
+    asked = Exchange([5, 6], [7, 8])
+    lesson = restore.read(zoo.model("llama"), inputs["input_ids"], [asked], "keydiff", SLOTS)
+    restore.divergence(zoo.model("llama"), lesson, asked, BUDGET, tensors).backward()
     last = max(tensors)
     for index, held in tensors.items():
         for name, x in held.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ import keepkv
 from keepkv import training
 from keepkv.embedded import embedded_model
 from keepkv.errors import KeepKVError, UnknownName
-from keepkv.training import feed as feeding
 from keepkv.training.feed import evaluating
 from keepkv.training.texts import Text, batch, from_file, from_task
 
+feeding = import_module("keepkv.training.feed")  # the package has a function of that name
 LENGTHS = ((40, 25), (20, 31), (5, 9))  # read, decoded
 
 
@@ -39,8 +40,8 @@ def texts() -> list[Text]:
 
 
 def leaving(record: training.Record, one: list[Text]) -> list[torch.Tensor]:
-    """Of each row what its own queries see: later evictions count as none."""
-    return [x[:, : text.tokens].clamp(max=text.tokens) for x, text in zip(record.evict_at, one, strict=True)]
+    """Of each row what those of its queries see that foretell something: later evictions count as none."""
+    return [x[:, : text.tokens].clamp(max=text.tokens - 1) for x, text in zip(record.evict_at, one, strict=True)]
 
 
 @pytest.mark.parametrize("method", [one for one in dropping() if compresses(one.values[0])][::6])
@@ -55,7 +56,7 @@ def test_blocks_evict_what_single_tokens_do(method: Any, monkeypatch: pytest.Mon
         found.append(leaving(feeding.feed(model, made, given.input_ids, given.attention_mask, given.read), texts()))
     for a, b in zip(*found, strict=True):
         assert int((a != b).sum()) <= (2 if method[0] == "keepkv3" else 0)
-        assert int((a < a.shape[1]).sum()) > 0 or a.shape[1] < 15
+        assert int((a < a.shape[1] - 1).sum()) > 0 or a.shape[1] < 15
 
 
 def test_a_batch_evicts_what_each_text_does_alone() -> None:

@@ -30,7 +30,7 @@ def test_replay_is_the_rollout(arch: str, method: Any) -> None:
     assert distance(zoo.model(arch), text, mask, scores, record) <= TOLERANCE.get(arch, 3e-6)
 
 
-@pytest.mark.parametrize("arch", ["llama", "gemma4", "deepseek-v3"])
+@pytest.mark.parametrize("arch", ["llama", "gemma4", "gpt-neox"])
 def test_replay_is_exact_where_numbers_are(arch: str) -> None:
     """In float64 what is left is the model's own rotary embedding, which is float32."""
     model = copy.deepcopy(zoo.model(arch)).double()
@@ -45,11 +45,11 @@ def test_replay_is_exact_where_numbers_are(arch: str) -> None:
         ({"when": keepkv.When("deferred")}, {}),
         ({"when": keepkv.When("deferred", every=2)}, {}),
         ({"when": keepkv.When(None, every=4)}, {}),
-        ({"when": keepkv.When(None, cap=24)}, {}),
+        ({"when": keepkv.When(None, cap=24)}, {"prefill_chunk_size": 8}),
         ({"when": keepkv.When(every=3)}, {"prefill_chunk_size": 8}),
         ({"when": keepkv.When("deferred", every=3)}, {"prefill_chunk_size": 8}),
         ({"budget": 0.3, "when": keepkv.When(every=2)}, {}),
-        ({"when": keepkv.When(every=2), "spans": keepkv.SpanPolicy([], prompt=True), "budget": 63}, {}),
+        ({"when": keepkv.When(every=2), "spans": keepkv.SpanPolicy([], prompt=True), "budget": 66}, {}),
         ({"when": keepkv.When(every=3), "store": "ragged"}, {}),
         ({"when": keepkv.When(every=3), "store": "static", "store_options": {"capacity": 96}}, {}),
     ],
@@ -62,16 +62,16 @@ def test_replay_of_any_schedule(options: dict[str, Any], more: dict[str, Any]) -
     assert made[3].evicted and distance(model, *made) <= 2e-6
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     method=st.sampled_from(["random", "g-kv", "tova", "adakv"]),
-    length=st.integers(2, 40),
+    length=st.integers(2, 30),
     budget=st.integers(8, 20),
     every=st.integers(1, 5),
 )
 def test_the_record_is_what_was_held(method: str, length: int, budget: int, every: int) -> None:
     """Lossless: the tokens that each query saw are those that its integers say, so what each is seen by is a run."""
-    model, new = zoo.model("llama"), 10
+    model, new = zoo.model("llama"), 7
     made = cache_of(model, method, budget, when=keepkv.When(every=every))
     recorder, held = step_by_step(model, made, length, new)
     record = recorder.take()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from typing import Any
 
 import pytest
@@ -43,6 +44,7 @@ def test_gradient_checkpointing_changes_nothing(reentrant: bool) -> None:
         model.enable_input_require_grads()
     for a, b in zip(gradients(model, text, mask, record), plain, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+    gc.collect()  # a reentrant checkpoint holds itself
     assert model.config._attn_implementation == "sdpa"
 
 
@@ -104,3 +106,12 @@ def test_padding_behind_and_in_front() -> None:
     short = int(mask[1].sum())
     alone = text[1:2, -short:], mask[1:2, -short:]
     assert distance(model, *alone, scores[1:2], record.rows(torch.tensor([1]))) <= 2e-6
+
+
+def test_the_graph_keeps_no_mask() -> None:
+    """A layer's (T,T) mask exists while the layer computes, or a long text would hold those of all layers."""
+    model, kept = fresh(), []
+    text, mask, _, record = rollout(model, cache_of(model, when=WHEN))
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(tuple(x.shape)), x)[1], lambda x: x):
+        training.replay(model, text, mask, record)
+    assert len(kept) > 20 and not [shape for shape in kept if shape[-2:] == (text.shape[1], text.shape[1])]

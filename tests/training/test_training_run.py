@@ -104,7 +104,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(tokenizer: Any, tmp_
     [
         ({}, True, "weights in bfloat16 on a CPU"),
         ({"mixed": True}, False, "mixed: true on a CPU"),
-        ({"compress": replace(COMPRESS, method="keepkv", options={})}, False, "merges slots"),
+        ({"compress": replace(COMPRESS, method="cam")}, False, "merges slots"),
         ({"compress": replace(COMPRESS, budget=2)}, False, "below the 6 that"),
         ({"data": replace(DATA, longest=10)}, False, "longer than 10 tokens"),
         ({"data": replace(DATA, source="long-decod")}, False, "Did you mean 'long-decode'"),

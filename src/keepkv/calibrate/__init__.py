@@ -15,10 +15,10 @@ from keepkv.calibrate import (  # noqa: F401
 from keepkv.calibrate.base import KINDS, Found, Tensors, asks, calibrate, hides, register_kind
 from keepkv.calibrate.needles import Needle, with_needles
 from keepkv.calibrate.published import published
-from keepkv.calibrate.questions import with_questions
+from keepkv.calibrate.questions import Exchange, with_questions
 from keepkv.calibrate.texts import batches
 
 __all__ = [
-    "KINDS", "Found", "Needle", "Tensors", "asks", "batches", "calibrate", "hides", "published", "register_kind",
-    "with_needles", "with_questions",
+    "KINDS", "Exchange", "Found", "Needle", "Tensors", "asks", "batches", "calibrate", "hides", "published",
+    "register_kind", "with_needles", "with_questions",
 ]  # fmt: skip

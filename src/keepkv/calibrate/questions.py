@@ -21,9 +21,17 @@ HINT = "Answer with a few words."
 ROOM = 60  # tokens of a piece that the introduction and the chat template take
 
 
+class Exchange(list[int]):
+    """Token ids of a question with its answer, as they are fed behind a text; the last ``answer`` are the answer's."""
+
+    def __init__(self, prompt: Ids, answer: Ids) -> None:
+        super().__init__(prompt + answer)
+        self.answer = len(answer)
+
+
 def with_questions(
     tokenizer: Any, texts: Sequence[str], tokens: int, length: int, seed: int = 0
-) -> tuple[list[Tensor], list[list[Ids]]]:
+) -> tuple[list[Tensor], list[list[Exchange]]]:
     """Pieces (1,T) int64 of ``texts``, T about ``length``, ``tokens`` in all, with everyday facts between their
     sentences; and for each the questions on its facts, each with its answer, as they are fed behind it.
 
@@ -40,7 +48,7 @@ def with_questions(
     for _ in range(max(1, tokens // length)):
         item = encode(tokenizer, in_plain_english(_item(rng, counter(tokenizer), length - ROOM, prose), HINT))
         pieces.append(torch.tensor([item.context]))
-        asked.append([one.prompt + one.answer for one in item.asked])
+        asked.append([Exchange(one.prompt, one.answer) for one in item.asked])
     return pieces, asked
 
 

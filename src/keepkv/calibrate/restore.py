@@ -14,6 +14,7 @@ from torch.nn.functional import kl_div, pad
 from transformers import PreTrainedModel
 
 from keepkv.calibrate.base import Found, Tensors, register_kind
+from keepkv.calibrate.questions import Exchange
 from keepkv.core.options import shown
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
@@ -32,19 +33,20 @@ from keepkv.engine.passes.restore_slots import (
 from keepkv.errors import CalibrationError
 from keepkv.methods import Method
 from keepkv.methods.base import make_method
-from keepkv.tasks.asking import Ids
+from keepkv.tasks.asking import Ids, step
 from keepkv.training import NEVER, Record, record, replay
 
 HELD_OUT = 5  # every fifth text says how well it does
+JUDGED = 2  # questions of each of these
 CLIP = 1.0  # norm of a gradient
 
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """A text (1,T), questions with answers (1,Q) on it, and a cache that has read the text and was not compressed."""
+    """A text (1,T), questions with answers on it, and a cache that has read the text and was not compressed."""
 
     text: Tensor
-    asked: Tensor
+    asked: Sequence[Ids]
     reader: Cache
 
 
@@ -64,12 +66,13 @@ def restore(
     """Embeddings of ``slots`` tokens and adapters of ``rank`` for the linear maps of each layer, trained together.
 
     RestoreKV (arXiv 2608.01247) with our replay: one forward over text, restore tokens, questions and answers, in which
-    questions see the kept slots and the restore slots alone. Minimised: KL(full cache ‖ this) over questions and
-    answers, the model's own full cache being the teacher. The model's weights do not change.
+    questions see the kept slots and the restore slots alone. Minimised: KL(full cache ‖ this) over answers, the model's
+    own full cache being the teacher. The model's weights do not change.
 
     method, budgets: what chooses the kept slots, shares of the tokens; restore slots are part of them. asked: for each
-    text the token ids of questions with their answers, as they would be fed behind it. steps: of AdamW at ``rate``,
-    one text and budget each, drawn with ``seed``. Every fifth text is held out, and says what is gained.
+    text the token ids of questions with their answers (``Exchange``), as they would be fed behind it. steps: of AdamW
+    at ``rate``, one text, question and budget each, drawn with ``seed``. Every fifth text is held out, and says what is
+    gained.
 
     Raises ``CalibrationError`` for a model in half precision on a CPU, or where the loss is not a number.
     """
@@ -80,7 +83,7 @@ def restore(
         )
     if model.dtype != torch.float32 and model.device.type == "cpu":
         raise CalibrationError(f"the model is in {model.dtype} on a CPU: load it with dtype=torch.float32 to train")
-    texts = [(ids, [x for one in questions for x in one]) for ids, questions in zip(batches, asked, strict=False)]
+    texts = list(zip(batches, asked, strict=False))
     if len(texts) < HELD_OUT:
         raise CalibrationError(f"restore needs at least {HELD_OUT} texts, {len(texts)} were given: give more tokens")
     lessons = [read(model, *x, method, slots) for x in texts]
@@ -113,19 +116,20 @@ def with_window(method: str, window: int) -> Method:
 
 
 @torch.no_grad()
-def read(model: PreTrainedModel, ids: Tensor, asked: Ids, method: str, window: int) -> Lesson:
+def read(model: PreTrainedModel, ids: Tensor, asked: Sequence[Ids], method: str, window: int) -> Lesson:
     """A lesson on ``ids`` (1,T), whose cache always keeps ``window`` recent tokens at least."""
     if len(ids) != 1:
         raise CalibrationError(f"a batch of {len(ids)} texts was given: restore tokens are trained on texts of one row")
     reader = Cache(model, with_window(method, window), 1.0)
     feed(model, reader, ids, ids.new_ones(1, 0))
     look_again(model, reader, ids)
-    return Lesson(ids, torch.tensor([asked], device=ids.device), reader)
+    return Lesson(ids, asked, reader)
 
 
 @torch.no_grad()
-def kept(model: PreTrainedModel, lesson: Lesson, budget: float, learned: Tensors | None) -> Record:
-    """What stays of a lesson's text within ``budget``, with the restore tokens of ``learned`` behind it, if any."""
+def kept(model: PreTrainedModel, lesson: Lesson, budget: float, learned: Tensors | None, more: int) -> Record:
+    """What stays of a lesson's text within ``budget``, with the restore tokens of ``learned`` behind it, if any, and
+    ``more`` tokens behind these."""
     cache = lesson.reader.copy(budget=budget)
     recorder = record(cache)
     if learned is not None:
@@ -134,7 +138,7 @@ def kept(model: PreTrainedModel, lesson: Lesson, budget: float, learned: Tensors
             append(model, cache, torch.ones_like(lesson.text), count)
     cache.compress()
     found = recorder.take()
-    return Record(pad(found.evict_at, (0, lesson.asked.shape[1]), value=NEVER), found.heads)
+    return Record(pad(found.evict_at, (0, more), value=NEVER), found.heads)
 
 
 def _start(model: PreTrainedModel, text: Tensor, slots: int, rank: int, generator: torch.Generator) -> Any:
@@ -163,12 +167,13 @@ def _train(
     parameters = [x for held in learned.values() for x in held.values()]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
-    for step in range(steps):
+    for number in range(steps):
         lesson = lessons[int(torch.randint(len(lessons), (), generator=generator))]
         budget = budgets[int(torch.randint(len(budgets), (), generator=generator))]
-        loss = divergence(model, lesson, budget, learned)
+        asked = lesson.asked[int(torch.randint(len(lesson.asked), (), generator=generator))]
+        loss = divergence(model, lesson, asked, budget, learned)
         if not loss.isfinite():
-            raise CalibrationError(f"step {step}: the loss is {loss.item()}. Try a smaller rate than {rate:g}")
+            raise CalibrationError(f"step {number}: the loss is {loss.item()}. Try a smaller rate than {rate:g}")
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, CLIP)
@@ -176,25 +181,32 @@ def _train(
         schedule.step()
 
 
-def divergence(model: PreTrainedModel, lesson: Lesson, budget: float, learned: Tensors | None) -> Tensor:
-    """Mean KL(full cache ‖ compressed) in nats over the tokens of the questions and answers. learned: of the restore
-    tokens that stand behind the text; None where there are none."""
-    text, asked = lesson.text, lesson.asked
+def divergence(model: PreTrainedModel, lesson: Lesson, asked: Ids, budget: float, learned: Tensors | None) -> Tensor:
+    """Mean KL(full cache ‖ compressed) in nats over the tokens of the answer in ``asked``, of all its tokens where it
+    does not say which are the answer's. learned: of the restore tokens behind the text; None: there are none."""
+    text, behind = lesson.text, torch.tensor([asked], device=lesson.text.device)
+    count = asked.answer if isinstance(asked, Exchange) else len(asked) - 1
     with torch.no_grad():
-        told = model(input_ids=torch.cat((text, asked), 1), use_cache=False).logits[:, -asked.shape[1] :]
-    stays = kept(model, lesson, budget, learned)
-    count = stays.evict_at.shape[-1] - text.shape[1] - asked.shape[1]
-    ids = torch.cat((text, text.new_zeros(1, count), asked), 1)
-    with adapted(model, learned, slice(text.shape[1], text.shape[1] + count)) if learned else nullcontext():
-        logits = replay(model, ids, None, stays)
-    own = logits[:, -asked.shape[1] :].float().log_softmax(-1)
-    return kl_div(own, told.float().log_softmax(-1), log_target=True, reduction="none").sum(-1).mean()
+        reader = lesson.reader.copy()
+        reader.compressing = False
+        told = step(model, reader, behind, torch.ones_like(torch.cat((text, behind), 1)), keep=count + 1)
+    stays = kept(model, lesson, budget, learned, len(asked))
+    between = stays.evict_at.shape[-1] - text.shape[1] - len(asked)
+    ids = torch.cat((text, text.new_zeros(1, between), behind), 1)
+    with adapted(model, learned, slice(text.shape[1], text.shape[1] + between)) if learned else nullcontext():
+        own = replay(model, ids, None, stays, logits_to_keep=count + 1)
+    pair = (x[:, :count].float().log_softmax(-1) for x in (own[:, -count - 1 :], told))
+    return kl_div(*pair, log_target=True, reduction="none").sum(-1).mean()
 
 
 @torch.no_grad()
 def _mean_loss(
     model: PreTrainedModel, lessons: Sequence[Lesson], budgets: Sequence[float], learned: Tensors | None
 ) -> list[float]:
-    """Mean divergence on ``lessons`` at each budget."""
-    found = [[float(divergence(model, one, budget, learned)) for budget in budgets] for one in lessons]
+    """Mean divergence on ``lessons`` at each budget, of ``JUDGED`` questions each."""
+    found = [
+        [float(divergence(model, one, asked, budget, learned)) for budget in budgets]
+        for one in lessons
+        for asked in one.asked[:JUDGED]
+    ]
     return torch.tensor(found).mean(0).tolist()

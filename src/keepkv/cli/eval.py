@@ -213,7 +213,7 @@ def _bench(folder: str) -> list[Aggregate]:
 def _show_bench(found: list[Aggregate]) -> None:
     out = console()
     for mode, length in dict.fromkeys((one.mode, one.length) for one in found):
-        made = table("method", "budget", "entries", "of tokens", "OP", "loyalty", "95 %")
+        made = table("method", "budget", "entries", "of all", "OP", "loyalty", "95 %")
         for one in found:
             if (one.mode, one.length) == (mode, length):
                 loyal = one.loyalty

@@ -43,7 +43,7 @@ def load(
     name = _name(embedded_model() if model is None else model) if file is None else str(file.parent)
     read = {} if file is None else {"gguf_file": file.name}
     _quiet()
-    placed = {} if device_map is None else {"device_map": device_map}
+    mapped = {} if device_map is None else {"device_map": device_map}
     local = Path(name).is_dir()
     if not local and sys.stderr.isatty():
         print(f"loading {name}", file=sys.stderr)
@@ -51,7 +51,7 @@ def load(
     try:
         with shown, _no_bar_of_gguf() if read else nullcontext():
             tokenizer = AutoTokenizer.from_pretrained(name, **read)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **placed, **read)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **mapped, **read)
     except (OSError, ValueError) as error:
         raise KeepKVError(f"cannot load model {name!r}: {one_line(error)}") from error
     return (loaded.eval() if device_map is not None else placed(loaded, device)), tokenizer

@@ -37,6 +37,12 @@ class Verb:
     long: bool = True
 
     @property
+    def parts(self) -> list[str]:
+        """Its own verbs; none where it is one function."""
+        names = self.where.partition(":")[2].split(",")
+        return names if len(names) > 1 else []
+
+    @property
     def line(self) -> str:
         """The first paragraph of its help, read from the source: to import a verb takes seconds."""
         module, _, name = self.where.partition(":")
@@ -44,16 +50,17 @@ class Verb:
         tree = ast.parse(source)
         found = (x for x in tree.body if isinstance(x, ast.FunctionDef) and x.name == name)
         said = ast.get_docstring(next(found, tree)) or ""
-        return flowed(said.partition("\n\n")[0].removeprefix(f"``keepkv {self.name}``: "))
+        first = flowed(said.partition("\n\n")[0].removeprefix(f"``keepkv {self.name}``: "))
+        return first[:1].upper() + first[1:]
 
     def load(self) -> Any:
         """The command itself, with all that it needs."""
-        module, _, names = self.where.partition(":")
+        module, _, name = self.where.partition(":")
         with waiting(f"starting keepkv {self.name}"):
             loaded = import_module(f"keepkv.cli.{module}")
-        if "," not in names:
-            return self._command(self.name, getattr(loaded, names))
-        parts = {name: self._command(name, getattr(loaded, name)) for name in names.split(",")}
+        if not self.parts:
+            return self._command(self.name, getattr(loaded, name))
+        parts = {part: self._command(part, getattr(loaded, part)) for part in self.parts}
         return TyperGroup(name=self.name, commands=parts, help=self.line, no_args_is_help=True)
 
     def _command(self, name: str, function: Any) -> Any:

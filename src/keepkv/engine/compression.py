@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -171,14 +172,15 @@ def _reduce(one: _Due, counts: Tensor, over: Tensor) -> None:
     form, tally = layer.form, replace(layer.tally)
     one.view = one.scored = None
     if method.reduce.drops:
-        gone, positions = view.slots.valid & ~keep, view.slots.positions
+        gone = view.slots.valid & ~keep
         tally.count(view, None, gone)
+        tell = _telling(layer, view, gone)
         slots = form.stored(view.slots)
         del view, scores
         # No rectangle in between: it is as wide as the fullest head, which may hold everything.
         store = layer.store.successor()
         store.load_kept(slots, keep & slots.valid)
-        _tell(layer, positions, gone)
+        tell()
     else:
         reduced = apply.reduce(method, view, keep, scores)
         tally.count(view, reduced.merged, reduced.lost)
@@ -188,8 +190,10 @@ def _reduce(one: _Due, counts: Tensor, over: Tensor) -> None:
     layer.store, layer.tally, layer.score_state, layer.progress.compressed = store, tally, state, True
 
 
-def _tell(layer: Compressible, positions: Tensor, gone: Tensor) -> None:
-    """Tell who records this cache which of the slots at ``positions`` (B,H,S) leave: ``gone`` (B,H,S) bool."""
-    recorder, seen = layer.shared.recorder, layer.shared.positions.seen
-    if recorder is not None and seen is not None:
-        recorder.left(layer.info.index, positions, gone, seen)
+def _telling(layer: Compressible, view: LayerView, gone: Tensor) -> Callable[[], None]:
+    """What tells who records this cache, if anybody does, that the slots of ``view`` leave where ``gone`` (B,H,S) bool;
+    to be called once they have. Positions are copied: what takes the place of a store may lie in the same memory."""
+    recorder = layer.shared.recorder
+    if recorder is None:
+        return lambda: None
+    return partial(recorder.left, layer.info.index, view.slots.positions.clone(), gone, view.seen)

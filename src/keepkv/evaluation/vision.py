@@ -29,7 +29,7 @@ class Aggregate:
 
     performance: OP, 1 for the full cache; None where no task has a ratio. rho: of each task; left_out: tasks in which
     the full cache scores 0. loyalty: of replies, white space around them and case apart. entries: cached in a layer on
-    average; share: of the tokens. failed: items that were not run, of which none counts.
+    average; share: of the full cache's. failed: items that were not run, of which none counts.
     """
 
     mode: str
@@ -80,7 +80,8 @@ def _one(
         verdicts[row.task] += [same_answer(a, b, casefolded) for a, b in pairs]
     found = ratios({k: fmean(x) for k, x in scores.items()}, {k: fmean(x) for k, x in whole.items()})
     op = overall_performance([*found.rho.values()], aggregate) if found.rho else None
-    share = mean(row.slots / row.tokens for row in ran if row.slots is not None and row.tokens)
+    whole_slots = [full[row.task, row.seed].slots for row in ran]
+    share = mean(row.slots / n for row, n in zip(ran, whole_slots, strict=True) if row.slots is not None and n)
     loyalty = overall_loyalty(verdicts) if verdicts else None
     entries = mean(row.slots for row in ran)
     return Aggregate(*key, op, found.rho, found.left_out, loyalty, entries, share, len(rows) - len(ran))

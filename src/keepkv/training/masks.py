@@ -24,8 +24,8 @@ def positions_of(padding: Tensor | None, rows: int, length: int, device: torch.d
 
 
 def by_column(evict_at: Tensor, positions: Tensor) -> Tensor:
-    """``evict_at`` (B,H,S) of tokens, for the columns at ``positions`` (B,T): (B,H,T); ``EMPTY`` for padding, which nobody
-    sees, ``NEVER`` behind the record."""
+    """``evict_at`` (B,H,S) of tokens, for the columns at ``positions`` (B,T): (B,H,T); ``EMPTY`` for padding, which
+    nobody sees, ``NEVER`` behind the record."""
     index = positions[:, None].clamp(0, evict_at.shape[-1]).expand(-1, evict_at.shape[1], -1)
     found = pad(evict_at, (0, 1), value=NEVER).gather(-1, index)
     return found.masked_fill(positions[:, None] < 0, EMPTY)

@@ -24,7 +24,7 @@ from keepkv.measure.rows import plain
 from keepkv.training.config import Common, Data, Distill, Lora, Sft, to_yaml
 from keepkv.training.losses import divergence, likelihood
 from keepkv.training.texts import Batch, Text, batch, from_file, from_task
-from keepkv.training.trainer import Loss, ReplayTrainer, Watch, arguments, full_logits, last_checkpoint
+from keepkv.training.trainer import Loss, ReplayTrainer, Watch, arguments, full_logits, last_checkpoint, take_over
 
 HALF = (torch.float16, torch.bfloat16)
 Tell = Callable[[str], None]
@@ -93,10 +93,13 @@ def run(
         data_collator=lambda some: {"batch": batch(some, tokenizer.pad_token_id or 0)},
     )  # fmt: skip
     last, started = last_checkpoint(out), time.perf_counter()
-    trainer.train(resume_from_checkpoint=last)
+    resumed = 0 if last is None else int(last.rpartition("-")[2])
+    if last is not None and resumed >= config.optimise.steps:
+        take_over(trainer, last)
+    else:
+        trainer.train(resume_from_checkpoint=last)
     curve = [x for x in trainer.state.log_history if "loss" in x]
     keep(out, network, tokenizer, {"curve": curve, "made_with": plain(MadeWith.of(model))})
-    resumed = 0 if last is None else int(last.rpartition("-")[2])
     return Outcome(
         str(out / "model"), trainer.state.global_step, resumed, len(texts), left_out, tuple(x["loss"] for x in curve),
         trainer.tokens, trainer.evicted, time.perf_counter() - started,

@@ -61,17 +61,20 @@ def from_file(tokenizer: Any, path: Path) -> list[Text]:
 def from_task(
     tokenizer: Any, name: str, length: int, items: int, seed: int, options: dict[str, Any], together: bool = False
 ) -> list[Text]:
-    """A text for each question of ``items`` items of the task ``name``, of ``length`` tokens; seed: of the first. The
-    context is what is read and compressed; of a task with long replies the question, too, but for its last token, as
-    evaluations do. together: one text for each item, all its questions and answers in a row.
-
-    Raises ``KeepKVError`` for seeds of items that evaluations ask.
-    """
-    task = tasks.get(name)
+    """``of_seeds`` for ``items`` items; seed: of the first. Raises ``KeepKVError`` for those that evaluations ask."""
     if seed + items > HELD_OUT:
         raise KeepKVError(f"seeds {seed} to {seed + items - 1}: from {HELD_OUT} on, items are for evaluation")
-    found = []
-    for at in range(seed, seed + items):
+    return of_seeds(tokenizer, name, length, range(seed, seed + items), options, together)
+
+
+def of_seeds(
+    tokenizer: Any, name: str, length: int, seeds: Sequence[int], options: dict[str, Any], together: bool = False
+) -> list[Text]:
+    """A text for each question of the items ``seeds`` of the task ``name``, of ``length`` tokens. The context is what
+    is read and compressed; of a task with long replies the question, too, but for its last token, as evaluations do.
+    together: one text for each item, all its questions and answers in a row."""
+    task, found = tasks.get(name), []
+    for at in seeds:
         item = encode(tokenizer, task.generate(tokenizer, length, at, **options))
         groups = [list(item.asked)] if together else [[one] for one in item.asked]
         texts = [_of_task(item.context, asked, f"{name}, seed {at}") for asked in groups]

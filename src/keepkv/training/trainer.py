@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from keepkv.errors import KeepKVError
 from keepkv.training.config import Common, Compress
@@ -18,6 +18,7 @@ from keepkv.training.feed import evaluating, feed
 from keepkv.training.replay import replay
 from keepkv.training.texts import Batch
 
+STATE = "trainer_state.json"  # of a checkpoint
 Loss = Callable[[Tensor, Batch], Tensor]  # of logits (B,W,V) of the last W columns
 
 
@@ -85,10 +86,16 @@ def arguments(config: Common, **more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
+def take_over(trainer: Trainer, checkpoint: str) -> None:
+    """The weights and the state of a checkpoint, without another step, of which transformers would take one."""
+    trainer._load_from_checkpoint(checkpoint)
+    trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
+
+
 def last_checkpoint(out: Path) -> str | None:
     """The newest whole checkpoint in ``out``: a kill may have left a later one unfinished, without its state, which is
     written last."""
-    whole = [path for path in out.glob("checkpoint-*") if _is_whole(path / "trainer_state.json")]
+    whole = [path for path in out.glob("checkpoint-*") if _is_whole(path / STATE)]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 

@@ -204,9 +204,15 @@ def test_what_only_the_engine_knows_ends_the_request(checkpoint: str, monkeypatc
     monkeypatch.setattr(worker, "rope_of", lambda model, name: (None, "it is odd"))
     engine = Engine(checkpoint, **engine_args())
     try:
-        refused, served = engine.replies(
-            [Request(300, {"method": "keepkv2", "budget": 0.5}), Request(300, {"method": "snapkv", "budget": 0.5})]
+        refused, shares, served = engine.replies(
+            [
+                Request(300, {"method": "keepkv2", "budget": 0.5}),
+                Request(300, {"method": "per-layer", "budget": 0.5, "shares": [1, 2]}),
+                Request(300, {"method": "snapkv", "budget": 0.5}),
+            ]
         )
-        assert len(refused) <= 1 and len(served) == 40 and engine.used == 0, "it ends after its first step"
+        assert len(refused) <= 1 and len(shares) <= 1 and len(served) == 40 and engine.used == 0, (
+            "it ends after its first step"
+        )
     finally:
         engine.close()

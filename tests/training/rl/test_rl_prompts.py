@@ -42,9 +42,21 @@ def test_lines_of_a_file(tmp_path: Path) -> None:
         prompts_of(Data(source=str(path)), TOKENIZER)
 
 
+def test_longer_prompts_are_left_out() -> None:
+    data = {"source": "niah-single-2", "items": 4, "length": 64}
+    rows = prompts_of(Data(**data), TOKENIZER).rows
+    sizes = [len(TOKENIZER.encode(row["prompt"])) for row in rows]
+    limit = sorted(sizes)[1]
+    found = prompts_of(Data(longest=limit, **data), TOKENIZER)
+    assert [row["item"] for row in found.rows] == [i for i, n in enumerate(sizes) if n <= limit]
+    assert 0 < len(found.rows) < 4 == len(found.asked)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ({"source": "niah-single-1", "together": True}, "one prompt at a time"),
+        ({"source": "niah-single-1", "longest": 8}, "each of 1 prompts is longer than 8 tokens"),
         ({"source": "perplexity"}, "no questions that are asked one at a time"),
         ({"source": "shared-context"}, "no questions that are asked one at a time"),
         ({"source": "niah-single-1", "seed": HELD_OUT}, "items are for evaluation"),

@@ -91,9 +91,12 @@ def test_refused_before_anything_is_written(tmp_path: Path, given: dict[str, Any
     assert not (tmp_path / "out").exists()
 
 
-def test_another_config_in_the_same_folder(tmp_path: Path) -> None:
+def test_a_finished_training_takes_no_step_more_and_another_config_is_refused(tmp_path: Path) -> None:
     short = Optimise(steps=1, batch=4)
-    run(config(tmp_path, optimise=short))
+    first, weights = run(config(tmp_path, optimise=short))
+    again, same = run(config(tmp_path, optimise=short))
+    assert first is not None and again is not None and (again.steps, again.resumed) == (1, 1)
+    assert again.rewards == first.rewards and all(torch.equal(weights[name], same[name]) for name in weights)
     with pytest.raises(KeepKVError, match="holds a run with other settings"):
         run(config(tmp_path, optimise=short, temperature=0.5))
 

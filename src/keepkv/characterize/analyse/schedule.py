@@ -128,14 +128,20 @@ def replay(
     return Replay(only or "schedule", total, switches, sum(not step.met for step in steps), tuple(steps))
 
 
-def against_fixed(table: Sequence[Setting], trace: Sequence[Arrival], **how: float) -> list[Replay]:
+def against_fixed(
+    table: Sequence[Setting], trace: Sequence[Arrival], *, every: float, tokens: float, hysteresis: float = 0.05
+) -> list[Replay]:
     """The schedule, and every choice that was measured at all rates as a fixed setting: those that leave the fewest
     intervals unmet first, and among them the one of least energy."""
     rates = {one.rate for one in table}
     fixed = [name for name in dict.fromkeys(one.choice for one in table)
              if {one.rate for one in table if one.choice == name} == rates]  # fmt: skip
-    found = [replay(table, trace, only=name, **how) for name in fixed]
-    return [replay(table, trace, **how), *sorted(found, key=lambda one: (one.unmet, one.joules))]
+
+    def run(only: str | None = None) -> Replay:
+        return replay(table, trace, every=every, tokens=tokens, hysteresis=hysteresis, only=only)
+
+    found = [run(name) for name in fixed]
+    return [run(), *sorted(found, key=lambda one: (one.unmet, one.joules))]
 
 
 def _intervals(trace: Sequence[Arrival], every: float) -> list[tuple[float, list[Arrival]]]:

@@ -42,8 +42,9 @@ def again(
     if not specs:
         raise KeepKVError(f"{row.choice} was measured by another tool, and cannot be measured again here")
     base = specs[0].as_baseline("baseline", specs[0].block)
+    points = [base, *(point for point in specs if point != base)]
     folder = Path(run.folder) / FOLDER
-    characterize(Grid.from_dict(run.grid), folder, step, only=dict.fromkeys([base, *specs]), command=command)
+    characterize(Grid.from_dict(run.grid), folder, step, only=points, command=command)
     found = [one.row for one in choices(read(folder)) if one.row.choice == row.choice and one.row.place == row.place]
     if not found or found[0].status != "ok":
         raise KeepKVError(f"{row.choice} gave nothing this time: {found[0].error if found else 'no row'}")

@@ -27,7 +27,7 @@ class Timeline:
     n_in: int | None = None
     n_out: int | None = None
     cached: int | None = None
-    kv: dict[str, float] = field(default_factory=dict)
+    kv: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
 
 

@@ -35,7 +35,7 @@ class Endpoint:
         # Only connecting has a limit of its own: a point has one, and a queue may be long.
         self.client = httpx.AsyncClient(
             base_url=address.rstrip("/").removesuffix("/v1"), limits=unlimited, headers=dict(headers or {}),
-            timeout=httpx.Timeout(None, connect=10.0), transport=transport, trust_env=False,
+            timeout=httpx.Timeout(None, connect=60.0), transport=transport, trust_env=False,
         )  # fmt: skip
         self.failures: tuple[type[Exception], ...] = (httpx.HTTPError, json.JSONDecodeError, KeyError, TypeError)
         self.model: str | None = None

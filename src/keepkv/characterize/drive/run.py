@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -71,13 +70,6 @@ def characterize(
             folders.add(where, row, requests)
             step(1, "")
         return summarise(where)
-
-
-def shuffled(points: Iterable[Point], seed: int) -> list[Point]:
-    """``points`` in random order, with the baseline of the first one's place at both ends."""
-    order = list(points)
-    random.Random(seed).shuffle(order)
-    return [order[0].as_baseline("start", 0), *order, order[0].as_baseline("end", 0)] if order else []
 
 
 def _point(grid: Grid, point: Point, digest: str, command: list[str]) -> tuple[PointRow, list[RequestRow]]:

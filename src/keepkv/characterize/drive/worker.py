@@ -61,12 +61,20 @@ def measure(spec: Spec) -> dict[str, Any]:
         calls = Calls(point, tokenizer)
         found: list[Reading] = []
         device = torch.device(point.hardware.device)
-        loop = Loop(
-            driver, calls.turns, point.workload, phases, point.seed,
-            begun=lambda: (_settle(device), meter.begin()), ended=lambda: (_settle(device), found.append(meter.end())),
-        )  # fmt: skip
+
+        def begun() -> None:
+            _settle(device)
+            meter.begin()
+
+        def ended() -> None:
+            _settle(device)
+            found.append(meter.end())
+
+        loop = Loop(driver, calls.turns, point.workload, phases, point.seed, begun=begun, ended=ended)
         window, peak, made = asyncio.run(_run(loop, driver))
     [energy] = found
+    if setting["driver"] == SERVE:  # what it was started with is known here
+        made = {"model": setting["model"], "versions": made["versions"]}
     rows = [_row(line, window, spec.digest, tokenizer) for line in window.lines]
     span = window.end - window.start
     return {

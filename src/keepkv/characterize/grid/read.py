@@ -67,6 +67,13 @@ class Grid(Checked):
         for name in ("applications", "workloads", "techniques", "weights", "hardware", "seeds"):
             if not getattr(self, name):
                 raise KeepKVError(f"grid: no {name}: give at least one")
+        names = [one.name for one in self.applications]
+        for what, labels in (
+            ("applications", names), ("workloads", [one.label for one in self.workloads]),
+            ("techniques", [one.label for one in self.techniques]), ("hardware", [one.label for one in self.hardware]),
+        ):  # fmt: skip
+            if twice := [label for label in labels if labels.count(label) > 1]:
+                raise KeepKVError(f"grid: two {what} are called {twice[0]!r}: give each once, under a name of its own")
         for name in self.weights:
             if name not in WEIGHTS and not name.startswith(CHECKPOINT):
                 raise UnknownName("weights", name, [*WEIGHTS, f"{CHECKPOINT}NAME"])

@@ -80,7 +80,7 @@ def paired(points: Sequence[PointRow], bases: Sequence[PointRow], requests: Requ
 def runs(points: Iterable[PointRow]) -> list[tuple[Key, PointRow]]:
     """Each point with its seed and which run of that seed it is."""
     counts: dict[int, int] = {}
-    made = []
+    made: list[tuple[Key, PointRow]] = []
     for point in points:
         counts[point.seed] = counts.get(point.seed, -1) + 1
         made.append(((point.seed, counts[point.seed]), point))

@@ -21,7 +21,7 @@ class Building:
         """Metadata for a stock kernel, from shifted tables where the batch has planned rows."""
         me: Any = self
         common, parts, book = common_attn_metadata, [], NOW.book
-        if book is not None and book.rows and isinstance(me.kv_cache_spec, KeepKVSpec):
+        if book is not None and (book.rows or book.refused) and isinstance(me.kv_cache_spec, KeepKVSpec):
             starts, tables = common.query_start_loc_cpu.tolist(), common.block_table_tensor
             parts = parts_of(book, me.layer_names, NOW.order(common), starts, _ends(common), tables)
             for part in parts:

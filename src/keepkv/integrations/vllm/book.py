@@ -74,6 +74,7 @@ class Book:
         default: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.rows: dict[str, Row] = {}
+        self.refused: dict[str, int] = {}  # requests that cannot be served, and the tokens of their prompts
         self.parts: list[Part] = []  # of the step that runs now
         self.sites = {site.name: site for site in sites}
         self._caches, self._pools = dict(caches), dict[str, Pool]()
@@ -108,11 +109,13 @@ class Book:
         after they lost their blocks, or ``finished`` before it, of which those that had a plan are returned. One that
         cannot be served is not entered: the scheduler, which finds the same, ends it with an error after this step."""
         done = [(name, self.rows.pop(name)) for name in finished if name in self.rows]
+        self.refused = {name: x for name, x in self.refused.items() if name not in finished}
         for name, extra, prompt in new:  # an engine may list a resumed request here, too
             self.rows.pop(name, None)
             try:
                 plan = plan_of(wish_of(extra, self._default), prompt, self._block, len(self.sites), self._longest)
             except KeepKVError:
+                self.refused[name] = prompt
                 continue
             if plan is not None:
                 self.rows[name] = Row(plan)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from keepkv.core.slots import Slots
 from keepkv.engine.view import SlotsOnDemand
+from keepkv.errors import KeepKVError
 from keepkv.integrations.vllm.attend import attend_blocks, attend_slots, decodes
 from keepkv.integrations.vllm.book import Book, Part
 from keepkv.integrations.vllm.compress import Layer
@@ -34,6 +35,8 @@ def parts_of(
     found = []
     for i, request in enumerate(requests):
         row = book.rows.get(request)
+        if ends[i] > book.refused.get(request, ends[i]) + 1:
+            raise KeepKVError(f"request {request} cannot be served, and the scheduler goes on with it uncompressed")
         if row is not None:
             begin = ends[i] - (starts[i + 1] - starts[i])
             found.append(Part(request, row, i, starts[i], begin, ends[i], tables[i].long().clone(), list(names)))

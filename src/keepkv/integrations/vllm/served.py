@@ -83,9 +83,9 @@ def _check_calibrations(method: Method, given: Mapping[str, Calibration]) -> Non
                 f"engine_args(calibration=FILE) or keepkv serve -m {method.name}:calibration=FILE, or use 'keepkv2'"
             )
     for piece in pieces:
-        kind, check = getattr(piece, "needs_calibration", None), getattr(piece, "check_calibration", None)
-        if kind and check:
-            check(list(given[kind].tensors.values()))
+        asks, check = getattr(piece, "needs_calibration", None), getattr(piece, "check_calibration", None)
+        if asks and check:
+            check(list(given[asks].tensors.values()))
 
 
 def sees_all(method: Method) -> bool:

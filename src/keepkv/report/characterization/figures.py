@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,13 @@ from keepkv.report.style import styles
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Place = tuple[str, str, str]
 Value = Callable[[ResultRow], float | None]
 
 
-def drawn(rows: Sequence[ResultRow], front: Sequence[str] = ()) -> list[str]:
-    """SVG elements of ``rows``, which are of one application and machine; empty without matplotlib. front: choices on
-    the front, which a ring marks. A figure of what was not measured is left out."""
+def drawn(rows: Sequence[ResultRow], front: Collection[tuple[Place, str]] = ()) -> list[str]:
+    """SVG elements of ``rows``, which are of one application and machine; empty without matplotlib. front: places and
+    choices that no other beats there, which a ring marks. A figure of what was not measured is left out."""
     if not find_spec("matplotlib"):
         return []
     import matplotlib
@@ -72,18 +73,23 @@ CHARTS: tuple[tuple[str, Value, Value, tuple[str, str]], ...] = (
 
 
 def _chart(
-    rows: Sequence[ResultRow], title: str, x: Value, y: Value, names: tuple[str, str], front: Sequence[str]
+    rows: Sequence[ResultRow],
+    title: str,
+    x: Value,
+    y: Value,
+    names: tuple[str, str],
+    front: Collection[tuple[Place, str]],
 ) -> Figure | None:
     from matplotlib.figure import Figure
 
     from keepkv.report.figures.look import headed, legend, look
 
-    groups: dict[str, list[tuple[float, float, str]]] = {}
+    groups: dict[str, list[tuple[float, float, tuple[Place, str]]]] = {}
     for row in rows:
         at, value = x(row), y(row)
         if at is not None and value is not None:
             name = row.technique.partition(" @ ")[0] + ("" if row.weights == "none" else f" + {row.weights}")
-            groups.setdefault(name, []).append((at, value, row.choice))
+            groups.setdefault(name, []).append((at, value, (row.place, row.choice)))
     if not groups:
         return None
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")

@@ -69,7 +69,7 @@ def markdown(pages: Pages) -> str:
     lines += ["", plain_text(facts)] if facts else []
     for note in pages.notes:
         lines += ["", f"> {plain_text(note)}"]
-    for one in pages.sections:
+    for one in (one for one in pages.sections if one.rows or not one.figures):
         lines += ["", f"## {plain_text(one.title)}"]
         lines += ["", plain_text(one.words)] if one.words else []
         if one.rows:

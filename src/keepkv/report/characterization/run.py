@@ -92,20 +92,29 @@ def _words(held: Sequence[Choice], axes: Sequence[str]) -> str:
         return f"No recommendation: {error}."
     if found.pick is None:
         return f"No recommendation: {found.why}."
-    front = [one.name for one in found.standings if one.on_front]
-    return f"On the front of {', '.join(axes)}: {', '.join(front)}. Of these, {found.pick.choice} is {found.why}."
+    front = ", ".join(_front(held, axes))
+    return f"On the front of {', '.join(axes)}: {front}. Of these, {found.pick.choice} is {found.why}."
+
+
+def _front(held: Sequence[Choice], axes: Sequence[str]) -> list[str]:
+    """Choices on the front; none where nothing can be recommended."""
+    try:
+        return [one.name for one in recommend(held, axes_of(axes)).standings if one.on_front]
+    except KeepKVError:  # not measured on these axes
+        return []
 
 
 def _figures(found: Sequence[Choice], axes: Sequence[str]) -> list[Section]:
     """Figures of each application and machine: its workloads are points of one line."""
     groups: dict[tuple[str, str], list[ResultRow]] = {}
+    front = {(place, name) for place, held in by_place(found).items() for name in _front(held, axes)}
     for one in found:
         if one.row.status == "ok":
             groups.setdefault((one.row.application, one.row.hardware), []).append(one.row)
     made = []
     for (application, hardware), rows in groups.items():
-        if figures := drawn(rows):
-            words = "Lines join the budgets, or the loads, of one method."
+        if figures := drawn(rows, front):
+            words = "Lines join the budgets, or the loads, of one method; a ring is on the front of its place."
             made.append(Section(f"Figures: {application}, {hardware}", words, figures=tuple(figures)))
     return made
 

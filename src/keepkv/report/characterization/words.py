@@ -7,7 +7,6 @@ from pathlib import Path
 
 from keepkv.characterize.record.names import metric
 from keepkv.characterize.record.rows import PointRow, ResultRow
-from keepkv.measure.interval import Estimate
 
 NOTHING = "n/a"
 SCALES = {
@@ -21,24 +20,28 @@ def number(value: float | None, unit: str = "") -> str:
     """Three digits and a unit that fits; ``n/a`` for what was not measured."""
     if value is None:
         return NOTHING
-    for factor, name in SCALES.get(unit, ()):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g} {name}"
-    return f"{value:.3g}" + (f" {unit}" if unit else "")
+    factor, name = _scale(value, unit)
+    return f"{_digits(value / factor)} {name}".rstrip()
 
 
 def measured(row: ResultRow, name: str) -> str:
-    """A metric with its interval."""
-    found, unit = row.metrics.get(name), metric(name).unit
-    return estimate(found, unit)
+    """A metric with its interval, in one unit."""
+    found = row.metrics.get(name)
+    if found is None or found.low is None or found.high is None:
+        return number(None if found is None else found.mean, metric(name).unit)
+    factor, unit = _scale(found.mean, metric(name).unit)
+    low, high = (_digits(x / factor) for x in (found.low, found.high))
+    return f"{_digits(found.mean / factor)} ({low} to {high}) {unit}".rstrip()
 
 
-def estimate(found: Estimate | None, unit: str) -> str:
-    if found is None:
-        return NOTHING
-    if found.low is None or found.high is None:
-        return number(found.mean, unit)
-    return f"{number(found.mean, unit)} ({number(found.low, unit)} to {number(found.high, unit)})"
+def _scale(value: float, unit: str) -> tuple[float, str]:
+    """What to divide by, and what it is then in; units without smaller ones stand in headings."""
+    fits = [one for one in SCALES.get(unit, ()) if abs(value) >= one[0]]
+    return fits[0] if fits else (1.0, unit if unit in SCALES else "")
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def shown(place: Iterable[str]) -> list[str]:

@@ -36,11 +36,23 @@ class Prompts:
 
 
 def prompts_of(data: Data, tokenizer: Any) -> Prompts:
-    """The prompts of ``data``. Raises ``KeepKVError`` for tasks without single questions, and for items that are for
-    evaluation."""
+    """The prompts of ``data``. Raises ``KeepKVError`` for tasks without single questions, for items that are for
+    evaluation, and where no prompt is left."""
+    if data.together:
+        raise KeepKVError("data: together=True, and replies are drawn to one prompt at a time: give false")
     path = Path(data.source).expanduser()
-    if path.suffix in (".jsonl", ".json", ".gz") or path.is_file():
-        return _from_file(path, tokenizer)
+    is_file = path.suffix in (".jsonl", ".json", ".gz") or path.is_file()
+    found = _from_file(path, tokenizer) if is_file else _from_task(data, tokenizer)
+    if data.longest is None:
+        return found
+    kept = [row for row in found.rows if len(tokenizer.encode(_text(row))) <= data.longest]
+    if not kept:
+        raise KeepKVError(f"data: each of {len(found.rows)} prompts is longer than {data.longest} tokens")
+    return Prompts(kept, found.asked)
+
+
+def _from_task(data: Data, tokenizer: Any) -> Prompts:
+    """The questions of a task, each behind its context."""
     task = tasks.get(data.source)
     if task.turns or not task.asks:
         raise KeepKVError(f"task {task.name!r} has no questions that are asked one at a time: choose another")
@@ -84,6 +96,11 @@ def _from_file(path: Path, tokenizer: Any) -> Prompts:
     if not rows:
         raise KeepKVError(f"no prompts in {str(path)!r}: each line is one, as JSON")
     return Prompts(rows)
+
+
+def _text(row: Column) -> str:
+    prompt = row["prompt"]
+    return prompt if isinstance(prompt, str) else str(prompt[0]["content"])
 
 
 def _row(prompt: str, answer: str, item: int, tokenizer: Any) -> Column:

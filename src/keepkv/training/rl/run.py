@@ -16,7 +16,7 @@ from keepkv.training.rl.config import Config
 from keepkv.training.rl.prompts import Prompts, in_order, prompts_of
 from keepkv.training.rl.rewards import reward
 from keepkv.training.run import Tell, adapted, check_trainable, keep, settle
-from keepkv.training.trainer import Watch, arguments, last_checkpoint
+from keepkv.training.trainer import Watch, arguments, last_checkpoint, take_over
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,13 @@ def train(config: Config, model: PreTrainedModel, tokenizer: Any, tell: Tell = l
     set_seed(config.optimise.seed)  # adapters begin at random
     trainer = _trainer(config, adapted(model, config.lora), tokenizer, prompts, graded, settings, tell)
     last, started = last_checkpoint(out), time.perf_counter()
-    trainer.train(resume_from_checkpoint=last)
+    resumed = 0 if last is None else int(last.rpartition("-")[2])
+    if last is not None and resumed >= config.optimise.steps:
+        take_over(trainer, last)
+    else:
+        trainer.train(resume_from_checkpoint=last)
     curve = [x for x in trainer.state.log_history if "reward" in x]
     keep(out, trainer.model, tokenizer, {"curve": curve, "made_with": plain(MadeWith.of(model))})
-    resumed = 0 if last is None else int(last.rpartition("-")[2])
     return Outcome(
         str(out / "model"), trainer.state.global_step, resumed, len(prompts.rows), tuple(x["reward"] for x in curve),
         tuple(x["evicted"] for x in curve), time.perf_counter() - started,
