@@ -140,6 +140,16 @@ def test_a_body_that_never_comes_does_not_hold_others(faked: Any) -> None:
         connection.close()
 
 
+def test_who_sends_nothing_for_too_long_is_told(faked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keepkv.serve.http.door.PATIENCE", 0.2)
+    monkeypatch.setattr("keepkv.serve.http.door.PAUSE", 0.1)
+    there = urlsplit(faked[0])
+    with socket.create_connection((there.hostname, there.port), timeout=30) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+        connection.sendall(b'Content-Length: 500\r\n\r\n{"prompt": "')
+        assert connection.recv(100).startswith(b"HTTP/1.1 408")
+
+
 def test_a_server_that_stops_says_so_and_ends_what_runs(faked: Any) -> None:
     url, engine, front = faked
     engine.delay = 0.02
@@ -230,6 +240,7 @@ def test_prompts_are_asked_for_as_they_were_meant(faked: Any) -> None:
         ("completions", {"prompt": []}, "prompt"),
         ("completions", {"prompt": [99999]}, "token 99999"),
         ("completions", {"prompt": "abc", "keepkv": {"document": 4}}, "the prompt has 3 characters"),
+        ("completions", {"prompt": [5, 6], "keepkv": {"document": 0, "budget": 0.5}}, "nothing is there to compress"),
         ("completions", {"prompt": "abc", "echo": True, "logprobs": 1, "keepkv": {"budget": 0.5}}, "keepkv.document"),
         ("completions", {"prompt": ["a"] * 9}, "at most 8"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -195,4 +196,8 @@ def test_half_closed_and_cut_off_connections(web: httpx.Client, real: Background
     ):
         with socket.create_connection((there.hostname, there.port)) as connection:
             connection.sendall(garbage)
+    end = time.monotonic() + 60
+    while (now := real.engine.stats()).rows + now.reading + now.waiting and time.monotonic() < end:
+        time.sleep(0.05)
+    assert (now.rows, now.reading, now.waiting) == (0, 0, 0)  # nobody waits for what they were to say
     assert web.post("/v1/chat/completions", json=FINE["/v1/chat/completions"]).status_code == 200

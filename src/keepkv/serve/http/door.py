@@ -16,8 +16,8 @@ from keepkv.serve.http.errors import body_of
 
 OPEN = frozenset({"/", "/health"})  # paths that ask for no key: the page asks its reader for one
 PATIENCE = 30.0  # seconds for the next piece of a body
-LINGER = 2.0  # seconds, and bytes, that are still read of what was refused, or its sender would not hear why
-LEFT_OVER = 256 << 20
+# What was refused is still read a while, or its sender would not hear why: until it pauses, for so long, so many bytes.
+PAUSE, LINGER, LEFT_OVER = 2.0, 30.0, 256 << 20
 
 
 class Door:
@@ -109,6 +109,6 @@ async def _refuse(receive: Receive, send: Send, status: int, message: str) -> No
 async def _drain(receive: Receive) -> None:
     size, more = 0, True
     while more and size < LEFT_OVER:
-        message = await receive()
+        message = await asyncio.wait_for(receive(), PAUSE)
         size += len(message.get("body", b""))
         more = message["type"] == "http.request" and message.get("more_body", False)

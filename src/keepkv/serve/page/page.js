@@ -160,14 +160,14 @@ function forget() {
   turns = [];
   running?.abort();
   at("clear").hidden = true;
-  const hint = make("li", { className: "empty" }, context ? "Ask about the document. Each question is read behind what was kept of it." : "Ask the model, or give it a document first.");
+  const hint = make("div", { className: "empty" }, context ? "Ask about the document. Each question is read behind what was kept of it." : "Ask the model, or give it a document first.");
   if (context && at("text").value === given.document) {
     for (const question of given.questions) hint.append(make("button", { className: "link", type: "button", onclick: () => send(question) }, question));
   }
   at("log").replaceChildren(hint);
 }
 function entry(kind, text) {
-  const said = make("div", { className: "said " + kind }, text), line = make("li", {}, make("span", { className: "unseen" }, kind === "user" ? "You: " : "Model: "), said);
+  const said = make("div", { className: "said " + kind }, text), line = make("div", {}, make("span", { className: "unseen" }, kind === "user" ? "You: " : "Model: "), said);
   at("log").append(line);
   return [line, said];
 }

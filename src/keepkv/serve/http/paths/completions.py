@@ -82,6 +82,8 @@ def wanted_of(front: Front, asked: Completion, prompt: Prompt) -> list[Wanted]:
     spans = spans_of(told.spans, front.prompts.tokenizer, prompt, special=True)
     compression = compression_of(told, spans)
     split = None if told.document is None or told.compress_question else prompt.split
+    if split == 0 and told.says:
+        raise Refused(400, f"keepkv.document={told.document} is less than a token: nothing is there to compress")
     compression, split = front.placed(compression, split, len(prompt.ids))
     if scored and split is None and told.context is None and front.compresses(compression):
         raise Refused(400, WHERE, param="keepkv.document")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,8 @@ from keepkv.serve.engine import Engine
 from keepkv.serve.http.errors import Broken
 from keepkv.serve.request import Event, Failed, Finished, Prompt, Request, Token
 from keepkv.serve.stream import Stream
+
+LOG = logging.getLogger("uvicorn.error")  # where the rest of the server says what went wrong
 
 
 class Gone(Exception):
@@ -67,6 +70,8 @@ class Replies:
                 if event is None:
                     raise Gone
                 if isinstance(event, Failed):
+                    if not event.refused:
+                        LOG.error("a reply failed: %s", event.error)
                     raise Broken(event)
                 if isinstance(event, Finished):
                     left -= 1
