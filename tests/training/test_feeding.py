@@ -11,7 +11,7 @@ import pytest
 import torch
 import zoo
 from matrix import cache, compresses
-from replaying import cache_of, dropping
+from replayed import cache_of, dropping
 from transformers import AutoTokenizer
 
 import keepkv

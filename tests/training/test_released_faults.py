@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import zoo
-from replaying import cache_of, distance, rollout
+from replayed import cache_of, distance, rollout
 
 import keepkv
 from keepkv.training import NEVER, Record, feed

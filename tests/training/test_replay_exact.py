@@ -11,7 +11,7 @@ import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrix import ARCHITECTURES, cache, compresses, sampled
-from replaying import cache_of, distance, dropping, rollout, step_by_step
+from replayed import cache_of, distance, dropping, rollout, step_by_step
 
 import keepkv
 from keepkv import training

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
-from replaying import cache_of, distance, rollout
+from replayed import cache_of, distance, rollout
 from running import batch, generate
 from torch import Tensor
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
-from replaying import cache_of, rollout
+from replayed import cache_of, rollout
 from running import batch, generate
 
 import keepkv

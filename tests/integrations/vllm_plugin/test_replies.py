@@ -48,7 +48,7 @@ def test_every_method(engine: Engine, reference: Reference, budget: float | int,
 
 
 def test_the_rest_of_the_registry(engine: Engine, reference: Reference) -> None:
-    """Those of which ``test_registry`` says that they are served, which needs no vLLM, beside the ones above."""
+    """Those of which ``test_vllm_registry`` says that they are served, which needs no vLLM, beside the ones above."""
     rest = [name for name in METHODS_OF_ALL if name not in (*METHODS, *REFUSED, *CALIBRATED, "full")]
     requests = [
         Request(280 + 11 * i, {"method": name, "budget": 90, "every": 8}, seed=i) for i, name in enumerate(rest)
