@@ -32,7 +32,8 @@ def read_restore_tokens(folder: Path, model: PreTrainedModel) -> Tensors:
     rank, alpha = config["r"], config["lora_alpha"]
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     maps = linear_maps(model)
-    width = model.get_input_embeddings().weight.shape[-1]
+    words: Any = model.get_input_embeddings()
+    width = words.weight.shape[-1]
     if learned is None or learned.dim() != 2 or learned.shape[-1] != width:
         found = "none" if learned is None else f"shape {tuple(learned.shape)}"
         raise CalibrationError(f"{folder}: restore_embeddings of {found}; this model has embeddings of {width} numbers")
@@ -56,7 +57,7 @@ def read_restore_tokens(folder: Path, model: PreTrainedModel) -> Tensors:
 def _config(file: Path) -> dict[str, Any]:
     """The settings of an adapter, plain LoRA alone."""
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
+        held: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         said = reason(error) if isinstance(error, OSError) else "it is no JSON"
         raise CalibrationError(f"cannot read {str(file)!r}: {said}") from error
@@ -67,12 +68,14 @@ def _config(file: Path) -> dict[str, Any]:
         raise CalibrationError(f"{str(file)!r} is not the configuration of a LoRA adapter, with r and lora_alpha")
     if beyond := [name for name in _BEYOND if held.get(name)]:
         raise CalibrationError(f"{str(file)!r}: {', '.join(beyond)} cannot be read; plain LoRA can")
-    return held
+    config: dict[str, Any] = held
+    return config
 
 
 def _tensors(file: Path) -> dict[str, Any]:
     try:
-        return load_file(file)
+        held: dict[str, Any] = load_file(file)
     except Exception as error:  # whatever a damaged file makes of its reader
         said = reason(error) if isinstance(error, OSError) else f"{error}".strip().split("\n")[0]
         raise CalibrationError(f"cannot read {str(file)!r}: {said}") from error
+    return held

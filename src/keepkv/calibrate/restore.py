@@ -195,8 +195,8 @@ def divergence(model: PreTrainedModel, lesson: Lesson, asked: Ids, budget: float
     ids = torch.cat((text, text.new_zeros(1, between), behind), 1)
     with adapted(model, learned, slice(text.shape[1], text.shape[1] + between)) if learned else nullcontext():
         own = replay(model, ids, None, stays, logits_to_keep=count + 1)
-    pair = (x[:, :count].float().log_softmax(-1) for x in (own[:, -count - 1 :], told))
-    return kl_div(*pair, log_target=True, reduction="none").sum(-1).mean()
+    ours, wanted = (x[:, :count].float().log_softmax(-1) for x in (own[:, -count - 1 :], told))
+    return kl_div(ours, wanted, log_target=True, reduction="none").sum(-1).mean()
 
 
 @torch.no_grad()

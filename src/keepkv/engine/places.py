@@ -59,7 +59,8 @@ def text_places(cache: Any, mask: Tensor, count: int) -> Tensor:
     at = (mask.cumsum(-1) - 1)[:, -count:].clamp_min(0)
     if not is_ours(cache) or (ahead := cache.shared.positions.ahead()) is None:
         return at
-    return at + ahead.to(at)
+    moved: Tensor = at + ahead.to(at)
+    return moved
 
 
 def text_of(cache: Any, input_ids: Tensor, mask: Tensor) -> list[Tensor]:

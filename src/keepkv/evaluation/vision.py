@@ -71,7 +71,9 @@ def _one(
     key: tuple[str, int, str, BudgetAsked], rows: list[ItemRow], full: dict[Any, ItemRow], aggregate: str
 ) -> Aggregate:
     ran = [row for row in rows if row.error is None and (row.task, row.seed) in full]
-    scores, whole, verdicts = defaultdict(list), defaultdict(list), defaultdict(list)
+    scores: dict[str, list[float]] = defaultdict(list)
+    whole: dict[str, list[float]] = defaultdict(list)
+    verdicts: dict[str, list[bool]] = defaultdict(list)
     for row in ran:
         reference = full[row.task, row.seed]
         scores[row.task].append(row.score or 0.0)

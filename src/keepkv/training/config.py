@@ -173,7 +173,7 @@ def _says(kind: Any, name: str) -> str | None:
     return next((one for one in get_args(hints_of(kind).get(name)) if isinstance(one, str)), None)
 
 
-def _inner(kind: type[Any], name: str) -> type[Any] | None:
+def _inner(kind: Any, name: str) -> type[Any] | None:
     """The dataclass of a section; None for a plain key."""
     hint = hints_of(kind)[name]
     return hint if dataclasses.is_dataclass(hint) and isinstance(hint, type) else None

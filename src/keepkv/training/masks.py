@@ -64,7 +64,7 @@ def block_mask(evict_at: Tensor, positions: Tensor, shown: Any, query_heads: int
     (rows, _, length), groups = evict_at.shape, query_heads // evict_at.shape[1]
 
     def see(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        kept = (positions[b, q] < evict_at[b, h // groups, k]) & shown(b, h, q, k)
+        kept: Tensor = (positions[b, q] < evict_at[b, h // groups, k]) & shown(b, h, q, k)
         return kept | (q == k)
 
     on_gpu = evict_at.is_cuda  # compiled, it makes no (T,T) mask on the way

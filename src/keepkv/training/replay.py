@@ -92,7 +92,7 @@ class Replay:
         layer = self._layer(module)
         if layer is None:
             return plain_attention(module, query, key, value, rule.dense(), **kwargs)
-        positions = masks.positions_of(rule.padding, *query.shape[:3:2], query.device)
+        positions = masks.positions_of(rule.padding, query.shape[0], query.shape[2], query.device)
         evict_at = masks.by_column(self.record.of(layer).to(query.device), positions)
         by_flex = query.is_cuda and not kwargs.get("dropout") if self.flex is None else self.flex
         if by_flex:

@@ -34,7 +34,7 @@ class ReplayTrainer(Trainer):
         self.tokens = self.evicted = 0
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Batch], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of one batch; raises ``KeepKVError`` where it is no number."""
         one = inputs["batch"].to(self.args.device)
@@ -54,7 +54,7 @@ class ReplayTrainer(Trainer):
         return (loss, logits) if return_outputs else loss
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class Watch(TrainerCallback):
     """Tells how far the training is, and stops before a step whose gradient is no number."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:

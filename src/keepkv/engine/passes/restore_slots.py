@@ -111,9 +111,9 @@ def adapted(model: nn.Module, tensors: Tensors, columns: slice) -> Iterator[None
     ]
     for index, maps in linear_maps(inner).items():
         held = tensors.get(index, {})
-        for name, module in maps.items():
+        for name, linear in maps.items():
             if DOWN + name in held:
-                wanted.append((module, _added(held[DOWN + name], held[UP + name])))
+                wanted.append((linear, _added(held[DOWN + name], held[UP + name])))
     with ExitStack() as stack:
         token = _columns.set(columns)
         stack.callback(_columns.reset, token)

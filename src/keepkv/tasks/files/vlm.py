@@ -75,10 +75,11 @@ def picture(given: Any, folder: Path) -> Any:
         from PIL import Image, UnidentifiedImageError
     except ModuleNotFoundError as missing:
         raise TaskError("reading images takes Pillow, which is not installed: pip install pillow") from missing
-    raw = given.get("bytes") if isinstance(given, dict) else None
+    raw: Any = given.get("bytes") if isinstance(given, dict) else None
     place = None if raw is not None else folder / str(given["path"] if isinstance(given, dict) else given)
+    source: Any = io.BytesIO(raw) if place is None else place
     try:
-        with Image.open(place if raw is None else io.BytesIO(raw)) as image:
+        with Image.open(source) as image:
             whole = image.convert("RGB")
             flat = torch.frombuffer(bytearray(whole.tobytes()), dtype=torch.uint8)
     except (OSError, UnidentifiedImageError) as error:
