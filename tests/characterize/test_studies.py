@@ -120,7 +120,7 @@ def measured(log: list):
         for point in points:
             b = point.technique.budget or 1.0
             score = 1.0 if b >= 0.4 else b
-            one = choice(point.choice, hash(point.choice) % 1000, noise=0.001, ratio=b, tpot_p50=b, score=score)
+            one = choice(point.choice, 7, noise=0.001, ratio=b, tpot_p50=b, score=score)
             held[point.choice] = type(one)(
                 replace(one.row, workload=point.workload.label, hardware=point.hardware.label), one.samples
             )

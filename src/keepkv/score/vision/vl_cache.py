@@ -12,6 +12,7 @@ from keepkv.core.options import Share
 from keepkv.core.slots import EMPTY, LayerView
 from keepkv.core.stats import Stat
 from keepkv.core.tokens import KIND, TEXT
+from keepkv.errors import CacheStateError
 from keepkv.observe.attention import received
 from keepkv.observe.density import large_entries
 from keepkv.score.base import Score, register_score
@@ -73,5 +74,10 @@ class VLCache(Score):
         return view.slots.stats["post_vision"]
 
     def density(self, view: LayerView) -> Tensor:
-        counts = view.state[COUNTS]
+        counts = view.state.get(COUNTS)
+        if counts is None:
+            raise CacheStateError(
+                "the score 'vl-cache' has seen no query since the last compression, by which layers share the budget. "
+                "Make the cache with When('deferred') or When(every=…), feed text, and then compress."
+            )
         return counts[:, 0] / counts[:, 1].clamp(min=1.0)
