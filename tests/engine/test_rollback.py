@@ -19,7 +19,8 @@ from keepkv.engine.versions import CACHE
 from keepkv.errors import CacheStateError
 
 NAMES = [info.name for info in keepkv.methods() if not info.name.startswith("test-")]
-FREE = SMALL | {"prompt": False}  # a prompt that is kept would leave nothing to choose
+# A prompt that is kept would leave nothing to choose, and so would layers that keep everything.
+FREE = SMALL | {"prompt": False, "whole": 0}
 OPTIONS = {info.name: {k: v for k, v in FREE.items() if k in info.options} for info in keepkv.methods()}
 
 
