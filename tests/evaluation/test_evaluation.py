@@ -36,7 +36,8 @@ EVERY_METHOD = [name for name in METHODS if name != "full"]
 def of_method(method: str, model: Any) -> Variant:
     """The method, with the calibration that it needs, if it does."""
     known = matrix.calibration((method, {}), model)
-    free = {"prompt": False} if "prompt" in method_info(method).options else {}  # or nothing is left to choose
+    small = {"prompt": False, "whole": 0}  # or nothing is left to choose
+    free = {name: x for name, x in small.items() if name in method_info(method).options}
     return Variant(method, free if known is None else {**free, "calibration": known})
 
 

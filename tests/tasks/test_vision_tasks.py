@@ -13,7 +13,7 @@ from keepkv import tasks
 from keepkv.metrics import vqa
 from keepkv.tasks.base import TaskError
 from keepkv.tasks.vision import drawn, glyphs
-from keepkv.vision.seeing import MARK
+from keepkv.vision.mark import MARK
 
 CELLS = 9
 

@@ -17,8 +17,8 @@ from keepkv.engine.places import telling
 from keepkv.engine.versions import CACHE
 from keepkv.errors import UnsupportedInput, UnsupportedModel
 from keepkv.video.family import Family, Sectioned, family_of
+from keepkv.vision.mark import MARK
 
-MARK = "\N{OBJECT REPLACEMENT CHARACTER}"  # in a text: one step of what is seen
 _RUN = re.compile(f"({MARK}+)")
 
 

@@ -23,7 +23,7 @@ from keepkv.metrics import vqa
 from keepkv.tasks.base import Item, Question, TaskError
 from keepkv.tasks.files.base import Benchmark
 from keepkv.tasks.files.records import FOLDER, Record
-from keepkv.vision.seeing import MARK
+from keepkv.vision.mark import MARK
 
 _LETTER = "\nAnswer with the option's letter from the given choices directly."
 _SHORT = "\nAnswer the question using a single word or phrase."

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from keepkv.tasks.base import Count, Item, Question, Task, TaskError
 from keepkv.tasks.vision.glyphs import ALPHABET, HIGH, WIDE, draw
-from keepkv.vision.seeing import MARK
+from keepkv.vision.mark import MARK
 
 SIDE, SCALE = 96, 2
 INK, PAPER = (20, 20, 20), (235, 235, 235)

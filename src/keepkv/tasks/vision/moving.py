@@ -8,7 +8,7 @@ from functools import partial
 from keepkv.tasks.base import Count, Item, Question, Task, TaskError
 from keepkv.tasks.scenes import KINDS, questions, story
 from keepkv.tasks.scenes.story import LONGEST
-from keepkv.vision.seeing import MARK
+from keepkv.vision.mark import MARK
 
 LEAST, DRAWS, MOST = 8, 200, 3  # frames of a scene, scenes that are tried, questions that are asked
 FRAMES_PER_EVENT = 6
