@@ -5,6 +5,7 @@ REFUSED = {  # and why; whatever is not here must be served
     "many-questions": "read the text again",
     "kvzap": "hidden states", "fast-kvzip": "hidden states", "dms": "hidden states",
     "criticalkv": "output projection", "critical-adakv": "output projection", "rest-kv": "output projection",
+    "fastv": "tokens are of images", "text-first": "tokens are of images",
     "lazy-eviction": "2 numbers per slot",
     "raas": "whole prompt", "rpc": "whole prompt", "random-attention": "whole prompt", "triattention": "whole prompt",
 }  # fmt: skip
