@@ -157,7 +157,9 @@ def test_an_allocation_is_told_what_it_asks_for() -> None:
 
 
 def test_servers_without_calibrations_refuse() -> None:
-    with pytest.raises(KeepKVError, match=r"'headkv' needs a calibration 'heads' of this model, and this server was started"):
+    with pytest.raises(
+        KeepKVError, match=r"'headkv' needs a calibration 'heads' of this model, and this server was started"
+    ):
         check_method(make_method("headkv", {}))
     check_method(make_method("simlayerkv", {}))
 
