@@ -23,6 +23,7 @@ from keepkv.errors import CacheStateError, KeepKVError, UnsupportedInput
 from keepkv.evaluation import unit as units
 from keepkv.observe.attention import received, strongest
 from keepkv.score.passes.kvzip import STAT
+from keepkv.tasks.base import Item
 
 torch.set_num_threads(1)
 DEFERRED = keepkv.When("deferred")
@@ -184,7 +185,7 @@ def test_an_evaluation_reads_twice_what_is_to_be_read_twice(
     monkeypatch.setattr(units, "within", lambda cache, unit, budget: cache.missing)  # goes no further
     setup = units.Setup("zoo", ("secret",), (units.Variant(method),), (0.25,), (64,), batch=2)
     unit = units.Unit("secret", 64, "agnostic", units.Variant(method), (0.25,), (0,), 0, True)
-    items = [units.Encoded(None, [5, 6, 7], ())]  # type: ignore[arg-type]
+    items = [units.Encoded(Item("", ()), [5, 6, 7], ())]
     with pytest.raises(AttributeError, match="missing"):
         units._prefilled(zoo.model("llama"), None, setup, unit, items, units.Found())
     assert read == [3] * times
