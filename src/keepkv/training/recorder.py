@@ -69,7 +69,7 @@ def record(cache: Cache) -> Recorder:
 
         cache = keepkv.Cache(model, "g-kv", budget=512)
         recorder = keepkv.training.record(cache)
-        text = model.generate(**inputs, past_key_values=cache)
+        text = model.generate(**inputs, cache=cache)
         logits = keepkv.training.replay(model, text, mask, recorder.take())
     """
     check_replayable(cache)
