@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from keepkv.calibrate.base import Tensors
+from keepkv.calibrate.tensor_files import tensors_of
 from keepkv.core.wholefile import reason
 from keepkv.engine.passes.restore_slots import DOWN, EMBEDDINGS, UP, linear_maps
 from keepkv.errors import CalibrationError
@@ -27,8 +27,8 @@ def read_restore_tokens(folder: Path, model: PreTrainedModel) -> Tensors:
     model: layers, maps and widths are compared with its own, for the files do not say which model they are for. Raises
     ``CalibrationError`` where a file is missing, is something else or does not fit.
     """
-    config, weights = _config(folder / "adapter_config.json"), _tensors(folder / "adapter_model.safetensors")
-    learned = _tensors(folder / "restore_embeddings.safetensors").get("restore_embeddings")
+    config, weights = _config(folder / "adapter_config.json"), tensors_of(folder / "adapter_model.safetensors")
+    learned = tensors_of(folder / "restore_embeddings.safetensors").get("restore_embeddings")
     rank, alpha = config["r"], config["lora_alpha"]
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     maps = linear_maps(model)
@@ -70,12 +70,3 @@ def _config(file: Path) -> dict[str, Any]:
         raise CalibrationError(f"{str(file)!r}: {', '.join(beyond)} cannot be read; plain LoRA can")
     config: dict[str, Any] = held
     return config
-
-
-def _tensors(file: Path) -> dict[str, Any]:
-    try:
-        held: dict[str, Any] = load_file(file)
-    except Exception as error:  # whatever a damaged file makes of its reader
-        said = reason(error) if isinstance(error, OSError) else f"{error}".strip().split("\n")[0]
-        raise CalibrationError(f"cannot read {str(file)!r}: {said}") from error
-    return held

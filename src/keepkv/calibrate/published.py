@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from keepkv.calibrate.adapters import read_restore_tokens
 from keepkv.calibrate.base import Tensors
+from keepkv.calibrate.tensor_files import tensors_of
 from keepkv.core.calibration import Calibration
 from keepkv.core.registry import known_as
-from keepkv.core.wholefile import reason
 from keepkv.engine.cache import Cache
 from keepkv.engine.fingerprint import fingerprint
 from keepkv.engine.passes import restore_slots
@@ -75,7 +74,7 @@ def _kvzap(path: Path) -> tuple[Tensors, int, int]:
     """Tensors by layer, KV heads and width."""
     file = next((path / name for name in FILES if (path / name).is_file()), path / FILES[0]) if path.is_dir() else path
     made: Tensors = {}
-    for name, x in _tensors(file).items():
+    for name, x in tensors_of(file).items():
         if not isinstance(x, Tensor) or (parts := _LAYER.fullmatch(name)) is None:
             raise _foreign(file, "a KVzap model", f"tensor {name!r}")
         made.setdefault(int(parts[1]), {})[_KVZAP[parts[2], parts[3]]] = x
@@ -94,7 +93,7 @@ def _kvzap(path: Path) -> tuple[Tensors, int, int]:
 
 
 def _fast_kvzip(path: Path) -> tuple[Tensors, int, int]:
-    gates = _tensors(path).get("module")
+    gates = tensors_of(path).get("module")
     if not isinstance(gates, list) or not gates or not all(isinstance(x, dict) for x in gates):
         raise _foreign(path, "gates of Fast KVzip", "no list of gates under 'module'")
     made: Tensors = {}
@@ -115,25 +114,6 @@ def _fast_kvzip(path: Path) -> tuple[Tensors, int, int]:
 _READERS: dict[str, Callable[[Path], tuple[Tensors, int, int]]] = {
     kvzap.KIND: _kvzap, fast_kvzip.KIND: _fast_kvzip,
 }  # fmt: skip
-
-
-def _tensors(file: Path) -> dict[str, Any]:
-    """What is in a file of tensors."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        # Numbers of numpy may lie beside the weights.
-        core: Any = np._core.multiarray  # type: ignore[attr-defined]
-        known = [np.ndarray, np.dtype, core._reconstruct, core.scalar]
-        known += [type(np.dtype(x)) for x in ("float32", "float64", "int64")]
-        with torch.serialization.safe_globals(known):
-            held = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file makes of its reader
-        said = reason(error) if isinstance(error, OSError) else f"{error}".strip().split("\n")[0]
-        raise CalibrationError(f"cannot read {str(file)!r}: {said}") from error
-    if not isinstance(held, dict):
-        raise CalibrationError(f"{str(file)!r} holds {type(held).__name__}: expected tensors by name")
-    return held
 
 
 def _foreign(file: Path, what: str, found: str) -> CalibrationError:

@@ -56,8 +56,28 @@ class RequestRow(Row):
         return self.number, self.turn
 
 
+class Compared:
+    """What rows of one technique at one place have in common; they declare these as fields."""
+
+    application: str
+    workload: str
+    hardware: str
+    technique: str
+    weights: str
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Where techniques are compared with each other."""
+        return self.application, self.workload, self.hardware
+
+    @property
+    def choice(self) -> str:
+        """What is compared: technique and weights."""
+        return self.technique + ("" if self.weights == "none" else f" + {self.weights}")
+
+
 @dataclass(frozen=True, kw_only=True)
-class PointRow(Row):
+class PointRow(Compared, Row):
     """One point. status: "ok"; "error", with what it said; "crash", "memory", "timeout".
 
     point: digest. spec: all levels of it, as ``Point.from_dict`` reads them. warm: "flat", or "limit" where times still
@@ -101,16 +121,6 @@ class PointRow(Row):
     error: str | None = None
 
     @property
-    def place(self) -> tuple[str, str, str]:
-        """Where techniques are compared with each other."""
-        return self.application, self.workload, self.hardware
-
-    @property
-    def choice(self) -> str:
-        """What is compared: technique and weights."""
-        return self.technique + ("" if self.weights == "none" else f" + {self.weights}")
-
-    @property
     def is_baseline(self) -> bool:
         """Whether it is the uncompressed cache with the weights as they were saved."""
         return self.technique == "full" and self.weights == "none"
@@ -122,7 +132,7 @@ class PointRow(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResultRow(Row):
+class ResultRow(Compared, Row):
     """All seeds of one choice at one place. metrics: each with its 95 % interval, None where it was not measured.
     points: digests of what it is made of. failed: points that gave nothing, and ``error`` is why one did not.
     worst_family: whose scores fell most."""
@@ -143,16 +153,6 @@ class ResultRow(Row):
     worst_family: str | None = None
     metrics: dict[str, Estimate | None] = field(default_factory=dict)
     error: str | None = None
-
-    @property
-    def place(self) -> tuple[str, str, str]:
-        """Where techniques are compared with each other."""
-        return self.application, self.workload, self.hardware
-
-    @property
-    def choice(self) -> str:
-        """What is compared: technique and weights."""
-        return self.technique + ("" if self.weights == "none" else f" + {self.weights}")
 
     def value(self, name: str) -> float | None:
         """The mean of a metric; None where it was not measured."""
