@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from typer import Option
 
+from keepkv.cli.measured import deliver
 from keepkv.cli.options import AsJson, Import, Methods, Texts
-from keepkv.cli.output import console, one_line_errors, print_json, progress_rows, table
+from keepkv.cli.output import console, one_line_errors, table
 from keepkv.errors import KeepKVError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def bench(
     from keepkv.bench.systems import peers
     from keepkv.core.budget import Budget
     from keepkv.embedded import embedded_model
-    from keepkv.measure.files import folder, write
+    from keepkv.measure.files import folder
 
     if plots:
         need_matplotlib()
@@ -124,21 +124,11 @@ def bench(
         overhead=overhead, kvpress_python=kvpress_python, seed=seed,
     )  # fmt: skip
     logging.disable_progress_bar()
-    rows = []
     kept = "" if into is None else f"The rows until now are in {into}. "
-    with progress_rows(total(sweep), f"{kept}The same command starts anew.") as step:
-        for row in run(sweep, step):
-            rows.append(row)
-            if into is not None:
-                write(rows, into, "bench")  # what is measured is kept, whatever comes
-    if as_json:
-        print_json([row.to_dict() for row in rows])
-    else:
-        _show(rows)
-    if into is not None and plots:
-        draw(rows, into)
-    if into is not None and not as_json:
-        typer.echo(f"wrote {Path(into)}")
+    rows = deliver(
+        lambda step: run(sweep, step), total(sweep), f"{kept}The same command starts anew.",
+        None if into is None else Path(into), as_json, _show, draw if plots else None,
+    )  # fmt: skip
     if failed := [row for row in rows if row.error]:
         raise KeepKVError(f"{len(failed)} of {len(rows)} rows failed, e.g. {name_of(failed[0])}: {failed[0].error}")
 

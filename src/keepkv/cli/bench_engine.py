@@ -5,10 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-import typer
-
 from keepkv.cli.arguments import variant
-from keepkv.cli.output import console, print_json, progress_rows, table
+from keepkv.cli.measured import deliver
+from keepkv.cli.output import console, table
 from keepkv.core.budget import Budget
 from keepkv.core.registry import known_as
 from keepkv.errors import KeepKVError, UnknownName
@@ -24,7 +23,7 @@ def bench_engine(
 ) -> None:  # fmt: skip
     """Measure, show and write."""
     from keepkv.embedded import embedded_model
-    from keepkv.measure.files import folder, write
+    from keepkv.measure.files import folder
 
     if engine not in ENGINES:
         raise UnknownName("engine", engine, ENGINES)
@@ -36,20 +35,10 @@ def bench_engine(
         reply=new, kv_bytes=_bytes(cap), block=block, dtype=dtype, seed=seed,
     )  # fmt: skip
     asked = _asked(made, method or ["snapkv"], budget or ["0.25"])
-    rows = []
-    with progress_rows(len(peers) + len(asked), "The same command starts anew.") as step:
-        for row in made.bench(load, asked, repeats, step, peers):
-            rows.append(row)
-            if into is not None:
-                write(rows, into, "bench")  # what is measured is kept, whatever comes
-    if as_json:
-        print_json([row.to_dict() for row in rows])
-    else:
-        _show(rows)
-    if into is not None and plots:
-        made.draw(rows, into)
-    if into is not None and not as_json:
-        typer.echo(f"wrote {into}")
+    deliver(
+        lambda step: made.bench(load, asked, repeats, step, peers), len(peers) + len(asked),
+        "The same command starts anew.", into, as_json, _show, made.draw if plots else None,
+    )  # fmt: skip
 
 
 def _one(flag: str, given: list[Any] | None, usual: Any) -> Any:
