@@ -151,6 +151,18 @@ def test_decoded_tokens_add_what_they_attend_to(store: str, monkeypatch: pytest.
         assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
+def test_a_token_without_an_embedding_is_worth_nothing_to_kvzip_plus() -> None:
+    """Its hidden state is zero, and a share of attention by the norm of it would be infinite."""
+    found = []
+    for fed in ((), (0,)):  # the row of the padding token in the embedding is zero
+        ids, cache = torch.tensor([[5, 6, 7, 8, *fed]]), keepkv.Cache(zoo.model("qwen2"), "kvzip", 0.9, plus=True, when=DEFERRED)
+        assert not zoo.model("qwen2").get_input_embeddings().weight[0].any()
+        with torch.no_grad():
+            zoo.model("qwen2")(input_ids=ids, **{CACHE: cache})
+        found.append(stats(cache)[0])
+    assert (found[0] > 0).all() and torch.equal(found[0], found[1][..., :4])
+
+
 def test_strongest_against_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     view = together([one_row(3, slots=14, queries=6), one_row(4, slots=9, queries=5)])
     for tile in (1 << 20, 40):

@@ -63,7 +63,8 @@ class KVzip(Score):
 
 
 def per_norm(view: LayerView) -> Tensor:
-    """1 / ‖h‖ (B,T) float32 of the hidden states of the queries; of padding, any number."""
+    """1 / ‖h‖ (B,T) float32 of the hidden states of the queries; 0 of one that is all zeros, such as that of a token
+    whose embedding is: by the formula all that it attends to would be worth infinitely much."""
     assert view.hidden is not None
     norms: Tensor = view.hidden.float().norm(dim=-1)
-    return 1 / norms.clamp(min=torch.finfo(torch.float32).tiny)
+    return norms.reciprocal().masked_fill(norms < torch.finfo(torch.float32).eps, 0.0)
