@@ -155,7 +155,10 @@ def test_a_token_without_an_embedding_is_worth_nothing_to_kvzip_plus() -> None:
     """Its hidden state is zero, and a share of attention by the norm of it would be infinite."""
     found = []
     for fed in ((), (0,)):  # the row of the padding token in the embedding is zero
-        ids, cache = torch.tensor([[5, 6, 7, 8, *fed]]), keepkv.Cache(zoo.model("qwen2"), "kvzip", 0.9, plus=True, when=DEFERRED)
+        ids, cache = (
+            torch.tensor([[5, 6, 7, 8, *fed]]),
+            keepkv.Cache(zoo.model("qwen2"), "kvzip", 0.9, plus=True, when=DEFERRED),
+        )
         assert not zoo.model("qwen2").get_input_embeddings().weight[0].any()
         with torch.no_grad():
             zoo.model("qwen2")(input_ids=ids, **{CACHE: cache})

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
+from matrix import sampled
 from running import batch
 from torch import Tensor
 
@@ -70,9 +71,10 @@ def same(one: list[Tensor], two: list[Tensor], atol: float) -> bool:
     return torch.allclose(torch.stack(one), torch.stack(two), atol=atol)
 
 
-@pytest.mark.parametrize("every", [None, 3])
-@pytest.mark.parametrize("method", METHODS, ids=lambda pair: pair[0])
-@pytest.mark.parametrize("arch", ["llama", "gemma3", "gpt-oss", "deepseek-v3"])
+@pytest.mark.parametrize(
+    ("arch", "method", "every"),
+    sampled(2, ["llama", "gemma3", "gpt-oss", "deepseek-v3"], [pytest.param(x, id=x[0]) for x in METHODS], [None, 3]),
+)
 def test_rows_decode_as_if_alone(arch: str, method: tuple[str, dict[str, Any]], every: int | None) -> None:
     """The second joins after the first has decoded two tokens, the third two later; then the first leaves."""
     model, (name, options) = zoo.model(arch), method

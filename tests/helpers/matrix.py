@@ -84,15 +84,14 @@ def store_variants() -> list[Any]:
     return found
 
 
-def store_cases() -> list[Any]:
-    """Every one of ``store_variants`` on every one of ``STORE_ARCHITECTURES``; in the quick suite, codecs other than
-    "int8" on one of them, each variant on another."""
+def store_cases(number: int = 0) -> list[Any]:
+    """Every one of ``store_variants`` on every one of ``STORE_ARCHITECTURES``; in the quick suite each variant on one
+    of them, on others for tests of other ``number``."""
     made = []
     for i, one in enumerate(store_variants()):
         for j, arch in enumerate(STORE_ARCHITECTURES):
-            codec = one.values[0][1]["codec"]
-            quick = codec in ("none", "int8") or i % len(STORE_ARCHITECTURES) == j
-            made.append(pytest.param(arch, *one.values, id=f"{arch}-{one.id}", marks=[] if quick else pytest.mark.slow))
+            marks = [] if (i + j + number) % len(STORE_ARCHITECTURES) == 0 else pytest.mark.slow
+            made.append(pytest.param(arch, *one.values, id=f"{arch}-{one.id}", marks=marks))
     return made
 
 
@@ -102,18 +101,18 @@ ARCHITECTURES = list(zoo.ZOO)
 STORE_ARCHITECTURES = ["llama", "gpt-oss", "deepseek-v3", "gemma4"]
 
 
-PART = 6  # of the pairs of a method and an architecture, one in so many is in the quick suite
+PART = 8  # of the pairs of a method and an architecture, one in so many is in the quick suite
 
 
 def cases(metafunc: pytest.Metafunc) -> list[Any]:
-    """Every method on every architecture, and stores. In the quick suite: every method on the first architecture, and
-    of the other pairs one in ``PART``, others for each test of a file: of six tests some test sees every pair."""
+    """Every method on every architecture, and stores. In the quick suite one in ``PART``, others for each test of a
+    file: every test sees every method and every architecture, and of eight tests some test sees every pair of both."""
     tests = [name for name in vars(metafunc.module) if name.startswith("test_")]
     number, made = tests.index(metafunc.function.__name__), []
     for (i, arch), (j, one) in product(enumerate(ARCHITECTURES), enumerate(METHODS)):
-        marks = [] if i == 0 or (i + j + number) % PART == 0 else pytest.mark.slow
+        marks = [] if (i + j + number) % PART == 0 else pytest.mark.slow
         made.append(pytest.param(arch, *one.values, id=f"{arch}-{one.id}", marks=marks))
-    return made + store_cases()
+    return made + store_cases(number)
 
 
 def sampled(part: int, *factors: Sequence[Any]) -> list[Any]:
