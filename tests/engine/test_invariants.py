@@ -59,7 +59,7 @@ def test_storage_stays_within_the_budget(arch: str, method: Method) -> None:
     assert 0 < held <= allowed * 1.03
 
 
-@pytest.mark.parametrize("every", [None, 3])
+@pytest.mark.parametrize("every", [3, pytest.param(None, marks=pytest.mark.slow)])
 def test_padded_batch_equals_single_rows(arch: str, method: Method, every: int | None) -> None:
     """2. Left padding: each row gives what it gives alone, for prefill and decode compression, finite throughout."""
     options = {"when": keepkv.When(every=every)} if compresses(method) else {}

@@ -47,8 +47,7 @@ def prefill(cache: keepkv.Cache, prompt: int = PROMPT, rows: int = 1) -> keepkv.
     return cache.report()
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("budget", [0.1, 0.25, 0.5])
+@pytest.mark.parametrize(("method", "budget"), sampled(3, METHODS, [0.1, 0.25, 0.5]))
 def test_bytes_stay_within_the_budget(method: tuple[str, dict[str, Any]], budget: float) -> None:
     """3. bytes ≤ budget × full_bytes × 1.03 + protected slots, storage included that decode has allocated ahead."""
     cache = matrix.made(wide(), method[0], budget, **method[1])
@@ -114,7 +113,7 @@ def feed(cache: keepkv.Cache, tokens: int, rows: int = 1) -> keepkv.Receipt:
 
 
 @pytest.mark.parametrize(
-    ("method", "codec", "every"), sampled(4, [x for x in METHODS if x.id != "full"], ("none", "int8"), (None, 1, 5))
+    ("method", "codec", "every"), sampled(6, [x for x in METHODS if x.id != "full"], ("none", "int8"), (None, 1, 5))
 )
 def test_budget_in_bytes_is_kept(method: tuple[str, dict[str, Any]], codec: str, every: int | None) -> None:
     """All that is held: slots, what the score remembers, what comes between two compressions. Before that was reserved,

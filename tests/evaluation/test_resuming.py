@@ -62,7 +62,7 @@ def test_a_killed_run_is_resumed(tmp_path: Any) -> None:
         "-b",
         "0.3",
         "--items",
-        "6",
+        "3",
     ]
     words += ["--batch", "1", "--out"]
     kept = tmp_path / "killed"

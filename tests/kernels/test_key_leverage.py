@@ -28,7 +28,7 @@ def test_key_leverage(dtype: torch.dtype, b: int, h: int, s: int, d: int) -> Non
     slots = rectangle(b, h, 1, s, d, d, dtype)
     away = slots["keys"] + 3 * normal(b, h, 1, d).to(dtype)  # a mean that is large beside the spread
     given = {"keys": away, "positions": slots["positions"], "log_votes": slots["log_votes"].clamp(max=3.0)}
-    for turned in ROPES if dtype == torch.float32 else ROPES[2:3]:
+    for turned in ROPES if dtype == torch.float32 and d == 16 else ROPES[2:3]:
         got, expected = both(kernels.key_leverage, given, ridge=0.5, rope=turned)
         assert_close(got.double(), expected, rtol=2e-3, atol=1e-4)
         assert (got[slots["positions"] < 0] == 0).all()
