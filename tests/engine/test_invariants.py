@@ -158,8 +158,10 @@ def test_state_follows_the_rows(arch: str, method: Method, tmp_path: Path) -> No
             out = model(**step, **{CACHE: mine}).logits
             again = model(**step, **{CACHE: loaded}).logits
             moved = model(**{name: x[order] for name, x in step.items()}, **{CACHE: swapped}).logits
-            # A file holds contiguous tensors: the same numbers, summed in another order.
-            assert torch.allclose(out, again, atol=1e-5) and torch.allclose(out[order], moved, atol=1e-5)
+            # A file holds contiguous tensors: the same numbers, summed in another order. Where the next compression
+            # writes codes of what follows from them, a code may be the one beside; test_bit_exact compares bits.
+            near = tolerance(method)
+            assert torch.allclose(out, again, atol=near) and torch.allclose(out[order], moved, atol=near)
             feed = out.argmax(-1)
     assert untouched.get_seq_length() == mine.get_seq_length() - 4
     mine.reset()
