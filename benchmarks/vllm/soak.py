@@ -155,7 +155,7 @@ def run(llm: Any, cases: list[dict[str, Any]], waiting: int, rng: random.Random,
 def compare(
     given: Any, cases: list[dict[str, Any]], replies: dict[int, list[int]], rng: random.Random
 ) -> dict[str, Any]:
-    """Replies of a sample against transformers. Those that differ are ties where rounding alone decides the reply: where
+    """Replies of a sample against transformers. Those that differ are ties where rounding alone decides: where
     noise of that size gives what vLLM said, or where transformers says something else in float64."""
     model = AutoModelForCausalLM.from_pretrained(given.model)
     wide = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float64)
