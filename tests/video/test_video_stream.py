@@ -203,7 +203,11 @@ def test_modes_that_do_not_fit_are_refused() -> None:
         stream("llava", positions="time_compact")
     with pytest.raises(KeepKVError, match="'absolute', 'rerank'"):
         stream("llava", positions="later")
-    for name, why in (("qwen3-vl", "writes the time of every step"), ("gemma3", "both directions")):
+    for name, why in (
+        ("qwen3-vl", "writes the time of every step"),
+        ("gemma3", "both directions"),
+        ("llava-next-video", "pools"),
+    ):
         with pytest.raises(UnsupportedModel, match=why):
             VideoStream(zoo.model(name), 100)
 

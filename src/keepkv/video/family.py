@@ -89,6 +89,7 @@ def family_of(model: Any, processor: Any = None, size: tuple[int, int] | None = 
         "qwen3_vl": "it writes the time of every step as text before it",
         "gemma3": "its images see themselves in both directions, and other layers have a sliding window",
         "llava_onevision": "it puts a token behind the whole video",
+        "llava_next_video": "it pools the frames of a video, and not those that come as images",
     }.get(kind, "how it takes video is not known here")
     raise UnsupportedModel(
         f"{type(model).__name__}: no video stream, {why}. Supported are Qwen2-VL, Qwen2.5-VL, LLaVA, InternVL, SmolVLM "
