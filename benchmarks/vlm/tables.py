@@ -37,13 +37,13 @@ def written(values: list[float], form: str) -> str:
 
 def table(rows: list[ItemRow], found: list[Aggregate]) -> list[str]:
     lines = [
-        f"| method | budget | entries, of all | score | less `{NULL}` | OP | loyalty | failed |",
-        "|---" * 8 + "|",
+        f"| method | budget | entries, of all | score | less `{NULL}` | OP | OL | loyalty | failed |",
+        "|---" * 9 + "|",
     ]
     for one in found:
         mine, null, loyal = scores(rows, one), scores(rows, one, NULL), one.loyalty
         pairs = [] if one.method == NULL else [x - null[at] for at, x in mine.items() if at in null]
-        said = "" if loyal is None else f"{loyal.macro:.1f} [{loyal.low:.0f}, {loyal.high:.0f}]"
+        said = " | " if loyal is None else f"{loyal.macro:.1f} | {loyal.micro:.1f} [{loyal.low:.0f}, {loyal.high:.0f}]"
         entries = "" if one.entries is None else f"{one.entries:.0f}, {one.share:.3f}"
         lines.append(
             f"| `{one.method}` | {one.budget:g} | {entries} | {written([*mine.values()], '.2f')} | "
