@@ -11,10 +11,12 @@ from torch import Tensor
 from helpers import vision_zoo as zoo
 from keepkv.video import VideoStream
 
-SIZES = {"qwen2-vl": (16, 24), "qwen2.5-vl": (16, 24), "llava": (16, 16), "internvl": (16, 16), "smolvlm": (16, 16)}
+SIZES = {"qwen2-vl": (16, 24), "qwen2.5-vl": (16, 24)} | dict.fromkeys(
+    ("llava", "internvl", "smolvlm", "idefics3"), (16, 16)
+)
 # The quick suite has one family with M-RoPE and one without.
 NAMES = [pytest.param(name, marks=[] if name in ("qwen2-vl", "llava") else pytest.mark.slow) for name in SIZES]
-CELLS = {"qwen2-vl": 6, "qwen2.5-vl": 6, "llava": 16, "internvl": 4, "smolvlm": 4}
+CELLS = {"qwen2-vl": 6, "qwen2.5-vl": 6, "llava": 16, "internvl": 4, "smolvlm": 4, "idefics3": 4}
 
 
 def ids(count: int, seed: int) -> Tensor:

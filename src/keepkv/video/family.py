@@ -54,7 +54,7 @@ class Plain:
     axes: int = 1
 
     def grid(self, model: Any, size: tuple[int, int]) -> tuple[int, int]:
-        frame = next(model.parameters()).new_zeros(1, 3, *size)
+        frame = next(model.parameters()).new_ones(1, 3, *size)  # Idefics3 takes zeros for padding
         with torch.no_grad():
             out = model.get_image_features(**self.pixels(frame))
         found = getattr(out, "pooler_output", out)
