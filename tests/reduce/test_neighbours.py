@@ -15,7 +15,7 @@ from torch import Tensor
 
 from keepkv.core.rope import Rope
 from keepkv.core.slots import LayerView
-from keepkv.errors import KeepKVError
+from keepkv.errors import CacheStateError, KeepKVError
 from keepkv.methods import METHODS
 from keepkv.observe import attention
 from keepkv.observe.masses import log_masses, recent
@@ -25,7 +25,7 @@ from keepkv.reduce.kvslimmer import KVSlimmer
 from keepkv.reduce.selkv import SelKV
 from keepkv.score.content.keydiff import KeyDiff
 from keepkv.score.content.random import Random
-from keepkv.score.queries.block_mates import STATS, BlockMates, mates
+from keepkv.score.queries.block_mates import STAT, BlockMates, mates
 from keepkv.score.queries.pairs import Pairs
 
 torch.set_num_threads(1)
@@ -87,27 +87,30 @@ def runs_of(view: LayerView, keep: Tensor, h: int) -> dict[int, list[int]]:
     return runs
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_kvslimmer_equals_a_loop(turned: bool) -> None:
+@pytest.mark.parametrize("axes", [0, 1, 3])
+def test_kvslimmer_equals_a_loop(axes: int) -> None:
+    """Keys without a rotary place, with one, and with three, as under M-RoPE."""
     view, keep = typical(1)
     add_stats(view)
     keep[0, 0, 26], keep[0, 1, 20:27] = True, False  # the last run of one head has nothing behind it
-    rope = Rope(torch.tensor([1.0, 0.3, 0.05]), interleaved=True) if turned else None
+    axis = torch.tensor([0, 1, 2]) if axes == 3 else None
+    rope = Rope(torch.tensor([1.0, 0.3, 0.05]), interleaved=True, axis=axis) if axes else None
     view, s, checked = replace(view, rope=rope), view.slots, 0
     got = slim(view, keep)
     for h in range(2):
         runs = runs_of(view, keep, h)
         assert max(map(len, runs.values())) > 1 and any(e > c for c, gone in runs.items() for e in gone) == (h == 1)
         for c, gone in runs.items():
-            members, to = [c, *gone], torch.tensor([c])
+            members = [c, *gone]
             w = curvature(view, h, members).sum(0).clamp(min=0)
             assert w.sum() > 0
             p = s.log_votes[0, h, members].exp()
             keys = [s.keys[0, h, i][None] for i in members]
             if rope is not None:
-                keys = [rope.rotate(rope.unrotate(x, torch.tensor([i])), to) for x, i in zip(keys, members, strict=True)]
+                place = [torch.full((1, 3) if axes == 3 else (1,), i) for i in members]
+                keys = [rope.rotate(rope.unrotate(x, at), place[0]) for x, at in zip(keys, place, strict=True)]
             at = column(got, h, c)
-            close(got.slots.keys[0, h, at], (w / w.sum()) @ torch.cat(keys), 1e-5 if turned else 1e-12)
+            close(got.slots.keys[0, h, at], (w / w.sum()) @ torch.cat(keys), 1e-5 if axes else 1e-12)
             close(got.slots.values[0, h, at], (p / p.sum()) @ s.values[0, h, members])
             assert float(got.slots.log_votes[0, h, at]) == pytest.approx(math.log(float(p.sum())), abs=1e-12)
             for kind, x in s.stats.items():
@@ -205,8 +208,7 @@ def test_pairs_equal_a_loop_and_padding_makes_no_difference() -> None:
 
 def noted(view: LayerView) -> LayerView:
     """The view with the statistics of mates, after all of its queries were observed."""
-    stats = {name: torch.zeros(view.slots.shape) for name in STATS}
-    view = replace(view, slots=view.slots.with_(stats=stats), state={})
+    view = replace(view, slots=view.slots.with_(stats={STAT: torch.zeros(view.slots.shape)}), state={})
     MATES.observe(view)
     return view
 
@@ -235,26 +237,24 @@ def all_queries(seed: int, slots: int = 80, votes: bool = False) -> LayerView:
 
 def test_mates_equal_a_loop() -> None:
     view = noted(all_queries(1, slots=140, votes=True))
-    want, got = loop_mates(view), torch.stack(mates(view.slots.stats), -1)
+    want, got = loop_mates(view), torch.stack(mates(view.slots.stats[STAT]), -1)
     for h in range(2):
         for t in range(140):
-            assert [x for x in got[0, h, t].tolist() if x] == want[h][t]
+            assert [x for x in got[0, h, t].tolist() if x] == want[h][t][:4]
             assert len(want[h][t]) == t % 32
 
 
 def test_mates_are_the_same_in_chunks_step_by_step_and_padded() -> None:
     view = all_queries(2)
-    whole = noted(view).slots.stats
-    parts = replace(view, slots=view.slots.with_(stats={name: torch.zeros(view.slots.shape) for name in STATS}))
+    whole = noted(view).slots.stats[STAT]
+    parts = replace(view, slots=view.slots.with_(stats={STAT: torch.zeros(view.slots.shape)}))
     for start, stop in ((0, 41), (41, 78), (78, 79), (79, 80)):
         now = part_of_queries(parts, start, stop)
         MATES.observe(now)
-        for name in STATS:
-            parts.slots.stats[name][:, :, :stop] = now.slots.stats[name]
-    wide = noted(padded(view, 5, 5)).slots.stats
-    for name in STATS:
-        assert torch.equal(parts.slots.stats[name], whole[name])
-        assert torch.equal(wide[name][..., 5:], whole[name]) and not wide[name][..., :5].any()
+        parts.slots.stats[STAT][:, :, :stop] = now.slots.stats[STAT]
+    assert torch.equal(parts.slots.stats[STAT], whole)
+    wide = noted(padded(view, 5, 5)).slots.stats[STAT]
+    assert torch.equal(wide[..., 5:], whole) and not wide[..., :5].any()
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0, 0.0])
@@ -270,7 +270,7 @@ def test_selkv_equals_a_loop(strength: float) -> None:
     for h in range(2):
         may, came = free_of(view, keep, h), {}
         for e in (i for i in range(80) if not keep[0, h, i]):
-            i = next((e - d for d in order[h][e] if e - d in may), None)
+            i = next((e - d for d in order[h][e][:4] if e - d in may), None)
             if i is None:
                 alone += 1
                 continue
@@ -290,7 +290,7 @@ def test_selkv_equals_a_loop(strength: float) -> None:
             bias = float(s.log_votes[0, h, i]) + strength * math.log(float(w.sum() / w[0]))
             assert float(got.slots.log_votes[0, h, at]) == pytest.approx(bias, abs=1e-12)
             assert torch.equal(got.slots.keys[0, h, at], s.keys[0, h, i])
-            assert all(torch.equal(got.slots.stats[n][0, h, at], s.stats[n][0, h, i]) for n in STATS)
+            assert torch.equal(got.slots.stats[STAT][0, h, at], s.stats[STAT][0, h, i])
     assert closed > 3 and alone > 3
     assert torch.equal(got.merged, merged.sum(-1)) and torch.equal(got.lost, ~keep & ~merged)
 
@@ -300,18 +300,18 @@ def test_selkv_keeps_the_mass_of_what_enters_at_one_query() -> None:
     view = all_queries(4, slots=30)
     view.slots.values.copy_(view.slots.values[:, :1, :1].expand_as(view.slots.values))
     view = noted(replace(view, queries=view.queries[:, ::2].repeat_interleave(2, 1)))
-    keep = keep_every(view, 3)
+    keep = keep_every(view, 2)
     keep[:, :, 0] = True  # so that every token attended to one
     last = replace(view, queries=view.queries[:, :, -1:], query_positions=view.query_positions[:, -1:])
     got = SelKV(1.0, 1)(last, keep, keep.float(), MATES)
-    assert torch.equal(got.merged, (~keep).sum(-1))
+    assert not got.lost.any() and got.merged.min() > 9
     u = [attention.logits(replace(last, slots=x), last.queries, last.query_positions) for x in (view.slots, got.slots)]
     close(*(x.logsumexp(-1) for x in u))
 
 
 def test_selkv_needs_mates() -> None:
     view, keep = typical(5)
-    with pytest.raises(KeepKVError, match="wrap the score in BlockMates"):
+    with pytest.raises(CacheStateError, match="wrap the score in BlockMates"):
         SelKV()(view, keep, keep.float(), KeyDiff())
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from keepkv.core.options import Share, Window
 from keepkv.core.slots import LayerView
-from keepkv.errors import KeepKVError
+from keepkv.errors import CacheStateError
 from keepkv.kernels.groups import group_mean, group_sum
 from keepkv.observe.masses import exact_dtype, log_masses, recent
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
@@ -19,7 +19,7 @@ from keepkv.reduce.blend import outcome, targets
 from keepkv.reduce.drop import Drop
 from keepkv.reduce.forms import groups
 from keepkv.score.base import Score
-from keepkv.score.queries.block_mates import STATS, mates
+from keepkv.score.queries.block_mates import STAT, mates
 
 
 @register_reduce("selkv")
@@ -30,8 +30,9 @@ class SelKV(Reduce):
         g_j = max(cos(v_j, v_i), 0)                       A = a_i + Σ_j g_j·a_j
         v_i ← (a_i·v_i + Σ_j g_j·a_j·v_j) / A             b_i ← b_i + strength·ln(A / a_i)
 
-    a: mean attention of the last ``window`` queries. Keys and statistics stay. What j attended to, when it was read, the
-    statistics of ``BlockMates`` say. A slot with no such i, or whose g is 0, is dropped. strength: 0.5 in the paper; 1 keeps the mass of what entered, 0 none of it.
+    a: mean attention of the last ``window`` queries. Keys and statistics stay. What j attended to when it was read is
+    the statistic of ``BlockMates``: four tokens, of which i is the first that is kept. A slot of which none is, or
+    whose g is 0, is dropped. strength: 0.5 in the paper; 1 keeps the mass of what entered, 0 none of it.
     """
 
     strength: Share = 0.5
@@ -41,10 +42,10 @@ class SelKV(Reduce):
 
     def __call__(self, view: LayerView, keep: Tensor, scores: Tensor, score: Score) -> Reduced:
         slots, size = view.slots, view.slots.positions.shape[-1]
-        if not slots.stats.keys() >= set(STATS):
-            raise KeepKVError(
-                "selkv merges by what tokens attended to, and this score does not note it: wrap the score in BlockMates, "
-                "or use the method 'selkv'"
+        if STAT not in slots.stats:
+            raise CacheStateError(
+                "selkv merges by what tokens attended to, and this score does not note it: wrap the score in "
+                "BlockMates, or use the method 'selkv'"
             )
         keep = keep & slots.valid
         into = self._mate(view, targets(view, keep)).masked_fill(keep | ~slots.valid, size)
@@ -74,7 +75,7 @@ class SelKV(Reduce):
         where = positions.new_full((*positions.shape[:2], length), size)  # by position; what is not free goes last
         where = where.scatter(2, positions.where(free, length - 1), column)[..., :-1]
         found = torch.full_like(positions, size)
-        for far in mates(view.slots.stats):
+        for far in mates(view.slots.stats[STAT]):
             at = where.gather(2, (positions - far).clamp(min=0))
             found = at.where((found == size) & (far > 0), found)
         return found

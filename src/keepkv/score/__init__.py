@@ -55,7 +55,7 @@ __all__ = [
     "Block", "Cap", "Chunk", "ChunkKV", "Compactor", "Critical", "CurDKV", "Decayed", "DropKV", "Ema", "Ends",
     "EvenFrames", "ExpectedAttention", "FastKVzip", "FastV", "Finch", "FunctionScore", "GKV", "Gates", "H2O",
     "InfiniPotV", "KNorm", "KVCompose", "KVgrad", "KVzap", "KVzip", "KeyDiff", "LRU", "LagKV", "LazyEviction",
-    "Leverage", "LeverageScore", "Matching", "MorphKV", "NewestFrames", "Pairs", "QFilter", "RKV", "RPC", "RaaS", "Random",
-    "ReSTKV", "SCORES", "Score", "SnapKV", "Streaming", "TOVA", "TaR", "TextFirst", "TriAttention", "VLCache", "VaN",
-    "VaSE", "register_score",
+    "Leverage", "LeverageScore", "Matching", "MorphKV", "NewestFrames", "Pairs", "QFilter", "RKV", "RPC", "RaaS",
+    "Random", "ReSTKV", "SCORES", "Score", "SnapKV", "Streaming", "TOVA", "TaR", "TextFirst", "TriAttention", "VLCache",
+    "VaN", "VaSE", "register_score",
 ]  # fmt: skip
