@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import ClassVar
 
 import torch
@@ -38,7 +39,8 @@ class BlockMates(Wrapped):
     def observe(self, view: LayerView) -> None:
         super().observe(view)
         for part, columns in _near(view):
-            slots, positions = view.slots.map(lambda x, at=columns: x[:, :, at]), view.query_positions[:, part]
+            positions = view.query_positions[:, part]
+            slots = view.slots.map(itemgetter((slice(None), slice(None), columns)))
             u = logits(replace(view, slots=slots), view.queries[:, :, part], positions)
             own, code = _codes(slots.positions, positions, u)
             noted = (own * code[..., None]).sum(2).to(torch.float32)
