@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from torch import Tensor
 from torch.nn.functional import pad
@@ -30,8 +30,6 @@ class Pairs(Windowed):
 
     window: Window = 32
     tilt: Annotated[float, between(1, LARGE)] = 49.0
-
-    needs_rope: ClassVar[bool] = True  # of the merge that it is for, which turns a key to the place that it moves to
 
     def __call__(self, view: LayerView) -> Tensor:
         attn, votes = received(view, *window(view, self.window)).mean(2), view.slots.log_votes.exp()
