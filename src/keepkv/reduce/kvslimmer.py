@@ -29,10 +29,11 @@ class KVSlimmer(Reduce):
         w_j = max(Σ_i h_ij, 0) = α_j·max((1 − Σα)·d_j − Σα·d, 0)          sums over 𝒢
         k_c ← Σw·k / Σw      v_c ← Σp·v / Σp      bias ln Σp              p: votes, 1 for a token
 
-    h has the size of the second derivatives of the output by the logits of i and j, α is the mean attention of the last
-    ``window`` queries, and k_c is where Σ_ij h_ij·(k − k_i)·(k − k_j) is least. For a pair w are the paper's A = h_11 −
-    |h_12| and B = h_22 − |h_12|. Keys turn to the rotary place of c first, where ``view.rope`` says how. The value is
-    the published sum V = Σp·v in other words: e^ℓ·V over a normaliser that counts Σp·e^ℓ is their mean with this bias.
+    h is how large the second derivatives of the output by the logits of i and j are, α the mean attention of the last
+    ``window`` queries; where no w is cut off at 0, k_c is where Σ_ij h_ij·(k − k_i)·(k − k_j) is least. For a pair w
+    are the paper's A = h_11 − |h_12| and B = h_22 − |h_12|. Keys turn to the rotary place of c first, where
+    ``view.rope`` says how. The value is the published sum V = Σp·v in other words: e^ℓ·V over a normaliser that counts
+    Σp·e^ℓ is their mean with this bias.
 
     Where no w is above 0, keys are weighted by votes. What leaves behind the last slot that may take something enters
     that one; where there is none it is dropped.
