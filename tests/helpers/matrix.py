@@ -38,6 +38,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "finch": [{"size": None}],
     "dropkv": [{"project": True}],
     "zeromerge": [{"residual": 3}],
+    "kvslimmer": [{"score": "snapkv"}],
     "surface-logic-kv": [{"integration": "two_level", "behaviour": "copy_vs_compose"}],
     "duo-attention": [{"profile": "inf", "score": "keydiff"}],
 }
