@@ -173,12 +173,15 @@ def test_mme(tmp_path: Path) -> None:
     assert len(items("mme", tmp_path / "MME" / "existence")) == 2
     three = put(tmp_path / "MME" / "existence" / "existence.txt", b"0001.jpg\tIs there a dog?\tYes\n")
     check(items("mme", three)[0], f"Is there a dog?{SHORT}", "Yes", wrong="no")
-    with pytest.raises(TaskError, match=r"existence.txt', line 1, has 3 fields in place of question, answer|not there"):
-        items("mme", tmp_path / "MME")
-    three.unlink()
-    (tmp_path / "MME" / "existence" / "0001.jpg").unlink()
+    put(tmp_path / "lost" / "0001.txt", asked.encode())
     with pytest.raises(TaskError, match=r"0001.txt' asks about an image that is not there: .*0001.jpg' or .png"):
-        items("mme", tmp_path / "MME" / "existence")
+        items("mme", tmp_path / "lost")
+    put(tmp_path / "odd" / "0001.txt", asked.replace("\tNo", " No").encode())
+    put(tmp_path / "odd" / "0001.jpg", png())
+    with pytest.raises(TaskError, match=r"0001.txt', line 2, has 1 fields in place of question, answer"):
+        items("mme", tmp_path / "odd")
+    with pytest.raises(TaskError, match="holds no texts of MME"):
+        items("mme", tmp_path / "MME" / "scene" / "images")
     lab = {"question_id": "a/1.png", "image": struct(), "question": "Is it?", "answer": "Yes", "category": "scene"}
     check(items("mme", parquet(tmp_path / "mme.parquet", lab))[0], f"Is it?{SHORT}", "Yes", wrong="No")
     row = {"index": "0", "image": text(BLUE), "category": "OCR", "question": "Is it?", "answer": "No"}
@@ -215,7 +218,7 @@ def test_options_within_the_question_and_open_answers(tmp_path: Path) -> None:
 
 def test_mmmu(tmp_path: Path) -> None:
     empty = {f"image_{i}": None for i in range(3, 8)}
-    chosen = {"id": "validation_Art_1", "question": "Is <image 2> like this? <image 1>", "options": "['$6', 'It\\'s 7']",
+    chosen = {"id": "validation_Art_1", "question": "Is <image 2> like this? <image 1>", "options": "['$6', '7%']",
               "answer": "B", "question_type": "multiple-choice", "image_1": struct(), "image_2": struct(BLUE),
               **empty}  # fmt: skip
     among = {**chosen, "question": "Which is it?", "options": "['<image 1>', '<image 2>']"}
@@ -223,7 +226,7 @@ def test_mmmu(tmp_path: Path) -> None:
              "question_type": "open"}  # fmt: skip
     one, two, three = items("mmmu", parquet(tmp_path / "validation.parquet", chosen, among, plain))
     assert one.context == f"Is {MARK} like this? {MARK}\n" and colours(one) == [BLUE, RED]
-    assert one.questions[0].prompt == f"\nA. $6\nB. It's 7{LETTER}"
+    assert one.questions[0].prompt == f"\nA. $6\nB. 7%{LETTER}"
     assert two.context == f"Which is it?\nA. {MARK}\nB. {MARK}\n" and colours(two) == [RED, BLUE]
     assert two.questions[0].prompt == LETTER.replace("\n", "\n\n", 1)
     check(three, f"Which is it?{SHORT}", "3.5", wrong="4")
@@ -231,11 +234,10 @@ def test_mmmu(tmp_path: Path) -> None:
            "image": str([text(), text(BLUE)])}  # fmt: skip
     item = items("mmmu", table(tmp_path / "MMMU_DEV_VAL.tsv", row))[0]
     assert item.context == f"Is it {MARK} or {MARK}\n" and colours(item) == [RED, BLUE]
-    for change, said in (({"answer": "?"}, "not published"), ({"image_2": None}, "<image 2> without image_2")):
-        with pytest.raises(TaskError, match=rf"record 1 of .*bad.parquet' is not one of vlm:mmmu: .*{said}"):
-            tasks.open("vlm:mmmu", parquet(tmp_path / said[:4].strip("<") / "bad.parquet", {**chosen, **change})).item(
-                0
-            )
+    for i, (change, said) in enumerate((({"answer": "?"}, "not published"), ({"image_2": None}, "without image_2"))):
+        bad = parquet(tmp_path / f"{i}.parquet", {**chosen, **change})
+        with pytest.raises(TaskError, match=rf"record 1 of .*{i}.parquet' is not one of vlm:mmmu: .*{said}"):
+            items("mmmu", bad)
 
 
 def test_mathvista(tmp_path: Path) -> None:
@@ -267,7 +269,7 @@ def test_several_files_of_one_split(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_says_so(tmp_path: Path) -> None:
     lost = {"image": "none.png", "question": "?", "answer": "a"}
-    with pytest.raises(TaskError, match=r"cannot read the image 'none.png': it is in none of .*lost.*images"):
+    with pytest.raises(TaskError, match=r"cannot read the image 'none.png': it is in none of '.*', '.*/images'"):
         tasks.open("vlm:gqa", lines(tmp_path / "lost.jsonl", lost)).item(0)
     (tmp_path / "none.png").write_text("text", encoding="utf-8")
     with pytest.raises(TaskError, match=r"cannot read the image '.*none.png': not an image"):

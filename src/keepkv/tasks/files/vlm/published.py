@@ -15,6 +15,7 @@ from typing import Any
 from keepkv.tasks.files.records import Record
 from keepkv.vision.mark import MARK
 
+_PLACE = r"<image (\d+)>"
 HOW = "_how"  # of a record: what its metric is told besides the answers
 
 
@@ -95,12 +96,9 @@ def mmmu(record: Record) -> Record:
     options = listed(options) if isinstance(options, str) else options
     held = {i: record[f"image_{i}"] for i in range(1, 8) if record.get(f"image_{i}") is not None}
     held = held or dict(enumerate(record.get("images") or [record["image"]], 1))
-    order: list[int] = []
-
-    def placed(text: Any) -> str:
-        return re.sub(r"<image (\d+)>", lambda found: order.append(int(found[1])) or MARK, str(text))
-
-    question, options = placed(record["question"]), [placed(option) for option in options]
+    texts = [str(text) for text in (record["question"], *options)]
+    order = [int(number) for text in texts for number in re.findall(_PLACE, text)]
+    question, *options = (re.sub(_PLACE, MARK, text) for text in texts)
     if lost := [i for i in order if i not in held]:
         raise ValueError(f"<image {lost[0]}> without image_{lost[0]}")
     answer = record["answers"] if "answers" in record else record["answer"]
