@@ -203,6 +203,16 @@ def test_tables_of_lettered_options(tmp_path: Path) -> None:
           wrong="A")  # fmt: skip
 
 
+@pytest.mark.parametrize(("part", "end"), [("docvqa", SHORT), ("textvqa", SHORT), ("ocrbench", "\n"), ("gqa", SHORT)])
+def test_tables_of_answers(part: str, end: str, tmp_path: Path) -> None:
+    rows = [{"index": str(i), "image": text(BLUE), "question": "What?", "answer": answer}
+            for i, answer in enumerate((str(["12 %", "it's 12"]), "12"))]  # fmt: skip
+    one, two = items(part, table(tmp_path / "all.tsv", *rows))
+    assert one.questions[0].metric is not None and colours(one) == [BLUE]
+    assert one.questions[0].prompt == f"\nWhat?{end}" and one.questions[0].metric("it's 12") > 0
+    check(two, f"What?{end}", "12", BLUE)
+
+
 def test_options_within_the_question_and_open_answers(tmp_path: Path) -> None:
     star = {"index": 0, "question": "Which?\nOptions: A: cat, B: dog", "image": struct(), "answer": "B"}
     check(items("mmstar", parquet(tmp_path / "star.parquet", star))[0], f"{star['question']}{LETTER}", "B", wrong="A")
