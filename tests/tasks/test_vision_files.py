@@ -196,6 +196,7 @@ def test_tables_of_lettered_options(tmp_path: Path) -> None:
         one, two = items(part, table(tmp_path / f"{part}.tsv", row, shared))
         check(one, f"Look.\nWhich?\nA. cat\nB. dog{LETTER}", "B", BLUE, wrong="A")
         check(two, f"Which?\nA. cat\nB. dog\nC. cow\nand calf{LETTER}", "A", BLUE, wrong="B")
+    assert colours(items("mmbench", tmp_path)[1]) == [BLUE]  # the file in a folder that is named after it
     assert items("mmbench", tmp_path / "mmbench.tsv")[0].questions[0].metric("the dog is") == 1.0  # type: ignore[misc]
     hub = {"index": 3, "question": "Which?", "hint": "nan", "answer": "B", "A": "cat", "B": "dog", "C": "nan",
            "D": "nan", "image": struct()}  # fmt: skip

@@ -20,17 +20,11 @@ _WIDEST = 2**31 - 1  # letters of a cell, which may be a picture
 def read(path: str | Path, part: str = "") -> list[Record]:
     """The records of a file, of all files that a name with ``*`` matches, or of the file named after ``part`` in a
     directory. Raises ``TaskError``."""
-    place = Path(path).expanduser()
+    place = file_of(path, part)
     if "*" in place.name:
         if not (several := sorted(place.parent.glob(place.name))):
             raise TaskError(f"no file is named like {str(path)!r}")
         return [record for one in several for record in read(one, part)]
-    if place.is_dir():
-        held = [place / f"{part}{ending}" for ending in ENDINGS if part and (place / f"{part}{ending}").is_file()]
-        if not held:
-            wanted = " or ".join(f"{part or 'NAME'}{ending}" for ending in ENDINGS)
-            raise TaskError(f"{str(path)!r} is a directory without {wanted}: give the path of the file")
-        place = held[0]
     if place.suffix not in ENDINGS:
         raise TaskError(f"cannot read {str(path)!r}: supported are {', '.join(ENDINGS)}")
     try:
@@ -40,6 +34,18 @@ def read(path: str | Path, part: str = "") -> list[Record]:
     if not found or not all(isinstance(record, dict) for record in found):
         raise TaskError(f"{str(path)!r} holds no list of records: JSON objects, one per line or in one list, are read")
     return found
+
+
+def file_of(path: str | Path, part: str) -> Path:
+    """The path of a file, or in a directory that of the one named after ``part``."""
+    place = Path(path).expanduser()
+    if not place.is_dir():
+        return place
+    held = [place / f"{part}{ending}" for ending in ENDINGS if part and (place / f"{part}{ending}").is_file()]
+    if not held:
+        wanted = " or ".join(f"{part or 'NAME'}{ending}" for ending in ENDINGS)
+        raise TaskError(f"{str(path)!r} is a directory without {wanted}: give the path of the file")
+    return held[0]
 
 
 def download(name: str, configuration: str | None, split: str) -> list[Record]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from keepkv.tasks.base import TaskError
-from keepkv.tasks.files.records import ENDINGS, FOLDER, Record, read
+from keepkv.tasks.files.records import ENDINGS, FOLDER, Record, file_of, read
 from keepkv.tasks.files.vlm.published import listed
 
 _INDEX = 64  # letters: a picture that has no more names the row that has it, or a file
@@ -14,14 +14,14 @@ _INDEX = 64  # letters: a picture that has no more names the row that has it, or
 def load(path: str, part: str) -> list[Record]:
     """The records of a file, each with the folder that it lies in. Raises ``TaskError``."""
     place = Path(path).expanduser()
-    texts = place.is_dir() and not any((place / f"{part}{ending}").is_file() for ending in ENDINGS)
-    if part == "mme" and (texts or place.suffix == ".txt"):
-        found = _folder(place) if texts else _asked(place, ("image", "question", "answer"))
+    if part == "mme" and place.suffix == ".txt":
+        found = _asked(place, ("image", "question", "answer"))
+    elif part == "mme" and place.is_dir() and not any((place / f"mme{ending}").is_file() for ending in ENDINGS):
+        found = _folder(place)
     else:
-        found = read(place, part)
-        found = _table(found) if place.suffix == ".tsv" else found
-    folder = str(place if place.is_dir() else place.parent)
-    return [{**record, FOLDER: folder} for record in found]
+        place = file_of(path, part)
+        found = _table(read(place)) if place.suffix == ".tsv" else read(place)
+    return [{**record, FOLDER: str(place.parent)} for record in found]
 
 
 def _table(rows: list[Record]) -> list[Record]:
