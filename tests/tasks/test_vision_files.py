@@ -291,6 +291,9 @@ def test_what_cannot_be_read_says_so(tmp_path: Path) -> None:
         tasks.open("vlm:mmvet", lines(tmp_path / "judged.jsonl", lost)).item(0)
     with pytest.raises(TaskError, match="cannot read"):
         tasks.open("vlm:gqa", tmp_path / "nothing.jsonl")
+    bad = {"index": "0", "image": "none.png", "question": "?", "answer": "['a"}
+    with pytest.raises(TaskError, match=r"record 1 of .*list.tsv': not a list of texts"):
+        items("docvqa", table(tmp_path / "list.tsv", bad))
     (tmp_path / "odd.tsv").write_text("index\tquestion\n1\n", encoding="utf-8")
     with pytest.raises(TaskError, match=r"odd.tsv', line 2, has not as many cells"):
         tasks.open("vlm:mmbench", tmp_path / "odd.tsv")

@@ -20,26 +20,33 @@ def load(path: str, part: str) -> list[Record]:
         found = _folder(place)
     else:
         place = file_of(path, part)
-        found = _table(read(place)) if place.suffix == ".tsv" else read(place)
+        found = _table(place) if place.suffix == ".tsv" else read(place)
     return [{**record, FOLDER: str(place.parent)} for record in found]
 
 
-def _table(rows: list[Record]) -> list[Record]:
+def _table(place: Path) -> list[Record]:
     """Rows with what is in their cells: pictures in base64, or the index of a row that has them, and lists as text."""
+    rows = read(place)
     held = {row.get("index"): row.get("image", "") for row in rows}
     found = []
-    for given in rows:
-        row = {field: cell for field, cell in given.items() if cell}
-        image = row.pop("image", "")
-        image = held.get(image, image) if len(image) <= _INDEX else image
-        if image.startswith("["):
-            row["images"] = [{"base64": one} for one in listed(image)]
-        elif image:
-            row["image"] = {"base64": image} if len(image) > _INDEX else image
-        if row.get("answer", "").startswith(("['", '["')):
-            row["answers"] = listed(row["answer"])
-        found.append(row)
+    for number, row in enumerate(rows, 1):
+        image = row.get("image", "")
+        try:
+            found.append(_row(row, held.get(image, image) if len(image) <= _INDEX else image))
+        except ValueError as error:
+            raise TaskError(f"record {number} of {str(place)!r}: {error}") from error
     return found
+
+
+def _row(given: Record, image: str) -> Record:
+    row = {field: cell for field, cell in given.items() if cell and field != "image"}
+    if image.startswith("["):
+        row["images"] = [{"base64": one} for one in listed(image)]
+    elif image:
+        row["image"] = {"base64": image} if len(image) > _INDEX else image
+    if row.get("answer", "").startswith(("['", '["')):
+        row["answers"] = listed(row["answer"])
+    return row
 
 
 def _folder(place: Path) -> list[Record]:
