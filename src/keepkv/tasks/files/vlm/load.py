@@ -27,10 +27,10 @@ def load(path: str, part: str) -> list[Record]:
 def _table(place: Path) -> list[Record]:
     """Rows with what is in their cells: pictures in base64, or the index of a row that has them, and lists as text."""
     rows = read(place)
-    held = {row.get("index"): row.get("image", "") for row in rows}
+    held: dict[str, str] = {row.get("index", ""): row.get("image", "") for row in rows}
     found = []
     for number, row in enumerate(rows, 1):
-        image = row.get("image", "")
+        image = str(row.get("image", ""))
         try:
             found.append(_row(row, held.get(image, image) if len(image) <= _INDEX else image))
         except ValueError as error:
