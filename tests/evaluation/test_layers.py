@@ -12,21 +12,25 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, DynamicCache
+from transformers import AttentionInterface, AutoTokenizer, DynamicCache
 from typer.testing import CliRunner
 from zoo import VOCAB, model
 
 import keepkv
+from keepkv import tasks
 from keepkv.allocate.base import Allocate, Known
 from keepkv.cli.program import program
 from keepkv.core.when import When
+from keepkv.embedded import embedded_model
 from keepkv.engine.versions import CACHE
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.fidelity import LayersRow, by_layer, fidelity
 from keepkv.evaluation.fidelity.giving_back import with_head, with_layers
-from keepkv.evaluation.fidelity.layers import Passage, steps
-from keepkv.evaluation.setup import Variant
+from keepkv.evaluation.fidelity.layers import steps
+from keepkv.evaluation.fidelity.passages import Passage, of_task, of_text
+from keepkv.evaluation.setup import HELD_OUT, SEEDS, Variant
 from keepkv.measure.files import read_rows
+from keepkv.tasks.asking import encode
 from keepkv.tasks.text import document
 
 CONTEXT, LENGTH = 60, 80
@@ -37,8 +41,13 @@ def ids(seed: int = 1) -> Tensor:
     return torch.randint(3, VOCAB, (LENGTH,), generator=torch.Generator().manual_seed(seed))
 
 
+def passage(tokens: Tensor) -> Passage:
+    given = tokens.tolist()
+    return Passage(given[:CONTEXT], ((given[CONTEXT : CONTEXT + 1], given[CONTEXT + 1 :]),))
+
+
 def passages(n: int = 1) -> list[Passage]:
-    return [Passage.of_segment(ids(1 + i), CONTEXT) for i in range(n)]
+    return [passage(ids(1 + i)) for i in range(n)]
 
 
 def caches(network: Any, method: str = "keepkv2", **options: Any) -> tuple[keepkv.Cache, keepkv.Cache]:
@@ -223,7 +232,7 @@ def test_what_cannot_be_measured_is_said() -> None:
     with pytest.raises(KeepKVError, match="compressed nothing"):
         by_layer(network, passages(), snap, 500)
     with pytest.raises(KeepKVError, match="2048"):
-        by_layer(network, [Passage.of_segment(ids().repeat(30), CONTEXT)], snap, 0.4)
+        by_layer(network, [passage(ids().repeat(30))], snap, 0.4)
     with pytest.raises(KeepKVError, match="at least one"):
         by_layer(network, [], snap, 0.4)
     with pytest.raises(KeepKVError, match="one token at least that is given"):
@@ -238,6 +247,18 @@ def test_every_step_is_told() -> None:
     by_layer(model("llama"), passages(2), Variant("random"), 0.4, heads=[1, 1], step=told.append)
     assert len(told) == steps(model("llama"), passages(2), [1, 1]) == 14
     assert told[:4] == ["text 1: full", "text 1: random", "text 1: everything given back", "text 1: layer 0"]
+
+
+def test_passages_of_tasks_are_those_of_an_evaluation_and_of_a_text_go_on() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model())
+    one, two = of_task(tokenizer, "niah-multikey-1", 300, 2, seed=1, plain=False)
+    item = encode(tokenizer, tasks.get("niah-multikey-1").generate(tokenizer, 300, HELD_OUT + SEEDS))
+    assert one == Passage(item.context, tuple((x.prompt, x.answer) for x in item.asked)) and one != two
+    [judged] = of_task(tokenizer, "perplexity", 300, 1)
+    assert [len(given) for given, _ in judged.behind] == [1]
+    [only] = of_text(tokenizer, document(), 100, 1, 20)
+    assert (len(only.context), [(len(a), len(b)) for a, b in only.behind], only.longest) == (100, [(1, 19)], 120)
+    assert only.context[0] == tokenizer.bos_token_id
 
 
 def run(*args: str, code: int = 0) -> Any:

@@ -14,7 +14,6 @@ from keepkv.errors import KeepKVError
 
 if TYPE_CHECKING:
     from keepkv.evaluation.fidelity import LayersRow
-    from keepkv.evaluation.fidelity.layers import Passage
     from keepkv.evaluation.fidelity.rows import GivenBack
 
 METHODS = ("auto", "keepkv2")
@@ -63,64 +62,36 @@ def layers(
     from keepkv.cli import arguments
     from keepkv.core.budget import Budget
     from keepkv.evaluation.fidelity.layers import by_layer, steps
+    from keepkv.evaluation.fidelity.passages import of_task, of_text
     from keepkv.measure.files import folder, write
+    from keepkv.tasks.length import check_tokens
 
     variants = [arguments.variant(one) for one in method or METHODS]
     budgets = list(dict.fromkeys(Budget.of(one) for one in budget or ("0.2",)))
     if text is not None and task is not None:
         raise KeepKVError("--task asks questions and --text reads on: give one of them")
     words = None if text is None else arguments.read_text(text)
-    name = None if words is not None else _task(task or (OWN_TASK if model is None else TASK))
     into = None if out is None else folder(out)
     network, tokenizer = load(model, device)
-    passages = (
-        _of_task(tokenizer, name, length, items, seed, plain=model is not None)
-        if name is not None
-        else _of_text(tokenizer, words or "", length, after, items)
-    )
+    check_tokens(network, length, "a context")
+    if words is None:
+        name = task or (OWN_TASK if model is None else TASK)
+        behind, read = f"the questions of {name}", of_task(tokenizer, name, length, items, seed, model is not None)
+    else:
+        behind, read = f"{after} tokens that follow", of_text(tokenizer, words, length, items, after)
     label, rows = "embedded" if model is None else model, []
-    with progress(len(budgets) * len(variants) * steps(network, passages, heads or ())) as step:
+    with progress(len(budgets) * len(variants) * steps(network, read, heads or ())) as step:
         for at in budgets:
             for one in variants:
                 asked: Any = {"heads": heads or (), "seed": seed, "name": label, "step": step}
-                rows.append(by_layer(network, passages, one, at, **asked))
+                rows.append(by_layer(network, read, one, at, **asked))
     written = [] if into is None else write(rows, into, "layers")
     if as_json:
         print_json([row.to_dict() for row in rows])
         return
-    _show(rows, f"the questions of {name}" if name is not None else f"{after} tokens that follow", length)
+    _show(rows, behind, length)
     for path in written:
         typer.echo(f"wrote {path}")
-
-
-def _task(name: str) -> str:
-    from keepkv import tasks
-
-    found = tasks.get(name)
-    if found.decodes or found.sees or found.turns:
-        raise KeepKVError(
-            f"task {name!r} has no questions that are each asked on their own of a text: choose another, such as {TASK}"
-        )
-    return tasks.named(name)
-
-
-def _of_task(tokenizer: Any, name: str, length: int, items: int, seed: int, plain: bool) -> list[Passage]:
-    from keepkv import tasks
-    from keepkv.evaluation.fidelity.layers import Passage
-    from keepkv.evaluation.setup import HELD_OUT, SEEDS
-    from keepkv.tasks.asking import encode
-
-    seeds = range(HELD_OUT + SEEDS * seed, HELD_OUT + SEEDS * seed + items)
-    made = (tasks.get(name).generate(tokenizer, length, one, plain=plain) for one in seeds)
-    return [Passage.of_item(encode(tokenizer, item)) for item in made]
-
-
-def _of_text(tokenizer: Any, words: str, length: int, after: int, items: int) -> list[Passage]:
-    from keepkv.evaluation.fidelity.layers import Passage
-    from keepkv.evaluation.fidelity.segments import cut, tokenise
-
-    ids, start = tokenise(tokenizer, words)
-    return [Passage.of_segment(segment, length) for segment in cut(ids, items, length + after, start)]
 
 
 def _show(rows: list[LayersRow], behind: str, length: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -16,51 +17,18 @@ from keepkv.engine.cache import Cache
 from keepkv.engine.passes import again
 from keepkv.errors import KeepKVError
 from keepkv.evaluation.fidelity.giving_back import check_heads, held, with_head, with_layers
+from keepkv.evaluation.fidelity.passages import Passage
 from keepkv.evaluation.fidelity.reading import check_compressed, logits_after
 from keepkv.evaluation.fidelity.rows import GivenBack, LayersRow
 from keepkv.evaluation.setup import Variant
 from keepkv.measure.environment import MadeWith
 from keepkv.measure.interval import bootstrap
 from keepkv.metrics import kl
-from keepkv.tasks.asking import Encoded, Ids, compressed, pad, read
+from keepkv.tasks.asking import compressed, pad, read
 from keepkv.tasks.length import check_tokens
 
 HALF = 0.5  # of the KL: what a layer or head accounts for at least that is said to carry it
 Place = tuple[int, int | None]  # a layer, and a KV head of it or None for all
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A context that is compressed, and what is read behind it, each from a copy of the cache.
-
-    context: token ids. behind: pairs of token ids: what is given, one token at least, and what is said after it. What
-    is compared are the distributions of the next token from the last token given to the last one said.
-    """
-
-    context: Ids
-    behind: tuple[tuple[Ids, Ids], ...]
-
-    def __post_init__(self) -> None:
-        if not self.context or not self.behind or not all(given for given, _ in self.behind):
-            raise KeepKVError("a passage has a context, and behind it one token at least that is given")
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the context and the longest of what is behind it."""
-        return len(self.context) + max(len(given) + len(said) for given, said in self.behind)
-
-    @classmethod
-    def of_segment(cls, ids: Tensor, context: int) -> Passage:
-        """A stretch of a text (L,): its first ``context`` tokens, and how it goes on."""
-        tokens: Ids = ids.tolist()
-        return cls(tokens[:context], ((tokens[context : context + 1], tokens[context + 1 :]),))
-
-    @classmethod
-    def of_item(cls, item: Encoded) -> Passage:
-        """An item of a task: its context, and its questions with their right answers. Of a continuation without a
-        question the first token is given."""
-        pairs = [(one.prompt, one.answer) if one.prompt else (one.answer[:1], one.answer[1:]) for one in item.asked]
-        return cls(item.context, tuple(pairs))
 
 
 @dataclass
@@ -106,9 +74,7 @@ def by_layer(
     check_tokens(model, max(passage.longest for passage in passages), "a passage")
     asked, found = Budget.of(budget), _Found()
     for i, passage in enumerate(passages):
-        _measure(
-            model, passage, variant, asked, heads, seed + i, found, lambda what, n=i + 1: step(f"text {n}: {what}")
-        )
+        _measure(model, passage, variant, asked, heads, seed + i, found, partial(_tell, step, i + 1))
     mean = fmean(share for place, shares in found.held.items() if place[1] is None for share in shares)
     back = [_given_back(found, place, mean, seed) for place in found.back]
     return LayersRow(
@@ -129,6 +95,10 @@ def by_layer(
 def steps(model: Any, passages: Sequence[Passage], heads: Sequence[int] = ()) -> int:
     """How often ``by_layer`` calls ``step``."""
     return len(passages) * (3 + len(Cache(model, "full").compressible) + len(set(heads)))
+
+
+def _tell(step: Callable[[str], None], number: int, what: str) -> None:
+    step(f"text {number}: {what}")
 
 
 def _measure(
