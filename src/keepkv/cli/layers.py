@@ -9,7 +9,8 @@ from typer import Option
 
 from keepkv.cli.load import load
 from keepkv.cli.options import AsJson, Device, Import, Methods, Model, Texts
-from keepkv.cli.output import console, one_line_errors, print_json, progress, spread, table
+from keepkv.cli.output import console, one_line_errors, plus_minus, print_json, progress, table
+from keepkv.core.words import counted
 from keepkv.errors import KeepKVError
 
 if TYPE_CHECKING:
@@ -96,10 +97,11 @@ def layers(
 
 def _show(rows: list[LayersRow], behind: str, length: int) -> None:
     out = console()
-    out.print(f"{rows[0].made_with.model}: {rows[0].passages} contexts of {length} tokens, KL over {behind}.")
+    texts = f"{counted(rows[0].passages, 'context')} of {counted(length, 'token')}"
+    out.print(f"{rows[0].made_with.model}: {texts}, KL over {behind}.")
     for row in rows:
         out.print(
-            f"\n[bold]{row.label}[/bold], budget {row.budget}: KL {spread(row.kl, digits=4)}, all given back "
+            f"\n[bold]{row.label}[/bold], budget {row.budget}: KL {plus_minus(row.kl, digits=4)}, all given back "
             f"{row.whole.mean:.2g}"
         )
         made = table("given back", "held", "KL left", "accounts for", "")
@@ -116,4 +118,4 @@ def _show(rows: list[LayersRow], behind: str, length: int) -> None:
 
 def _cells(one: GivenBack) -> list[str]:
     mark = "starved" if one.starved else "carries" if one.carries else ""
-    return [f"{one.held:.0%}", spread(one.kl, digits=4), f"{one.accounts:.0%}", mark]
+    return [f"{one.held:.0%}", plus_minus(one.kl, digits=4), f"{one.accounts:.0%}", mark]

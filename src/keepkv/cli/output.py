@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from keepkv.measure.interval import Estimate
 
 __all__ = [
-    "Advance", "Step", "console", "listing", "one_line_errors", "print_json", "progress", "progress_rows", "resume",
-    "spread", "table", "waiting",
+    "Advance", "Step", "console", "listing", "one_line_errors", "plus_minus", "print_json", "progress", "progress_rows",
+    "resume", "table", "waiting",
 ]  # fmt: skip
 
 P = ParamSpec("P")
@@ -81,7 +81,7 @@ def table(*columns: str, left: int = 1) -> Table:
     return made
 
 
-def spread(estimate: Estimate, times: int = 1, digits: int = 3) -> str:
+def plus_minus(estimate: Estimate, times: int = 1, digits: int = 3) -> str:
     """``0.512±0.031``: ``times`` the mean, and half of its 95 % interval where there is one."""
     mean = f"{times * estimate.mean:.{digits}f}"
     if estimate.low is None or estimate.high is None:
