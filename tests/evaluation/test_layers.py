@@ -130,8 +130,8 @@ def plain_logits(network: nn.Module, allowed: dict[int, Tensor]) -> Tensor:
     try:
         cache = DynamicCache()
         with torch.inference_mode():
-            network(input_ids=ids()[None, :CONTEXT], past_key_values=cache)
-            logits = network(input_ids=ids()[None, CONTEXT:], past_key_values=cache).logits
+            network(input_ids=ids()[None, :CONTEXT], **{CACHE: cache})
+            logits = network(input_ids=ids()[None, CONTEXT:], **{CACHE: cache}).logits
     finally:
         network.set_attn_implementation(before)
     return logits[0].double().log_softmax(-1)
@@ -141,14 +141,14 @@ def test_what_is_left_is_what_a_plain_implementation_finds() -> None:
     """keepkv2 shares one budget over all layers: heads of all lengths, and masks over transformers' own cache."""
     network = model("llama")
     row = by_layer(network, passages(), Variant("keepkv2"), 0.4, heads=[1])
-    small, _ = caches(network)
+    small, whole = caches(network)
     everything = torch.ones(2, CONTEXT, dtype=torch.bool)
     kept = {i: torch.zeros(2, CONTEXT, dtype=torch.bool) for i in range(3)}
     for i, mask in kept.items():
         for head, positions in enumerate(small.kept_positions(i)[0]):
             mask[head, positions[positions >= 0].long()] = True
     assert len({int(head.sum()) for mask in kept.values() for head in mask}) > 2, "heads of different lengths"
-    del small
+    del small, whole  # the model has its own attention again
     full = plain_logits(network, dict.fromkeys(kept, everything))
 
     def left(allowed: dict[int, Tensor]) -> float:
