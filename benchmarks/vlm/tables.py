@@ -16,24 +16,38 @@ from keepkv.metrics import frontier
 
 from .speed import LatencyRow
 
+NULL = "random"  # what every method is compared with, in pairs
 
-def scores(rows: list[ItemRow], one: Aggregate) -> list[float]:
-    key = (one.mode, one.length, one.method, one.budget)
-    return [x.score for x in rows if x.score is not None and (x.mode, x.length, x.method, x.budget) == key]
+
+def scores(rows: list[ItemRow], one: Aggregate, method: str | None = None) -> dict[tuple[str, int], float]:
+    """Of each task and item; those of another ``method`` at the same budget where one is given."""
+    key = (one.mode, one.length, method or one.method, one.budget)
+    known = [x for x in rows if x.score is not None and (x.mode, x.length, x.method, x.budget) == key]
+    return {(x.task, x.seed): x.score for x in known if x.score is not None}
+
+
+def written(values: list[float], form: str) -> str:
+    """Mean and 95 % interval."""
+    if not values:
+        return ""
+    found = bootstrap(values)
+    interval = "" if found.low is None else f" [{found.low:{form}}, {found.high:{form}}]"
+    return f"{found.mean:{form}}{interval}"
 
 
 def table(rows: list[ItemRow], found: list[Aggregate]) -> list[str]:
     lines = [
-        "| method | budget | entries, of all | score | OP | loyalty | failed |",
-        "|---|---|---|---|---|---|---|",
+        f"| method | budget | entries, of all | score | less `{NULL}` | OP | OL | loyalty | failed |",
+        "|---" * 9 + "|",
     ]
     for one in found:
-        score, loyal = bootstrap(scores(rows, one)), one.loyalty
-        interval = "" if score.low is None else f" [{score.low:.2f}, {score.high:.2f}]"
-        said = "" if loyal is None else f"{loyal.macro:.1f} [{loyal.low:.0f}, {loyal.high:.0f}]"
+        mine, null, loyal = scores(rows, one), scores(rows, one, NULL), one.loyalty
+        pairs = [] if one.method == NULL else [x - null[at] for at, x in mine.items() if at in null]
+        said = " | " if loyal is None else f"{loyal.macro:.1f} | {loyal.micro:.1f} [{loyal.low:.0f}, {loyal.high:.0f}]"
         entries = "" if one.entries is None else f"{one.entries:.0f}, {one.share:.3f}"
         lines.append(
-            f"| `{one.method}` | {one.budget:g} | {entries} | {score.mean:.3f}{interval} | "
+            f"| `{one.method}` | {one.budget:g} | {entries} | {written([*mine.values()], '.2f')} | "
+            f"{written(pairs, '+.2f')} | "
             f"{one.performance or 0:.3f} | {said} | {one.failed or ''} |"
         )
     return lines

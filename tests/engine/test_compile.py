@@ -32,10 +32,10 @@ def run(arch: str, method: str, options: dict[str, Any], compiled: bool) -> tupl
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen3", "gpt-neox"])
-@pytest.mark.parametrize("method", ["random", "keepkv"])
+@pytest.mark.parametrize("method", ["random", "keepkv", "selkv"])
 def test_one_graph_over_decode_and_compressions(arch: str, method: str) -> None:
     options: dict[str, Any] = {"sinks": 2, "when": keepkv.When(every=12)}
-    if method == "keepkv":
+    if method != "random":
         options["window"] = 4
     eager, _ = run(arch, method, options, compiled=False)
     torch._dynamo.reset()

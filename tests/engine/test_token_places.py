@@ -197,16 +197,18 @@ def test_a_second_turn_brings_another_image(name: str, method: str) -> None:
 
 
 @torch.no_grad()
-def test_a_video_of_llava_onevision() -> None:
-    """A video is one stretch there, with a token behind it: one step of one position for each."""
-    model = zoo.model("llava-onevision")
+@pytest.mark.parametrize(("name", "tokens"), [("llava-onevision", 13), ("llava-next-video", 12)])
+def test_a_video_of_llava(name: str, tokens: int) -> None:
+    """A video is one stretch there, with OneVision a token behind it: one step of one position for each."""
+    model = zoo.model(name)
     ids = torch.randint(5, 280, (1, 30), generator=torch.Generator().manual_seed(1))
-    ids[0, 8:21] = zoo.VIDEO
+    ids[0, 8 : 8 + tokens] = zoo.VIDEO
     video = torch.randn(1, 3, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values_videos=video)
     arguments = dict(max_new_tokens=5, do_sample=False)
     cache = keepkv.Cache(model, "keepkv2", 1.0)
     assert torch.equal(model.generate(**inputs, **arguments), model.generate(**inputs, **arguments, **{CACHE: cache}))
     facts = cache.shared.positions.known.of(torch.arange(30)[None])[0]  # type: ignore[union-attr]
-    assert facts[8:21, CELL].tolist() == [*range(13)] and facts[8:21, STEP].unique().tolist() == [0]
+    assert facts[8 : 8 + tokens, CELL].tolist() == [*range(tokens)]
+    assert facts[8 : 8 + tokens, STEP].unique().tolist() == [0]
     assert facts[:, 0].tolist() == [*range(30)]

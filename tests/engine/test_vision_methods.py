@@ -17,7 +17,7 @@ from keepkv.engine.places import text_places
 from keepkv.engine.versions import CACHE
 from keepkv.engine.view import view_of
 
-FAMILIES = ["qwen2-vl", "llava", "qwen3-vl", "internvl"]
+FAMILIES = ["qwen2-vl", "llava", "qwen3-vl", "internvl", "llava-onevision", "llava-next-video"]
 BUDGET = 20
 Method = tuple[str, dict[str, Any]]
 

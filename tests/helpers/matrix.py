@@ -38,6 +38,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "finch": [{"size": None}],
     "dropkv": [{"project": True}],
     "zeromerge": [{"residual": 3}],
+    "kvslimmer": [{"score": "snapkv"}],
     "surface-logic-kv": [{"integration": "two_level", "behaviour": "copy_vs_compose"}],
     "duo-attention": [{"profile": "inf", "score": "keydiff"}],
 }
@@ -90,7 +91,7 @@ def store_cases(number: int = 0) -> list[Any]:
     made = []
     for i, one in enumerate(store_variants()):
         for j, arch in enumerate(STORE_ARCHITECTURES):
-            marks = [] if (i + j + number) % len(STORE_ARCHITECTURES) == 0 else pytest.mark.slow
+            marks: Any = [] if (i + j + number) % len(STORE_ARCHITECTURES) == 0 else pytest.mark.slow
             made.append(pytest.param(arch, *one.values, id=f"{arch}-{one.id}", marks=marks))
     return made
 
@@ -110,7 +111,7 @@ def cases(metafunc: pytest.Metafunc) -> list[Any]:
     tests = [name for name in vars(metafunc.module) if name.startswith("test_")]
     number, made = tests.index(metafunc.function.__name__), []
     for (i, arch), (j, one) in product(enumerate(ARCHITECTURES), enumerate(METHODS)):
-        marks = [] if (i + j + number) % PART == 0 else pytest.mark.slow
+        marks: Any = [] if (i + j + number) % PART == 0 else pytest.mark.slow
         made.append(pytest.param(arch, *one.values, id=f"{arch}-{one.id}", marks=marks))
     return made + store_cases(number)
 
@@ -123,7 +124,7 @@ def sampled(part: int, *factors: Sequence[Any]) -> list[Any]:
         chosen = [factor[i] for factor, i in zip(factors, numbers, strict=True)]
         values = [x.values[0] if isinstance(x, ParameterSet) else x for x in chosen]
         label = "-".join(str(x.id) if isinstance(x, ParameterSet) else str(x) for x in chosen)
-        marks = [] if sum(numbers) % part == 0 else pytest.mark.slow
+        marks: Any = [] if sum(numbers) % part == 0 else pytest.mark.slow
         made.append(pytest.param(*values, id=label, marks=marks))
     return made
 

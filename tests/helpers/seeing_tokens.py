@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from keepkv.vision.mark import MARK
+
 FIRST = 5  # ids below are special
 
 
@@ -18,3 +20,10 @@ class Letters:
 
     def decode(self, ids: Sequence[int] | int, **options: Any) -> str:
         return "".join(chr(x - FIRST) if FIRST <= x < FIRST + 128 else "?" for x in ids)  # type: ignore[union-attr]
+
+
+class Marks(Letters):
+    """A mark is nine tokens."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return super().encode(text.replace(MARK, "x" * 9), add_special_tokens)

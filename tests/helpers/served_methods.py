@@ -8,6 +8,7 @@ REFUSED = {  # and why; whatever is not here must be served
     "fastv": "tokens are of images", "text-first": "tokens are of images",
     "lazy-eviction": "2 numbers per slot",
     "raas": "whole prompt", "rpc": "whole prompt", "random-attention": "whole prompt", "triattention": "whole prompt",
+    "reasoning": "whole prompt",
 }  # fmt: skip
 CALIBRATED = {  # the kind that each needs
     "keepkv3": "gates", "q-filter": "q-filters", "headkv": "heads", "surface-logic-kv": "heads",

@@ -68,6 +68,12 @@ def _smolvlm() -> Any:
     return t.SmolVLMForConditionalGeneration(config)
 
 
+def _idefics3() -> Any:
+    text = {**BASE, "model_type": "llama"}
+    config = t.Idefics3Config(text_config=text, vision_config=SIGLIP, image_token_id=IMAGE, scale_factor=2)
+    return t.Idefics3ForConditionalGeneration(config)
+
+
 def _gemma3() -> Any:
     text = {**BASE, "head_dim": 16, "sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"]}
     config = t.Gemma3Config(
@@ -85,10 +91,22 @@ def _onevision() -> Any:
     return t.LlavaOnevisionForConditionalGeneration(config)
 
 
+def _next_video() -> Any:
+    config = t.LlavaNextVideoConfig(
+        text_config={**BASE, "model_type": "llama"}, vision_config={**SIGLIP, "model_type": "clip_vision_model"},
+        image_token_index=IMAGE, video_token_index=VIDEO, vision_feature_layer=-1, image_grid_pinpoints=[[16, 16]],
+    )  # fmt: skip
+    return t.LlavaNextVideoForConditionalGeneration(config)
+
+
 SECTIONED = {"qwen2-vl": _qwen2, "qwen2.5-vl": _qwen25, "qwen3-vl": _qwen3}
-MORE = {"llava-onevision": _onevision, "qwen2-vl-pairs": lambda: _qwen2(2)}  # with tests of their own
+MORE = {"qwen2-vl-pairs": lambda: _qwen2(2)}  # with tests of their own
 # Images of 16 × 16 pixels, and how many tokens each is.
 PLAIN = {"llava": (_llava, 16), "internvl": (_internvl, 4), "smolvlm": (_smolvlm, 4), "gemma3": (_gemma3, 4)}
+PLAIN["idefics3"] = (_idefics3, 4)
+# An image as a whole, then in tiles, here one, whose rows end with a token: 16 + 4 · (4 + 1).
+TILED = {"llava-onevision": (_onevision, 36), "llava-next-video": (_next_video, 36)}
+PLAIN |= TILED
 ZOO: dict[str, Callable[[], Any]] = {**SECTIONED, **{name: make for name, (make, _) in PLAIN.items()}}
 
 
@@ -135,7 +153,10 @@ def prompt(name: str, seed: int, parts: str = "tit") -> dict[str, Tensor]:
                 made[key], made[grid] = torch.cat(pixels[part]), torch.tensor(grids[part])
     elif pixels["i"]:
         images = torch.stack(pixels["i"])
-        made["pixel_values"] = images[None] if name == "smolvlm" else images
+        made["pixel_values"] = images[None] if name in ("smolvlm", "idefics3") else images
+        if name in TILED:
+            made["pixel_values"] = torch.stack((images, images), dim=1)
+            made["image_sizes"] = torch.tensor([[16, 16]] * len(images))
         if name == "gemma3":
             made["token_type_ids"] = (tokens == IMAGE).long()
     return made

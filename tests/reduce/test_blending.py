@@ -18,6 +18,7 @@ from keepkv.methods import METHODS
 from keepkv.reduce.base import Reduce, Reduced
 from keepkv.reduce.drop import Drop
 from keepkv.reduce.kvmerger import KVMerger
+from keepkv.reduce.kvslimmer import KVSlimmer
 from keepkv.reduce.look_m import LookM
 from keepkv.reduce.weightedkv import WeightedKV
 from keepkv.reduce.zeromerge import ZeroMerge
@@ -26,7 +27,9 @@ from keepkv.score.content.random import Random
 torch.set_num_threads(1)
 F64 = torch.float64
 FEW = settings(max_examples=25, deadline=None)
-ALL: list[Reduce] = [LookM(), LookM("average"), LookM("weighted"), KVMerger(0.3), WeightedKV(), ZeroMerge(2)]
+ALL: list[Reduce] = [
+    LookM(), LookM("average"), LookM("weighted"), KVMerger(0.3), KVSlimmer(), WeightedKV(), ZeroMerge(2),
+]  # fmt: skip
 seeds = st.integers(0, 10_000)
 
 

@@ -213,20 +213,21 @@ def _bench(folder: str) -> list[Aggregate]:
 def _show_bench(found: list[Aggregate]) -> None:
     out = console()
     for mode, length in dict.fromkeys((one.mode, one.length) for one in found):
-        made = table("method", "budget", "entries", "of all", "OP", "loyalty", "95 %")
+        made = table("method", "budget", "entries", "of all", "OP", "OL", "loyalty", "95 %")
         for one in found:
             if (one.mode, one.length) == (mode, length):
                 loyal = one.loyalty
                 made.add_row(
                     one.method, str(one.budget), "" if one.entries is None else f"{one.entries:.0f}",
                     _number(one.share), _number(one.performance), "" if loyal is None else f"{loyal.macro:.1f}",
+                    "" if loyal is None else f"{loyal.micro:.1f}",
                     "" if loyal is None else f"{loyal.low:.0f} … {loyal.high:.0f}",
                 )  # fmt: skip
         out.print(f"\n[bold]all tasks[/bold], {length} tokens, {mode}")
         out.print(made)
     if found:
         out.print("entries: cached in a layer, mean. OP: √ of the mean squared ratio to the full cache's scores.")
-        out.print("loyalty: replies that are the full cache's, per cent, mean over tasks; interval over replies.")
+        out.print("loyalty: replies that are the full cache's, per cent. OL: the mean of the tasks' loyalties.")
         lost = sorted({name for one in found for name in one.left_out})
         if lost:
             out.print(f"Without a ratio, as the full cache scores 0: {', '.join(lost)}.")

@@ -6,11 +6,13 @@ from keepkv.reduce import (  # noqa: F401
     drop,
     grkv,
     kvmerger,
+    kvslimmer,
     look_m,
     matching,
     merge,
     refit,
     residual,
+    selkv,
     weightedkv,
     zeromerge,
 )  # fmt: skip

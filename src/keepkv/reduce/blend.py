@@ -1,4 +1,4 @@
-"""What reductions share that blend what leaves into kept slots, without votes."""
+"""What reductions share that blend what leaves into kept slots."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ def targets(view: LayerView, keep: Tensor) -> Tensor:
     """(B,H,S) bool: slots of ``keep`` that something may enter, those that are not protected."""
     keep = keep & view.slots.valid
     return keep if view.protected is None else keep & ~view.protected
+
+
+def following(free: Tensor) -> Tensor:
+    """(B,H,S) int64: the first slot of ``free`` (B,H,S) bool that stands where each slot does or behind it, S for
+    none."""
+    size = free.shape[-1]
+    column = torch.arange(size, device=free.device).expand_as(free)
+    return column.where(free, size).flip(-1).cummin(-1).values.flip(-1)
 
 
 def blended(x: Tensor, group: Tensor, shares: Tensor, own: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from keepkv.core.slots import LayerView
 from keepkv.kernels.groups import expand_groups, group_sum
 from keepkv.observe.masses import exact_dtype
 from keepkv.reduce.base import Reduce, Reduced, register_reduce
-from keepkv.reduce.blend import blended, outcome, targets
+from keepkv.reduce.blend import blended, following, outcome, targets
 from keepkv.reduce.drop import Drop
 from keepkv.score.base import Score
 
@@ -36,9 +36,7 @@ class WeightedKV(Reduce):
         slots = view.slots
         keep = keep & slots.valid
         size = slots.positions.shape[-1]
-        column = torch.arange(size, device=keep.device).expand_as(keep)
-        following = column.where(targets(view, keep), size).flip(-1).cummin(-1).values.flip(-1)
-        group = following.where(slots.valid & ~keep, size)
+        group = following(targets(view, keep)).where(slots.valid & ~keep, size)
         if not bool((group < size).any()):
             return Drop()(view, keep, scores, score)
         weights = scores.to(exact_dtype(slots.values)).clamp(min=0.0)

@@ -39,6 +39,7 @@ from keepkv.score.queries.finch import Finch
 from keepkv.score.queries.h2o import H2O
 from keepkv.score.queries.lru import LRU
 from keepkv.score.queries.matching import Matching
+from keepkv.score.queries.pairs import Pairs
 from keepkv.score.queries.restkv import ReSTKV
 from keepkv.score.queries.snapkv import SnapKV
 from keepkv.score.queries.tova import TOVA
@@ -54,7 +55,7 @@ __all__ = [
     "Block", "Cap", "Chunk", "ChunkKV", "Compactor", "Critical", "CurDKV", "Decayed", "DropKV", "Ema", "Ends",
     "EvenFrames", "ExpectedAttention", "FastKVzip", "FastV", "Finch", "FunctionScore", "GKV", "Gates", "H2O",
     "InfiniPotV", "KNorm", "KVCompose", "KVgrad", "KVzap", "KVzip", "KeyDiff", "LRU", "LagKV", "LazyEviction",
-    "Leverage", "LeverageScore", "Matching", "MorphKV", "NewestFrames", "QFilter", "RKV", "RPC", "RaaS", "Random",
-    "ReSTKV", "SCORES", "Score", "SnapKV", "Streaming", "TOVA", "TaR", "TextFirst", "TriAttention", "VLCache", "VaN",
-    "VaSE", "register_score",
+    "Leverage", "LeverageScore", "Matching", "MorphKV", "NewestFrames", "Pairs", "QFilter", "RKV", "RPC", "RaaS",
+    "Random", "ReSTKV", "SCORES", "Score", "SnapKV", "Streaming", "TOVA", "TaR", "TextFirst", "TriAttention", "VLCache",
+    "VaN", "VaSE", "register_score",
 ]  # fmt: skip

@@ -54,7 +54,7 @@ class Plain:
     axes: int = 1
 
     def grid(self, model: Any, size: tuple[int, int]) -> tuple[int, int]:
-        frame = next(model.parameters()).new_zeros(1, 3, *size)
+        frame = next(model.parameters()).new_ones(1, 3, *size)  # Idefics3 takes zeros for padding
         with torch.no_grad():
             out = model.get_image_features(**self.pixels(frame))
         found = getattr(out, "pooler_output", out)
@@ -89,6 +89,7 @@ def family_of(model: Any, processor: Any = None, size: tuple[int, int] | None = 
         "qwen3_vl": "it writes the time of every step as text before it",
         "gemma3": "its images see themselves in both directions, and other layers have a sliding window",
         "llava_onevision": "it puts a token behind the whole video",
+        "llava_next_video": "it pools the frames of a video, and not those that come as images",
     }.get(kind, "how it takes video is not known here")
     raise UnsupportedModel(
         f"{type(model).__name__}: no video stream, {why}. Supported are Qwen2-VL, Qwen2.5-VL, LLaVA, InternVL, SmolVLM "

@@ -88,7 +88,7 @@ NAMES = [name for name in (*METHODS, *PRESETS) if name != "full"]
 
 def observing() -> list[Any]:
     """Methods whose scores look at queries, of which some make no difference between the tokens of a reply."""
-    one_by_one = ("keepkv", "h2o", "g-kv", "zeromerge", "reasoning")
+    one_by_one = ("keepkv", "h2o", "g-kv", "zeromerge")
     found = (name for name in NAMES if name not in REFUSED and make_method(name, {}).score.observes)
     return [pytest.param(name, marks=[] if name in one_by_one else pytest.mark.slow) for name in found]
 

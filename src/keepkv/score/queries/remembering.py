@@ -16,14 +16,20 @@ from keepkv.score.base import Wrapped
 
 @dataclass(frozen=True)
 class Remembering(Wrapped):
-    """A score as it is, plus the last ``size`` queries of each row for a merge, where the score remembers fewer."""
+    """A score as it is, plus the last ``size`` queries of each row for a merge, where the score remembers fewer; with
+    ``turns`` plus the rotary embedding, for one that moves keys to other places."""
 
     size: Queries
+    turns: bool = False
 
     passed_on: ClassVar[tuple[str, ...]] = (
         *Wrapped.passed_on, "needs_second_reading", "needs_gradients", "follows_decode", "scores_within_spans",
         "span_stats",
     )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "needs_rope", self.turns or self.score.needs_rope)
 
     @property
     def remembers(self) -> dict[str, int]:

@@ -13,7 +13,7 @@ from keepkv.errors import UnknownName
 from keepkv.tasks.base import Item, TaskError
 from keepkv.tasks.files import ifeval, infinitebench, longbench, longbench_v2, mathematics, vlm
 from keepkv.tasks.files.base import Benchmark, FileTask
-from keepkv.tasks.files.records import FOLDER, download, read
+from keepkv.tasks.files.records import download
 
 _LONG = (longbench.BENCHMARK, longbench_v2.BENCHMARK, infinitebench.BENCHMARK)
 _ALL = (*_LONG, mathematics.AIME, mathematics.MATH_500, ifeval.BENCHMARK, vlm.BENCHMARK)
@@ -28,8 +28,8 @@ def is_file_task(name: str) -> bool:
 def open_task(name: str, path: str | Path | None = None) -> FileTask:
     """The task ``BENCHMARK``, ``BENCHMARK:PART`` or ``BENCHMARK:PART=PATH``.
 
-    ``path``: a JSON, JSON lines or parquet file, or a directory that holds one named after the part; None: from the
-    hub. Raises ``UnknownName`` and ``TaskError``.
+    ``path``: a JSON, JSON lines, parquet or tab-separated file, several of them as ``data/test-*.parquet``, or a
+    directory that holds one named after the part; None: from the hub. Raises ``UnknownName`` and ``TaskError``.
     """
     head, equals, given = name.partition("=")
     if equals and path is not None:
@@ -49,12 +49,9 @@ def _opened(head: str, path: str | None) -> FileTask:
         raise UnknownName(f"part of {name}", part, held.parts)
     if part and not held.parts:
         raise TaskError(f"{name} has no parts, given: {part!r}")
-    records = read(path, part or name) if path else download(*held.hub(part))
-    if held.sees and path:
-        place = Path(path).expanduser()
-        records = [{**record, FOLDER: str(place if place.is_dir() else place.parent)} for record in records]
+    records = held.load(path, part or name) if path else download(*held.hub(part))
     return FileTask(
-        head, held.summary, _never, decodes=held.decodes, sees=held.sees, records=records,
+        head, held.summary, _never, decodes=held.decodes, sees=held.sees, records=records, source=path or name,
         make=lambda record: held.make(record, part),
     )  # fmt: skip
 

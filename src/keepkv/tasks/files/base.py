@@ -12,7 +12,7 @@ from typing import Any
 
 from keepkv.errors import KeepKVError
 from keepkv.tasks.base import Item, Question, Task, TaskError, counter
-from keepkv.tasks.files.records import Record, Records
+from keepkv.tasks.files.records import FOLDER, Record, Records, read
 
 DRAW = 100_000
 
@@ -23,7 +23,7 @@ class Benchmark:
 
     parts: names of its data sets, and of their files; empty: there is only one. make(record, part): the item.
     hub(part): data set on the Hugging Face hub, its configuration and split, where it is known to be there. sees:
-    records name pictures.
+    records name pictures. load(path, part): the records of a file.
     """
 
     name: str
@@ -33,14 +33,16 @@ class Benchmark:
     parts: tuple[str, ...] = ()
     decodes: bool = False
     sees: bool = False
+    load: Callable[[str, str], Records] = field(default=read, repr=False)
 
 
 @dataclass(frozen=True)
 class FileTask(Task):
-    """A data set as a task. records: what ``make`` makes the items of."""
+    """A data set as a task. records: what ``make`` makes the items of; source: the file or the data set of a hub."""
 
     records: Records = field(default=(), repr=False)
     make: Callable[[Record], Item] = field(default=lambda record: Item("", ()), repr=False)
+    source: str = field(default="", repr=False)
 
     @property
     def size(self) -> int:
@@ -75,8 +77,8 @@ class FileTask(Task):
                 raise
             said = f"no field {error}" if isinstance(error, KeyError) else str(error)
             raise TaskError(
-                f"record {index + 1} is not one of {self.name}: {said}; its fields are "
-                f"{', '.join(self.records[index])}. Is it the file of another benchmark?"
+                f"record {index + 1} of {self.source!r} is not one of {self.name}: {said}; its fields are "
+                f"{', '.join(x for x in self.records[index] if x != FOLDER)}. Is it the file of another benchmark?"
             ) from error
 
 
