@@ -9,7 +9,7 @@ from typer import Option
 
 from keepkv.cli.load import load
 from keepkv.cli.options import AsJson, Device, Import, Model, Texts
-from keepkv.cli.output import console, one_line_errors, print_json, progress, table
+from keepkv.cli.output import console, one_line_errors, plus_minus, print_json, progress, table
 from keepkv.errors import KeepKVError
 
 if TYPE_CHECKING:
@@ -114,12 +114,5 @@ def _show(rows: list[FidelityRow]) -> None:
 
 
 def _cells(found: dict[str, Estimate]) -> list[str]:
-    wide = [_spread(found["kl"]), _spread(found["top1"], 100, 1) + "%", _spread(found["output_error"])]
+    wide = [plus_minus(found["kl"]), plus_minus(found["top1"], 100, 1) + "%", plus_minus(found["output_error"])]
     return [*wide, f"{found['prefix'].mean:.1f}", f"{found['loyalty'].mean:.0%}"]
-
-
-def _spread(estimate: Estimate, times: int = 1, digits: int = 3) -> str:
-    mean = f"{times * estimate.mean:.{digits}f}"
-    if estimate.low is None or estimate.high is None:
-        return mean
-    return f"{mean}±{times * (estimate.high - estimate.low) / 2:.{digits}f}"

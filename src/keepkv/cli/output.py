@@ -7,7 +7,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -20,9 +20,12 @@ from rich.text import Text
 from keepkv.cli.progress import ANEW, Advance, Step, progress, progress_rows, resume, waiting
 from keepkv.errors import KeepKVError
 
+if TYPE_CHECKING:
+    from keepkv.measure.interval import Estimate
+
 __all__ = [
-    "Advance", "Step", "console", "listing", "one_line_errors", "print_json", "progress", "progress_rows", "resume",
-    "table", "waiting",
+    "Advance", "Step", "console", "listing", "one_line_errors", "plus_minus", "print_json", "progress", "progress_rows",
+    "resume", "table", "waiting",
 ]  # fmt: skip
 
 P = ParamSpec("P")
@@ -76,6 +79,14 @@ def table(*columns: str, left: int = 1) -> Table:
     for i, name in enumerate(columns):
         made.add_column(name, justify="left" if i < left else "right", overflow="fold")
     return made
+
+
+def plus_minus(estimate: Estimate, times: int = 1, digits: int = 3) -> str:
+    """``0.512±0.031``: ``times`` the mean, and half of its 95 % interval where there is one."""
+    mean = f"{times * estimate.mean:.{digits}f}"
+    if estimate.low is None or estimate.high is None:
+        return mean
+    return f"{mean}±{times * (estimate.high - estimate.low) / 2:.{digits}f}"
 
 
 def listing(rows: Iterable[tuple[str, Any]]) -> None:

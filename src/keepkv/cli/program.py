@@ -114,6 +114,7 @@ VERBS = (
     Verb("characterize", "characterize:characterize", COMPARE),
     Verb("recommend", "recommend:recommend", COMPARE, long=False),
     Verb("tune", "tune:search,capacity,schedule", COMPARE),
+    Verb("layers", "layers:layers", INSIDE),
     Verb("calibrate", "calibrate:calibrate", INSIDE),
     Verb("train", "train:train", INSIDE),
     Verb("info", "info:info", INSIDE, long=False),

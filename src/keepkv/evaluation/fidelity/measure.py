@@ -12,6 +12,7 @@ from torch import Tensor
 from keepkv.core.budget import Budget
 from keepkv.engine.cache import Cache
 from keepkv.errors import KeepKVError
+from keepkv.evaluation.fidelity.reading import check_compressed, grown, logits_after
 from keepkv.evaluation.fidelity.replay import Call, record, replay
 from keepkv.evaluation.fidelity.rows import FidelityRow
 from keepkv.evaluation.setup import BASELINES, Variant
@@ -129,19 +130,14 @@ def _read(model: Any, context: list[int], case: _Case, seed: int) -> tuple[Cache
     if any(layer.progress.pending for layer in cache.compressible):
         cache.compress()  # deferred to the next forward, which is ours to measure
     cache.compressing = False
-    if not cache.report().compressed and case.variant.method != "full" and case.budget.share != 1.0:
-        raise KeepKVError(
-            f"{case.variant.label} with a budget of {case.budget} compressed nothing of {len(context)} tokens: its row "
-            "would be the full cache under another name. Give a smaller budget, a longer context, or a schedule that "
-            "compresses the prompt."
-        )
+    check_compressed(cache, case.variant.label, case.budget, len(context))
     return cache, mask
 
 
 def _reference(model: Any, full: Cache, mask: Tensor, forced: Tensor, greedy: int) -> _Reference:
     twin = full.copy()
     calls = record(twin)
-    logits = _logits(model, twin, mask, forced)
+    logits = logits_after(model, twin, mask, forced)
     stops = model.generation_config.eos_token_id if model.generation_config else None
     ends = set(stops if isinstance(stops, list) else [stops])
     reply: list[int] = []
@@ -153,7 +149,7 @@ def _reference(model: Any, full: Cache, mask: Tensor, forced: Tensor, greedy: in
 
 
 def _measure(model: Any, cache: Cache, mask: Tensor, forced: Tensor, reference: _Reference, case: _Case) -> None:
-    logits = _logits(model, cache.copy(), mask, forced)
+    logits = logits_after(model, cache.copy(), mask, forced)
     errors: dict[int, float] = {}
     for call, output in zip(reference.calls, replay(cache, reference.calls), strict=True):
         errors[call.index] = float(relative_error(call.output, output).mean())
@@ -179,26 +175,9 @@ def _measure(model: Any, cache: Cache, mask: Tensor, forced: Tensor, reference: 
         case.layers.setdefault(layer, []).append(value)
 
 
-def _logits(model: Any, cache: Cache, mask: Tensor, ids: Tensor) -> Tensor:
-    """Logits (T,V) after each of ``ids`` (1,T); advances ``cache``, which holds the tokens of ``mask``.
-
-    Where decoded tokens choose what they attend to they are fed one by one, since several at once attend to everything.
-    """
-    if cache.settings.select is None:
-        return asking.step(model, cache, ids, _grown(mask, ids), keep=ids.shape[1])[0]
-    grown = _grown(mask, ids)
-    steps = range(ids.shape[1])
-    found = [asking.step(model, cache, ids[:, i : i + 1], grown[:, : mask.shape[1] + i + 1])[0] for i in steps]
-    return torch.cat(found)
-
-
 def _decode(model: Any, cache: Cache, mask: Tensor, first: Tensor) -> Iterator[int]:
     """Greedy continuation of ``first`` (1,1) on a copy of ``cache``, token by token, without end."""
-    return map(int, asking.greedy(model, cache.copy(), _grown(mask, first), first))
-
-
-def _grown(mask: Tensor, ids: Tensor) -> Tensor:
-    return torch.cat((mask, torch.ones_like(ids)), dim=1)
+    return map(int, asking.greedy(model, cache.copy(), grown(mask, first), first))
 
 
 def _row(case: _Case, about: dict[str, int], made_with: MadeWith) -> FidelityRow:

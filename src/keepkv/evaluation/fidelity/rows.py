@@ -1,4 +1,4 @@
-"""The rows of ``fidelity.jsonl``."""
+"""The rows of ``fidelity.jsonl`` and ``layers.jsonl``."""
 
 from __future__ import annotations
 
@@ -51,3 +51,58 @@ class FidelityRow(Row):
         for name, estimate in self.metrics.items():
             row |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         return row | {f"output_error_layer_{layer}": estimate.mean for layer, estimate in self.layers.items()}
+
+
+@dataclass(frozen=True)
+class GivenBack:
+    """A layer, or one KV head of it, that was given its slots back while all others stayed compressed.
+
+    held: share of its slots that the compressed cache has. kl: to the full cache, with them given back. accounts: share
+    of the KL that is gone then, below 0 where it grows. carries: whether that is half of it or more. starved: whether
+    it carries the KL and holds no larger share than all layers do on average.
+    """
+
+    layer: int
+    head: int | None
+    held: float
+    kl: Estimate
+    accounts: float
+    carries: bool
+    starved: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersRow(Row):
+    """What each layer accounts for of the KL to the full cache, of one method at one budget.
+
+    budget: as asked. ratio: of bytes, from the receipt. kl: as it is; whole: with all layers given back. layers: every
+    one that is compressed; heads: the KV heads of those that were asked for. Estimates are over ``passages``.
+    """
+
+    method: str
+    options: dict[str, Any]
+    budget: float | int | str
+    ratio: float
+    passages: int
+    kl: Estimate
+    whole: Estimate
+    layers: list[GivenBack]
+    heads: list[GivenBack]
+    seed: int
+    made_with: MadeWith = field(metadata=INLINE)
+
+    @property
+    def label(self) -> str:
+        """Method and options as the command line takes them."""
+        return method_label(self.method, self.options)
+
+    def flat(self) -> dict[str, Any]:
+        """One column for each number, without the values of single passages."""
+        whole = self.to_dict()
+        names = ("method", "budget", "ratio", "passages", "seed", "model", "device", "dtype", "revision")
+        row = {name: whole[name] for name in names} | {"options": json.dumps(whole["options"])}
+        row |= {**self.made_with.files_and_versions, "kl": self.kl.mean, "kl_whole": self.whole.mean}
+        for one in (*self.layers, *self.heads):
+            place = f"layer_{one.layer}" if one.head is None else f"layer_{one.layer}_head_{one.head}"
+            row |= {f"held_{place}": one.held, f"kl_{place}": one.kl.mean, f"accounts_{place}": one.accounts}
+        return row
