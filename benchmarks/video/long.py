@@ -2,8 +2,8 @@
 
     python -m benchmarks.video.long --out benchmarks/video/results
 
-A process for each policy, so that its memory is its own. Time is the processor's, beside that of a fixed piece of work in
-turn with it, the model's reading of a text without a cache: so a machine that changes its pace is told from a stream
+A process for each policy, so that its memory is its own. Time is the processor's, beside that of a fixed piece of work
+in turn with it, the model's reading of a text without a cache: so a machine that changes its pace is told from a stream
 that does.
 """
 
@@ -94,7 +94,7 @@ def measure(policy: str, seed: int, frames: int) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Answers, and how far slots and memory of each policy go apart from frame 500 on, and times within each stream."""
     lines = [
-        "| policy | recent | rare | slots, from frame 500 | memory of the process | ms per frame | in texts, a stream |",
+        "| policy | recent | rare | slots, from frame 500 | memory | ms per frame | in texts, a stream |",
         "|---" * 7 + "|",
     ]
     for policy in dict.fromkeys(row["policy"] for row in rows):
