@@ -60,6 +60,7 @@ def serve(
     fill: Annotated[
         bool, Option("--fill", help="vllm: keep up to a block more, so that stock kernels attend.")
     ] = False,
+    graphs: Annotated[bool, Option("--graphs", help="vllm: CUDA graphs of what lies between two attentions.")] = False,
     show: Annotated[bool, Option("--show", help="vllm: print the command, and do not run it.")] = False,
     **fields: Any,
 ) -> None:
@@ -75,8 +76,10 @@ def serve(
     """
     given = {name: value for name, value in fields.items() if value is not None and value != []}
     if engine == OWN:
-        if flags or fill or show:
-            raise KeepKVError("--fill, --show and flags behind -- are vLLM's: add --engine vllm, or leave them out")
+        if flags or fill or graphs or show:
+            raise KeepKVError(
+                "--fill, --graphs, --show and flags behind -- are vLLM's: add --engine vllm, or leave them out"
+            )
         _own(config, {**given, "model": model})
     elif engine not in ENGINES:
         raise UnknownName("engine", engine, [OWN, *ENGINES])
@@ -86,7 +89,7 @@ def serve(
     elif model is None:
         raise KeepKVError("--engine vllm needs a model: a directory or a Hub name")
     else:
-        _run(engine, model, flags or [], fill=fill, show=show, **given)
+        _run(engine, model, flags or [], fill=fill, graphs=graphs, show=show, **given)
 
 
 def _own(path: str | None, given: dict[str, Any]) -> None:
@@ -121,7 +124,7 @@ def _own(path: str | None, given: dict[str, Any]) -> None:
     run(model, tokenizer, config, lambda line: console().print(line, markup=False, soft_wrap=True))
 
 
-def _run(engine: str, model: str, flags: list[str], *, fill: bool, show: bool, **given: Any) -> None:
+def _run(engine: str, model: str, flags: list[str], *, fill: bool, graphs: bool, show: bool, **given: Any) -> None:
     """Run an engine with keepkv inside in place of this process."""
     import os
     import shlex
@@ -138,7 +141,7 @@ def _run(engine: str, model: str, flags: list[str], *, fill: bool, show: bool, *
             raise KeepKVError(f"when.cap={when.cap}: a server keeps no hard cap. Give a budget in slots and --every")
         every = when.every if every is None else every
     options |= {"every": every} if every is not None else {}
-    options |= {"fill": True} if fill else {}
+    options |= ({"fill": True} if fill else {}) | ({"graphs": True} if graphs else {})
     made = import_module(ENGINES[engine])
     command = [
         *made.serve_command(

@@ -21,7 +21,18 @@ def test_arguments_on_cpus_and_gpus() -> None:
     cpu, gpu = engine_args(device="cpu"), engine_args("snapkv", 0.25, device="cuda", window=16)
     assert set(cpu) == {"worker_cls", "scheduler_cls"}
     assert gpu["attention_backend"] == "CUSTOM" and "Async" in gpu["scheduler_cls"]
+    assert gpu["enforce_eager"] and "compilation_config" not in gpu
     assert gpu["additional_config"] == {"keepkv": {"method": "snapkv", "budget": 0.25, "window": 16}}
+
+
+def test_graphs_between_attentions() -> None:
+    held = engine_args(device="cuda", graphs=True)
+    assert held["compilation_config"] == {"cudagraph_mode": "PIECEWISE"} and "enforce_eager" not in held
+    assert "additional_config" not in held, "it is no option of a method"
+    flags = serve_flags("snapkv", 0.25, device="cuda", graphs=True)
+    assert json.loads(flags[flags.index("--compilation-config") + 1]) == {"cudagraph_mode": "PIECEWISE"}
+    with pytest.raises(KeepKVError, match="leave them out on a CPU"):
+        engine_args(device="cpu", graphs=True)
 
 
 @pytest.mark.parametrize(

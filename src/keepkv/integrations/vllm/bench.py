@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from keepkv.errors import KeepKVError
-from keepkv.integrations.vllm.flags import engine_args
+from keepkv.integrations.vllm.flags import device_here, engine_args
 from keepkv.integrations.vllm.versions import installed
 from keepkv.integrations.vllm.wish import read
 from keepkv.measure.environment import MadeWith, revision
@@ -129,13 +129,15 @@ def engine(load: Load, ours: bool, calibration: Any = None, **args: Any) -> Iter
     """vLLM with the load's KV memory; ``ours``: with keepkv inside. args: further keywords of ``vllm.LLM``."""
     from vllm import LLM
 
+    on_cpu = device_here() == "cpu"  # elsewhere both have graphs, each as many as it can
     given: dict[str, Any] = dict(
-        skip_tokenizer_init=True, enforce_eager=True, dtype=load.dtype, max_model_len=load.prompt + load.reply,
+        skip_tokenizer_init=True, enforce_eager=on_cpu, dtype=load.dtype, max_model_len=load.prompt + load.reply,
         enable_prefix_caching=False, disable_log_stats=False, kv_cache_memory_bytes=load.kv_bytes,
     )  # fmt: skip
     given |= {} if load.block is None else {"block_size": load.block}
     given |= {} if load.at_once is None else {"max_num_batched_tokens": load.at_once}
-    llm = LLM(load.model, **{**given, **(engine_args(calibration=calibration) if ours else {}), **args})
+    own = engine_args(calibration=calibration, graphs=not on_cpu) if ours else {}
+    llm = LLM(load.model, **{**given, **own, **args})
     try:
         yield llm
     finally:

@@ -1,13 +1,15 @@
 """keepkv's attention backend and worker on GPUs. By vLLM's source: it was never run on one.
 
 Rows that the stock kernel cannot read attend in keepkv's own attention over gathered slots, which no CUDA graph holds:
-the engine is eager, as ``engine_args`` has it. Blocks may lie slot by slot or head by head: ``Pool`` goes by strides.
+the engine is eager, or has graphs of what lies between two attentions, as ``engine_args`` has it. Blocks may lie slot
+by slot or head by head: ``Pool`` goes by strides.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends.triton_attn import (
     TritonAttentionBackend,
     TritonAttentionImpl,
@@ -30,6 +32,11 @@ class KeepKVImpl(Serving, TritonAttentionImpl):
 
 class KeepKVBuilder(Building, TritonAttentionMetadataBuilder):
     """Metadata by vLLM's builder, from tables that begin with what is still read."""
+
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
+        """No graph holds this attention: vLLM takes "PIECEWISE" where it was told to hold all."""
+        return AttentionCGSupport.NEVER
 
 
 class KeepKVBackend(TritonAttentionBackend):

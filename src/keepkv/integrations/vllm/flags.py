@@ -18,22 +18,25 @@ _HERE = "keepkv.integrations.vllm"
 
 def engine_args(
     method: str | None = None, budget: float | int | str | None = None, *, device: str | None = None,
-    calibration: Files = None, **options: Any,
+    calibration: Files = None, graphs: bool = False, **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Keywords of ``vllm.LLM`` or ``vllm.EngineArgs``: keepkv's scheduler, worker and backend, and the default of
     requests that ask for nothing.
 
     method, budget, options: as in ``keepkv.Cache``, with ``every`` for ``When(every=…)`` and ``fill``; without a budget
     a request is compressed only where it asks for it. device: "cpu" or "cuda"; None: where vLLM runs here. calibration:
-    files of `keepkv calibrate`, for all requests whose methods need one. Raises ``KeepKVError`` for what cannot be
-    served.
+    files of `keepkv calibrate`, for all requests whose methods need one. graphs: on a GPU, compile the model and hold
+    what lies between two attentions in CUDA graphs ("PIECEWISE"), instead of running it eagerly. Raises
+    ``KeepKVError`` for what cannot be served.
     """
     default = {"method": method, "budget": budget, SERVERS: written(calibration), **options}
     default = {name: x for name, x in default.items() if x is not None}
     read(default, asking=False)
     if device not in (None, "cpu", "cuda"):
         raise KeepKVError(f"device={device!r}: supported are 'cpu' and 'cuda'")
-    if (device or _device()) == "cpu":
+    if (device or device_here()) == "cpu":
+        if graphs:
+            raise KeepKVError("graphs are CUDA's: leave them out on a CPU, where vLLM compiles as it is told to")
         found: dict[str, Any] = {
             "worker_cls": f"{_HERE}.cpu.KeepKVWorker",
             "scheduler_cls": f"{_HERE}.scheduler.KeepKVScheduler",
@@ -43,7 +46,7 @@ def engine_args(
             "worker_cls": f"{_HERE}.cuda.KeepKVGPUWorker",
             "scheduler_cls": f"{_HERE}.scheduler.KeepKVAsyncScheduler",
             "attention_backend": "CUSTOM",
-            "enforce_eager": True,
+            **({"compilation_config": {"cudagraph_mode": "PIECEWISE"}} if graphs else {"enforce_eager": True}),
         }
     return {**found, "additional_config": {"keepkv": default}} if default else found
 
@@ -74,7 +77,8 @@ def serve_flags(
     return flags
 
 
-def _device() -> str:
+def device_here() -> str:
+    """Where vLLM runs: "cpu" or "cuda"."""
     try:
         from vllm.platforms import current_platform
     except ModuleNotFoundError as missing:
