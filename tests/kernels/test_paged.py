@@ -89,6 +89,22 @@ def test_paged_attention(dtype: torch.dtype, layer: int) -> None:
         compare(got, expected, dtype)
 
 
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=needs_triton)])
+def test_a_slot_of_votes_is_as_many_copies(backend: str) -> None:
+    slots, query = blocks([Row(48, [20], 9, True)], 1, 1, 16, 16, 24), normal(1, 2, 16)
+    assert slots.log_votes is not None
+    *at, real, held = slots.places()
+    counts = torch.ones_like(real, dtype=torch.long)
+    counts[held] = torch.randint(1, 6, (int(held.sum()),), device=DEVICE)
+    slots.log_votes[tuple(x[held] for x in at)] = counts[held].float().log()
+    keys, values = (
+        x[tuple(i[real] for i in at)].repeat_interleave(counts[real], 0) for x in (slots.keys, slots.values)
+    )
+    expected = (0.25 * query[0] @ keys.T).softmax(-1) @ values
+    got = kernels.paged_attention(query, slots, scaling=0.25, backend=backend)
+    torch.testing.assert_close(got.output.view(2, 24), expected, atol=1e-5, rtol=1e-5)
+
+
 @needs_triton
 def test_many_parts_and_no_votes() -> None:
     slots = blocks([Row(900, [400, 3], 70, True), Row(512, [511, 511], 5, False)], 1, 2, 32, 16, 16, votes=False)
