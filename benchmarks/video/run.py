@@ -20,6 +20,7 @@ import torch
 
 from keepkv.embedded import embedded_vlm
 from keepkv.measure import MadeWith, bootstrap
+from keepkv.score.base import Score
 from keepkv.tasks.scenes import CELLS, KINDS, Asked, Scene, questions, story
 from keepkv.video import VideoStream
 
@@ -43,7 +44,7 @@ def asked_of(scene: Scene, seed: int) -> list[Asked]:
     return [x for kind in KINDS for x in rng.sample(of[kind], min(EACH, len(of[kind])))]
 
 
-def stream_of(model: Any, processor: Any, policy: str) -> VideoStream:
+def stream_of(model: Any, processor: Any, policy: str | Score) -> VideoStream:
     """A stream at an eighth of the slots that the full cache has, or with all of them."""
     whole = 1 + CELLS * FRAMES
     if policy == FULL:
@@ -51,7 +52,7 @@ def stream_of(model: Any, processor: Any, policy: str) -> VideoStream:
     return VideoStream(model, whole // SHARE, processor, policy=policy, text_reserve=RESERVE)
 
 
-def measure(model: Any, processor: Any, policy: str, seed: int) -> dict[str, Any]:
+def measure(model: Any, processor: Any, policy: str | Score, seed: int) -> dict[str, Any]:
     """A row: which questions of each kind were answered right."""
     scene = scene_of(seed)
     stream = stream_of(model, processor, policy)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from benchmarks.video import long, run
+from keepkv.core.slots import LayerView
 from keepkv.embedded import embedded_vlm
+from keepkv.score.vision.tar import TaR
 from keepkv.tasks.scenes import CELLS
 
 
@@ -16,6 +20,24 @@ def test_a_policy_at_an_eighth_and_the_full_cache() -> None:
     assert {kind: len(x) for kind, x in full["right"].items()} == {kind: len(x) for kind, x in ours["right"].items()}
     lines = run.table([row | {"seed": seed} for seed in (0, 1) for row in rows]).splitlines()
     assert len(lines) == 5 and lines[3].startswith("| infinipot-v | ")
+
+
+class Reversed(TaR):
+    """What is most like the recent steps stays."""
+
+    def __call__(self, view: LayerView) -> Tensor:
+        return -super().__call__(view)
+
+
+def test_what_is_new_answers_and_what_is_not_does_not() -> None:
+    """At an eighth of the full cache: TaR as before, less than chance where it is turned round."""
+    model, processor = embedded_vlm()
+    right = {}
+    for policy in ("tar", "random", Reversed()):
+        rows = [run.measure(model, processor, policy, seed) for seed in (0, 1)]
+        hits = [hit for row in rows for kind in run.SURE for hit in row["right"].get(kind, [])]
+        right[policy if isinstance(policy, str) else "reversed"] = sum(hits) / len(hits)
+    assert right["tar"] >= 0.95 and right["random"] <= 0.75 and right["reversed"] < right["random"], right
 
 
 def test_a_long_stream_is_tracked() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from video_streams import frames, ids, same, stream
 
 from helpers import vision_zoo as zoo
 from keepkv.errors import BudgetError, CacheStateError, KeepKVError, UnsupportedInput
-from keepkv.video import VideoStream
+from keepkv.video import VideoStream, frames_of
 
 
 def test_patches_are_those_of_transformers() -> None:
@@ -77,6 +78,27 @@ def test_frames_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UnsupportedInput, match=r"keepkv\[video\]"):
         made.push("film.mp4")
+
+
+def test_a_camera_is_opened_as_a_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its frames are taken one by one, from a stream that says nothing of how it is packed."""
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "film.mp4"), "w") as out:
+        track = out.add_stream("mpeg4", rate=5)
+        track.width, track.height, track.pix_fmt = 24, 16, "yuv420p"
+        for _ in range(3):
+            out.mux(track.encode(av.VideoFrame.from_ndarray(np.full((16, 24, 3), 90, dtype=np.uint8), format="rgb24")))
+        out.mux(track.encode())
+    opened, real = [], av.open
+
+    def device(path: str, format: str | None = None) -> Any:
+        opened.append((path, format))
+        return real(str(tmp_path / "film.mp4"))
+
+    monkeypatch.setattr(av, "open", device)
+    seen = frames_of("/dev/video0")
+    assert next(seen).shape == (3, 16, 24) and opened == [("/dev/video0", "v4l2")]
+    assert len(list(frames_of("film.mp4"))) == 3 and opened[1] == ("film.mp4", None)
 
 
 def test_what_cannot_fit_is_refused() -> None:

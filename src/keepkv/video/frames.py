@@ -13,10 +13,12 @@ from torch import Tensor
 from keepkv.errors import UnsupportedInput
 
 Frames = Tensor | str | Path | Iterable[Any]
+CAMERAS = "/dev/video"  # what Linux names them by, and a number behind it
 
 
 def frames_of(source: Frames) -> Iterator[Tensor]:
-    """Each frame (3,H,W) of a source, as it is read: a file, an array (N,H,W,3), (N,3,H,W) or one frame, or frames."""
+    """Each frame (3,H,W) of a source, as it is read: a file or a camera, an array (N,H,W,3), (N,3,H,W) or one frame, or
+    frames. A camera, such as "/dev/video0", does not end: take as many as you want."""
     if isinstance(source, (str, Path)):
         yield from _decoded(Path(source))
         return
@@ -43,11 +45,11 @@ def _decoded(path: Path) -> Iterator[Tensor]:
         import av
     except ImportError as error:
         raise UnsupportedInput(
-            f"{str(path)!r}: reading video files needs PyAV: pip install 'keepkv[video]'. Or decode the file yourself "
+            f"{str(path)!r}: reading videos needs PyAV: pip install 'keepkv[video]'. Or decode the file yourself "
             "and push its frames."
         ) from error
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), format="v4l2" if str(path).startswith(CAMERAS) else None) as container:
             for frame in container.decode(video=0):
                 yield torch.from_numpy(frame.to_ndarray(format="rgb24")).movedim(-1, 0)
     except (OSError, IndexError, ValueError) as error:
