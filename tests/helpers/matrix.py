@@ -85,17 +85,6 @@ def store_variants() -> list[Any]:
     return found
 
 
-def store_cases(number: int = 0) -> list[Any]:
-    """Every one of ``store_variants`` on every one of ``STORE_ARCHITECTURES``; in the quick suite each variant on one
-    of them, on others for tests of other ``number``."""
-    made = []
-    for i, one in enumerate(store_variants()):
-        for j, arch in enumerate(STORE_ARCHITECTURES):
-            marks: Any = [] if (i + j + number) % len(STORE_ARCHITECTURES) == 0 else pytest.mark.slow
-            made.append(pytest.param(arch, *one.values, id=f"{arch}-{one.id}", marks=marks))
-    return made
-
-
 METHODS = method_variants()
 ARCHITECTURES = list(zoo.ZOO)
 # Full attention, attention sinks, latents, layers that share slots beside ones with a sliding window.
@@ -109,22 +98,20 @@ def cases(metafunc: pytest.Metafunc) -> list[Any]:
     """Every method on every architecture, and stores. In the quick suite one in ``PART``, others for each test of a
     file: every test sees every method and every architecture, and of eight tests some test sees every pair of both."""
     tests = [name for name in vars(metafunc.module) if name.startswith("test_")]
-    number, made = tests.index(metafunc.function.__name__), []
-    for (i, arch), (j, one) in product(enumerate(ARCHITECTURES), enumerate(METHODS)):
-        marks: Any = [] if (i + j + number) % PART == 0 else pytest.mark.slow
-        made.append(pytest.param(arch, *one.values, id=f"{arch}-{one.id}", marks=marks))
-    return made + store_cases(number)
+    number = tests.index(metafunc.function.__name__)
+    stores = sampled(len(STORE_ARCHITECTURES), STORE_ARCHITECTURES, store_variants(), first=number)
+    return sampled(PART, ARCHITECTURES, METHODS, first=number) + stores
 
 
-def sampled(part: int, *factors: Sequence[Any]) -> list[Any]:
+def sampled(part: int, *factors: Sequence[Any], first: int = 0) -> list[Any]:
     """Every combination of ``factors``, of which one in ``part`` is in the quick suite: of any two factors every pair,
-    where the others have ``part`` values or more. Values may be a ``pytest.param``."""
+    where the others have ``part`` values or more; others for another ``first``. Values may be a ``pytest.param``."""
     made = []
     for numbers in product(*(range(len(one)) for one in factors)):
         chosen = [factor[i] for factor, i in zip(factors, numbers, strict=True)]
         values = [x.values[0] if isinstance(x, ParameterSet) else x for x in chosen]
         label = "-".join(str(x.id) if isinstance(x, ParameterSet) else str(x) for x in chosen)
-        marks: Any = [] if sum(numbers) % part == 0 else pytest.mark.slow
+        marks: Any = [] if (first + sum(numbers)) % part == 0 else pytest.mark.slow
         made.append(pytest.param(*values, id=label, marks=marks))
     return made
 

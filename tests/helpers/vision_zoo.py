@@ -102,8 +102,10 @@ def _next_video() -> Any:
 SECTIONED = {"qwen2-vl": _qwen2, "qwen2.5-vl": _qwen25, "qwen3-vl": _qwen3}
 MORE = {"qwen2-vl-pairs": lambda: _qwen2(2)}  # with tests of their own
 # Images of 16 × 16 pixels, and how many tokens each is.
-PLAIN = {"llava": (_llava, 16), "internvl": (_internvl, 4), "smolvlm": (_smolvlm, 4), "gemma3": (_gemma3, 4)}
-PLAIN["idefics3"] = (_idefics3, 4)
+PLAIN = {
+    "llava": (_llava, 16), "internvl": (_internvl, 4), "smolvlm": (_smolvlm, 4), "idefics3": (_idefics3, 4),
+    "gemma3": (_gemma3, 4),
+}  # fmt: skip
 # An image as a whole, then in tiles, here one, whose rows end with a token: 16 + 4 · (4 + 1).
 TILED = {"llava-onevision": (_onevision, 36), "llava-next-video": (_next_video, 36)}
 PLAIN |= TILED
