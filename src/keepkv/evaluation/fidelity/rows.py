@@ -12,7 +12,21 @@ from keepkv.measure.rows import INLINE, Row, method_label
 
 
 @dataclass(frozen=True, kw_only=True)
-class FidelityRow(Row):
+class OfMethod(Row):
+    """What was measured of a method at a budget, as it was asked for."""
+
+    method: str
+    options: dict[str, Any]
+    budget: float | int | str
+
+    @property
+    def label(self) -> str:
+        """Method and options as the command line takes them."""
+        return method_label(self.method, self.options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityRow(OfMethod):
     """One method at one budget, against the full cache on the same segments.
 
     budget: as asked. slots: kept per KV head, mean over layers and heads. bytes, full_bytes, ratio: from the receipt,
@@ -21,9 +35,6 @@ class FidelityRow(Row):
     layer. seed: of the bootstrap, and with the segment's number of methods that draw.
     """
 
-    method: str
-    options: dict[str, Any]
-    budget: float | int | str
     slots: float
     bytes: float
     full_bytes: float
@@ -36,11 +47,6 @@ class FidelityRow(Row):
     layers: dict[int, Estimate]
     seed: int
     made_with: MadeWith = field(metadata=INLINE)
-
-    @property
-    def label(self) -> str:
-        """Method and options as the command line takes them."""
-        return method_label(self.method, self.options)
 
     def flat(self) -> dict[str, Any]:
         """One column for each number, without the values of single segments."""
@@ -72,16 +78,13 @@ class GivenBack:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayersRow(Row):
+class LayersRow(OfMethod):
     """What each layer accounts for of the KL to the full cache, of one method at one budget.
 
     budget: as asked. ratio: of bytes, from the receipt. kl: as it is; whole: with all layers given back. layers: every
     one that is compressed; heads: the KV heads of those that were asked for. Estimates are over ``passages``.
     """
 
-    method: str
-    options: dict[str, Any]
-    budget: float | int | str
     ratio: float
     passages: int
     kl: Estimate
@@ -90,11 +93,6 @@ class LayersRow(Row):
     heads: list[GivenBack]
     seed: int
     made_with: MadeWith = field(metadata=INLINE)
-
-    @property
-    def label(self) -> str:
-        """Method and options as the command line takes them."""
-        return method_label(self.method, self.options)
 
     def flat(self) -> dict[str, Any]:
         """One column for each number, without the values of single passages."""
