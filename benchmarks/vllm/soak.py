@@ -15,7 +15,7 @@ import os
 import random
 import time
 from collections import Counter
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,7 @@ def compare(
     """Replies of a sample against transformers. Those that differ are ties where rounding alone decides: where
     noise of that size gives what vLLM said, or where transformers says something else in float64."""
     model = AutoModelForCausalLM.from_pretrained(given.model)
-    wide = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float64)
+    wide = cache(partial(AutoModelForCausalLM.from_pretrained, given.model, dtype=torch.float64))  # if it is needed
     whole = [i for i, x in enumerate(cases) if x["abort"] is None]
     sample = rng.sample(whole, int(given.checked * len(whole)))
     wrong, ties = [], []
@@ -166,10 +166,10 @@ def compare(
         one = cases[i]
         wish = wish_of({f"keepkv_{name}": x for name, x in one["keys"].items()}, None)
         said = partial(replied, model, one, None if wish is None else wish.budget)
-        if said(None if wish is None else wish.method) == replies[i]:
+        if (here := said(None if wish is None else wish.method)) == replies[i]:
             continue
         tie = wish is not None and (
-            is_tie(wish.method, replies[i], said) or said(wish.method) != replied(wide, one, wish.budget, wish.method)
+            is_tie(wish.method, replies[i], said) or here != replied(wide(), one, wish.budget, wish.method)
         )
         (ties if tie else wrong).append(
             {"number": i, **{k: one[k] for k in ("keys", "reply")}, "prompt": len(one["prompt"])}

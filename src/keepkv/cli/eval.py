@@ -217,11 +217,10 @@ def _show_bench(found: list[Aggregate]) -> None:
         for one in found:
             if (one.mode, one.length) == (mode, length):
                 loyal = one.loyalty
+                said = loyal and (f"{loyal.macro:.1f}", f"{loyal.micro:.1f}", f"{loyal.low:.0f} … {loyal.high:.0f}")
                 made.add_row(
                     one.method, str(one.budget), "" if one.entries is None else f"{one.entries:.0f}",
-                    _number(one.share), _number(one.performance), "" if loyal is None else f"{loyal.macro:.1f}",
-                    "" if loyal is None else f"{loyal.micro:.1f}",
-                    "" if loyal is None else f"{loyal.low:.0f} … {loyal.high:.0f}",
+                    _number(one.share), _number(one.performance), *(said or ("", "", "")),
                 )  # fmt: skip
         out.print(f"\n[bold]all tasks[/bold], {length} tokens, {mode}")
         out.print(made)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
@@ -84,8 +84,7 @@ def layers(
     with progress(len(budgets) * len(variants) * steps(network, read, heads or ())) as step:
         for at in budgets:
             for one in variants:
-                asked: Any = {"heads": heads or (), "seed": seed, "name": label, "step": step}
-                rows.append(by_layer(network, read, one, at, **asked))
+                rows.append(by_layer(network, read, one, at, heads=heads or (), seed=seed, name=label, step=step))
     written = [] if into is None else write(rows, into, "layers")
     if as_json:
         print_json([row.to_dict() for row in rows])

@@ -141,7 +141,8 @@ def _run(engine: str, model: str, flags: list[str], *, fill: bool, graphs: bool,
             raise KeepKVError(f"when.cap={when.cap}: a server keeps no hard cap. Give a budget in slots and --every")
         every = when.every if every is None else every
     options |= {"every": every} if every is not None else {}
-    options |= ({"fill": True} if fill else {}) | ({"graphs": True} if graphs else {})
+    options |= {"fill": True} if fill else {}
+    options |= {"graphs": True} if graphs else {}
     made = import_module(ENGINES[engine])
     command = [
         *made.serve_command(

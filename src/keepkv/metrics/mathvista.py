@@ -34,8 +34,7 @@ def _option(said: str, options: Sequence[str]) -> str:
     letters = [chr(ord("A") + i) for i in range(len(options))]
     if said in options:
         return said
-    if (named := re.findall(r"\(([a-zA-Z])\)", said) or re.findall(r"\b([A-Z])$", said)) and named[
-        -1
-    ].upper() in letters:
+    named = re.findall(r"\(([a-zA-Z])\)", said) or re.findall(r"\b([A-Z])$", said)
+    if named and named[-1].upper() in letters:
         return options[letters.index(named[-1].upper())]
     return min(options, key=lambda option: distance(said, option))
