@@ -18,6 +18,7 @@ from keepkv.cli.program import program
 from keepkv.engine.versions import CACHE
 from keepkv.plan import dry
 from keepkv.plan.live import Live
+from keepkv.plan.network import Network
 from keepkv.plan.units import read_bytes, read_tokens
 
 LLAMA = t.LlamaConfig(
@@ -79,6 +80,20 @@ def test_the_peak_is_that_of_tensors_alive(name: str, chunk: int | None) -> None
         for piece in ids.split(chunk or tokens, dim=1):
             model(input_ids=piece, logits_to_keep=1, **{CACHE: cache})
     assert said == pytest.approx(live.peak, rel=0.05)
+
+
+def test_a_model_that_lives_with_the_configuration_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last cache may go at any moment, and puts back what the configuration says of its attention."""
+    model = zoo.model("llama")
+    read, before = Network.read, model.config._attn_implementation
+
+    def meanwhile(*given: Any) -> Any:
+        keepkv.Cache(model, "streaming-llm", 0.5)
+        assert model.config._attn_implementation == before
+        return read(*given)
+
+    monkeypatch.setattr(Network, "read", meanwhile)
+    assert keepkv.fit(model.config, 64, method="streaming-llm", budget=0.5, memory="1GiB").refused is None
 
 
 def test_the_tiles_that_are_left_out_take_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
@@ -152,8 +153,9 @@ def _prepare(model: PreTrainedModel) -> tuple[set[int], dict[tuple[bool, ...], s
 
 
 def model_of(config: PreTrainedConfig) -> PreTrainedModel:
-    """A model of ``config`` with random weights, in evaluation mode: of the class that the configuration names, or
-    that transformers makes of it."""
+    """A model of a copy of ``config`` with random weights, in evaluation mode: of the class that the configuration
+    names, or that transformers makes of it. A copy, for a model writes into its configuration which attention it is on,
+    and another may live with this one."""
     mappings = (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
@@ -172,7 +174,7 @@ def model_of(config: PreTrainedConfig) -> PreTrainedModel:
     if not isinstance(config, kind.config_class):  # it is of more than the text, and the class of the text alone
         config = config.get_text_config(decoder=True)
     with torch.random.fork_rng(devices=[]):
-        made: PreTrainedModel = kind(config).eval()
+        made: PreTrainedModel = kind(copy.deepcopy(config)).eval()
     return made
 
 
