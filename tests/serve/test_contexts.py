@@ -45,6 +45,15 @@ def test_they_survive_a_restart(tmp_path: Path) -> None:
         assert reply(engine, "doc") == first and engine.contexts.get("doc").in_memory
 
 
+def test_what_is_deleted_is_given_back_at_once(tmp_path: Path) -> None:
+    with serving(contexts=tmp_path) as engine:
+        each = make(engine, "a", TEXT[:150]).bytes
+        make(engine, "b", TEXT[:150])
+        assert engine.stats().reserved == 2 * each
+        engine.contexts.delete("b")
+        assert engine.stats().reserved == each == engine.stats().context_bytes
+
+
 def test_the_least_recently_used_are_left_to_the_disk(tmp_path: Path) -> None:
     with serving(contexts=tmp_path) as engine:
         each = make(engine, "a", TEXT[:150]).bytes

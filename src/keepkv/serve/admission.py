@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,15 +125,15 @@ class Sizes:
 
 
 class Ledger:
-    """Bytes reserved of ``limit``, by who reserved them. For one thread."""
+    """Bytes reserved of ``limit``, by who reserved them. For one thread. held: what is taken by others, now."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit, self._by = limit, dict[int, int]()
+    def __init__(self, limit: int, held: Callable[[], int]) -> None:
+        self.limit, self.held, self._by = limit, held, dict[int, int]()
 
     @property
     def reserved(self) -> int:
-        """In sum."""
-        return sum(self._by.values())
+        """In sum, what others hold included."""
+        return sum(self._by.values()) + self.held()
 
     def reserve(self, who: object, size: int) -> None:
         """Set what ``who`` has reserved; 0 gives it back."""

@@ -30,7 +30,7 @@ class Worker:
 
     def __init__(self, decoder: Decoder, shelf: Shelf, *, memory: int, rows: int, queue: int) -> None:
         self.decoder, self.shelf, self.rows, self.queue = decoder, shelf, rows, queue
-        self.ledger = Ledger(memory)
+        self.ledger = Ledger(memory, lambda: shelf.held[1])
         self.waiting: deque[Job] = deque()
         self.reading: deque[tuple[Job, Iterator[None]]] = deque()
         self.decoding: list[Row] = []
@@ -131,19 +131,14 @@ class Worker:
 
     def _make_room(self, need: int) -> None:
         """Of the memory of contexts, which are on the disk too."""
-        self._count_contexts()
-        others = self.ledger.reserved - self.shelf.held[1]
         if not self.ledger.fits(need):
+            others = self.ledger.reserved - self.shelf.held[1]
             self.shelf.trim(most=max(0, self.ledger.limit - others - need))
-            self._count_contexts()
 
     def _never(self, job: Job) -> TooLarge:
         """Nothing runs, and ``job`` does not fit: what is taken is taken by contexts that have no file."""
         left = self.ledger.limit - self.ledger.reserved
         return TooLarge(f"this needs {job.need:,} bytes, and contexts leave {left:,}: delete some", job.need, left)
-
-    def _count_contexts(self) -> None:
-        self.ledger.reserve(self.shelf, self.shelf.held[1])
 
     def _drop_cancelled(self) -> None:
         for job, _ in [x for x in self.reading if x[0].cancelled]:
@@ -173,7 +168,6 @@ class Worker:
             if isinstance(job, Row) and job.running:
                 self.decoding.append(job)
                 self.ledger.reserve(job, self._weigh(job) + job.growth)
-            self._count_contexts()
         except Exception as error:
             self._done(job)
             job.fail(error)
