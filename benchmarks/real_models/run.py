@@ -5,9 +5,9 @@
 Facts and codes in prose, defaults in code, sentences that are quoted. A context is read, compressed to a share of the
 bytes of a plain cache in bfloat16 before any question is known, and asked six questions, each on a copy. The reference
 is the full cache's own greedy reply, fed token by token: a row says how far the next tokens are from the full cache's,
-and how many replies stay the same. Every arm keeps the same first and last tokens. ``--calibration`` is what ``keepkv
-calibrate`` wrote for the model; arms that need one are left out without. ``--zoo`` runs the other methods too. A run
-that is repeated goes on.
+and how many replies stay the same. Every arm keeps the same first and last tokens; ``oracle`` knows the questions and
+their replies. ``--calibration`` is what ``keepkv calibrate`` wrote for the model; arms that need one are left out
+without. ``--zoo`` runs the other methods too. A run that is repeated goes on.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from benchmarks.defaults.run import answered, forced, references, unchanged
 from keepkv.cli.arguments import variant
 from keepkv.core.calibration import Calibration, needed
 from keepkv.core.when import When
+from keepkv.engine.passes.rehearse import rehearse
 from keepkv.evaluation.setup import FULL, Setup, Variant
 from keepkv.evaluation.unit import look_again, make_cache
 from keepkv.measure.environment import MadeWith
@@ -33,16 +34,17 @@ from keepkv.measure.ledger import Ledger
 from keepkv.measure.rows import INLINE, Row
 from keepkv.methods.base import make_method, own_options
 from keepkv.metrics import kl
-from keepkv.tasks.asking import Encoded, Ids, compressed, encode, read
+from keepkv.tasks.asking import Encoded, Ids, compressed, encode, pad, read
 
 from .items import TASKS, make
+from .oracle import ORACLE
 
 BUDGETS = (0.1, 0.25, 0.5)
 LENGTH = 800
 CODED = ":codec=hadamard"
 ARMS = (
     "auto", "keepkv3", "kvzip", "auto" + CODED, "keepkv3" + CODED, "keydiff", "keepkv2", "snapkv", "random",
-    "kvzip" + CODED, "compactor", "streaming-llm",
+    "kvzip" + CODED, "compactor", "streaming-llm", ORACLE, ORACLE + CODED,
 )  # fmt: skip
 # The other methods that read a text once or twice, as they come; those made for long replies have a study of their own.
 ZOO = (
@@ -89,7 +91,11 @@ def measure(
     for name, one in arms.items():
         cache = make_cache(model, setup, one, 1.0, 0, When("deferred"))
         mask = read(model, cache, [item.context])
-        look_again(model, cache, [item.context])
+        if one.method == ORACLE:
+            asked = [question.prompt + reply[:-1] for question, reply in zip(item.asked, said, strict=True)]
+            rehearse(model, cache, *pad([item.context], model.device), questions=asked, pieces=0)
+        else:
+            look_again(model, cache, [item.context])
         for budget in budgets:
             small = compressed(cache, f"{100 * budget:g}%bytes")
             found = forced(model, small, mask, item, said)
