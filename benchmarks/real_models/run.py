@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.defaults.run import answered, forced, references, unchanged
@@ -107,6 +109,19 @@ def measure(
             )  # fmt: skip
 
 
+def multiply_in_float32(model: torch.nn.Module) -> None:
+    """Have the linear maps of ``model`` multiply in float32 and round to bfloat16 after. What goes in and comes out stays
+    bfloat16, the cache too: only the order of a sum is another. Takes twice the memory of the weights besides."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            weight, bias = module.weight.float(), None if module.bias is None else module.bias.float()
+
+            def forward(x: Tensor, weight: Tensor = weight, bias: Tensor | None = bias) -> Tensor:
+                return linear(x.float(), weight, bias).to(x.dtype)
+
+            module.forward = forward  # type: ignore[method-assign]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="NAME=FOLDER")
@@ -117,6 +132,7 @@ def main() -> None:
     parser.add_argument("--budget", action="append", type=float, help="share of the bytes; repeatable")
     parser.add_argument("--first", type=int, default=0, help="number of the first context")
     parser.add_argument("--contexts", type=int, default=3)
+    parser.add_argument("--float32-products", action="store_true", help="for a processor that is slow in bfloat16")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
     name, _, path = given.model.partition("=")
@@ -130,6 +146,8 @@ def main() -> None:
             own = {"calibration": [files[kind] for kind in kinds]} if kinds else {}
             arms[arm] = replace(one, options={**one.options, **own})
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+    if given.float32_products:
+        multiply_in_float32(model)
     tokenizer = AutoTokenizer.from_pretrained(path)
     given.out.mkdir(parents=True, exist_ok=True)
     ledger, made_with = Ledger(given.out / f"{name}.jsonl", Kept), MadeWith.of(model, name)
