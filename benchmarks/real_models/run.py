@@ -110,8 +110,8 @@ def measure(
 
 
 def multiply_in_float32(model: torch.nn.Module) -> None:
-    """Have the linear maps of ``model`` multiply in float32 and round to bfloat16 after. What goes in and comes out stays
-    bfloat16, the cache too: only the order of a sum is another. Takes twice the memory of the weights besides."""
+    """Have the linear maps of ``model`` multiply in float32 and round to bfloat16 after. What goes in and comes out is
+    bfloat16 as before, the cache too: only the order of a sum is another. Takes twice the memory of the weights."""
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             weight, bias = module.weight.float(), None if module.bias is None else module.bias.float()
