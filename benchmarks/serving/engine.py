@@ -177,15 +177,16 @@ def table(rows: list[ServingRow]) -> str:
             pairs = {
                 which: [x for row in mine for x in row.first[at::2]] for which, at in (("first", 0), ("second", 1))
             }
-            lines += [f"| {which} question | 1 | | | {_said(values, 3)} |" for which, values in pairs.items()]
+            lines += [f"| {which} question | 1 | | | {said(values, 3)} |" for which, values in pairs.items()]
             continue
         wall, cpu = ([row.tokens / x(row) for row in mine] for x in (lambda r: r.seconds, lambda r: r.cpu))
         firsts = [x for row in mine for x in row.first]
-        lines.append(f"| {name} | {clients} | {_said(wall)} | {_said(cpu)} | {_said(firsts, 3) if firsts else ''} |")
+        lines.append(f"| {name} | {clients} | {said(wall)} | {said(cpu)} | {said(firsts, 3) if firsts else ''} |")
     return "\n".join(lines)
 
 
-def _said(values: list[float], digits: int = 1) -> str:
+def said(values: list[float], digits: int = 1) -> str:
+    """Median, 20th and 80th percentile of ``values``, of which there is one at least."""
     found = Percentiles.of(values)
     assert found is not None
     return f"{found.median:.{digits}f} ({found.p20:.{digits}f}–{found.p80:.{digits}f})"

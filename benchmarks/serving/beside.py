@@ -1,0 +1,186 @@
+"""``keepkv serve`` beside ``transformers serve``, on the same model, asked the same things by the same client.
+
+    OMP_NUM_THREADS=2 .venv/bin/python -m benchmarks.serving.beside --repeats 5
+
+Both are processes of their own that stay up; one is asked at a time, in random order in every repeat. Clients stream
+replies of so many tokens to chat requests, each again as soon as it is answered. transformers with and without its
+continuous batching; keepkv with every token of the document, and with a quarter of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.serving.engine import said
+from keepkv.embedded import CHAT_TEMPLATE, embedded_model
+from keepkv.measure.environment import revision
+from keepkv.measure.environment import versions as libraries
+from keepkv.measure.ledger import Ledger
+from keepkv.measure.rows import Row
+from keepkv.tasks import demo_document
+
+RESULTS = Path(__file__).parent / "results"
+OURS: dict[str, dict[str, Any] | None] = {
+    "keepkv serve": None,
+    "keepkv serve, snapkv 25 %": {"method": "snapkv", "budget": 0.25},
+    "keepkv serve, keepkv2 25 %": {"method": "keepkv2", "budget": 0.25},
+}
+THEIRS = {"transformers serve": [], "transformers serve, continuous batching": ["--continuous-batching"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BesideRow(Row):
+    """One arm of one repeat. tokens: of all replies. first: seconds to the first token of each request."""
+
+    arm: str
+    clients: int
+    repeat: int
+    requests: int
+    words: int
+    reply: int
+    seconds: float
+    tokens: int
+    first: list[float]
+    threads: int
+    load: float
+    versions: dict[str, str]
+    revision: str | None
+
+
+@contextlib.contextmanager
+def started(words: list[str], port: int) -> Iterator[str]:
+    """A server in a process of its own, at the address given, once it is well."""
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen([*words, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 120
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/health").status_code == 200:
+                    break
+            if time.monotonic() > end or process.poll() is not None:
+                raise SystemExit(f"{words} did not begin: {process.poll()}")
+            time.sleep(0.5)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+async def ask(url: str, model: str, document: str, asked: argparse.Namespace, ours: Any) -> tuple[int, float]:
+    """Tokens of a reply and seconds to the first of them."""
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600) as client:
+        started, first, tokens = time.perf_counter(), None, 0
+        parts = await client.chat.completions.create(
+            model=model, temperature=0.0, max_tokens=asked.reply, stream=True,
+            messages=[{"role": "system", "content": document}, {"role": "user", "content": "What is in it?"}],
+            extra_body={"keepkv": ours} if ours else None, stream_options={"include_usage": True},
+        )  # fmt: skip
+        async for part in parts:
+            if part.choices and part.choices[0].delta.content:
+                first = first if first is not None else time.perf_counter() - started
+            if part.usage is not None:
+                tokens = part.usage.completion_tokens
+        return tokens, first if first is not None else time.perf_counter() - started
+
+
+async def loop(clients: int, url: str, model: str, texts: list[str], asked: argparse.Namespace, ours: Any) -> Any:
+    """``clients`` that ask about ``texts`` in turn, until all were asked."""
+    left, found = list(texts), list[tuple[int, float]]()
+
+    async def client() -> None:
+        while left:
+            found.append(await ask(url, model, left.pop(), asked, ours))
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return found
+
+
+def pieces(count: int, words: int) -> list[str]:
+    text, draw = demo_document()[0].split(" "), random.Random(0)
+    return [" ".join(text[(at := draw.randrange(len(text) - words)) : at + words]) for _ in range(count)]
+
+
+def saved(folder: str) -> str:
+    """The embedded model with a chat template, as transformers serves a folder."""
+    path = embedded_model()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    AutoModelForCausalLM.from_pretrained(path).save_pretrained(folder)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--words", type=int, default=150, help="of each document")
+    parser.add_argument("--reply", type=int, default=48, help="tokens")
+    parser.add_argument("--requests", type=int, default=32, help="of an arm in a repeat")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS / "beside.jsonl")
+    asked = parser.parse_args()
+    texts = pieces(asked.requests, asked.words)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        model, name = saved(folder), "keepkv-embedded"
+        serve = [sys.executable, "-m", "keepkv", "serve", model, "--name", name]
+        ours = stack.enter_context(started(serve, free_port()))
+        arms: dict[str, tuple[str, str, Any]] = {arm: (ours, name, how) for arm, how in OURS.items()}
+        for arm, more in THEIRS.items():
+            words = [str(Path(sys.executable).parent / "transformers"), "serve", model, "--device", "cpu", *more]
+            arms[arm] = stack.enter_context(started(words, free_port())), model, None
+        order, ledger = [(arm, clients) for arm in arms for clients in (1, 16)], Ledger(asked.out, BesideRow)
+        for repeat in range(-1, asked.repeats):  # one round that is not measured
+            for arm, clients in random.Random(repeat).sample(order, len(order)):
+                url, model_name, how = arms[arm]
+                few = texts if repeat >= 0 else texts[:clients]
+                before = time.perf_counter()
+                found = asyncio.run(loop(clients, url, model_name, few, asked, how))
+                seconds = time.perf_counter() - before
+                row = BesideRow(
+                    arm=arm, clients=clients, repeat=repeat, requests=len(few), words=asked.words, reply=asked.reply,
+                    seconds=seconds, tokens=sum(n for n, _ in found), first=[first for _, first in found],
+                    threads=torch.get_num_threads(), load=float(Path("/proc/loadavg").read_text().split()[0]),
+                    versions=libraries(), revision=revision(),
+                )  # fmt: skip
+                print(f"{repeat} {arm}, {clients}: {row.tokens / seconds:.1f} tokens/s", flush=True)
+                if repeat >= 0:
+                    ledger.append([row])
+    print(table(ledger.rows()))
+
+
+def table(rows: list[BesideRow]) -> str:
+    """Medians over repeats, 20th and 80th percentile."""
+    lines = ["| server | clients | tokens/s | first token, s |", "|---|---|---|---|"]
+    for arm, clients in dict.fromkeys((row.arm, row.clients) for row in sorted(rows, key=lambda x: (x.clients, x.arm))):
+        mine = [row for row in rows if (row.arm, row.clients) == (arm, clients)]
+        speed, first = said([row.tokens / row.seconds for row in mine]), said([x for row in mine for x in row.first], 2)
+        lines.append(f"| {arm} | {clients} | {speed} | {first} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
