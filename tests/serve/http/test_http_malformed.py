@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import math
 import socket
@@ -201,3 +202,17 @@ def test_half_closed_and_cut_off_connections(web: httpx.Client, real: Background
         time.sleep(0.05)
     assert (now.rows, now.reading, now.waiting) == (0, 0, 0)  # nobody waits for what they were to say
     assert web.post("/v1/chat/completions", json=FINE["/v1/chat/completions"]).status_code == 200
+
+
+@pytest.mark.slow
+def test_a_connection_may_idle_for_longer_than_clients_let_it(real: Background) -> None:
+    """httpx lets go of one after 5 seconds: a server that closes it then loses what is just being sent."""
+    there = urlsplit(real.url)
+    connection = http.client.HTTPConnection(there.hostname or "", there.port)
+    connection.connect()
+    before = connection.sock
+    for pause in (0, 7):
+        time.sleep(pause)
+        connection.request("GET", "/health")
+        assert connection.getresponse().read() and connection.sock is before
+    connection.close()

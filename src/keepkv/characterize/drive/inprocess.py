@@ -90,7 +90,7 @@ class InProcess:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_settle, done)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # as generate has it: quantised weights that are unpacked in a forward are no tensors of inference
     def _answer(self, lines: Sequence[Timeline]) -> None:
         admit = time.perf_counter()
         items = [line.call.encoded(self.tokenizer) for line in lines]

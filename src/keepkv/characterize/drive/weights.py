@@ -18,14 +18,16 @@ def load(model: str, weights: str, hardware: Hardware) -> tuple[Any, Any]:
     dtype: Any = hardware.dtype if hardware.dtype == "auto" else getattr(torch, hardware.dtype)
     given: dict[str, Any] = {"dtype": torch.bfloat16 if weights == "bf16" else dtype}
     family, _, number = weights.partition("-")
-    if family in QUANTISERS:
-        given |= {"quantization_config": QUANTISERS[family](int(number[-1])), "device_map": hardware.device}
+    if family in WHILE_LOADING:
+        given |= {"quantization_config": WHILE_LOADING[family](int(number[-1])), "device_map": hardware.device}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(name, **given)
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, ImportError) as error:
         raise KeepKVError(f"cannot load {name!r} with weights {weights}: {' '.join(str(error).split())}") from error
-    return (loaded if family in QUANTISERS else loaded.to(hardware.device)).eval(), tokenizer
+    if family == "hqq":
+        _hqq(loaded, int(number[-1]), hardware.device)
+    return (loaded if family in WHILE_LOADING else loaded.to(hardware.device)).eval(), tokenizer
 
 
 def _torchao(bits: int) -> Any:
@@ -43,10 +45,13 @@ def _quanto(bits: int) -> Any:
     return QuantoConfig(weights=f"int{bits}")
 
 
-def _hqq(bits: int) -> Any:
-    from transformers import HqqConfig
+def _hqq(model: Any, bits: int, device: str) -> None:
+    """Quantise the linear maps of ``model`` in place, by the library itself: transformers 5 does not load with it."""
+    from importlib import import_module
 
-    return HqqConfig(nbits=bits, group_size=64)
+    made: Any = import_module("hqq.core.quantize").BaseQuantizeConfig(nbits=bits, group_size=64)
+    quantise: Any = import_module("hqq.models.hf.base").AutoHQQHFModel.quantize_model
+    quantise(model, quant_config=made, compute_dtype=model.dtype, device=device)
 
 
-QUANTISERS = {"torchao": _torchao, "quanto": _quanto, "hqq": _hqq}
+WHILE_LOADING = {"torchao": _torchao, "quanto": _quanto}

@@ -23,6 +23,11 @@ from keepkv.serve.http.front import Front
 TICK = 0.05  # seconds
 
 
+# Seconds that a connection may idle: more than after which clients let go of one (5 in httpx, 60 in proxies), or else
+# a request goes out on a connection that is being closed.
+IDLE = 75
+
+
 class Server(uvicorn.Server):
     """uvicorn, which at SIGTERM first answers on until what runs has ended, and refuses what is new.
 
@@ -32,7 +37,7 @@ class Server(uvicorn.Server):
     def __init__(self, front: Front, ready: Callable[[str], None], log: str = "warning") -> None:
         config = uvicorn.Config(
             application(front), host=front.config.host, port=front.config.port, log_level=log, access_log=False,
-            server_header=False, timeout_graceful_shutdown=2, lifespan="off",
+            server_header=False, timeout_graceful_shutdown=2, lifespan="off", timeout_keep_alive=IDLE,
         )  # fmt: skip
         super().__init__(config)
         self.front, self._ready = front, ready
