@@ -129,6 +129,20 @@ def test_bfloat16_and_weights_that_change() -> None:
     assert SEEN[0].output is not None and torch.equal(SEEN[0].output.flatten(0, 1).T, weight)
 
 
+def test_another_module_in_its_place_is_refused() -> None:
+    """As where an adapter or quantised weights come while the cache lives; it goes on once the old one is back."""
+    model = tiny("Llama")
+    cache, ids = Cache(model, LOOKING, 8), torch.arange(3, 23)[None]
+    attention = model.model.layers[1].self_attn
+    old, attention.o_proj = attention.o_proj, nn.Linear(64, 64, bias=False)
+    with pytest.raises(CacheStateError, match=r"'o_proj' of LlamaAttention, .* another module, Linear"):
+        model(input_ids=ids, **{CACHE: cache})
+    attention.o_proj = old
+    cache.reset()
+    model(input_ids=ids, **{CACHE: cache})
+    assert cache.report().ratio < 1
+
+
 def test_only_where_somebody_asks() -> None:
     model = tiny("Llama")
     plain = Cache(model, "snapkv", 40)

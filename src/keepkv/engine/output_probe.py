@@ -33,23 +33,34 @@ class UnknownOutput:
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """The module that projects the attention output of ``heads`` query heads. transposed: its weight is (in, out)."""
+    """The module that projects the attention output of ``heads`` query heads. layer: the attention module in which it
+    is found by ``name``. transposed: its weight is (in, out)."""
 
     module: nn.Module | None
+    layer: nn.Module | None
+    name: str
     heads: int
     transposed: bool
 
     def __call__(self, device: torch.device) -> Tensor:
-        """Its weight (heads,Dv,E), a view of it where it lies on ``device``."""
+        """Its weight (heads,Dv,E), a view of it where it lies on ``device``. Raises ``CacheStateError`` where another
+        module has taken its place."""
         weight = None if self.module is None else in_memory(self.module, "weight")
-        if weight is None:
+        if weight is None or self.layer is None:
             raise CacheStateError("the weight of the output projection is gone: its cache was read from a pickle.")
+        now = dict(self.layer.named_modules()).get(self.name)
+        if now is not self.module:
+            raise CacheStateError(
+                f"{self.name!r} of {type(self.layer).__name__}, the output projection that this cache looks at, is now "
+                f"{'gone' if now is None else 'another module, ' + type(now).__name__}. Make caches after the model "
+                "has its adapters or quantised weights; merge an adapter, or take it off, to go on with this one."
+            )
         weight = (weight if self.transposed else weight.T).detach().to(device)
         return weight.view(self.heads, -1, weight.shape[-1])
 
     def __getstate__(self) -> dict[str, Any]:
         """Weights of a model stay out of pickles of its caches."""
-        return {**self.__dict__, "module": None}
+        return {**self.__dict__, "module": None, "layer": None}
 
 
 class _Given:
@@ -101,14 +112,14 @@ def projection_of(model: nn.Module, layer: nn.Module, index: int) -> Projection 
     out, change = given[0].out, outputs[0] - outputs[1]
     tolerance = (1e-3 if out.dtype == torch.float32 else 0.05) * float(change.abs().max())
     wanted = out.shape[2] * out.shape[3], change.shape[-1]
-    for module in layer.modules():
+    for name, module in layer.named_modules():
         weight = in_memory(module, "weight")
         if weight is None or weight.dim() != 2 or not is_plain(weight.dtype):
             continue
         for transposed, shape in ((False, weight.shape[::-1]), (True, weight.shape)):
             if tuple(shape) != wanted:
                 continue
-            found = Projection(module, out.shape[2], transposed)
+            found = Projection(module, layer, name, out.shape[2], transposed)
             product = out.flatten(2).to(weight.dtype) @ found(out.device).flatten(0, 1)
             if bool(((product.double() - change).abs() <= tolerance).all()):
                 return found
