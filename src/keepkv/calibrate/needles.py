@@ -61,12 +61,13 @@ class Needle:
 def with_needles(
     tokenizer: Any, texts: Sequence[str], tokens: int, length: int, seed: int = 0
 ) -> tuple[list[Tensor], list[Needle]]:
-    """Pieces (1,T) int64 of ``texts``, T at most ``length`` or half of it, ``tokens`` in all, and the needle in each.
+    """Pieces (1,T) int64 of ``texts``, T at most ``length`` or half of it, ``tokens`` in all at most, and the needle in
+    each.
 
     Every sort of needle, both lengths and ``DEPTHS`` depths take turns, in an order drawn with ``seed``. A piece is
     put together of token ids, sentence by sentence, so that a needle stands in it as it was encoded, and nothing
     special inside. Inside the tokenizer's chat template where it has one. Raises ``CalibrationError`` where the texts
-    have too few sentences.
+    have too few sentences, or ``tokens`` are too few for one piece.
     """
     prose = [sentence for text in texts for sentence in sentences_of(text)]
     if len(prose) < LEAST:
@@ -81,12 +82,19 @@ def with_needles(
     pieces: list[Tensor] = []
     needles: list[Needle] = []
     used = 0
-    while used < tokens or not pieces:
+    while True:
         size, depth, sort = cases[len(pieces) % len(cases)]
         ids, one = _piece(tokenizer, rng, hay, size, depth / (DEPTHS + 1), sort)
         used += len(ids)
+        if used > tokens:
+            break
         pieces.append(torch.tensor([ids]))
         needles.append(one)
+    if not pieces:
+        raise CalibrationError(
+            f"{tokens} tokens are too few for a text of up to {length} with a needle in it: give --tokens {length} or "
+            "more (a hundred such texts for a stable measurement), or a smaller --length"
+        )
     return pieces, needles
 
 
