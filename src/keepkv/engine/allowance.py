@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 
+import torch
 from torch import Tensor
 
 from keepkv.engine.state import Compressible
@@ -175,13 +176,23 @@ def _reserved(layer: Compressible) -> int:
     settings, seen, ranks = layer.shared.settings, layer.shared.positions.seen, layer.info.ranks
     assert seen is not None
     if settings.budget.share_of_bytes is not None and layer.store.held.codec.exact is not None:
-        return ranks * len(seen) * layer.store.row_bytes
+        return ranks * (len(seen) * layer.store.row_bytes + layer.store.protected_bytes(_protected(layer)))
     if settings.budget.bytes is None:
         return 0
     plain, rows = layer.store.slot_bytes().plain, len(seen)
     stays = settings.method.when.recurs or layer.shared.observing or layer.progress.prefilling
     state = allocated(x for name, x in layer.score_state.items() if stays or name.startswith("span_"))
-    return ranks * (state + rows * layer.store.row_bytes) + stock_bytes(layer.shared.others, plain, rows)
+    state += rows * layer.store.row_bytes + layer.store.protected_bytes(_protected(layer))
+    return ranks * state + stock_bytes(layer.shared.others, plain, rows)
+
+
+def _protected(layer: Compressible) -> Tensor:
+    """(B,) int64: tokens of protected spans that the budget pays for."""
+    spans, seen, budget = layer.shared.spans, layer.shared.positions.seen, layer.shared.settings.budget
+    assert seen is not None
+    if spans is None or (spans.policy.prompt and budget.grows):  # where a share is one of the reply
+        return torch.zeros_like(seen)
+    return spans.protected_tokens(seen)
 
 
 def _between(layer: Compressible) -> int:
