@@ -89,7 +89,7 @@ class Zones(Store):
                 new[name] = torch.full((b, h, t), start, dtype=torch.float32, device=keys.device)
         new |= stats
         self._appended += t
-        self.recent.add(new, self._ahead(self.recent) if t == 1 else 0)
+        self.recent.add(new, self._ahead(self.recent) if t == 1 and self.recent.capacity else 0)
 
     def meet(self, queries: Tensor, positions: Tensor) -> None:
         grouped = queries.unflatten(1, (self.like()[0].shape[1], -1))
