@@ -113,14 +113,14 @@ def test_statistics_and_rows_find_their_slots(layout: str) -> None:
 
 
 def test_without_a_codec_they_are_refused() -> None:
-    with pytest.raises(KeepKVError, match="^exact_first=4: without a codec every slot is exact"):
+    with pytest.raises(KeepKVError, match=r"^exact_first=4: without a codec every slot is exact"):
         made("dense", "none", exact_first=4)
     with pytest.raises(KeepKVError, match="exact_first"):
         made("ragged", "int4", exact_first=-1)
 
 
 def test_what_no_method_merges_is_refused() -> None:
-    with pytest.raises(KeepKVError, match="^exact_merged=4: this method merges no slots. Leave exact_merged out"):
+    with pytest.raises(KeepKVError, match=r"^exact_merged=4: this method merges no slots. Leave exact_merged out"):
         STORES.build("dense", Held(votes=False, codec=CODECS.build("int4")), exact_merged=4)
 
 

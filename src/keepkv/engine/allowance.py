@@ -40,19 +40,30 @@ def layer_budget(layer: Compressible) -> Tensor:
 def _mean(layer: Compressible, seen: Tensor) -> Tensor:
     """(B,) float64: slots per KV head that the budget holds in every layer, for rows of ``seen`` (B,) tokens.
 
-    Where tokens share content in groups, a budget in bytes pays for all groups of a row, or for as many as it holds
-    slots if these are fewer.
+    Where tokens share content in groups, and slots stay exact beside codes, a budget in bytes pays for all groups of a
+    row and as many exact slots as there may be, or for as many as it holds slots if these are fewer.
     """
     budget, ranks = layer.shared.settings.budget, layer.info.ranks
-    one, rest = _slot_bytes(layer), _reserved(layer) + _between(layer)
-    several, bytes_ = layer.store.groups
-    if not several or (budget.bytes is None and budget.share_of_bytes is None):
+    one, rest, more = _slot_bytes(layer), _reserved(layer) + _between(layer), _more(layer, seen)
+    if not more or (budget.bytes is None and budget.share_of_bytes is None):
         return budget.per_head(seen, one, rest, _density(layer))
-    # A group begins anew where a chunk does; slots that merge are written again, in groups of their own.
-    count = (seen / several).ceil() * (1 + layer.shared.settings.method.reduce.merges) + 1
-    whole = budget.per_head(seen, one, rest + ranks * bytes_ * int(count.sum()), _density(layer))
-    apart = budget.per_head(seen, one + ranks * bytes_, rest, _density(layer, bytes_))
-    return whole.maximum(apart.minimum(count.double()))
+    each, every = sum(size for size, _ in more), sum(size * int(count.sum()) for size, count in more)
+    whole = budget.per_head(seen, one, rest + ranks * every, _density(layer))
+    apart = budget.per_head(seen, one + ranks * each, rest, _density(layer, each))
+    return whole.maximum(apart.minimum(torch.stack([count for _, count in more]).amin(0)))
+
+
+def _more(layer: Compressible, seen: Tensor) -> list[tuple[int, Tensor]]:
+    """What some slots of a layer take beyond others: bytes, of every KV head, and how many do in each row at most, (B,)
+    float64."""
+    (several, of_group), (exact, of_slot), more = layer.store.groups, layer.store.exact_slots, []
+    if several:
+        # A group begins anew where a chunk does; slots that merge are written again, in groups of their own.
+        count = (seen / several).ceil() * (1 + layer.shared.settings.method.reduce.merges) + 1
+        more.append((of_group, count.double()))
+    if exact:
+        more.append((of_slot, torch.full_like(seen, exact, dtype=torch.float64)))
+    return more
 
 
 def check(layer: Compressible, budget: Tensor, over: Tensor) -> None:
@@ -84,6 +95,8 @@ def check(layer: Compressible, budget: Tensor, over: Tensor) -> None:
             f"more, or an allocation that reserves {pinned} slots in each layer. {RESET}"
         )
     one, rest = _slot_bytes(layer) * len(seen), _reserved(layer) + _between(layer)
+    exact, more = layer.store.exact_slots
+    rest += min(exact, pinned) * more * layer.info.ranks * len(seen)
     raise BudgetError(
         f"budget of {asked}: one slot in every layer and head takes {one}, and {rest} {_rest(layer)}. What is left "
         f"holds fewer than {always}. Give at least {rest + pinned * one} bytes, or smaller sinks= and window= options. "

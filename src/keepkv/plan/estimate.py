@@ -174,15 +174,15 @@ class Compressed(Full):
             state = batch * self._state(index)
         if self.static is not None:
             return batch * self.static * (sizes.content + sizes.beside) + 8 + state
-        several, of_group = store.groups
+        (several, of_group), (exact_slots, more) = store.groups, store.exact_slots
         if slots < seen:
             again = slots if self.method.reduce.merges else 0  # slots that merge are written in groups of their own
             groups = min(slots, -(-seen // several) + -(-again // several)) if several else 0
-            rest = store.row_bytes + of_group * groups
+            rest = store.row_bytes + of_group * groups + more * min(slots, exact_slots)
             return batch * (slots * (sizes.content + sizes.beside) + rest) + state
         beside = heads * replace(store.held, votes=False).beside
         exact = min(seen, codec.exact) if codec.exact is not None else seen
-        rest = store.shared_bytes * (exact < seen)
+        rest = (store.shared_bytes + more * exact_slots) * (exact < seen)
         rest += of_group * -(-(seen - exact) // several) if several else 0
         return batch * (exact * (sizes.plain + beside) + (seen - exact) * (sizes.content + beside) + rest) + state
 

@@ -223,6 +223,12 @@ class Store(ABC):
         """How many tokens in a row share content at most, and the bytes of it, of every KV head; 0, 0: none do."""
         return 0, 0
 
+    @property
+    def exact_slots(self) -> tuple[int, int]:
+        """How many slots of each head stay exact beside codes at most, protected ones not counted, and what one of
+        every KV head takes more than others; 0, 0: none do."""
+        return 0, 0
+
     def protected_bytes(self, tokens: Tensor) -> int:
         """What slots of ``tokens`` (B,) protected ones of each row take more than others, of every KV head."""
         return 0

@@ -160,11 +160,15 @@ class Zones(Store):
 
     @property
     def shared_bytes(self) -> int:
-        if self.content.exact:
-            return 0
+        none = self.content.exact or self.held.codec.grouped
+        return 0 if none else self.held.codec.row_bytes(*self._widths())
+
+    @property
+    def exact_slots(self) -> tuple[int, int]:
+        if not self.stays.slots:
+            return 0, 0
         content, _, plain = self._bytes_of(*self.like())
-        more = self.stays.slots * max(0, plain - content)
-        return more + (0 if self.held.codec.grouped else self.held.codec.row_bytes(*self._widths()))
+        return self.stays.slots, max(0, plain - content)
 
     def protected_bytes(self, tokens: Tensor) -> int:
         if not self.stays.protected:
