@@ -176,6 +176,16 @@ def test_budgets_in_bytes_count_what_stays_exact(method: str, exact: dict[str, A
     assert receipt.compressed and 0.97 * 2_000_000 < receipt.bytes <= 2_000_000
 
 
+@pytest.mark.parametrize("layout", ["dense", "ragged"])
+def test_few_exact_slots_cost_few(layout: str) -> None:
+    """Where a budget does not hold all groups of tokens that share scales, it pays for one with each slot."""
+    held = {}
+    for exact in ({}, {"exact_first": 4}):
+        cache = keepkv.Cache(wide(), "knorm", "6%bytes", store=layout, codec="kivi", store_options=exact)
+        held[len(exact)] = sum(feed(cache, 4 * PROMPT).kept[0][0])
+    assert 0.8 < held[1] / held[0] < 1
+
+
 @pytest.mark.parametrize("computes", ["reference", "auto"])
 def test_an_index_of_tiles_is_paid_for_where_there_is_one(computes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain torch reads ragged slots in tiles and holds an index of them from the first decoded token on: 1 % here.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -40,29 +41,30 @@ def layer_budget(layer: Compressible) -> Tensor:
 def _mean(layer: Compressible, seen: Tensor) -> Tensor:
     """(B,) float64: slots per KV head that the budget holds in every layer, for rows of ``seen`` (B,) tokens.
 
-    Where tokens share content in groups, and slots stay exact beside codes, a budget in bytes pays for all groups of a
-    row and as many exact slots as there may be, or for as many as it holds slots if these are fewer.
+    Where tokens share content in groups, or slots stay exact beside codes, a budget in bytes pays for as many of these
+    as there may be, or for one with each slot, whichever leaves more: both are no less than what is needed.
     """
     budget, ranks = layer.shared.settings.budget, layer.info.ranks
-    one, rest, more = _slot_bytes(layer), _reserved(layer) + _between(layer), _more(layer, seen)
-    if not more or (budget.bytes is None and budget.share_of_bytes is None):
-        return budget.per_head(seen, one, rest, _density(layer))
-    each, every = sum(size for size, _ in more), sum(size * int(count.sum()) for size, count in more)
-    whole = budget.per_head(seen, one, rest + ranks * every, _density(layer))
-    apart = budget.per_head(seen, one + ranks * each, rest, _density(layer, each))
-    return whole.maximum(apart.minimum(torch.stack([count for _, count in more]).amin(0)))
+    one, rest = _slot_bytes(layer), _reserved(layer) + _between(layer)
+    more = [] if budget.bytes is None and budget.share_of_bytes is None else _more(layer, seen)
+    found = []
+    for with_each in product((False, True), repeat=len(more)):
+        each = sum(size for (size, _), apart in zip(more, with_each, strict=True) if apart)
+        every = sum(size * int(count.sum()) for (size, count), apart in zip(more, with_each, strict=True) if not apart)
+        found.append(budget.per_head(seen, one + ranks * each, rest + ranks * every, _density(layer, each)))
+    return torch.stack(found).amax(0)
 
 
 def _more(layer: Compressible, seen: Tensor) -> list[tuple[int, Tensor]]:
-    """What some slots of a layer take beyond others: bytes, of every KV head, and how many do in each row at most, (B,)
-    float64."""
+    """What some slots of a layer take beyond others: bytes, of every KV head, and how many do in each row at most,
+    (B,)."""
     (several, of_group), (exact, of_slot), more = layer.store.groups, layer.store.exact_slots, []
     if several:
         # A group begins anew where a chunk does; slots that merge are written again, in groups of their own.
         count = (seen / several).ceil() * (1 + layer.shared.settings.method.reduce.merges) + 1
-        more.append((of_group, count.double()))
+        more.append((of_group, count))
     if exact:
-        more.append((of_slot, torch.full_like(seen, exact, dtype=torch.float64)))
+        more.append((of_slot, torch.full_like(seen, exact)))
     return more
 
 
