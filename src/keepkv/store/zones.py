@@ -88,8 +88,9 @@ class Zones(Store):
             for name, start in self.held.stats.items():
                 new[name] = torch.full((b, h, t), start, dtype=torch.float32, device=keys.device)
         new |= stats
+        alone = t > 1 or not self._appended  # as the first token after a load does
         self._appended += t
-        self.recent.add(new, self._ahead(self.recent) if t == 1 and self.recent.capacity else 0)
+        self.recent.add(new, 0 if alone else self._ahead(self.recent))
 
     def meet(self, queries: Tensor, positions: Tensor) -> None:
         grouped = queries.unflatten(1, (self.like()[0].shape[1], -1))
@@ -165,9 +166,7 @@ class Zones(Store):
 
     @property
     def exact_slots(self) -> tuple[int, int]:
-        if not self.stays.slots:
-            return 0, 0
-        content, _, plain = self._bytes_of(*self.like())
+        content, _, plain = self._bytes_of(*self.like()) if self.stays.slots else (0, 0, 0)
         return self.stays.slots, max(0, plain - content)
 
     def protected_bytes(self, tokens: Tensor) -> int:
