@@ -113,3 +113,26 @@ def test_slots_are_seen_in_the_order_of_the_text(layout: str, monkeypatch: pytes
     stored = cache.compressible[0].store.view().positions
     assert len(seen) > 2 and all(bool((x[..., 1:] >= x[..., :-1]).all()) for x in seen)
     assert bool((stored[..., 1:] < stored[..., :-1]).any())  # in memory they are not
+
+
+def test_closing_gaps_writes_no_code_twice() -> None:
+    """A second prompt that is padded leaves a gap in a row, which is closed before rows join."""
+    made = [keepkv.Cache(zoo.model("llama"), "snapkv", 1.0, codec="kivi", sinks=1, window=4) for _ in range(2)]
+    turn = {"input_ids": torch.full((2, 4), 7), "attention_mask": torch.ones(2, max(LENGTHS) + 4, dtype=torch.long)}
+    turn["attention_mask"][:, : max(LENGTHS)] = prompt()["attention_mask"]
+    turn["attention_mask"][1, -4:-2] = 0
+    with torch.no_grad():
+        for cache in made:
+            zoo.model("llama")(**prompt(), **{CACHE: cache})
+            zoo.model("llama")(**turn, **{CACHE: cache})
+    assert bool(made[0].shared.positions.gaps)
+    before = [layer.store.view() for layer in made[0].compressible]
+    made[0].join(made[1])
+    for layer, old in zip(made[0].compressible, before, strict=True):
+        view = layer.store.view()
+        for row in range(2):
+            new, was = (x.positions[row, 0].tolist() for x in (view, old))
+            codes = [p for p in was if 0 <= p < LENGTHS[1] - 32]
+            assert len(codes) > 10
+            for x, y in ((view.keys, old.keys), (view.values, old.values)):
+                assert torch.equal(x[row, :, [new.index(p) for p in codes]], y[row, :, [was.index(p) for p in codes]])
