@@ -88,7 +88,7 @@ class Zones(Store):
             for name, start in self.held.stats.items():
                 new[name] = torch.full((b, h, t), start, dtype=torch.float32, device=keys.device)
         new |= stats
-        alone = t > 1 or not self._appended  # as the first token after a load does
+        alone = t > 1 or not (self._appended or self.content.exact)  # the first one beside codes that were loaded
         self._appended += t
         self.recent.add(new, 0 if alone else self._ahead(self.recent))
 
