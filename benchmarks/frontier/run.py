@@ -60,7 +60,8 @@ class Point(Row):
     them that is held, of all layers, measured. slots: share of the tokens of compressed layers that are kept. right,
     known: of each question, whether this cache and the full cache answer it. output_error: ‖o′−o‖/‖o‖ of a layer's
     attention at the full run's queries over questions and replies, mean over them and over layers. kl: KL(full cache
-    ‖ this one) of the next token over the replies, in nats, of each question. seconds: what the row took.
+    ‖ this one) of the next token over the replies, in nats, of each question. seconds: what the row took. prefill: when
+    the context is compressed: "deferred", when most of it is codes already, or "immediate", before any is.
     """
 
     task: str
@@ -76,6 +77,7 @@ class Point(Row):
     kl: list[float]
     seconds: float
     made_with: MadeWith = field(metadata=INLINE)
+    prefill: str = "deferred"
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,14 @@ def until(tokenizer: Any, reply: Ids, values: tuple[str, ...]) -> Ids | None:
 
 
 def points(
-    model: Any, tokenizer: Any, setup: Setup, item: Encoded, arms: list[Variant], budgets: list[float], **facts: Any
+    model: Any,
+    tokenizer: Any,
+    setup: Setup,
+    item: Encoded,
+    arms: list[Variant],
+    budgets: list[float],
+    prefill: str,
+    **facts: Any,
 ) -> Iterator[Row]:
     """A row for each arm and budget; codes alone have one."""
     full = Asked.of(model, tokenizer, setup, item)
@@ -143,13 +152,20 @@ def points(
         look_again(model, cache, [item.context])
         for budget in budgets if one.method != "full" else (None,):
             began = time.perf_counter()
-            small = compressed(cache, 1.0 if budget is None else f"{100 * budget:g}%bytes")
+            share = 1.0 if budget is None else f"{100 * budget:g}%bytes"
+            if prefill == "immediate":
+                small = make_cache(model, setup, one, share, facts["context"], When(prefill))
+                read(model, small, [item.context])
+                small.compressing = False
+            else:
+                small = compressed(cache, share)
             receipt = small.report()
             heads = [slots for layer in receipt.kept.values() for row in layer for slots in row]
             found = full.measured(model, small, mask)
             yield Point(
                 tokens=len(item.context), arm=one.label, budget=budget, ratio=receipt.ratio, known=full.known,
-                slots=sum(heads) / len(heads) / receipt.seen[0], seconds=time.perf_counter() - began, **found, **facts,
+                slots=sum(heads) / len(heads) / receipt.seen[0], seconds=time.perf_counter() - began, prefill=prefill,
+                **found, **facts,
             )  # fmt: skip
 
 
@@ -162,6 +178,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=8, help="of a context at most")
     parser.add_argument("--first", type=int, default=0, help="number of the first context")
     parser.add_argument("--contexts", type=int, default=4)
+    parser.add_argument("--prefill", choices=("deferred", "immediate"), default="deferred")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
     arms = [variant(text) for text in given.arm or ARMS]
@@ -173,13 +190,13 @@ def main() -> None:
         loaded[name] = (model, AutoTokenizer.from_pretrained(path))
     given.out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(given.out / "rows.jsonl", Point)
-    done = {(row.made_with.model, row.task, row.context, row.arm) for row in ledger.rows()}
+    done = {(row.made_with.model, row.task, row.context, row.arm, row.prefill) for row in ledger.rows()}
     budgets = given.budget or list(BUDGETS)
     with torch.inference_mode():
         for context in range(given.first, given.first + given.contexts):
             for name, (model, tokenizer) in loaded.items():
                 for task in NOTES if tokenizer.chat_template or "Gemma" in name else SUITE:
-                    left = [one for one in arms if (name, task, context, one.label) not in done]
+                    left = [one for one in arms if (name, task, context, one.label, given.prefill) not in done]
                     plain = task in NOTES
                     more = {"alike": 1, "questions": given.questions} if plain else {}
                     made = tasks.get(task).generate(tokenizer, given.tokens, HELD_OUT + context, plain=plain, **more)
@@ -188,7 +205,7 @@ def main() -> None:
                     facts = {"task": task, "context": context, "made_with": MadeWith.of(model, name)}
                     setup = Setup("", (task,), (), (1.0,))
                     if left:
-                        for row in points(model, tokenizer, setup, item, left, budgets, **facts):
+                        for row in points(model, tokenizer, setup, item, left, budgets, given.prefill, **facts):
                             ledger.append([row])
                     print(name, task, context, len(left), "arms", flush=True)
 

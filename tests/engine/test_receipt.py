@@ -149,6 +149,43 @@ def test_slots_that_stay_exact_are_paid_for(codec: str, most: int, layout: str) 
     assert 0.2 < kept[2] / kept[0] < 0.99
 
 
+SPANS = [keepkv.Span(300, 340, "protect"), keepkv.Span(20, 30, "protect")]  # of the first row, and of the second
+
+
+@pytest.mark.parametrize("layout", ["dense", "ragged"])
+@pytest.mark.parametrize(
+    ("method", "exact"),
+    [
+        ("knorm", {"exact_last": 64}), ("keepkv", {"exact_merged": 32}), ("snapkv", {"exact_protected": True}),
+        ("keepkv", {"exact_first": 4, "exact_last": 40, "exact_merged": 32, "exact_protected": True}),
+    ],
+)  # fmt: skip
+def test_budgets_in_bytes_count_what_stays_exact(method: str, exact: dict[str, Any], layout: str) -> None:
+    """Within 3 %, after one compression and after another, though rows protect spans of other lengths. Where most of a
+    prompt is codes before it is compressed, fewer may be exact than are paid for."""
+    spans = [[span] for span in SPANS] if "exact_protected" in exact else None
+    given: dict[str, Any] = {"codec": "int4", "store": layout, "store_options": exact, "spans": spans}
+    for prefill, least in (("immediate", 0.97), ("deferred", 0.85)):
+        cache = keepkv.Cache(wide(), method, "15%bytes", when=keepkv.When(prefill), **given)
+        for tokens in (4 * PROMPT, 100):
+            full = feed(cache, tokens, rows=2).full_bytes
+            cache.compress()
+            held = sum(layer.store.nbytes for layer in cache.compressible)
+            assert least < held / (0.15 * full) < 1.03, (held / (0.15 * full), prefill, tokens)
+    receipt = feed(keepkv.Cache(wide(), method, "2MB", **given), 4 * PROMPT, rows=2)
+    assert receipt.compressed and 0.97 * 2_000_000 < receipt.bytes <= 2_000_000
+
+
+@pytest.mark.parametrize("layout", ["dense", "ragged"])
+def test_few_exact_slots_cost_few(layout: str) -> None:
+    """Where a budget does not hold all groups of tokens that share scales, it pays for one with each slot."""
+    held = {}
+    for exact in ({}, {"exact_first": 4}):
+        cache = keepkv.Cache(wide(), "knorm", "6%bytes", store=layout, codec="kivi", store_options=exact)
+        held[len(exact)] = sum(feed(cache, 4 * PROMPT).kept[0][0])
+    assert 0.8 < held[1] / held[0] < 1
+
+
 @pytest.mark.parametrize("computes", ["reference", "auto"])
 def test_an_index_of_tiles_is_paid_for_where_there_is_one(computes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain torch reads ragged slots in tiles and holds an index of them from the first decoded token on: 1 % here.

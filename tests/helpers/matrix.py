@@ -63,6 +63,7 @@ def method_variants() -> list[Any]:
 
 CALIBRATED = {"oscar": "oscar", "sals": "sals"}  # the kind of calibration that a codec is made with
 MIXED = ("int4", "kivi", "sals")  # with these some slots stay exact beside the codes
+EXACT: dict[str, Any] = {"exact_first": 3, "exact_last": 5, "exact_protected": True}
 UNCALIBRATED: dict[str, dict[str, Any]] = {"tada": {"codec_options": {"centre": True}}}  # what else they take
 
 
@@ -79,7 +80,8 @@ def store_variants() -> list[Any]:
         if (layout, codec) != ("ragged" if ragged else "dense", "none"):
             more = {"store_options": {"capacity": 96}} if layout == "static" else {}
             more |= UNCALIBRATED.get(codec, {})
-            more |= {"store_options": {"exact_first": 3, "exact_last": 5}} if codec in MIXED else {}
+            mine = {**EXACT, "exact_merged": 2} if name == "keepkv" else EXACT
+            more |= {"store_options": mine} if codec in MIXED else {}
             label = "-".join((name, layout, codec))
             found.append(pytest.param((name, {**SMALL, "store": layout, "codec": codec, **more}), id=label))
     return found

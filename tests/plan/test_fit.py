@@ -14,6 +14,7 @@ import zoo
 from typer.testing import CliRunner
 
 import keepkv
+from keepkv.calibrate import calibrate
 from keepkv.cli.program import program
 from keepkv.engine.versions import CACHE
 from keepkv.plan import dry
@@ -168,3 +169,52 @@ def test_a_prompt_that_is_kept_is_not_made_smaller(tmp_path: Path) -> None:
     assert keepkv.fit(str(tmp_path), 300, method="random-attention", prompt=False).compressed
     with pytest.raises(keepkv.KeepKVError, match=r"When\(cap=80\) bounds the cache.*as the budget"):
         keepkv.fit(str(tmp_path), 300, method="snapkv", budget=64, when=keepkv.When(cap=80))
+
+
+def by_layer(given: keepkv.Calibration) -> keepkv.Calibration:
+    """``given`` for "tada", with other bits in each layer, of which the middle ones are not alike."""
+    tensors = {i: {**x, "tada_bits": torch.tensor((2, 8, 4)[i % 3])} for i, x in given.tensors.items()}
+    return keepkv.Calibration(given.kind, tensors, given.fingerprint, given.made_with)
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("tada", {"bits": "calibrated"}),
+        ("sals", {"rank": 0.5}),
+        ("sals", {"rank": 6, "value_bits": 8, "dense": (0,)}),
+        ("oscar", {"bits": 4}),
+    ],
+)
+def test_a_calibration_says_how_large_a_slot_is(codec: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """The bytes of a cache that was made with it, each layer with its own; more than one layer stands for others."""
+    config = zoo.model("llama").config.__class__(**{**zoo.model("llama").config.to_dict(), "num_hidden_layers": 5})
+    torch.manual_seed(0)
+    model = t.LlamaForCausalLM(config).eval()
+    known = calibrate(codec, model, torch.randint(3, zoo.VOCAB, (5, 2, 40)))
+    known = by_layer(known) if codec == "tada" else known
+    known.save(file := tmp_path / "known.safetensors")
+    given: dict[str, Any] = {"method": "streaming-llm", "codec": codec, "codec_options": options}
+    found = keepkv.fit(config, 400, budget=100, dtype="float32", memory=1, calibration=file, **given)
+    cache = keepkv.Cache(model, budget=100, calibration=file, **given)
+    with torch.no_grad():
+        model(input_ids=torch.randint(3, zoo.VOCAB, (1, 400)), **{CACHE: cache})
+    assert found.compressed is not None and found.compressed.cache == cache.report().bytes
+    assert found.weights + found.compressed.cache < found.compressed.peak
+    assert f"calibration={str(file)!r}" in found.python and f"--option calibration={file}" in found.command
+    assert any("only the configuration is read" in note for note in found.notes)
+    if codec == "oscar":
+        config.save_pretrained(tmp_path)
+        words = ["-c", "400", "-b", "100", "--dtype", "float32", "--memory", "1GiB", "--codec", codec, "--json"]
+        words += ["--model", str(tmp_path), "-m", f"streaming-llm:codec.bits=4,calibration={file}"]
+        assert json.loads(run(*words).stdout)["compressed"]["cache"] == found.compressed.cache
+
+
+def test_a_calibration_that_does_not_fit_is_refused() -> None:
+    known = calibrate("sals", zoo.model("llama"), torch.randint(3, zoo.VOCAB, (5, 2, 40)))
+    with pytest.raises(keepkv.KeepKVError, match=r"made for another model.*hidden_size"):
+        keepkv.fit(LLAMA, "4k", codec="sals", method="streaming-llm", calibration=known)
+    with pytest.raises(keepkv.KeepKVError, match=r"'sals' was given, and no part of the method uses it"):
+        keepkv.fit(zoo.model("llama").config, 400, method="streaming-llm", calibration=known)
+    with pytest.raises(keepkv.KeepKVError, match=r"Oscar needs a calibration 'oscar'.*given: 'sals'"):
+        keepkv.fit(zoo.model("llama").config, 400, method="streaming-llm", codec="oscar", calibration=known)

@@ -45,7 +45,7 @@ def fit(
     from keepkv.plan.answer import fit as find
 
     chosen = variant(method, [*of_piece("store", store, store_option), *of_piece("codec", codec, codec_option)])
-    free = ("seed", "calibration", "select", "selected", "select_options")  # no memory depends on them
+    free = ("seed", "select", "selected", "select_options")  # no memory depends on them
     options = {name: x for name, x in chosen.options.items() if name not in free}
     found = find(
         model, context, budget=budget, method=chosen.method, batch=batch, memory=memory, chunk=chunk, dtype=dtype,

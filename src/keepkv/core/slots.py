@@ -60,14 +60,15 @@ class Slots:
         The result has as many slots as the fullest (row, head) keeps.
         """
         order, kept = self.kept_indices(keep)
-
-        def take(x: Tensor) -> Tensor:
-            index = order if x.dim() == 3 else order[..., None].expand(*order.shape, x.shape[-1])
-            return x.gather(2, index)
-
-        chosen = self.map(take)
+        chosen = self.take(order)
         chosen.positions.masked_fill_(~kept, EMPTY)
         return chosen
+
+    def take(self, columns: Tensor) -> Slots:
+        """The slots at ``columns`` (B,H,K); a new object."""
+        return self.map(
+            lambda x: x.gather(2, columns if x.dim() == 3 else columns[..., None].expand(*columns.shape, x.shape[-1]))
+        )
 
     def kept_indices(self, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Where ``select`` takes its slots from, (B,H,K) int64, and which of them are kept, (B,H,K) bool."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from itertools import product
 
+import torch
 from torch import Tensor
 
 from keepkv.engine.state import Compressible
@@ -39,19 +41,31 @@ def layer_budget(layer: Compressible) -> Tensor:
 def _mean(layer: Compressible, seen: Tensor) -> Tensor:
     """(B,) float64: slots per KV head that the budget holds in every layer, for rows of ``seen`` (B,) tokens.
 
-    Where tokens share content in groups, a budget in bytes pays for all groups of a row, or for as many as it holds
-    slots if these are fewer.
+    Where tokens share content in groups, or slots stay exact beside codes, a budget in bytes pays for as many of these
+    as there may be, or for one with each slot, whichever leaves more: both are no less than what is needed.
     """
     budget, ranks = layer.shared.settings.budget, layer.info.ranks
     one, rest = _slot_bytes(layer), _reserved(layer) + _between(layer)
-    several, bytes_ = layer.store.groups
-    if not several or (budget.bytes is None and budget.share_of_bytes is None):
-        return budget.per_head(seen, one, rest, _density(layer))
-    # A group begins anew where a chunk does; slots that merge are written again, in groups of their own.
-    count = (seen / several).ceil() * (1 + layer.shared.settings.method.reduce.merges) + 1
-    whole = budget.per_head(seen, one, rest + ranks * bytes_ * int(count.sum()), _density(layer))
-    apart = budget.per_head(seen, one + ranks * bytes_, rest, _density(layer, bytes_))
-    return whole.maximum(apart.minimum(count.double()))
+    more = [] if budget.bytes is None and budget.share_of_bytes is None else _more(layer, seen)
+    found = []
+    for with_each in product((False, True), repeat=len(more)):
+        each = sum(size for (size, _), apart in zip(more, with_each, strict=True) if apart)
+        every = sum(size * int(count.sum()) for (size, count), apart in zip(more, with_each, strict=True) if not apart)
+        found.append(budget.per_head(seen, one + ranks * each, rest + ranks * every, _density(layer, each)))
+    return torch.stack(found).amax(0)
+
+
+def _more(layer: Compressible, seen: Tensor) -> list[tuple[int, Tensor]]:
+    """What some slots of a layer take beyond others: bytes, of every KV head, and how many do in each row at most,
+    (B,)."""
+    (several, of_group), (exact, of_slot), more = layer.store.groups, layer.store.exact_slots, []
+    if several:
+        # A group begins anew where a chunk does; slots that merge are written again, in groups of their own.
+        count = (seen / several).ceil() * (1 + layer.shared.settings.method.reduce.merges) + 1
+        more.append((of_group, count))
+    if exact:
+        more.append((of_slot, torch.full_like(seen, exact)))
+    return more
 
 
 def check(layer: Compressible, budget: Tensor, over: Tensor) -> None:
@@ -83,6 +97,8 @@ def check(layer: Compressible, budget: Tensor, over: Tensor) -> None:
             f"more, or an allocation that reserves {pinned} slots in each layer. {RESET}"
         )
     one, rest = _slot_bytes(layer) * len(seen), _reserved(layer) + _between(layer)
+    exact, more = layer.store.exact_slots
+    rest += min(exact, pinned) * more * layer.info.ranks * len(seen)
     raise BudgetError(
         f"budget of {asked}: one slot in every layer and head takes {one}, and {rest} {_rest(layer)}. What is left "
         f"holds fewer than {always}. Give at least {rest + pinned * one} bytes, or smaller sinks= and window= options. "
@@ -175,13 +191,23 @@ def _reserved(layer: Compressible) -> int:
     settings, seen, ranks = layer.shared.settings, layer.shared.positions.seen, layer.info.ranks
     assert seen is not None
     if settings.budget.share_of_bytes is not None and layer.store.held.codec.exact is not None:
-        return ranks * len(seen) * layer.store.row_bytes
+        return ranks * (len(seen) * layer.store.row_bytes + layer.store.protected_bytes(_protected(layer)))
     if settings.budget.bytes is None:
         return 0
     plain, rows = layer.store.slot_bytes().plain, len(seen)
     stays = settings.method.when.recurs or layer.shared.observing or layer.progress.prefilling
     state = allocated(x for name, x in layer.score_state.items() if stays or name.startswith("span_"))
-    return ranks * (state + rows * layer.store.row_bytes) + stock_bytes(layer.shared.others, plain, rows)
+    state += rows * layer.store.row_bytes + layer.store.protected_bytes(_protected(layer))
+    return ranks * state + stock_bytes(layer.shared.others, plain, rows)
+
+
+def _protected(layer: Compressible) -> Tensor:
+    """(B,) int64: tokens of protected spans that the budget pays for."""
+    spans, seen, budget = layer.shared.spans, layer.shared.positions.seen, layer.shared.settings.budget
+    assert seen is not None
+    if spans is None or (spans.policy.prompt and budget.grows):  # where a share is one of the reply
+        return torch.zeros_like(seen)
+    return spans.protected_tokens(seen)
 
 
 def _between(layer: Compressible) -> int:

@@ -132,7 +132,7 @@ class Cache(stock.Cache):
                 )
             mine = of_layer(calibrations, index, device)
             its = held.codec.for_layer(info, mine)
-            own = replace(held, layer=form.of_stored(info), calibration=mine, codec=its, places=positions.places)
+            own = self.shared.knowing(replace(held, layer=form.of_stored(info), calibration=mine, codec=its))
             layers[index] = Layer(info, form, self.shared, template.empty(own))
         self.made = len(layers)
         super().__init__(layers=layers)

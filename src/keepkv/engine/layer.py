@@ -348,7 +348,7 @@ class Layer(CacheLayerMixin):
 
     def copy(self, shared: CacheState, rows: Tensor | None = None) -> Layer:
         """An independent copy that belongs to ``shared``, of the ``rows`` (R,) int64 if they are given."""
-        held = replace(self.store.held, room=shared.settings.room, places=shared.positions.places)
+        held = shared.knowing(replace(self.store.held, room=shared.settings.room))
         twin = Layer(self.info, self.form, shared, self.store.clone(held) if rows is None else self.store.empty(held))
         twin.attention, twin.latest, twin.heard = self.attention, self.latest, self.heard
         twin.tally, twin.progress = replace(self.tally), replace(self.progress)

@@ -244,7 +244,9 @@ def _close_gaps(cache: CacheParts) -> None:
         if isinstance(layer, Layer):
             view = view_of(layer)
             close_gaps(view)
-            layer.store.load(layer.form.stored(view.slots))
+            store = layer.store.successor()
+            store.load(layer.form.stored(view.slots))
+            layer.store = store
 
 
 def _remembered(cache: CacheParts) -> set[str]:

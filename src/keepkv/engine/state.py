@@ -23,7 +23,7 @@ from keepkv.methods.base import Method
 from keepkv.select.base import Select
 from keepkv.spans.base import SpanPolicy
 from keepkv.spans.rows import RowSpans
-from keepkv.store.base import Store
+from keepkv.store.base import Held, Store
 
 EVERYTHING = Budget(share=1.0)
 
@@ -145,6 +145,11 @@ class CacheState:
 
     def __post_init__(self) -> None:
         self.asked = self.asked or self.settings
+
+    def knowing(self, held: Held) -> Held:
+        """``held`` for a store of this cache, with what is known of its tokens."""
+        protects = None if self.spans is None else self.spans.protects
+        return replace(held, places=self.positions.places, protects=protects)
 
     def feed(self, columns: int, decoded: bool) -> None:
         """Count the forward of ``columns`` that ``positions`` has begun."""

@@ -260,7 +260,11 @@ def _demand(method: Method, view: LayerView, spans: RowSpans, budget: Tensor) ->
 
 
 def close_gaps(view: LayerView) -> None:
-    """Padding between turns: move empty slots to the front, so that neighbours in memory are neighbours in the text."""
+    """Move empty slots to the front, and the others into the order of the text, so that neighbours in memory are
+    neighbours in it: padding between turns leaves gaps, and slots that stay exact beside codes lie before the rest."""
     valid = view.slots.valid
     if bool((valid[..., :-1] & ~valid[..., 1:]).any()):
         view.slots = view.slots.select(valid)
+    at = view.slots.positions
+    if bool((at[..., 1:] < at[..., :-1]).any()):
+        view.slots = view.slots.take(at.sort(dim=-1, stable=True).indices)

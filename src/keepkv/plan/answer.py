@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from keepkv.core.budget import Budget
+from keepkv.core.calibration import Calibration, Given, loaded
 from keepkv.core.options import Size, keywords, taken
 from keepkv.engine.state import Settings
 from keepkv.errors import KeepKVError, UnsupportedModel
@@ -47,12 +48,14 @@ def fit(
     dtype: str | torch.dtype | None = None,
     weights: int | str | None = None,
     device: str | None = None,
+    calibration: Given = None,
     **options: Any,
 ) -> Fit:
     """Whether ``context`` tokens fit a memory, with the full cache and compressed, and what to set; no weight is read.
 
     model: a folder with config.json, a name on the Hub, a configuration or a model of transformers. context: tokens of
-    a row, such as 131072 or "128k". budget, method, store, codec, their options: as ``keepkv.Cache`` takes them.
+    a row, such as 131072 or "128k". budget, method, store, codec, their options, calibration: as ``keepkv.Cache`` takes
+    them; the last is compared with the configuration, and its tensors say how large a slot is.
     batch: rows. memory: bytes such as "24GiB"; None: the first GPU's, or this machine's. chunk: tokens of the prompt
     that are read at once where it is read in chunks; None: 8,192, or fewer where these do not fit. dtype: of weights
     and cache; None: the configuration's. weights: their bytes where they are quantised, such as "5GiB".
@@ -63,7 +66,8 @@ def fit(
     weights.
     """
     config, tokens, rows = read_config(model), read_tokens(context), taken("fit", "batch", batch, Size)
-    asked, chosen = Budget.of(budget), make_method(method, options)
+    known = loaded(calibration)
+    asked, chosen = Budget.of(budget), make_method(method, options, [one.kind for one in known])
     if chosen.prompt:
         raise KeepKVError(
             f"method {chosen.name!r} keeps the prompt, which takes what it takes in a plain cache, and what a prompt "
@@ -78,7 +82,7 @@ def fit(
     layout, codec = choose(store or chosen.store, codec, chosen.allocate.ragged)
     codec, codec_options = settled(codec, keywords("fit", "codec_options", codec_options), asked)
     held = Held(settings.stats, chosen.reduce.merges, CODECS.build(codec, **codec_options), settings.room)
-    choice = Choice(settings, layout, keywords("fit", "store_options", store_options), held)
+    choice = Choice(settings, layout, keywords("fit", "store_options", store_options), held, tuple(known))
     room = (read_bytes(memory), "as given") if memory is not None else own_memory()
     network = Network(config, _dtype(dtype, config), _on_cpu(device, memory))
     full: Full = Full(network)
@@ -100,7 +104,7 @@ def fit(
     if ours is not None and asked.share is not None and not found.fits and heavy < (found.memory or 0):
         found = replace(found, smaller=look.smaller(ours, piece))
     found = replace(found, notes=tuple(_notes(found, network, ours, config, weights)))
-    python, command = _settings(found, model, options, store, codec_options)
+    python, command = _settings(found, model, {**options, **_files(calibration)}, store, codec_options)
     return replace(found, python=python, command=command)
 
 
@@ -233,6 +237,13 @@ def _notes(
     return notes
 
 
+def _files(calibration: Given) -> dict[str, Any]:
+    """The option that sets ``calibration``, where there is any."""
+    some = [calibration] if isinstance(calibration, (str, Path, Calibration)) else calibration or ()
+    files = [f"{x.kind}.safetensors" if isinstance(x, Calibration) else str(x) for x in some]
+    return {"calibration": files if len(files) > 1 else files[0]} if files else {}
+
+
 def _settings(
     found: Fit, model: Any, options: dict[str, Any], given: str | None, codec_options: dict[str, Any]
 ) -> tuple[str, str]:
@@ -261,4 +272,5 @@ def _settings(
     words += [f"--codec {found.codec}"] if found.codec != "none" else []
     words += [f"--codec-option {key}={value}" for key, value in codec_options.items()]
     words += ["--chunk", str(chunk)] if chunked else []
-    return "\n".join(lines), " ".join([*words, "--prompt-file FILE"])
+    several = isinstance(options.get("calibration"), list)  # the command takes one
+    return "\n".join(lines), "" if several else " ".join([*words, "--prompt-file FILE"])

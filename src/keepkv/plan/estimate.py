@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
@@ -15,8 +15,11 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import StaticCache
 
 from keepkv.core.budget import Budget
+from keepkv.core.calibration import Calibration, check_calibration, of_layer
+from keepkv.core.layer_info import LayerInfo
 from keepkv.engine import allowance
 from keepkv.engine.examine import model_of
+from keepkv.engine.fingerprint import facts_of
 from keepkv.engine.interface import NAME
 from keepkv.engine.layer import Layer
 from keepkv.engine.model import prepare_model, set_attention
@@ -29,23 +32,55 @@ from keepkv.plan.network import Network
 from keepkv.plan.sample import NOTHING, Costs, Sample, Shape, sees_more
 from keepkv.store import STORES, Held
 from keepkv.store.base import Store, allocated, tensors_in
+from keepkv.store.codec import Codec
 
 SEEN = 256  # tokens of a sample after which a score remembers as much as it ever will
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a cache is made with, as ``keepkv.Cache`` takes it: settings, the name and options of its store, and what
-    a store is made for."""
+    """What a cache is made with, as ``keepkv.Cache`` takes it: settings, the name and options of its store, what a
+    store is made for, and calibrations of whatever kinds."""
 
     settings: Settings
     layout: str
     options: dict[str, Any]
     held: Held
+    known: tuple[Calibration, ...] = ()
+
+    def checked(self, facts: dict[str, Any], layers: Collection[int]) -> Choice:
+        """With the calibrations by kind, if any are known. Raises ``CalibrationError`` where one is not of the model of
+        ``facts`` and its ``layers``, is not needed, or is missing beside others."""
+        if not self.known:
+            return self
+        method = self.settings.method
+        pieces = (method.score, method.allocate, method.reduce, self.held.codec, self.store(self.held))
+        found = check_calibration(pieces, self.known, lambda: facts, layers)
+        return replace(self, settings=replace(self.settings, calibrations=found))
+
+    def of_layer(self, info: LayerInfo, device: str = "cpu") -> Held:
+        """What the store of one layer is made for, what its codec knows of it on ``device``."""
+        if not self.known:
+            return replace(self.held, layer=info)
+        mine = of_layer(self.settings.calibrations, info.index, torch.device("cpu"))
+        codec = self.held.codec.for_layer(info, mine)
+        return replace(self.held, layer=info, calibration=mine, codec=_on(codec, device))
 
     def store(self, held: Held) -> Store:
         """An empty store."""
         return STORES.build(self.layout, held, **self.options)
+
+
+def _on(codec: Codec, device: str) -> Codec:
+    """``codec`` with its tensors on ``device``."""
+    twin = copy.copy(codec)
+    for name, x in vars(codec).items():
+        if isinstance(x, torch.Tensor):
+            object.__setattr__(twin, name, x.to(device))
+        elif isinstance(x, dict):
+            moved = {key: y.to(device) if isinstance(y, torch.Tensor) else y for key, y in x.items()}
+            object.__setattr__(twin, name, moved)
+    return twin
 
 
 class Full:
@@ -134,8 +169,11 @@ class Compressed(Full):
             warnings.simplefilter("always")
             small = model_of(shrink(config))
             self.ours = prepare_model(small, self.method, self.static).ours
+            facts = {**facts_of(config.get_text_config(decoder=True)), "adapters": [], "weights": None}
+            facts |= {"name": config._name_or_path, "unread": "only the configuration is read here"}
+            self.choice = choice.checked(facts, self.ours)
         self.notes = list({str(one.message): None for one in said})
-        self._costs: dict[Shape, Costs] = {}
+        self._costs: dict[tuple[Shape, int], Costs] = {}
 
     # --- what is held ------------------------------------------------------------------------------------------------
 
@@ -174,15 +212,15 @@ class Compressed(Full):
             state = batch * self._state(index)
         if self.static is not None:
             return batch * self.static * (sizes.content + sizes.beside) + 8 + state
-        several, of_group = store.groups
+        (several, of_group), (exact_slots, more) = store.groups, store.exact_slots
         if slots < seen:
             again = slots if self.method.reduce.merges else 0  # slots that merge are written in groups of their own
             groups = min(slots, -(-seen // several) + -(-again // several)) if several else 0
-            rest = store.row_bytes + of_group * groups
+            rest = store.row_bytes + of_group * groups + more * min(slots, exact_slots)
             return batch * (slots * (sizes.content + sizes.beside) + rest) + state
         beside = heads * replace(store.held, votes=False).beside
         exact = min(seen, codec.exact) if codec.exact is not None else seen
-        rest = store.shared_bytes * (exact < seen)
+        rest = (store.shared_bytes + more * exact_slots) * (exact < seen)
         rest += of_group * -(-(seen - exact) // several) if several else 0
         return batch * (exact * (sizes.plain + beside) + (seen - exact) * (sizes.content + beside) + rest) + state
 
@@ -194,7 +232,7 @@ class Compressed(Full):
 
     @lru_cache(maxsize=1024)  # noqa: B019
     def _sample_layers(self, index: int, batch: int) -> Layer:
-        layer = self._observed(self.network.stand_in[index])
+        layer = self._observed(self._like(index))
         mine = Layer(self.ours[index][0], layer.form, CacheState(self.choice.settings), layer.store)
         mine.shared.others = [x for i, x in enumerate(self._stock(self._settled, batch)[0]) if i not in self.ours]
         mine.progress, mine.attention = layer.progress, layer.attention
@@ -212,10 +250,16 @@ class Compressed(Full):
         return layer
 
     def _state(self, index: int) -> int:
-        return sum(x.nbytes for x in self._observed(self.network.stand_in[index]).score_state.values())
+        return sum(x.nbytes for x in self._observed(self._like(index)).score_state.values())
+
+    def _like(self, index: int) -> int:
+        """A layer that takes as much as layer ``index``: where layers are known by calibrations, that one alone."""
+        return index if self.choice.known else self.network.stand_in[index]
 
     def _sample(self, index: int) -> Sample:
-        return self._by_index[self.network.stand_in[index]]
+        like = self._by_index[self.network.stand_in[index]]
+        info = self.ours[self._like(index)][0]
+        return replace(like, info=info, held=self.choice.of_layer(info))
 
     @cached_property
     def _by_index(self) -> dict[int, Sample]:
@@ -236,11 +280,13 @@ class Compressed(Full):
 
     def _cost(self, index: int) -> Costs:
         sample, method = self._sample(index), self.method
-        if sample.shape not in self._costs:
+        shape = sample.shape
+        width = sample.held.codec.token_bytes(shape.heads, shape.key, shape.value, self.network.dtype)
+        if (shape, width) not in self._costs:
             unknown = sees_more(method)
             share = min(0.5, self.slots(index, self.context, 1) / self.context)
-            self._costs[sample.shape] = NOTHING if unknown else sample.costs(share)
-        return self._costs[sample.shape]
+            self._costs[shape, width] = NOTHING if unknown else sample.costs(share)
+        return self._costs[shape, width]
 
     def at(self, budget: Budget) -> Compressed:
         """The same with another budget; what a compression costs is taken to be the same."""
@@ -255,7 +301,7 @@ class Compressed(Full):
         layers = list(self._plain_cache().layers)
         shared = CacheState(self.choice.settings)
         for i, (info, form) in self.ours.items():
-            made = DryLayer(info, form, shared, self.choice.store(replace(self.choice.held, layer=info)))
+            made = DryLayer(info, form, shared, self.choice.store(self.choice.of_layer(info, "meta")))
             made.live, made.slots = live, partial(self._left, i, batch) if dry else _all
             made.costs = self._cost(i) if dry else NOTHING
             made.state = self._state(i) if dry else 0

@@ -93,7 +93,7 @@ NOTHING = Costs(1, False, Growth([]), Growth([]))
 class Sample:
     """Layers like one of a model, on the CPU, of one row and random slots.
 
-    attention: scaling, softcap and sinks.
+    held: with the codec of that layer. attention: scaling, softcap and sinks.
     """
 
     shape: Shape
@@ -153,7 +153,8 @@ class Sample:
         return Costs(self.shape.heads, joint, observing, compressing)
 
     def _of(self, heads: int) -> Sample:
-        return replace(self, shape=self.shape.with_heads(heads))
+        held = replace(self.held, codec=self.held.codec.for_heads(heads))
+        return replace(self, shape=self.shape.with_heads(heads), held=held)
 
     def _observing(self, queries: int, slots: int) -> dict[Place, int]:
         with Live() as live:

@@ -42,7 +42,8 @@ class Held:
     stats: the statistics kept per slot, and the value a new slot starts with. votes: whether slots may have any.
     codec: how content is written. room: tokens that come between two loads, where no more are allocated ahead. layer:
     whose slots they are. calibration: tensors of that layer by name, where some were made for it. places: the rotary
-    positions (B,…[,A]) of the tokens at positions (B,…), where these are not the same.
+    positions (B,…[,A]) of the tokens at positions (B,…), where these are not the same. protects: which tokens at
+    positions (B,…) lie in a protected span, where there may be any.
     """
 
     stats: Mapping[str, float] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Held:
     layer: LayerInfo = field(default_factory=LayerInfo)
     calibration: Mapping[str, Tensor] | None = None
     places: Callable[[Tensor], Tensor] | None = None
+    protects: Callable[[Tensor], Tensor] | None = None
 
     @property
     def beside(self) -> int:
@@ -220,6 +222,16 @@ class Store(ABC):
     def groups(self) -> tuple[int, int]:
         """How many tokens in a row share content at most, and the bytes of it, of every KV head; 0, 0: none do."""
         return 0, 0
+
+    @property
+    def exact_slots(self) -> tuple[int, int]:
+        """How many slots of each head stay exact beside codes at most, protected ones not counted, and what one of
+        every KV head takes more than others; 0, 0: none do."""
+        return 0, 0
+
+    def protected_bytes(self, tokens: Tensor) -> int:
+        """What slots of ``tokens`` (B,) protected ones of each row take more than others, of every KV head."""
+        return 0
 
     def _bytes_of(self, keys: Tensor, values: Tensor) -> SlotBytes:
         """From any keys (·,H,·,D) and values (·,H,·,Dv)."""

@@ -141,6 +141,16 @@ def by_position(slots: Slots, positions: Tensor) -> Tensor:
     return order.gather(2, at).masked_fill(~there, -1)
 
 
+def unchanged(slots: Slots, held: Slots) -> Tensor:
+    """Where each of ``slots`` (B,H,S) lies among those ``held`` (B,H,N), at its position and with its content: (B,H,S)
+    int64, −1 for one that does not."""
+    where = by_position(slots, held.positions)
+    same, at = where >= 0, where.clamp_min(0)[..., None]
+    for one, two in ((slots.keys, held.keys), (slots.values, held.values)):
+        same &= (two.gather(2, at.expand(*at.shape[:3], two.shape[-1])) == one).all(-1)
+    return where.masked_fill(~same, -1)
+
+
 def moved(fields: Fields, where: Tensor) -> Fields:
     """Content ``fields`` (B,H,N,·) at the columns ``where`` (B,H,K)."""
     where = where.clamp_min(0)
@@ -148,8 +158,9 @@ def moved(fields: Fields, where: Tensor) -> Fields:
 
 
 def check_together(positions: Tensor) -> None:
-    """Raise ``UnsupportedInput`` unless every head holds the same tokens, at ``positions`` (B,H,S)."""
-    if not bool((positions == positions[:, :1]).all()):
+    """Raise ``UnsupportedInput`` unless every head holds the same tokens, at ``positions`` (B,H,S), as far as these are
+    known."""
+    if positions.device.type != "meta" and not bool((positions == positions[:, :1]).all()):
         raise UnsupportedInput(
             "the codec writes the heads of a token together, and this method keeps different tokens in each head. Give "
             "a codec that writes each head by itself, such as 'int4'."

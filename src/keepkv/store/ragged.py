@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from keepkv.attention.part import Part
-from keepkv.core.options import Count
 from keepkv.core.slots import Slots
 from keepkv.kernels.decode.tiles import reads_in_tiles
 from keepkv.kernels.segments import TILE
-from keepkv.store.base import Held, SlotBytes, Store, register_store
+from keepkv.store.base import SlotBytes, Store, register_store
 from keepkv.store.codec.base import Fields
 from keepkv.store.columns import Columns
 from keepkv.store.older import Zone
@@ -31,9 +31,10 @@ class RaggedStore(Zones):
 
     ragged: ClassVar[bool] = True
 
-    def __init__(self, held: Held, exact_first: Count = 0, exact_last: Count = 0) -> None:
-        super().__init__(held, exact_first, exact_last)
-        self.body = RaggedFields()
+    @cached_property
+    def body(self) -> RaggedFields:
+        """The segments."""
+        return RaggedFields()
 
     @property
     def length(self) -> int:

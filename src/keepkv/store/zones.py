@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from functools import reduce
 
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor
 from keepkv.attention.part import Part
 from keepkv.core.options import Count
 from keepkv.core.slots import EMPTY, Slots
-from keepkv.errors import KeepKVError
 from keepkv.store.base import NO_STATS, Held, Store
 from keepkv.store.codec.base import Fields
 from keepkv.store.columns import Columns
-from keepkv.store.content import TILE_BYTES, Content, by_position, check_together, in_order, moved
+from keepkv.store.content import TILE_BYTES, Content, check_together, in_order, moved, unchanged
+from keepkv.store.exact import Exact
 from keepkv.store.older import Older, Zone
 
 COPIES = 6  # of a tile that are there at once while it is read, in float32: as codes, scaled, turned, rotated
@@ -29,20 +30,25 @@ class Zones(Store):
     and while decoding; ``Codec.exact`` to twice that stay exact. What was encoded once is not encoded again: a
     ``successor`` takes its codes from the store before, where they are those of the same content.
 
-    exact_first: tokens at the start of a row, attention sinks, that a codec leaves exact: they lie in ``pinned``,
-    before all others. exact_last: newest tokens that it leaves exact, where that is more than ``Codec.exact``; a
-    compression keeps them exact too.
+    exact_first: tokens at the start of a row, attention sinks, that a codec leaves exact. exact_protected: whether it
+    leaves those of protected spans. exact_last: newest tokens that it leaves exact, where that is more than
+    ``Codec.exact``; at a compression, newest slots of each head. exact_merged: slots of each head that it leaves exact
+    at a compression, those with most votes. All but the newest lie in ``pinned``, before the others. What was encoded
+    is not exact any more, and stays a code.
     """
 
-    def __init__(self, held: Held, exact_first: Count = 0, exact_last: Count = 0) -> None:
+    def __init__(
+        self,
+        held: Held,
+        exact_first: Count = 0,
+        exact_last: Count = 0,
+        exact_merged: Count = 0,
+        exact_protected: bool = False,
+    ) -> None:
         super().__init__(held)
         starts = dict(held.stats)
-        self.exact_first, self.exact_last = exact_first, exact_last
-        if held.codec.exact is None and (exact_first or exact_last):
-            raise KeepKVError(
-                f"exact_first={exact_first}, exact_last={exact_last}: without a codec every slot is exact. Leave them "
-                "out, or give a codec, such as codec='int4'."
-            )
+        self.stays = Exact(exact_first, exact_last, exact_merged, exact_protected)
+        self.stays.check(held)
         self.pinned = Columns(starts)
         self.coded = Columns(starts)
         self.recent = Columns(starts)
@@ -82,8 +88,9 @@ class Zones(Store):
             for name, start in self.held.stats.items():
                 new[name] = torch.full((b, h, t), start, dtype=torch.float32, device=keys.device)
         new |= stats
+        alone = t > 1 or not (self._appended or self.content.exact)  # the first one beside codes that were loaded
         self._appended += t
-        self.recent.add(new, self._ahead(self.recent) if t == 1 else 0)
+        self.recent.add(new, 0 if alone else self._ahead(self.recent))
 
     def meet(self, queries: Tensor, positions: Tensor) -> None:
         grouped = queries.unflatten(1, (self.like()[0].shape[1], -1))
@@ -91,25 +98,21 @@ class Zones(Store):
 
     def after_prefill(self) -> None:
         exact = self.held.codec.exact
-        if exact is not None and (more := self.recent.length - max(exact, self.exact_last)) > 0:
+        if exact is not None and (more := self.recent.length - max(exact, self.stays.last)) > 0:
             self._encode(more)
 
     def begin_decode(self) -> None:
         exact = self.held.codec.exact
-        if exact is not None and self.recent.length >= exact + max(exact, self.exact_last):
+        if exact is not None and self.recent.length >= exact + max(exact, self.stays.last):
             self._encode(exact)
 
     def _encode(self, columns: int) -> None:
         """Move the oldest ``columns`` of ``recent`` into ``coded``, and what stays exact into ``pinned``."""
         taken = self.recent.take_oldest(columns)
-        if bool((first := self._first(taken["positions"])).any()):
-            self.pinned.add(_where(taken, first), 0)
-            taken["positions"] = taken["positions"].masked_fill(first, EMPTY)
+        if self.stays.asked and bool((exact := self.stays.tokens(taken["positions"], self.held.protects)).any()):
+            self.pinned.add(_where(taken, exact), 0)
+            taken["positions"] = taken["positions"].masked_fill(exact, EMPTY)
         self.coded.add(self._written(taken), self._ahead(self.coded) if self.held.room is None else 0)
-
-    def _first(self, positions: Tensor) -> Tensor:
-        """Which of ``positions`` (B,H,S) stay exact as the first of their row."""
-        return (positions >= 0) & (positions < self.exact_first)
 
     def _ahead(self, zone: Columns) -> int:
         """Columns to allocate beyond need where a token does not fit: up to the next load, if that is known."""
@@ -158,11 +161,20 @@ class Zones(Store):
 
     @property
     def shared_bytes(self) -> int:
-        if self.content.exact:
+        none = self.content.exact or self.held.codec.grouped
+        return 0 if none else self.held.codec.row_bytes(*self._widths())
+
+    @property
+    def exact_slots(self) -> tuple[int, int]:
+        content, _, plain = self._bytes_of(*self.like()) if self.stays.slots else (0, 0, 0)
+        return self.stays.slots, max(0, plain - content)
+
+    def protected_bytes(self, tokens: Tensor) -> int:
+        if not self.stays.protected:
             return 0
-        content, _, plain = self._bytes_of(*self.like())
-        more = (self.exact_first + self.exact_last) * max(0, plain - content)
-        return more + (0 if self.held.codec.grouped else self.held.codec.row_bytes(*self._widths()))
+        content, beside, plain = self._bytes_of(*self.like())
+        most, freed = int(tokens.max()), tokens if self.ragged else tokens.min().expand_as(tokens)
+        return len(tokens) * most * (plain + beside) - int(freed.sum()) * (content + beside)
 
     @property
     def groups(self) -> tuple[int, int]:
@@ -238,38 +250,31 @@ class Zones(Store):
         return twin
 
     def empty(self, held: Held | None = None) -> Store:
-        return type(self)(held or self.held, exact_first=self.exact_first, exact_last=self.exact_last)
+        stays = {f"exact_{name}": x for name, x in asdict(self.stays).items()}
+        return type(self)(held or self.held, **stays)
 
     def load(self, slots: Slots) -> None:
-        rest, newest = self._apart(slots, slots.valid)
-        slots = slots if rest is None else slots.select(rest)
-        fields = fields_of(slots)
-        if not self.content.exact:
-            fields = {**self._content_of(slots), **beside(fields)}
-        self._hold(fields, newest)
+        if self.content.exact:
+            self._hold(fields_of(slots), {})
+            return
+        written, newest = self._written_before(slots), {}
+        if self.stays.asked:
+            split = self.stays.split(slots, (written >= 0) & (written < self._coded_before), self.held)
+            self.pinned.set(fields_of(slots.select(split.pinned)))
+            newest = fields_of(slots.select(split.newest))
+            rest = slots.valid & ~(split.pinned | split.newest)
+            written, slots = written.gather(2, slots.kept_indices(rest)[0]), slots.select(rest)
+        self._hold({**self._content_of(slots, written), **beside(fields_of(slots))}, newest)
 
     def load_kept(self, slots: Slots, keep: Tensor) -> None:
-        if self._before is None:
+        if self._before is None or self.stays.asked:
             self.load(slots.select(keep))
             return
-        rest, newest = self._apart(slots, keep)
-        keep = keep if rest is None else rest
         written, positions = self._before._codes(self.content)
         content = moved(written, in_order(slots, keep, positions))
         del written
         kept = slots.with_(keys=slots.keys[..., :0], values=slots.values[..., :0]).select(keep)
-        self._hold({**self._pruned(content, kept), **beside(fields_of(kept))}, newest)
-
-    def _apart(self, slots: Slots, keep: Tensor) -> tuple[Tensor | None, Fields]:
-        """Of ``slots`` that ``keep`` (B,H,S) marks: which are encoded, None for all, and fields of those that stay
-        exact as the newest. Those that do as the first are pinned from now on."""
-        if not (self.exact_first or self.exact_last):
-            return None, {}
-        first = keep & self._first(slots.positions)
-        self.pinned.set(fields_of(slots.select(first)))
-        newest = slots.positions.amax((1, 2), keepdim=True) - self.exact_last
-        last = keep & ~first & (slots.positions > newest)
-        return keep & ~first & ~last, fields_of(slots.select(last)) if self.exact_last else {}
+        self._hold({**self._pruned(content, kept), **beside(fields_of(kept))}, {})
 
     def _hold(self, fields: Fields, newest: Fields) -> None:
         """Hold a rectangle of fields, the ``newest`` behind it, and what is pinned."""
@@ -279,18 +284,27 @@ class Zones(Store):
             self.recent.set(newest)
         self._appended = 0
 
-    def _content_of(self, slots: Slots) -> Fields:
-        """The content of ``slots`` as it was written in the store before; written now where it is new."""
-        if self._before is None:
+    def _written_before(self, slots: Slots) -> Tensor:
+        """(B,H,S) int64: where among the slots of the store before, those of ``pinned`` not counted, each of ``slots``
+        lies with the same content; −1 for a slot that is new."""
+        if self._before is None or self._before.length == self._before.pinned.length:
+            return torch.full_like(slots.positions, -1, dtype=torch.int64)
+        where = unchanged(slots, self._before._rest())
+        return where.masked_fill((where < 0).any(1, keepdim=True), -1) if self.held.codec.together else where
+
+    @property
+    def _coded_before(self) -> int:
+        """How many of these columns hold codes."""
+        before = self._before
+        return 0 if before is None else before.length - before.pinned.length - before.recent.length
+
+    def _content_of(self, slots: Slots, written: Tensor) -> Fields:
+        """The content of ``slots``, as it was written in the store before at the columns ``written`` (B,H,S); written
+        now where that is −1."""
+        same = written >= 0
+        if self._before is None or not bool(same.any()):
             return self._pruned(self.content.write(slots.keys, slots.values, slots.positions), slots)
-        written, positions = self._before._codes(self.content)
-        where, before = by_position(slots, positions), self._before._rest()
-        at, same = where.clamp_min(0)[..., None], where >= 0
-        for one, two in ((slots.keys, before.keys), (slots.values, before.values)):
-            same &= (two.gather(2, at.expand(*at.shape[:3], two.shape[-1])) == one).all(-1)
-        if self.held.codec.together:
-            same = same.all(1, keepdim=True)
-        content = moved(written, where)
+        content = moved(self._before._codes(self.content)[0], written)
         if not bool((same | ~slots.valid).all()):
             new = self.content.write(slots.keys, slots.values, slots.positions)
             content = {name: _chosen(same, x, new[name]) for name, x in content.items()}

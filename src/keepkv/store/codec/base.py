@@ -40,6 +40,10 @@ class Codec:
         """The codec of one layer: this one, unless it depends on it or on its ``calibration``, tensors by name."""
         return self
 
+    def for_heads(self, count: int) -> Codec:
+        """A codec of one layer as it were for ``count`` KV heads: what it writes has the same sizes, other numbers."""
+        return self
+
     # --- content -------------------------------------------------------------------------------------------------
 
     def encode(self, keys: Tensor, values: Tensor) -> Fields:

@@ -53,6 +53,11 @@ class Oscar(PerToken):
                 )
         return own
 
+    def for_heads(self, count: int) -> Codec:
+        other = copy(self)
+        other.turns = {name: turn[:1].expand(count, -1, -1) for name, turn in self.turns.items()}
+        return other
+
     def turn(self, name: str, width: int, device: torch.device) -> Tensor | None:
         found = self.turns.get(name)
         if found is not None and found.shape[-1] != width:

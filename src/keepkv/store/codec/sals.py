@@ -82,6 +82,13 @@ class Sals(Codec):
         fitted.mean, fitted.into, fitted.back = mean, into[:, :rank], basis[:, :rank]
         return fitted
 
+    def for_heads(self, count: int) -> Codec:
+        other, heads, width = copy.copy(self), *self.mean.shape
+        other.rank, other.ranked = (max(1, x * count // heads) for x in self._ranks(self.mean.numel()))
+        other.mean = self.mean.new_zeros(count, width)
+        other.into = other.back = self.into.new_zeros(count * width, other.rank)
+        return other
+
     def _ranks(self, d: int) -> tuple[int, int]:
         """r and r* for keys of ``d`` numbers."""
         rank = self.rank if isinstance(self.rank, int) else max(1, round(d * self.rank))
