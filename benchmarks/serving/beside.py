@@ -174,12 +174,16 @@ def main() -> None:
 
 def table(rows: list[BesideRow]) -> str:
     """Medians over repeats, 20th and 80th percentile."""
-    lines = ["| server | clients | tokens/s | first token, s |", "|---|---|---|---|"]
-    for arm, clients in dict.fromkeys((row.arm, row.clients) for row in sorted(rows, key=lambda x: (x.clients, x.arm))):
-        mine = [row for row in rows if (row.arm, row.clients) == (arm, clients)]
+    lines = ["| server | threads | clients | tokens/s | first token, s |", "|---|---|---|---|---|"]
+    for arm, threads, clients in sorted({_arm(row) for row in rows}, key=lambda x: (x[1], x[2], x[0])):
+        mine = [row for row in rows if _arm(row) == (arm, threads, clients)]
         speed, first = said([row.tokens / row.seconds for row in mine]), said([x for row in mine for x in row.first], 2)
-        lines.append(f"| {arm} | {clients} | {speed} | {first} |")
+        lines.append(f"| {arm} | {threads} | {clients} | {speed} | {first} |")
     return "\n".join(lines)
+
+
+def _arm(row: BesideRow) -> tuple[str, int, int]:
+    return row.arm, row.threads, row.clients
 
 
 if __name__ == "__main__":
