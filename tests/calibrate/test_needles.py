@@ -92,7 +92,7 @@ def test_the_same_seed_gives_the_same_needles() -> None:
 
 
 def test_no_more_is_read_than_was_asked_for() -> None:
-    with pytest.raises(CalibrationError, match="5 tokens are too few .* give --tokens 300 or more"):
+    with pytest.raises(CalibrationError, match=r"5 tokens are too few .* give --tokens 300 or more"):
         with_needles(tokenizer("embedded"), [document()], 5, 300)
 
 
