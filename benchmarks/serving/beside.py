@@ -12,29 +12,27 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import random
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.serving.engine import said
+from benchmarks.serving.mix import MODEL, part
+from keepkv.characterize.drive.server import Server
 from keepkv.embedded import CHAT_TEMPLATE, embedded_model
 from keepkv.measure.environment import revision
 from keepkv.measure.environment import versions as libraries
 from keepkv.measure.ledger import Ledger
 from keepkv.measure.rows import Row
-from keepkv.tasks import demo_document
 
 RESULTS = Path(__file__).parent / "results"
 OURS: dict[str, dict[str, Any] | None] = {
@@ -62,33 +60,6 @@ class BesideRow(Row):
     load: float
     versions: dict[str, str]
     revision: str | None
-
-
-@contextlib.contextmanager
-def started(words: list[str], port: int) -> Iterator[str]:
-    """A server in a process of its own, at the address given, once it is well."""
-    url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen([*words, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 120
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{url}/health").status_code == 200:
-                    break
-            if time.monotonic() > end or process.poll() is not None:
-                raise SystemExit(f"{words} did not begin: {process.poll()}")
-            time.sleep(0.5)
-        yield url
-    finally:
-        process.kill()
-        process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 async def ask(url: str, model: str, document: str, asked: argparse.Namespace, ours: Any) -> tuple[int, float]:
@@ -120,11 +91,6 @@ async def loop(clients: int, url: str, model: str, texts: list[str], asked: argp
     return found
 
 
-def pieces(count: int, words: int) -> list[str]:
-    text, draw = demo_document()[0].split(" "), random.Random(0)
-    return [" ".join(text[(at := draw.randrange(len(text) - words)) : at + words]) for _ in range(count)]
-
-
 def saved(folder: str) -> str:
     """The embedded model with a chat template, as transformers serves a folder."""
     path = embedded_model()
@@ -143,15 +109,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "beside.jsonl")
     asked = parser.parse_args()
-    texts = pieces(asked.requests, asked.words)
+    draw = random.Random(0)
+    texts = [part(draw, asked.words) for _ in range(asked.requests)]
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        model, name = saved(folder), "keepkv-embedded"
-        serve = [sys.executable, "-m", "keepkv", "serve", model, "--name", name]
-        ours = stack.enter_context(started(serve, free_port()))
-        arms: dict[str, tuple[str, str, Any]] = {arm: (ours, name, how) for arm, how in OURS.items()}
-        for arm, more in THEIRS.items():
-            words = [str(Path(sys.executable).parent / "transformers"), "serve", model, "--device", "cpu", *more]
-            arms[arm] = stack.enter_context(started(words, free_port())), model, None
+        model = saved(folder)
+        commands = {"keepkv": [sys.executable, "-m", "keepkv", "serve", model, "--name", MODEL, "--port", "{port}"]}
+        theirs = [
+            str(Path(sys.executable).parent / "transformers"),
+            "serve",
+            model,
+            "--device",
+            "cpu",
+            "--port",
+            "{port}",
+        ]
+        commands |= {arm: [*theirs, *more] for arm, more in THEIRS.items()}
+        at = {one: stack.enter_context(contextlib.closing(Server(words))).address for one, words in commands.items()}
+        arms: dict[str, tuple[str, str, Any]] = {arm: (at["keepkv"], MODEL, how) for arm, how in OURS.items()}
+        arms |= {arm: (at[arm], model, None) for arm in THEIRS}
         order, ledger = [(arm, clients) for arm in arms for clients in (1, 16)], Ledger(asked.out, BesideRow)
         for repeat in range(-1, asked.repeats):  # one round that is not measured
             for arm, clients in random.Random(repeat).sample(order, len(order)):
@@ -163,7 +138,7 @@ def main() -> None:
                 row = BesideRow(
                     arm=arm, clients=clients, repeat=repeat, requests=len(few), words=asked.words, reply=asked.reply,
                     seconds=seconds, tokens=sum(n for n, _ in found), first=[first for _, first in found],
-                    threads=torch.get_num_threads(), load=float(Path("/proc/loadavg").read_text().split()[0]),
+                    threads=torch.get_num_threads(), load=os.getloadavg()[0],
                     versions=libraries(), revision=revision(),
                 )  # fmt: skip
                 print(f"{repeat} {arm}, {clients}: {row.tokens / seconds:.1f} tokens/s", flush=True)

@@ -14,6 +14,7 @@ of a server.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import threading
 import time
@@ -153,18 +154,13 @@ class Study:
         return ServingRow(
             arm=name, clients=clients, repeat=repeat, requests=asked.requests, prompt=asked.prompt, reply=asked.reply,
             method=METHOD, budget=BUDGET, seconds=seconds, cpu=cpu, tokens=tokens, first=firsts,
-            threads=torch.get_num_threads(), load=_load(), made_with=self.made_with,
+            threads=torch.get_num_threads(), load=os.getloadavg()[0], made_with=self.made_with,
         )  # fmt: skip
 
 
 def _first(end: Finished) -> float:
     assert end.times.first is not None
     return end.times.first - end.times.arrived
-
-
-def _load() -> float:
-    with open("/proc/loadavg", encoding="ascii") as file:
-        return float(file.read().split()[0])
 
 
 def table(rows: list[ServingRow]) -> str:

@@ -15,12 +15,10 @@ import contextlib
 import random
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,8 @@ from typing import Any
 import httpx
 import openai
 
-from benchmarks.serving.mix import Asked, misfit, pool
+from benchmarks.serving.mix import MODEL, Asked, misfit, pool
+from keepkv.characterize.drive.server import Server
 from keepkv.measure.environment import revision
 from keepkv.measure.environment import versions as libraries
 from keepkv.measure.ledger import Ledger
@@ -145,7 +144,7 @@ class Load:
             return str(made.status_code)
         with contextlib.suppress(openai.RateLimitError):  # then it is taken away unasked
             await self.client.chat.completions.create(
-                model="keepkv-embedded", messages=[{"role": "user", "content": "And?"}], max_tokens=4,
+                model=MODEL, messages=[{"role": "user", "content": "And?"}], max_tokens=4,
                 extra_body={"keepkv": {"context": name}},
             )  # fmt: skip
         gone = await self.web.delete(f"/v1/contexts/{name}")
@@ -203,25 +202,13 @@ def _resident(process: int) -> float:
     return int(text.partition("VmRSS:")[2].split()[0]) / 1024
 
 
-@contextlib.asynccontextmanager
-async def server() -> AsyncIterator[tuple[str, subprocess.Popen[str]]]:
-    """A server of the embedded model in a process of its own, at the address that its first line says."""
-    with tempfile.TemporaryDirectory() as folder:
-        words = ["serve", "--port", "0", "--contexts", folder, "--memory", "1GiB", "--max-body", "1MiB"]
-        process = subprocess.Popen([sys.executable, "-m", "keepkv", *words], stdout=subprocess.PIPE, text=True)
-        try:
-            assert process.stdout is not None
-            found = re.search(r"http://[\w.:]+", process.stdout.readline())
-            assert found is not None, "the server did not say its address"
-            yield found[0], process
-        finally:
-            process.kill()
-            process.wait()
-
-
 async def run(asked: argparse.Namespace) -> LoadRow:
-    async with server() as (url, process):
-        load = Load(url, asked.seed)
+    words = ["--port", "{port}", "--memory", "1GiB", "--max-body", "1MiB", "--contexts"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(Server([sys.executable, "-m", "keepkv", "serve", *words, folder])) as server,
+    ):
+        load, process = Load(server.address, asked.seed), server.process
         await load.prepare()
         capacity = await load.capacity(asked.warm)
         load.tally = Tally()
@@ -249,7 +236,7 @@ def main() -> None:
     row = asyncio.run(run(asked))
     Ledger(asked.out, LoadRow).append([row])
     print(row)
-    bad = {"stuck", "500", "502", "503"} & {how for ways in row.ended.values() for how in ways}
+    bad = {how for ways in row.ended.values() for how in ways} - {"answered", "left", "refused", "429"}
     if row.other or bad or any(row.left.values()) or row.code:
         raise SystemExit("something was lost, mixed, stuck or left: see the row")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from keepkv.tasks import demo_document
@@ -41,15 +42,17 @@ class Asked:
         return made
 
 
+def part(draw: random.Random, words: int) -> str:
+    """So many words of the demo's document, from anywhere in it."""
+    text = demo_document()[0].split(" ")
+    at = draw.randrange(len(text) - words)
+    return " ".join(text[at : at + words])
+
+
 def pool(draw: random.Random) -> tuple[list[Asked], dict[str, str]]:
     """Requests, and the texts of the contexts that some of them need, by name."""
-    document, questions = demo_document()
-    words, prompts = document.split(" "), [question.prompt.strip() for question in questions]
-
-    def piece(length: int) -> str:
-        at = draw.randrange(len(words) - length)
-        return " ".join(words[at : at + length])
-
+    prompts = [question.prompt.strip() for question in demo_document()[1]]
+    piece = partial(part, draw)
     contexts = {f"document-{n}": piece(300) for n in range(4)}
     made = [Asked("plain", draw.choice(prompts), piece(n), tokens=draw.randrange(4, 40)) for n in (20, 40, 80, 160)]
     for method in ("snapkv", "keepkv", "keepkv2", "h2o", "adakv", "random"):

@@ -8,9 +8,8 @@ import torch
 import keepkv
 from keepkv.characterize.drive.weights import load
 from keepkv.characterize.grid.levels import Hardware
+from keepkv.characterize.grid.possible import NEEDS
 from keepkv.engine.versions import CACHE
-
-NEEDS = {"torchao": "torchao", "quanto": "optimum.quanto", "hqq": "hqq"}
 
 
 @pytest.mark.parametrize("weights", ["torchao-int8", "quanto-int8", "quanto-int4", "hqq-int8", "hqq-int4"])

@@ -48,7 +48,10 @@ class Projection:
         weight = None if self.module is None else in_memory(self.module, "weight")
         if weight is None or self.layer is None:
             raise CacheStateError("the weight of the output projection is gone: its cache was read from a pickle.")
-        now = dict(self.layer.named_modules()).get(self.name)
+        try:
+            now = self.layer.get_submodule(self.name)
+        except AttributeError:
+            now = None
         if now is not self.module:
             raise CacheStateError(
                 f"{self.name!r} of {type(self.layer).__name__}, the output projection that this cache looks at, is now "
