@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from characterized import grid
 
-from keepkv.characterize.drive.again import again
+from keepkv.characterize.drive.again import Change, again
 from keepkv.characterize.drive.run import characterize
 from keepkv.characterize.grid.levels import Hardware, Technique
 from keepkv.characterize.grid.plan import plan
@@ -112,8 +112,17 @@ def test_what_was_recommended_is_measured_again(tmp_path: Path) -> None:
     names = ("ratio", "tpot_p50", "leaked")
     [ratio, time] = again(read(tmp_path), row, names, command=COMMAND)  # leaked was never measured
     assert (ratio.name, ratio.before, ratio.now, ratio.share) == ("ratio", 0.5, 0.5, 0.0)
-    assert time.share == pytest.approx(0.0)
+    assert time.share == pytest.approx(0.0) and time.beside == pytest.approx(0.0)
     assert [point.choice for point in read(tmp_path / "again").points] == ["full", "snapkv @ 0.2"]
+
+
+def test_a_slower_machine_is_not_a_change_of_what_was_recommended() -> None:
+    change = Change("tpot_p50", before=0.010, now=0.015, base_before=0.020, base_now=0.030)
+    assert change.share == pytest.approx(0.5) and change.beside == pytest.approx(0.0)
+    worse = Change("tpot_p50", before=0.010, now=0.015, base_before=0.020, base_now=0.020)
+    assert worse.beside == pytest.approx(0.5)
+    assert Change("score", 1.0, 1.0, base_before=None, base_now=1.0).beside is None
+    assert Change("score", 1.0, 1.0, base_before=1.0, base_now=0.0).beside is None
 
 
 def test_a_directory_takes_one_grid(tmp_path: Path) -> None:

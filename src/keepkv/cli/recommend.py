@@ -66,6 +66,7 @@ def recommend(
         if one.pick is not None:
             for change in measure_again(run, one.pick, one.axes):
                 share = "" if change.share is None else f", {100 * change.share:+.1f} %"
+                share += "" if change.beside is None else f"; beside the baseline {100 * change.beside:+.1f} %"
                 typer.echo(
                     f"again {one.pick.choice}: {change.name} {change.before:.4g}, now {change.now:.4g}{share}",
                     err=as_json,

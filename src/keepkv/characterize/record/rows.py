@@ -75,6 +75,11 @@ class Compared:
         """What is compared: technique and weights."""
         return self.technique + ("" if self.weights == "none" else f" + {self.weights}")
 
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is the uncompressed cache with the weights as they were saved."""
+        return self.technique == "full" and self.weights == "none"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PointRow(Compared, Row):
@@ -119,11 +124,6 @@ class PointRow(Compared, Row):
     machine: str = ""
     time: str = ""
     error: str | None = None
-
-    @property
-    def is_baseline(self) -> bool:
-        """Whether it is the uncompressed cache with the weights as they were saved."""
-        return self.technique == "full" and self.weights == "none"
 
     def flat(self) -> dict[str, Any]:
         row = {name: value for name, value in self.to_dict().items() if name not in ("spec", "metrics")}
