@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import keepkv
 from keepkv import tasks
 from keepkv.calibrate import calibrate, with_questions
-from keepkv.calibrate.least_squares import Sums, foretold, solved
+from keepkv.calibrate.least_squares import Sums, foretold, said, solved
 from keepkv.core.slots import LayerView
 from keepkv.engine.versions import CACHE
 from keepkv.engine.view import view_of
@@ -157,3 +157,12 @@ def test_questions_are_hidden_in_the_texts_that_are_given(embedded: Any) -> None
     assert all(map(torch.equal, pieces, again[0])) and asked == again[1]
     with pytest.raises(CalibrationError, match="have 0 plain sentences, 20 are needed"):
         with_questions(tokenizer, ["x = 1"], 2400, 800)
+
+
+def test_who_foretells_little_is_warned_of() -> None:
+    good, little = {0: [0.2, 0.7], 3: [0.8]}, {0: [0.2, 0.3], 3: [0.9]}
+    assert said(good, "gates") == [
+        "share of the variance of ln(attention that tokens get) which gates foretell, on texts left out of the fit",
+        "median of 3 heads 0.70, from 0.20 (a head of layer 0) to 0.80",
+    ]
+    assert said(little, "gates")[2].startswith("WARNING: below 0.5") and "such as keepkv2" in said(little, "gates")[2]
