@@ -6,8 +6,9 @@ Facts and codes in prose, defaults in code, sentences that are quoted. A context
 bytes of a plain cache in bfloat16 before any question is known, and asked six questions, each on a copy. The reference
 is the full cache's own greedy reply, fed token by token: a row says how far the next tokens are from the full cache's,
 and how many replies stay the same. Every arm keeps the same first and last tokens; ``oracle`` knows the questions and
-their replies. ``--calibration`` is what ``keepkv calibrate`` wrote for the model; arms that need one are left out
-without. ``--zoo`` runs the other methods too. A run that is repeated goes on.
+their replies. ``--sight`` has each question read behind the text before it is compressed. ``--calibration`` is what
+``keepkv calibrate`` wrote for the model; arms that need one are left out without. ``--zoo`` runs the other methods too.
+A run that is repeated goes on.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Kept(Row):
     budget: share of the bytes of a plain cache in bfloat16, in the layers that are compressed. ratio: of the bytes of
     all layers that is held. kl: of each question, the mean over the tokens of the full cache's reply of KL(full cache ‖
     this one), in nats. same: whether this cache gives the same reply. known: whether the full cache's has the answer.
+    sight: whether each question was read, all but its last token, before its context was compressed.
     """
 
     task: str
@@ -76,12 +78,14 @@ class Kept(Row):
     kl: list[float]
     same: list[bool]
     known: list[bool]
+    sight: bool = False
     made_with: MadeWith = field(metadata=INLINE)
 
 
 def measure(
-    model: Any, tokenizer: Any, item: Encoded, arms: dict[str, Variant], budgets: tuple[float, ...], **facts: Any
-) -> Iterator[Kept]:
+    model: Any, tokenizer: Any, item: Encoded, arms: dict[str, Variant], budgets: tuple[float, ...], *,
+    sight: bool = False, **facts: Any,
+) -> Iterator[Kept]:  # fmt: skip
     """A row for each arm and budget."""
     setup = Setup("", ("notes",), (), (1.0,))
     reader = make_cache(model, setup, FULL, 1.0, 0, When("deferred"))
@@ -90,22 +94,26 @@ def measure(
     said: list[Ids] = references(model, reader, mask, item, tokenizer.eos_token_id)
     truth = forced(model, reader, mask, item, said)
     known = answered(tokenizer, item, said)
+    texts, asked = [item.context], item
+    if sight:
+        texts = [item.context + one.prompt[:-1] for one in item.asked]
+        asked = replace(item, asked=tuple(replace(one, prompt=one.prompt[-1:]) for one in item.asked))
     for name, one in arms.items():
         cache = make_cache(model, setup, one, 1.0, 0, When("deferred"))
-        mask = read(model, cache, [item.context])
+        mask = read(model, cache, texts)
         if one.method == ORACLE:
-            asked = [question.prompt + reply[:-1] for question, reply in zip(item.asked, said, strict=True)]
-            rehearse(model, cache, *pad([item.context], model.device), questions=asked, pieces=0)
+            questions = [question.prompt + reply[:-1] for question, reply in zip(item.asked, said, strict=True)]
+            rehearse(model, cache, *pad(texts, model.device), questions=questions, pieces=0)
         else:
-            look_again(model, cache, [item.context])
+            look_again(model, cache, texts)
         for budget in budgets:
             small = compressed(cache, f"{100 * budget:g}%bytes")
-            found = forced(model, small, mask, item, said)
+            found = forced(model, small, mask, asked, said)
             same = unchanged(found, said)
             far = [float(kl(a.float(), b.float()).mean()) for a, b in zip(truth, found, strict=True)]
             yield Kept(
                 tokens=len(item.context), arm=name, budget=budget, ratio=small.report().ratio, kl=far, same=same,
-                known=known, **facts,
+                known=known, sight=sight, **facts,
             )  # fmt: skip
 
 
@@ -126,6 +134,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="NAME=FOLDER")
     parser.add_argument("--calibration", action="append", default=[], help="a file of keepkv calibrate; repeatable")
+    parser.add_argument("--sight", action="store_true", help="questions are read before the text is compressed")
+    parser.add_argument("--questions", type=int, default=6, help="of a context")
     parser.add_argument("--zoo", action="store_true", help="every method that reads a text once or twice")
     parser.add_argument("--arm", action="append", help="repeatable; all of the study if absent")
     parser.add_argument("--task", action="append", choices=TASKS, help="repeatable; all if absent")
@@ -133,13 +143,16 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first context")
     parser.add_argument("--contexts", type=int, default=3)
     parser.add_argument("--float32-products", action="store_true", help="for a processor that is slow in bfloat16")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, help="results/, or results/sight/ beside this file if absent")
     given = parser.parse_args()
+    out = given.out or Path(__file__).parent / "results" / ("sight" if given.sight else "")
     name, _, path = given.model.partition("=")
     files = {Calibration.load(file).kind: file for file in given.calibration}
     arms = {}
     for arm in given.arm or (*ARMS, *(ZOO if given.zoo else ())):
         one = variant(arm)
+        if one.method == ORACLE and given.sight:
+            continue  # every arm may know the questions
         method = make_method(one.method, own_options(one.options))
         kinds = needed(method.score, method.allocate)
         if kinds.keys() <= files.keys():
@@ -149,8 +162,8 @@ def main() -> None:
     if given.float32_products:
         multiply_in_float32(model)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    given.out.mkdir(parents=True, exist_ok=True)
-    ledger, made_with = Ledger(given.out / f"{name}.jsonl", Kept), MadeWith.of(model, name)
+    out.mkdir(parents=True, exist_ok=True)
+    ledger, made_with = Ledger(out / f"{name}.jsonl", Kept), MadeWith.of(model, name)
     done = {(row.task, row.context, row.arm) for row in ledger.rows()}
     with torch.inference_mode():
         for context, task in product(range(given.first, given.first + given.contexts), given.task or TASKS):
@@ -158,8 +171,9 @@ def main() -> None:
             if left:
                 item = encode(tokenizer, make(task, tokenizer, context, LENGTH))
                 budgets = tuple(given.budget or BUDGETS)
-                rows = measure(model, tokenizer, item, left, budgets, task=task, context=context, made_with=made_with)
-                ledger.append(rows)
+                item = replace(item, asked=item.asked[: given.questions])
+                facts = {"task": task, "context": context, "made_with": made_with}
+                ledger.append(measure(model, tokenizer, item, left, budgets, sight=given.sight, **facts))
             print(name, context, task, len(left), "arms", flush=True)
 
 
