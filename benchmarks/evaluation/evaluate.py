@@ -2,6 +2,7 @@
 
     python -m benchmarks.evaluation.evaluate --work DIRECTORY [--workers 2] [--share 1.0] [--out DIRECTORY]
     python -m benchmarks.evaluation.evaluate --work DIRECTORY --add kvzip compactor
+    python -m benchmarks.evaluation.evaluate --work DIRECTORY --methods keepkv2 kvzip --out DIRECTORY
 
 Runs ``keepkv eval`` once per group of tasks, as many at a time as there are workers; each resumes what an earlier call
 left unfinished in ``--work``. Then joins them, sums up, and writes what belongs under version control to ``--out``.
@@ -92,12 +93,13 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of the items of each part")
     parser.add_argument("--parts", nargs="*", help="only these")
     parser.add_argument("--add", nargs="+", metavar="METHOD", help="run these alone and keep the rows in --out")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="run these alone, an evaluation of its own")
     parser.add_argument("--budgets", nargs="+", help="only these, where shares are asked for")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     a = parser.parse_args()
     parts = [part for part in PARTS if not a.parts or part.name in a.parts]
-    if a.add:
-        parts = [replace(part, methods=tuple(a.add)) for part in parts]
+    if alone := a.add or a.methods:
+        parts = [replace(part, methods=tuple(alone)) for part in parts]
     if a.budgets:
         parts = [replace(part, budgets=tuple(a.budgets)) if part.budgets == BUDGETS else part for part in parts]
     with ThreadPoolExecutor(a.workers) as pool:
