@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "kvpress")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "kvpress"))
 from kvpress_worker import build_press
 from replay import Replay
 

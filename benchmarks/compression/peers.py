@@ -7,9 +7,9 @@ another process on the machine adds little to. Of keepkv: observing during the p
 kvpress: all that its hooks do. Either is all that a layer costs beyond a plain cache: scores, choice, and the copy of
 what is kept. What the model does before is not timed, and done once for all (``replay``).
 
-``prefill`` is one layer with the shape of an 8B model's (hidden 4,096, MLP 14,336) over the same tokens; compressions are
-those of its heads (32 query and 8 KV heads of 128). Their layer is 512 wide: queries that a press projects anew cost
-it an eighth of what they would there.
+``prefill`` is one layer with the shape of an 8B model's (hidden 4,096, MLP 14,336) over the same tokens; compressions
+are those of its heads (32 query and 8 KV heads of 128). Their layer is 512 wide: queries that a press projects anew
+cost it an eighth of what they would there.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ def measure(model: Any, pairs: list[Pair], length: int, worker: Any, a: argparse
     ids, short = (torch.randint(256, (1, n), generator=made) for n in (length, WARM))
     found: dict[str, list[tuple[float, float]]] = {pair.name: [] for pair in pairs}
     wrong: dict[str, str] = {}
-    for turn in range(a.rounds + 1):
-        fed = ids if turn else short  # the first warms up
-        replay = Replay(model) if turn < 2 else replay
+    replays = Replay(model), Replay(model)
+    for fed in (short, *[ids] * a.rounds):  # the first warms up
+        replay = replays[fed is ids]
         for pair in pairs:
             if pair.name in wrong:
                 continue
@@ -110,7 +110,7 @@ def measure(model: Any, pairs: list[Pair], length: int, worker: Any, a: argparse
                 wrong[pair.name] = answer["error"]
                 continue
             ours = seconds(model, replay, pair, fed)
-            if turn:
+            if fed is ids:
                 found[pair.name].append((ours, answer["seconds"]))
     prefill = prefill_seconds(a, length)
     rows = []
