@@ -11,7 +11,7 @@ from keepkv.observe.chunks import Runs
 def irregular(home: torch.Tensor) -> Runs:
     """The same runs, found slot by slot."""
     runs = Runs(home)
-    runs.regular, runs.alike = None, False
+    runs.regular = None
     return runs
 
 

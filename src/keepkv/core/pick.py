@@ -17,6 +17,6 @@ def pick(x: Tensor, columns: Tensor) -> Tensor:
     b, h, s = x.shape[:3]
     if x.is_contiguous():
         first = s * torch.arange(b * h, device=x.device).view(b, h, 1)
-        return x.flatten(0, 2).index_select(0, (columns + first).flatten()).unflatten(0, columns.shape)
+        return x.flatten(0, 2).index_select(0, (columns + first).flatten()).view(*columns.shape, *x.shape[3:])
     rows, heads = (torch.arange(n, device=x.device) for n in (b, h))
     return x[rows[:, None, None], heads[:, None], columns]

@@ -43,11 +43,6 @@ class Runs:
         runs = (torch.arange(len(one), device=one.device) - first).div(size, rounding_mode="floor").clamp_(min=-1)
         return (first, size) if torch.equal(self.home, runs.expand_as(self.home)) else None
 
-    @cached_property
-    def alike(self) -> bool:
-        """Whether every row and head has the same runs at the same columns."""
-        return self.regular is not None or bool((self.home == self.home[:1, :1]).all())
-
     def of_head(self, head: int) -> Runs:
         """Those of one head, (B,1,S)."""
         part = Runs(self.home[:, head : head + 1])
@@ -70,9 +65,15 @@ class Runs:
     def at(self, table: Tensor, ahead: int = 0) -> Tensor:
         """``table`` (B,H,R,…) at the run of each slot, or so many runs ``ahead``: (B,H,S,…); that of the first or last
         run outside of all."""
-        if self.alike:  # whole rows are copied
-            return table.index_select(2, (self.home[0, 0] + ahead).clamp_(0, table.shape[2] - 1))
-        return pick(table, (self.home + ahead).clamp_(0, table.shape[2] - 1))
+        last = table.shape[2] - 1
+        if self.regular is None:
+            return pick(table, (self.home + ahead).clamp_(0, last))
+        out, run = table.new_empty(*table.shape[:2], self.home.shape[2], *table.shape[3:]), ahead - 1
+        for part in self._parts(out):
+            runs = torch.arange(run, run + part.shape[2], device=out.device).clamp_(0, last)
+            part.copy_(table.index_select(2, runs)[:, :, :, None])
+            run += part.shape[2]
+        return out
 
     def ranks(self, scores: Tensor) -> Tensor:
         """How many slots of its run are better than each, (B,H,S) int64: higher ``scores`` (B,H,S) are, and earlier

@@ -19,6 +19,7 @@ def lengths(x: Tensor) -> Tensor:
     step = max(1, min(s, TILE // max(1, d)))
     out, wide = x.new_empty(x.shape[:-1], dtype=dtype), x.new_empty(step, d, dtype=dtype)
     for head, found in zip(x.detach().flatten(0, 1), out.flatten(0, 1), strict=True):
-        for part, into in zip(head.split(step), found.split(step), strict=True):
-            vector_norm(wide[: len(part)].copy_(part), dim=-1, out=into)
+        for start in range(0, s, step):
+            part = head[start : start + step]
+            vector_norm(wide[: part.shape[0]].copy_(part), dim=-1, out=found[start : start + step])
     return out
