@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Annotated
 
 import torch
@@ -38,8 +39,8 @@ class CurDKV(Score):
         votes = slots.log_votes.masked_fill(~slots.valid, float("-inf")).exp()
         looked_at = [x for x, name in ((slots.keys, "key"), (slots.values, "value")) if self.of in (name, *_BOTH)]
         runs = Runs(home)
-        shares = torch.stack([_share(x, votes, runs) for x in looked_at])
-        score = shares.prod(0) if self.of == "product" else shares.mean(0)
+        join = torch.mul if self.of == "product" else torch.add  # scores are divided by their sum in the end
+        score = reduce(join, (_share(x, votes, runs) for x in looked_at))
         total = score.sum(-1, keepdim=True)
         return (score / total.masked_fill(total == 0, 1.0)).float()
 
@@ -48,5 +49,5 @@ def _share(x: Tensor, votes: Tensor, runs: Runs) -> Tensor:
     """(B,H,S): what each slot of x (B,H,S,D) has of the squared length of its run; 0 where that has none."""
     length = lengths(x).square() * votes
     length = length.masked_fill(runs.home < 0, 0.0)
-    total = runs.at(runs.per(length, "sum"))
-    return length / total.masked_fill(total == 0, 1.0)
+    total = runs.per(length, "sum")
+    return length / runs.at(total.masked_fill(total == 0, 1.0))
