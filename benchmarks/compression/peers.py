@@ -169,7 +169,7 @@ def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
             continue
         lines.append(
             f"| {r['length']:,} | {r['method']} | {r['keepkv_ms']:.1f} | {r['kvpress_ms']:.1f} | {r['ratio']:.2f} "
-            f"({r['ratio_low']:.2f}–{r['ratio_high']:.2f}) | {r['of_prefill']:.1%} |"
+            f"({r['ratio_low']:.2f}–{r['ratio_high']:.2f}) | {r['of_prefill']:.2%} |"
         )
     return "\n".join(lines) + "\n"
 
