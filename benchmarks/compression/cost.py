@@ -16,7 +16,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 from pathlib import Path
@@ -145,21 +145,21 @@ def peak(seen: profile, device: str) -> int:
 
 
 @contextmanager
-def watched(cache: keepkv.Cache, spent: list[float]) -> Iterator[None]:
-    """Adds up the seconds that the layers of ``cache`` take to observe."""
+def watched(cache: keepkv.Cache, spent: list[float], clock: Callable[[], float] = time.perf_counter) -> Iterator[None]:
+    """Adds up the seconds, by ``clock``, that the layers of ``cache`` take to observe."""
     for layer in cache.layers:
         if isinstance(layer, Layer):
-            layer._observe = timed(layer._observe, spent)  # type: ignore[method-assign]
+            layer._observe = timed(layer._observe, spent, clock)  # type: ignore[method-assign]
     yield
 
 
-def timed(observe: Any, spent: list[float]) -> Any:
+def timed(observe: Any, spent: list[float], clock: Callable[[], float]) -> Any:
     def run(latest: Any, *more: Any) -> None:
         wait(latest.query)
-        began = time.perf_counter()
+        began = clock()
         observe(latest, *more)
         wait(latest.query)
-        spent[0] += time.perf_counter() - began
+        spent[0] += clock() - began
 
     return run
 

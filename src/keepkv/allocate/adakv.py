@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from keepkv.allocate.base import Allocate, Known, register_allocate
-from keepkv.allocate.select import tiers
+from keepkv.allocate.select import at_rank, tiers
 from keepkv.core.options import Share
 from keepkv.core.slots import LayerView
 
@@ -66,7 +66,7 @@ def _best(score: Tensor, free: Tensor, safe: Tensor, total: Tensor) -> Tensor:
     if not rest:
         return safe
     flat = score.masked_fill_(~free, float("-inf")).flatten(1)
-    last = flat.topk(rest, dim=-1).values.gather(-1, (left - 1).clamp(min=0)[:, None])[..., None]  # (B,1,1)
+    last = at_rank(flat, left[:, None])[..., None]  # (B,1,1)
     last = last.masked_fill(left[:, None, None] == 0, float("inf"))
     above, equal = ((score > last) & free).sum(-1), ((score == last) & free).sum(-1)
     before = equal.cumsum(-1) - equal

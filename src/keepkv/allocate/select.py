@@ -21,10 +21,20 @@ def ranks(scores: Tensor, tier: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(-1, order, places)
 
 
+def at_rank(x: Tensor, rank: Tensor) -> Tensor:
+    """(…,1): the ``rank``-th largest of x (…,S), rank (…,1) int64 from 1 on; the nearest that there is."""
+    rank = rank.clamp(1, x.shape[-1])
+    least, most = torch.stack(rank.aminmax()).tolist()
+    if least == most:
+        return x.topk(most, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    return x.topk(most, dim=-1).values.gather(-1, rank - 1)
+
+
 def tiers(view: LayerView) -> Tensor:
     """(B,H,S) int8: 2 for protected slots, 1 for other valid ones, 0 for empty ones."""
-    valid = view.slots.valid.to(torch.int8)
-    return valid if view.protected is None else valid + (view.protected & view.slots.valid)
+    valid = view.slots.valid
+    tier = valid.to(torch.int8)
+    return tier if view.protected is None else tier.add_(view.protected & valid)
 
 
 def protected_counts(view: LayerView) -> Tensor:
@@ -39,10 +49,10 @@ def keep_mask(scores: Tensor, counts: Tensor, view: LayerView) -> Tensor:
     scores go to the earlier position. Exactly ``counts`` slots wherever protected ≤ counts ≤ valid.
     """
     tier, least = tiers(view), torch.finfo(torch.float32).min
-    wanted = counts.maximum((tier == 2).sum(-1))[..., None]
-    value = scores.float().nan_to_num(nan=least, posinf=-least, neginf=least)
-    value = value.masked_fill_(tier == 2, float("inf")).masked_fill_(tier == 0, float("-inf"))
-    last = value.sort(dim=-1, descending=True).values.gather(-1, wanted.clamp(1, value.shape[-1]) - 1)
+    must, free = tier == 2, tier == 1
+    wanted = (counts - must.sum(-1)).clamp(min=0)[..., None]  # beside the protected ones
+    value = scores.float().nan_to_num(nan=least, posinf=-least, neginf=least).masked_fill_(~free, float("-inf"))
+    last = at_rank(value, wanted)
     above, equal = value > last, value == last
     left = wanted - above.sum(-1, keepdim=True)
-    return (above | (equal & (equal.cumsum(-1) <= left))) & view.slots.valid
+    return must | (free & (above | (equal & (equal.cumsum(-1) <= left))))

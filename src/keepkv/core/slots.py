@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from keepkv.core.pick import pick
 from keepkv.core.rope import Rope
 from keepkv.core.tokens import KIND, MOVED, Tokens, steps_of
 
@@ -66,14 +68,15 @@ class Slots:
 
     def take(self, columns: Tensor) -> Slots:
         """The slots at ``columns`` (B,H,K); a new object."""
-        return self.map(
-            lambda x: x.gather(2, columns if x.dim() == 3 else columns[..., None].expand(*columns.shape, x.shape[-1]))
-        )
+        return self.map(partial(pick, columns=columns))
 
     def kept_indices(self, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Where ``select`` takes its slots from, (B,H,K) int64, and which of them are kept, (B,H,K) bool."""
         keep = keep & self.valid
-        size = int(keep.sum(-1).max()) if keep.numel() else 0
+        least, size = torch.stack(keep.sum(-1).aminmax()).tolist() if keep.numel() else (0, 0)
+        if least == size:  # of every head: nothing is left open
+            order = keep.nonzero()[:, 2].view(*keep.shape[:2], size)
+            return order, torch.ones_like(order, dtype=torch.bool)
         # A stable sort moves kept slots behind the others without changing their order.
         order = keep.to(torch.int8).sort(dim=-1, stable=True).indices[..., keep.shape[-1] - size :]
         return order, keep.gather(-1, order)

@@ -45,6 +45,8 @@ def _mean(layer: Compressible, seen: Tensor) -> Tensor:
     as there may be, or for one with each slot, whichever leaves more: both are no less than what is needed.
     """
     budget, ranks = layer.shared.settings.budget, layer.info.ranks
+    if budget.slots is not None:  # whatever one takes
+        return budget.per_head(seen)
     one, rest = _slot_bytes(layer), _reserved(layer) + _between(layer)
     more = [] if budget.bytes is None and budget.share_of_bytes is None else _more(layer, seen)
     found = []

@@ -45,7 +45,9 @@ class Tally:
         dropped = lost.sum(-1)
         self._add("dropped", dropped)
         self._add("merged", torch.zeros_like(dropped) if merged is None else merged)
-        self._add("votes_dropped", (view.slots.log_votes.double().exp() * lost).sum(-1))
+        votes = view.slots.log_votes
+        one_each = not bool(votes.any())
+        self._add("votes_dropped", dropped.double() if one_each else (votes.double().exp() * lost).sum(-1))
         if view.queries.shape[2]:
             share = weights(view, view.queries[:, :, -1:], view.query_positions[:, -1:])[:, :, :, 0].mean(2)
             self._add("mass_dropped", (share * lost).sum(-1).mean(-1))

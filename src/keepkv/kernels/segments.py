@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from keepkv.core.pick import pick
 from keepkv.kernels.dispatch import check
 
 TILE = 64  # slots of one of the ``Tiles``
@@ -57,7 +58,7 @@ class Segments:
         if self.ragged:
             taken = x[index] if x.shape[0] else x.new_zeros(*index.shape, *x.shape[1:])
         else:
-            taken = x.gather(2, index if x.dim() == 3 else index[..., None].expand(*index.shape, x.shape[-1]))
+            taken = pick(x, index)
         return taken.masked_fill_(~(inside if taken.dim() == 3 else inside[..., None]), 0)
 
     def empty_per_query(self, keys: Tensor, groups: int, dtype: torch.dtype) -> Tensor:

@@ -262,9 +262,15 @@ def _demand(method: Method, view: LayerView, spans: RowSpans, budget: Tensor) ->
 def close_gaps(view: LayerView) -> None:
     """Move empty slots to the front, and the others into the order of the text, so that neighbours in memory are
     neighbours in it: padding between turns leaves gaps, and slots that stay exact beside codes lie before the rest."""
+    if not _falls(view.slots.positions):  # empty ones are below all others
+        return
     valid = view.slots.valid
     if bool((valid[..., :-1] & ~valid[..., 1:]).any()):
         view.slots = view.slots.select(valid)
-    at = view.slots.positions
-    if bool((at[..., 1:] < at[..., :-1]).any()):
+    if _falls(at := view.slots.positions):
         view.slots = view.slots.take(at.sort(dim=-1, stable=True).indices)
+
+
+def _falls(x: Tensor) -> bool:
+    """Whether an entry of x (…,S) is followed by a smaller one."""
+    return bool((x[..., 1:] < x[..., :-1]).any())

@@ -31,8 +31,12 @@ def checked_scores(score: Score, view: LayerView, found: Any, what: str = "retur
     slots = view.slots
     name = f"score {name_of(score)!r}"
     scores = _tensor(name, what, found, slots.shape, "(B,H,S)", torch.float32, slots.positions.device)
-    wrong = scores.isnan() & slots.valid
-    if bool(wrong.any()) and bool((rows := wrong.flatten(1).any(1) & _sound(view)).any()):
+    wrong = scores.isnan()
+    if (
+        bool(wrong.any())
+        and bool((wrong := wrong & slots.valid).any())
+        and bool((rows := wrong.flatten(1).any(1) & _sound(view)).any())
+    ):
         count = int(wrong[rows].sum())
         raise WrongResult(
             f"{name} {what} NaN for {count} of {int(slots.valid[rows].sum())} slots, whose keys and values are finite: "

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from keepkv.core.options import Share, Window
+from keepkv.core.pick import pick
 from keepkv.core.slots import LayerView
 from keepkv.errors import CacheStateError
 from keepkv.kernels.groups import group_mean, group_sum
@@ -53,7 +54,7 @@ class SelKV(Reduce):
             return Drop()(view, keep, scores, score)
         values = slots.values.to(exact_dtype(slots.values))
         at = into.clamp(max=size - 1)
-        gate = cosine_similarity(values, values.gather(2, at[..., None].expand_as(values)), dim=-1).clamp(min=0.0)
+        gate = cosine_similarity(values, pick(values, at), dim=-1).clamp(min=0.0)
         mass = log_masses(view, recent(view, self.window, alpha=1.0))[0]
         into = into.where((gate > 0) & mass.gather(2, at).isfinite(), size)
         takes = group_sum((into < size).to(torch.int32), into, size) > 0

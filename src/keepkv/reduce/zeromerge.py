@@ -10,6 +10,7 @@ from torch import Tensor
 
 from keepkv.allocate.select import ranks
 from keepkv.core.options import Size
+from keepkv.core.pick import pick
 from keepkv.core.slots import LayerView
 from keepkv.kernels.assign.reference import padded_indices
 from keepkv.kernels.groups import expand_groups, group_mean, group_sum
@@ -80,7 +81,7 @@ class ZeroMerge(Reduce):
         if not index.shape[-1]:
             return torch.full_like(pool, pool.shape[-1], dtype=torch.int64)
         keys = view.slots.keys.to(exact_dtype(view.slots.keys))
-        dots = keys @ keys.gather(2, index[..., None].expand(*index.shape, keys.shape[-1])).mT  # (B,H,S,residual)
+        dots = keys @ pick(keys, index).mT  # (B,H,S,residual)
         best = dots.masked_fill(~real[:, :, None], float("-inf")).argmax(-1)
         return index.gather(2, best).where(pool & old.any(-1, keepdim=True), pool.shape[-1])
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from keepkv.core.pick import pick
 from keepkv.core.slots import Slots
 from keepkv.errors import UnsupportedInput
 from keepkv.kernels.codes import Codes
@@ -145,9 +146,9 @@ def unchanged(slots: Slots, held: Slots) -> Tensor:
     """Where each of ``slots`` (B,H,S) lies among those ``held`` (B,H,N), at its position and with its content: (B,H,S)
     int64, −1 for one that does not."""
     where = by_position(slots, held.positions)
-    same, at = where >= 0, where.clamp_min(0)[..., None]
+    same, at = where >= 0, where.clamp_min(0)
     for one, two in ((slots.keys, held.keys), (slots.values, held.values)):
-        same &= (two.gather(2, at.expand(*at.shape[:3], two.shape[-1])) == one).all(-1)
+        same &= (pick(two, at) == one).all(-1)
     return where.masked_fill(~same, -1)
 
 
@@ -169,8 +170,7 @@ def check_together(positions: Tensor) -> None:
 
 def _taken(x: Tensor, where: Tensor) -> Tensor:
     """``x`` (B,H or 1,S,·) at the columns ``where`` (B,H,K)."""
-    where = where[:, : x.shape[1]]
-    return x.gather(2, where if x.dim() == 3 else where[..., None].expand(*where.shape, x.shape[-1]))
+    return pick(x, where[:, : x.shape[1]])
 
 
 def _tiles(keys: Tensor, values: Tensor) -> list[slice]:

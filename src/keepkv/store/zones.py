@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from functools import reduce
 
 import torch
@@ -250,7 +249,7 @@ class Zones(Store):
         return twin
 
     def empty(self, held: Held | None = None) -> Store:
-        stays = {f"exact_{name}": x for name, x in asdict(self.stays).items()}
+        stays = {f"exact_{name}": x for name, x in vars(self.stays).items()}
         return type(self)(held or self.held, **stays)
 
     def load(self, slots: Slots) -> None:

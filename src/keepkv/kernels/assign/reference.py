@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from keepkv.core.pick import pick
+
 _TILE = 2**22  # elements of one tile of the similarity matrix: 16 MiB
 EPS = 1e-12  # least norm, as in torch's ``normalize``
 
@@ -25,7 +27,7 @@ def nearest_key(keys: Tensor, leaving: Tensor, targets: Tensor) -> tuple[Tensor,
     n = to.shape[-1]
     if n == 0 or not bool(leaving.any()):
         return into, cosine
-    columns = normalize(_gather(keys, to).to(wide), dim=-1).mT.flatten(0, 1).contiguous()  # (B·H,D,N)
+    columns = normalize(pick(keys, to).to(wide), dim=-1).mT.flatten(0, 1).contiguous()  # (B·H,D,N)
     absent = None if bool(real_to.all()) else ~real_to.flatten(0, 1)[:, None]
     index, _ = padded_indices(leaving)
     every = 2 * index.shape[-1] > s  # most of them leave: to compute all is cheaper than to pick those
@@ -35,7 +37,7 @@ def nearest_key(keys: Tensor, leaving: Tensor, targets: Tensor) -> tuple[Tensor,
     for start in range(0, count, tile):
         stop = min(start + tile, count)
         part = None if every else index[..., start:stop]
-        rows = keys[:, :, start:stop] if part is None else _gather(keys, part)
+        rows = keys[:, :, start:stop] if part is None else pick(keys, part)
         dots = torch.bmm(rows.reshape(b * h, -1, d).to(wide), columns, out=buffer[:, : stop - start])
         if absent is not None:
             dots.masked_fill_(absent, float("-inf"))
@@ -55,8 +57,3 @@ def padded_indices(mask: Tensor) -> tuple[Tensor, Tensor]:
     size = int(mask.sum(-1).max()) if mask.numel() else 0
     index = mask.to(torch.int8).sort(dim=-1, descending=True, stable=True).indices[..., :size]
     return index, mask.gather(-1, index)
-
-
-def _gather(keys: Tensor, index: Tensor) -> Tensor:
-    """Keys (B,H,N,D) at ``index`` (B,H,N)."""
-    return keys.gather(2, index[..., None].expand(*index.shape, keys.shape[-1]))

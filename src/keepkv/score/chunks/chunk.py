@@ -10,7 +10,7 @@ from torch import Tensor
 
 from keepkv.core.options import Size
 from keepkv.core.slots import LayerView
-from keepkv.observe.chunks import chunk_of, rank_within
+from keepkv.observe.chunks import Runs, chunk_of
 from keepkv.score.base import ALL_OF_IT, Wrapped
 
 
@@ -32,7 +32,7 @@ class Chunk(Wrapped):
         if view.protected is not None:
             own = own.masked_fill(view.protected, float("inf"))
         tokens = (view.seen[:, None, None] - home * self.size).clamp(1, self.size)
-        return -(rank_within(own, home) + 0.5).to(torch.float32) / tokens
+        return -(Runs(home).ranks(own) + 0.5).to(torch.float32) / tokens
 
     def scored(self, view: LayerView) -> Tensor:
         """The other score (B,H,S), of the whole text."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from keepkv.core.options import Count, Size
 from keepkv.core.slots import LayerView
-from keepkv.observe.chunks import at_chunk, chunk_of, per_chunk, rank_within
+from keepkv.observe.chunks import Runs, chunk_of, ranked
 from keepkv.observe.tokens import over_heads
 from keepkv.score.base import ALL_OF_IT, Wrapped
 
@@ -40,35 +40,34 @@ class ChunkKV(Wrapped):
 
     def __call__(self, view: LayerView) -> Tensor:
         slots = view.slots
-        home = chunk_of(slots, self.size)
-        own = over_heads(self.score(view), slots.positions)
-        count = per_chunk(torch.ones_like(own), home, "sum")
-        held = count > 0
-        mean = (per_chunk(own, home, "sum") / count.clamp(min=1)).masked_fill(~held, float("-inf"))  # (B,H,R)
-        order = at_chunk(_ranks(mean), home)
-        inner = rank_within(own, home)
-        if not self.spiky:
-            return -(order * self.size + inner).float()
-        gated = at_chunk((mean >= _median(mean, held)) & self._spiky(own, home, count, held), home)
-        last = gated & (inner >= self.spiky)
-        first = -(order * self.size + inner).float()
-        # What a spiky run does not give comes after all runs, by its score.
-        rest = -(_ranks(own.masked_fill(~slots.valid, float("-inf"))) + (mean.shape[-1] + 1) * self.size).float()
-        return torch.where(last, rest, first)
+        own, home = over_heads(self.score(view), slots.positions), chunk_of(slots, self.size)
+        if bool((slots.positions == slots.positions[:, :1]).all()):  # every head says the same
+            own, home = own[:, :1], home[:, :1]
+        return self._order(own, Runs(home)).expand(slots.shape)
 
-    def _spiky(self, own: Tensor, home: Tensor, count: Tensor, held: Tensor) -> Tensor:
+    def _order(self, own: Tensor, runs: Runs) -> Tensor:
+        """S, given the scores ``own`` (B,H,S) of the tokens."""
+        count = runs.per(torch.ones_like(own), "sum")
+        held = count > 0
+        mean = (runs.per(own, "sum") / count.clamp(min=1)).masked_fill(~held, float("-inf"))  # (B,H,R)
+        inner = runs.ranks(own)
+        first = -(runs.at(ranked(mean)) * self.size + inner).float()
+        if not self.spiky:
+            return first
+        gated = runs.at((mean >= _median(mean, held)) & self._spiky(own, runs, count, held))
+        last = gated & (inner >= self.spiky)
+        # What a spiky run does not give comes after all runs, by its score.
+        rest = ranked(own.masked_fill(runs.home < 0, float("-inf"))) + (mean.shape[-1] + 1) * self.size
+        return torch.where(last, -rest.float(), first)
+
+    def _spiky(self, own: Tensor, runs: Runs, count: Tensor, held: Tensor) -> Tensor:
         """(B,H,R) bool: runs whose entropy, as a share of the largest it could be, is below the median of runs."""
-        low = at_chunk(per_chunk(own, home, "amin"), home).clamp(max=0.0)
+        low = runs.at(runs.per(own, "amin")).clamp(max=0.0)
         above = own - torch.where(low.isfinite(), low, 0.0)
-        share = above / (at_chunk(per_chunk(above, home, "sum"), home) + TINY)
-        entropy = per_chunk(-share * (share + TINY).log(), home, "sum") / count.clamp(min=2).log()
+        share = above / (runs.at(runs.per(above, "sum")) + TINY)
+        entropy = runs.per(-share * (share + TINY).log(), "sum") / count.clamp(min=2).log()
         entropy = entropy.masked_fill(count < 2, 0.0).clamp(0.0, 1.0)
         return entropy < _median(entropy, held)
-
-
-def _ranks(x: Tensor) -> Tensor:
-    """How many entries of x (B,H,R) are larger, or as large and earlier: (B,H,R) int64."""
-    return rank_within(x, torch.zeros_like(x, dtype=torch.int64))
 
 
 def _median(x: Tensor, held: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from keepkv.core.options import Amount, Count, Positive, Queries, Window
 from keepkv.core.slots import LayerView
 from keepkv.core.stats import Stat
 from keepkv.observe.attention import temp_elements
+from keepkv.observe.lengths import lengths
 from keepkv.observe.sketched_leverage import sketched_leverage
 from keepkv.observe.window import remember, window
 from keepkv.score.base import Score, register_score
@@ -91,8 +92,7 @@ class Compactor(Score):
             self._add_up(view, queries, positions, row, self._complete(seen), total)
         view.memo[STAT] = total  # what the queries that are forgotten after a compression have given
         known = inside & (total >= 0)
-        dtype = torch.promote_types(slots.values.dtype, torch.float32)
-        length = torch.linalg.vector_norm(slots.values, dim=-1, dtype=dtype)
+        length = lengths(slots.values)
         # What is left out is zeros, as the border of the pooling is: a padded row scores as it does alone.
         pooled = avg_pool1d((total * length).masked_fill(~known, 0.0), 3, stride=1, padding=1)
         score = standardized(pooled, known).float()

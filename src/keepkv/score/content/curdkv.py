@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Annotated
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from keepkv.core.options import Count, one_of
 from keepkv.core.slots import LayerView
-from keepkv.observe.chunks import at_chunk, chunk_of, per_chunk
+from keepkv.observe.chunks import Runs, chunk_of
+from keepkv.observe.lengths import lengths
 from keepkv.score.base import Score, register_score
 
 _BOTH = ("product", "mean")
@@ -36,15 +38,16 @@ class CurDKV(Score):
         home = chunk_of(slots, self.neighbours) if self.neighbours else torch.where(slots.valid, 0, -1)
         votes = slots.log_votes.masked_fill(~slots.valid, float("-inf")).exp()
         looked_at = [x for x, name in ((slots.keys, "key"), (slots.values, "value")) if self.of in (name, *_BOTH)]
-        shares = torch.stack([_share(x, votes, home) for x in looked_at])
-        score = shares.prod(0) if self.of == "product" else shares.mean(0)
+        runs = Runs(home)
+        join = torch.mul if self.of == "product" else torch.add  # scores are divided by their sum in the end
+        score = reduce(join, (_share(x, votes, runs) for x in looked_at))
         total = score.sum(-1, keepdim=True)
         return (score / total.masked_fill(total == 0, 1.0)).float()
 
 
-def _share(x: Tensor, votes: Tensor, home: Tensor) -> Tensor:
+def _share(x: Tensor, votes: Tensor, runs: Runs) -> Tensor:
     """(B,H,S): what each slot of x (B,H,S,D) has of the squared length of its run; 0 where that has none."""
-    length: Tensor = torch.linalg.vector_norm(x.float(), dim=-1).square() * votes
-    length = length.masked_fill(home < 0, 0.0)
-    total = at_chunk(per_chunk(length, home, "sum"), home)
-    return length / total.masked_fill(total == 0, 1.0)
+    length = lengths(x).square() * votes
+    length = length.masked_fill(runs.home < 0, 0.0)
+    total = runs.per(length, "sum")
+    return length / runs.at(total.masked_fill(total == 0, 1.0))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from keepkv.core.slots import LayerView
+from keepkv.observe.lengths import lengths
 from keepkv.score.base import Score, register_score
 
 
@@ -22,5 +22,4 @@ class KNorm(Score):
     scores_within_spans: ClassVar[bool] = True
 
     def __call__(self, view: LayerView) -> Tensor:
-        norm: Tensor = vector_norm(view.slots.keys.float(), dim=-1)
-        return -norm
+        return -lengths(view.slots.keys).float()

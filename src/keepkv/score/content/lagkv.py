@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from keepkv.core.options import Count, Window
 from keepkv.core.slots import LayerView
-from keepkv.observe.chunks import at_chunk, chunk_of, per_chunk, rank_within
+from keepkv.observe.chunks import Runs, chunk_of
 from keepkv.score.base import Score, register_score
 
 
@@ -38,21 +39,26 @@ class LagKV(Score):
         slots, seen = view.slots, view.seen[:, None, None]
         home = chunk_of(slots, self.lag, self.sinks)
         last = (seen - self.sinks).div(self.lag, rounding_mode="floor") - 1  # (B,1,1): the last whole run
-        heads = zip(slots.keys.unbind(1), slots.values.unbind(1), home.unbind(1), strict=True)
-        score = torch.stack([(_relative(k, own) + _relative(v, own)) / 2 for k, v, own in heads], dim=1)
+        runs = Runs(home)
+        heads = ((x[:, h : h + 1] for x in (slots.keys, slots.values)) for h in range(home.shape[1]))
+        parts = [[_relative(x, runs.of_head(h)) for x in both] for h, both in enumerate(heads)]
+        score = torch.cat([(k + v) / 2 for k, v in parts], dim=1)
         if not self.cross:
-            score = (self.lag - 1 - rank_within(score, home)).float() / self.lag
+            score = (self.lag - 1 - runs.ranks(score)).float() / self.lag
         newest = 1 + slots.positions.float() / seen
         return torch.where(home < 0, 2.0, torch.where(home < last, score, newest))
 
 
-def _relative(x: Tensor, home: Tensor) -> Tensor:
-    """softmax std(x̂) (B,S) float32 of the slots x (B,S,D) of one head, whose runs are ``home`` (B,S)."""
-    x, home = x[:, None].float(), home[:, None]
-    low, high = per_chunk(x, home, "amin"), per_chunk(x, home, "amax")
-    low, span = at_chunk(low, home + 1), at_chunk(high - low, home + 1)
-    varies = (span > 0) & span.isfinite()
-    spread = torch.where(varies, (x - low) / span.masked_fill(~varies, 1.0), 0.0).std(-1)
-    spread = (spread - at_chunk(per_chunk(spread, home, "amax"), home)).exp()
-    found: Tensor = (spread / at_chunk(per_chunk(spread, home, "sum"), home)).float()
-    return found[:, 0]
+def _relative(x: Tensor, runs: Runs) -> Tensor:
+    """softmax std(x̂) (B,1,S) float32 of the slots x (B,1,S,D) of one head."""
+    x = x.float()
+    low, high = runs.per(x, "amin"), runs.per(x, "amax")
+    span = high - low
+    says = (span > 0) & span.isfinite()
+    low, span = low.where(says, 0.0), span.where(says, float("inf"))  # so that the others become 0
+    away = (x - runs.at(low, 1)).div_(runs.at(span, 1))
+    away -= away.mean(-1, keepdim=True)
+    spread = torch.linalg.vector_norm(away, dim=-1) / math.sqrt(x.shape[-1] - 1)
+    spread = (spread - runs.at(runs.per(spread, "amax"))).exp()
+    found: Tensor = (spread / runs.at(runs.per(spread, "sum"))).float()
+    return found

@@ -12,6 +12,7 @@ from torch import Tensor
 from keepkv.core.options import Amount, Count, Share, Size, Window, one_of
 from keepkv.core.slots import LayerView
 from keepkv.observe.gaussian import KIND, query_gaussian, remember_queries, stored_gaussian
+from keepkv.observe.lengths import lengths
 from keepkv.score.base import Score, register_score
 
 
@@ -90,7 +91,7 @@ class ExpectedAttention(Score):
             votes = slots.log_votes.float().exp()
             tokens = (votes * counted[:, :, 0]).sum(-1, keepdim=True).clamp(min=1.0)
             expected = expected + votes * (self.epsilon / tokens if self.epsilon_mode == "relative" else self.epsilon)
-        return expected if self.value_norm is None else expected * slots.values.float().norm(dim=-1)
+        return expected if self.value_norm is None else expected * lengths(slots.values).float()
 
     def _moments(self, view: LayerView, mean: Tensor, sigma: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Mean and covariance of the mixture, over the horizon, of the rotated Gaussians."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from keepkv.core.options import Kernel, one_of
 from keepkv.core.slots import LayerView
+from keepkv.observe.lengths import lengths
 from keepkv.observe.vision import Sight, sight
 from keepkv.score.base import Score, register_score
 
@@ -39,7 +40,7 @@ class VaN(Score):
 
 def value_norms(view: LayerView, seen: Sight, pool: str | int, thresholds: tuple[float, ...] = ()) -> Tensor:
     """Pooled norms (B,H,S) float32; 0 at slots that are no vision."""
-    norms: Tensor = torch.linalg.vector_norm(view.slots.values.float(), dim=-1).masked_fill(~seen.vision, 0.0)
+    norms = lengths(view.slots.values).float().masked_fill(~seen.vision, 0.0)
     if pool == "depth":
         pool = KERNELS[min(len(KERNELS) - 1, view.layer * len(KERNELS) // max(1, view.layers))]
     if isinstance(pool, int):

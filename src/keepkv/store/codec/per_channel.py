@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from keepkv.core.pick import pick
 from keepkv.kernels.codes import pack, unpack
 from keepkv.store.codec.base import Codec, Fields, register_codec
 from keepkv.store.codec.per_token import LEAST, checked_bits, checked_width, quantise
@@ -70,7 +71,7 @@ class Kivi(Codec):
         left = max(1, int(needed.sum(-1).max()) if needed.numel() else 0)  # empty slots point at the first
         order = needed.to(torch.int8).sort(dim=-1, descending=True, stable=True).indices[..., :left]
         new = (needed.cumsum(-1) - 1).clamp_min_(0).gather(2, group).masked_fill_(~valid, 0)
-        kept = {n: x.gather(2, order[..., None].expand(*order.shape, x.shape[-1])) for n, x in shared.items()}
+        kept = {n: pick(x, order) for n, x in shared.items()}
         return {**fields, "group": new[..., None].to(torch.int32)}, kept
 
     def check(self, fields: Fields, shared: Fields) -> None:
