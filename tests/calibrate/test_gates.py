@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import keepkv
 from keepkv import tasks
-from keepkv.calibrate import calibrate, with_questions
-from keepkv.calibrate.least_squares import Sums, foretold, said, solved
+from keepkv.calibrate import Exchange, calibrate, with_questions
+from keepkv.calibrate.least_squares import Sums, foretold, solved
 from keepkv.core.slots import LayerView
 from keepkv.engine.versions import CACHE
 from keepkv.engine.view import view_of
@@ -159,10 +159,23 @@ def test_questions_are_hidden_in_the_texts_that_are_given(embedded: Any) -> None
         with_questions(tokenizer, ["x = 1"], 2400, 800)
 
 
-def test_who_foretells_little_is_warned_of() -> None:
-    good, little = {0: [0.2, 0.7], 3: [0.8]}, {0: [0.2, 0.3], 3: [0.9]}
-    assert said(good, "gates") == [
-        "share of the variance of ln(attention that tokens get) which gates foretell, on texts left out of the fit",
-        "median of 3 heads 0.70, from 0.20 (a head of layer 0) to 0.80",
+def test_it_is_said_whether_the_model_answers(embedded: Any) -> None:
+    model, tokenizer = embedded
+    made = items(tokenizer, range(6))
+    other = [one.answer for one in made[-1].asked]  # of which the other texts say nothing
+    asked = [
+        [Exchange(one.prompt, one.answer, wrong) for one, wrong in zip(item.asked, other, strict=False)]
+        for item in made[:-1]
     ]
-    assert said(little, "gates")[2].startswith("WARNING: below 0.5") and "such as keepkv2" in said(little, "gates")[2]
+    made_of = calibrate("gates", model, [torch.tensor([item.context]) for item in made[:-1]], asked=asked)
+    said = made_of.made_with["says"][0]
+    count = sum(map(len, asked))
+    told = f"the model tells {count} of {count} right answers"
+    assert said == f"{told} from others of their kind, of which the text says nothing"
+    swapped = [
+        [Exchange(x[: -x.answer], list(x.wrong[-x.wrong.answer :]), list(x[-x.answer :])) for x in one] for one in asked
+    ]
+    worse = calibrate("gates", model, [torch.tensor([item.context]) for item in made[:-1]], asked=swapped)
+    assert worse.made_with["found"]["told_apart"] == 0 and worse.made_with["says"][1].startswith("WARNING")
+    plain = calibrate("gates", model, [torch.tensor([item.context]) for item in made[:-1]])
+    assert plain.made_with["says"][0].startswith("share of the variance")

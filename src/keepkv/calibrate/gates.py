@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from keepkv.calibrate import answering
 from keepkv.calibrate.base import Found, Tensors, register_kind
 from keepkv.calibrate.least_squares import HELD_OUT, Fit, foretold, said, solved
 from keepkv.core.when import When
@@ -51,7 +52,8 @@ def gates(
     foretell to the mean, and a head that is would keep too little in a budget that heads share. Every fifth text is
     left out of the fit, and says how much of the variance of y it foretells.
 
-    asked: for each text the token ids of questions with their answers, as they would be fed behind it. behind: what is
+    asked: for each text the token ids of questions with their answers, as they would be fed behind it; of an
+    ``Exchange`` with a wrong answer it is said whether the model tells it from the right one. behind: what is
     read there. "questions"; "text": the text again, as in KVzip (arXiv 2505.23416), for replies that quote; "both": y
     is the mean of the two. Without ``asked`` it is the text.
     """
@@ -59,7 +61,7 @@ def gates(
         raise CalibrationError(f"gates(noise={noise}): give a positive number, such as 0.003")
     if behind not in BEHIND:
         raise CalibrationError(f"gates(behind={behind!r}): choose from {', '.join(BEHIND)}")
-    cache = Cache(model, Method(Teacher(), when=When("deferred")), 1.0)
+    cache, known = Cache(model, Method(Teacher(), when=When("deferred")), 1.0), list[bool]()
     sums: dict[int, Fit] = {layer.info.index: Fit() for layer in cache.compressible}
     count = 0
     for number, ids in enumerate(batches):
@@ -74,6 +76,8 @@ def gates(
                     f"text {number} has {len(ids)} rows, and there are questions for {len(asked)} texts: give texts of "
                     "one row, and a list of questions for each"
                 )
+            if len(known) < answering.ENOUGH:
+                known += answering.told_apart(model, cache, asked[number])
             _ask(model, cache, asked[number], torch.ones_like(ids))
             wanted.append(_wanted(cache))
         if asked is None or behind != "questions":
@@ -99,7 +103,8 @@ def gates(
         weight, bias = solved(one.fitted, noise, one.parts)
         made[index] = {WEIGHT: weight[:, 0].float(), BIAS: bias[:, 0].float()}
         shares[index] = foretold(one.judged, weight)[:, 0].tolist()
-    return Found(made, {"foretold": shares}, said(shares, "gates"))
+    facts = {"foretold": shares, "answers": len(known), "told_apart": sum(known)}
+    return Found(made, facts, [*answering.said(known), *said(shares, "gates")])
 
 
 def _wanted(cache: Cache) -> list[Tensor]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 HELD_OUT = 5  # every fifth text is for judging alone
-LITTLE = 0.5  # of the variance: below it maps are warned of
 
 
 @dataclass
@@ -85,14 +84,7 @@ def said(shares: Mapping[int, Sequence[float]], who: str) -> list[str]:
     if not every:
         return []
     worst, median = min(shares, key=lambda index: min(shares[index])), every[len(every) // 2]
-    lines = [
+    return [
         f"share of the variance of ln(attention that tokens get) which {who} foretell, on texts left out of the fit",
         f"median of {len(every)} heads {median:.2f}, from {every[0]:.2f} (a head of layer {worst}) to {every[-1]:.2f}",
     ]
-    if median < LITTLE:
-        lines.append(
-            f"WARNING: below {LITTLE} they may choose no better than chance. The model may not answer what it was "
-            "asked, or the texts may be unlike those that it was trained on: give others, or take a method without a "
-            "calibration, such as keepkv2"
-        )
-    return lines

@@ -22,11 +22,15 @@ ROOM = 60  # tokens of a piece that the introduction and the chat template take
 
 
 class Exchange(list[int]):
-    """Token ids of a question with its answer, as they are fed behind a text; the last ``answer`` are the answer's."""
+    """Token ids of a question with its answer, as they are fed behind a text; the last ``answer`` are the answer's.
 
-    def __init__(self, prompt: Ids, answer: Ids) -> None:
+    wrong: the same question with an answer of its kind of which the text says nothing; None where none is known.
+    """
+
+    def __init__(self, prompt: Ids, answer: Ids, wrong: Ids | None = None) -> None:
         super().__init__(prompt + answer)
         self.answer = len(answer)
+        self.wrong = None if wrong is None else Exchange(prompt, wrong)
 
 
 def with_questions(
@@ -48,16 +52,19 @@ def with_questions(
     for _ in range(max(1, tokens // length)):
         item = encode(tokenizer, in_plain_english(_item(rng, counter(tokenizer), length - ROOM, prose), HINT))
         pieces.append(torch.tensor([item.context]))
-        asked.append([Exchange(one.prompt, one.answer) for one in item.asked])
+        right, wrong = item.asked[::2], item.asked[1::2]
+        asked.append([Exchange(one.prompt, one.answer, no.answer) for one, no in zip(right, wrong, strict=True)])
     return pieces, asked
 
 
 def _item(rng: random.Random, count: Any, length: int, prose: Sequence[str]) -> Item:
+    """A text with facts; each is asked for twice, with its answer and with one of which the text says nothing."""
     facts, asked = [], []
     for said, question, subjects, answers in rng.sample(KINDS, len(KINDS)):
-        for about, known in zip(rng.sample(subjects, ALIKE), rng.sample(answers, ALIKE), strict=True):
+        drawn = rng.sample(answers, 2 * ALIKE)
+        for about, known, unsaid in zip(rng.sample(subjects, ALIKE), drawn[:ALIKE], drawn[ALIKE:], strict=True):
             facts.append(said.format(about, known))
-            asked.append(Question("\n" + question.format(about), f" {known}", values=(known,)))
+            asked += [Question("\n" + question.format(about), f" {x}", values=(x,)) for x in (known, unsaid)]
         if sum(map(count, facts)) > length / 2:
             break
     return Item(weave(rng, count, length, facts, haystack=prose), tuple(asked))
