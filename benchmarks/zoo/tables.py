@@ -34,13 +34,14 @@ RIVALS = {  # the strongest of 2026 by their names, each in its strongest form, 
 
 def scores(rows: list[Scored], budget: float) -> dict[str, Cells]:
     """By arm, of each model and task: the score of each context in which the full cache has answers. What is not
-    compressed to a budget counts at each."""
+    compressed to a budget counts at each. A task with one such context alone tells no spread: it is left out where
+    others have more."""
     cells: dict[str, dict[Any, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         right = row.right[row.budgets.index(budget) if budget in row.budgets else 0]
         if right:
             cells[row.arm][row.made_with.model, row.task][row.context] = sum(right) / len(right)
-    return {arm: dict(mine) for arm, mine in cells.items()}
+    return {arm: {key: x for key, x in mine.items() if len(x) > 1} or dict(mine) for arm, mine in cells.items()}
 
 
 def mean(cells: Cells) -> Interval | None:

@@ -79,6 +79,8 @@ def test_tasks_weigh_the_same_and_contexts_without_answers_do_not_count() -> Non
     found = scores(rows, 0.1)
     assert mean(found["a"]).value == 0.5 and {len(x) for x in found["a"].values()} == {2, 6}
     assert mean(found[FULL]).value == 1 and math.isnan(mean(scores(rows[:1], 0.1)["a"]).low)
+    alone = scores([*rows, row("a", 0, *[yes] * 4, task="common-words")], 0.1)
+    assert alone["a"] == found["a"]  # one context tells no spread
 
 
 def test_the_tables_say_who_wins() -> None:
