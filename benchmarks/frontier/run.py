@@ -98,7 +98,8 @@ class Asked:
         mask = read(model, cache, [item.context])
         cache.compressing = False
         said = references(model, cache, mask, item, tokenizer.eos_token_id)
-        cut = [until(tokenizer, ids, one.question.values) for ids, one in zip(said, item.asked, strict=True)]
+        wanted = [one.question.values or (one.question.answer.strip(),) for one in item.asked]
+        cut = [until(tokenizer, ids, values) for ids, values in zip(said, wanted, strict=True)]
         known = [x is not None for x in cut]
         replies = [x or one.answer for x, one in zip(cut, item.asked, strict=True)]
         ids, new = pad([one.prompt + x[:-1] for one, x in zip(item.asked, replies, strict=True)], model.device)
