@@ -171,3 +171,11 @@ def test_the_grid_of_the_study_can_be_run_anywhere() -> None:
 def test_a_grid_of_plain_data_needs_no_folder() -> None:
     made = make_grid({"applications": [{"tasks": ["niah-single-1"]}]})
     assert made.techniques == (Technique(),) and made.applications[0].name == "niah-single-1"
+
+
+def test_tasks_are_plain_english_but_for_the_embedded_model() -> None:
+    held = {"applications": [{"tasks": ["notes"]}, {"name": "own", "text": "some.txt"}]}
+    assert [one.plain for one in make_grid(held).applications] == [False, False]
+    assert [one.plain for one in make_grid(held | {"model": "some/model"}).applications] == [True, False]
+    held["applications"][0]["plain"] = False
+    assert not any(one.plain for one in make_grid(held | {"model": "some/model"}).applications)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from keepkv.characterize.analyse.capacity import Load, capacity
 from keepkv.characterize.analyse.pareto import axes_of
 from keepkv.characterize.analyse.recommend import AXES, Limit, by_place, recommend
 from keepkv.characterize.analyse.schedule import against_fixed, settings
+from keepkv.characterize.grid.levels import Technique
 from keepkv.characterize.grid.plan import plan
 from keepkv.characterize.record import folder as folders
 from keepkv.characterize.record.folder import read
@@ -21,6 +23,7 @@ from keepkv.characterize.workload.trace import Arrival
 from keepkv.errors import KeepKVError
 from keepkv.report.characterization import capacity_pages, recommended, run_pages, schedule_pages, write_pages
 from keepkv.report.characterization.output import html, markdown
+from keepkv.report.characterization.run import notes
 
 GOLDEN = Path(__file__).parents[1] / "data" / "characterization.md"
 
@@ -80,15 +83,20 @@ def test_notes_say_what_must_not_be_misread(run: Path, tmp_path: Path) -> None:
     [start, *_] = plan(grid()).points
     for role, speed in (("start", 1.0), ("end", 1.1)):
         row = point_row(start, f"digest-{role}", metrics={"tpot_mean": speed})
-        from dataclasses import replace
-
         folders.add(dark, replace(row, role=role), [])
         if role == "end":
             busy = replace(row, point="busy", role="point", state={"load": 9.0, "cores": 2})
             folders.add(dark, busy, [])
-    notes = run_pages(dark).notes
-    assert any("tpot_mean by +10.0 %" in note for note in notes)
-    assert any("at 1 of 15 points more than 1.5 processes a core" in note for note in notes)
+    found = run_pages(dark).notes
+    assert any("tpot_mean by +10.0 %" in note for note in found)
+    assert any("at 1 of 15 points more than 1.5 processes a core" in note for note in found)
+
+
+@pytest.mark.parametrize(("score", "said"), [(0.0, True), (0.4, False), (None, False)])
+def test_a_full_cache_that_answers_nothing_is_noted(run: Path, score: float | None, said: bool) -> None:
+    first = next(point for point in plan(grid()).points if point.technique == Technique())
+    held = replace(read(run), points=[point_row(first, metrics={"score": score})])
+    assert any(note.startswith("The full cache answers nothing") for note in notes(held)) == said
 
 
 def test_what_failed_and_what_was_dropped_is_told(tmp_path: Path) -> None:

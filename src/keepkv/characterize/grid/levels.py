@@ -25,7 +25,8 @@ Role = Literal["point", "baseline", "start", "end"]
 @dataclass(frozen=True)
 class Application(Checked):
     """What is asked. tasks: of ``keepkv tasks``; each is a family. text: a file of one's own, of which pieces are read
-    and questions asked; questions: pairs of question and what the answer must hold, none for free continuation."""
+    and questions asked; questions: pairs of question and what the answer must hold, none for free continuation.
+    plain: whether tasks are asked in plain English; in a grid file, of every model but the embedded one if absent."""
 
     name: str
     tasks: tuple[str, ...] = ()

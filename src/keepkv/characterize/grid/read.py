@@ -144,7 +144,10 @@ def make_grid(held: Any, folder: Path | None = None) -> Grid:
         for entry in _list("workloads", given.get("workloads", [{}]))
         for one in _each(entry, LISTS)
     )
-    made["applications"] = tuple(_application(one, folder) for one in _list("applications", given.get("applications")))
+    terse = made.get("model", OWN) == OWN
+    made["applications"] = tuple(
+        _application(one, folder, terse) for one in _list("applications", given.get("applications"))
+    )
     if "hardware" in given:
         entries = _list("hardware", given["hardware"])
         made["hardware"] = tuple(
@@ -176,7 +179,8 @@ def _workload(given: Mapping[str, Any], folder: Path | None) -> Workload:
     return Workload(**_located(made, "trace", folder))
 
 
-def _application(given: Any, folder: Path | None) -> Application:
+def _application(given: Any, folder: Path | None, terse: bool) -> Application:
+    """terse: whether the model is the one that knows tasks in their terse form."""
     made = _known("applications", given, Application)
     pairs = _list("questions", made.get("questions", []))
     for one in pairs:
@@ -184,6 +188,7 @@ def _application(given: Any, folder: Path | None) -> Application:
             raise KeepKVError(f"questions: {one!r}: give each as {{ask: …, answer: …}}")
     made["questions"] = tuple((str(one["ask"]), str(one["answer"])) for one in pairs)
     made["tasks"] = tuple(_list("tasks", made.get("tasks", [])))
+    made.setdefault("plain", bool(made["tasks"]) and not terse)
     made.setdefault("name", made["text"] if made.get("text") else "+".join(made["tasks"]))
     return Application(**_located(made, "text", folder))
 

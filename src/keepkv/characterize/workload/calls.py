@@ -17,6 +17,7 @@ from keepkv.tasks.asking import Encoded, encode
 from keepkv.tasks.base import Item, Question, TaskError, weave
 
 CONTINUED = 16  # tokens at the end of a piece of free text that are asked to be continued, and not compressed
+SENTENCE = 24  # tokens that a reply in plain English has beside its answer
 REPLY = 32  # tokens of a reply where nothing says how many
 SOME_ROOM = 32  # tokens of a prompt's length that are left to its question
 
@@ -73,7 +74,8 @@ class Calls:
         made = []
         for turn in range(work.turns):
             question = asked[turn % len(asked)]
-            limit = n_out or question.limit or (self._count(question.answer) if question.answer else REPLY)
+            answer = self._count(question.answer) + SENTENCE * app.plain if question.answer else REPLY
+            limit = n_out or question.limit or answer
             made.append(Call(number, turn, family, context, question, limit, bool(question.answer)))
         return made
 

@@ -61,6 +61,12 @@ def notes(run: Run) -> list[str]:
             f"Others used the machine: at {len(busy)} of {len(run.points)} points more than {BUSY:g} processes a core "
             "ran or waited. Times and throughput of such a run say little."
         )
+    scores = [point.metrics.get("score") for point in run.points if point.is_baseline and point.status == "ok"]
+    if any(score is not None for score in scores) and not any(scores):
+        found.append(
+            "The full cache answers nothing, so scores say nothing of compression: ask what this model can do, and "
+            "let its replies be long enough."
+        )
     counts = [point.requests for point in run.points if point.status == "ok" and point.imported is None]
     if counts and min(counts) < FEW:
         found.append(f"As few as {min(counts)} requests a point: percentiles and intervals of so few say little.")
