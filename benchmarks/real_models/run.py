@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.defaults.run import answered, forced, references, unchanged
@@ -39,6 +37,7 @@ from keepkv.methods.base import make_method, own_options
 from keepkv.metrics import kl
 from keepkv.tasks.asking import Encoded, Ids, compressed, encode, pad, read
 
+from .float32 import multiply_in_float32
 from .items import TASKS, make
 from .oracle import ORACLE
 
@@ -115,19 +114,6 @@ def measure(
                 tokens=len(item.context), arm=name, budget=budget, ratio=small.report().ratio, kl=far, same=same,
                 known=known, sight=sight, **facts,
             )  # fmt: skip
-
-
-def multiply_in_float32(model: torch.nn.Module) -> None:
-    """Have the linear maps of ``model`` multiply in float32 and round to bfloat16 after. What goes in and comes out is
-    bfloat16 as before, the cache too: only the order of a sum is another. Takes twice the memory of the weights."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            weight, bias = module.weight.float(), None if module.bias is None else module.bias.float()
-
-            def forward(x: Tensor, weight: Tensor = weight, bias: Tensor | None = bias) -> Tensor:
-                return linear(x.float(), weight, bias).to(x.dtype)
-
-            module.forward = forward  # type: ignore[method-assign]
 
 
 def main() -> None:

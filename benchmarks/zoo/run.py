@@ -22,7 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.frontier.run import SUITE
-from benchmarks.real_models.run import multiply_in_float32
+from benchmarks.real_models.float32 import multiply_in_float32
 from keepkv import tasks
 from keepkv.core.when import When
 from keepkv.embedded import embedded_model
