@@ -93,10 +93,8 @@ def measure(
     said: list[Ids] = references(model, reader, mask, item, tokenizer.eos_token_id)
     truth = forced(model, reader, mask, item, said)
     known = answered(tokenizer, item, said)
-    texts, asked = [item.context], item
-    if sight:
-        texts = [item.context + one.prompt[:-1] for one in item.asked]
-        asked = replace(item, asked=tuple(replace(one, prompt=one.prompt[-1:]) for one in item.asked))
+    seen = item.in_sight() if sight else [item]
+    texts, asked = [one.context for one in seen], replace(item, asked=tuple(one for x in seen for one in x.asked))
     for name, one in arms.items():
         cache = make_cache(model, setup, one, 1.0, 0, When("deferred"))
         mask = read(model, cache, texts)

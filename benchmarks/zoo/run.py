@@ -65,14 +65,8 @@ class Scored(Row):
 
 
 def texts(item: Encoded, mode: str) -> list[Encoded]:
-    """What is read before it is compressed, and what is asked after: the context with its questions, or each question
-    behind the context with its last token left to be asked, so that the reply's first token is of what is kept."""
-    if mode == AGNOSTIC:
-        return [item]
-    return [
-        replace(item, context=item.context + one.prompt[:-1], asked=(replace(one, prompt=one.prompt[-1:]),))
-        for one in item.asked
-    ]
+    """What is read before it is compressed, and what is asked after."""
+    return [item] if mode == AGNOSTIC else item.in_sight()
 
 
 def answers(

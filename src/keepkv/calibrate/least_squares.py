@@ -83,8 +83,9 @@ def said(shares: Mapping[int, Sequence[float]], who: str) -> list[str]:
     every = sorted(share for heads in shares.values() for share in heads)
     if not every:
         return []
-    worst, median = min(shares, key=lambda index: min(shares[index])), every[len(every) // 2]
+    worst = min(shares, key=lambda index: min(shares[index]))
     return [
         f"share of the variance of ln(attention that tokens get) which {who} foretell, on texts left out of the fit",
-        f"median of {len(every)} heads {median:.2f}, from {every[0]:.2f} (a head of layer {worst}) to {every[-1]:.2f}",
+        f"median of {len(every)} heads {every[len(every) // 2]:.2f}, from {every[0]:.2f} (a head of layer {worst}) to "
+        f"{every[-1]:.2f}",
     ]

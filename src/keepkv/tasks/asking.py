@@ -6,7 +6,7 @@ Everything that asks is here: a context is read once, and each question is put t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +40,14 @@ class Encoded:
     item: Item
     context: Ids
     asked: tuple[Asked, ...]
+
+    def in_sight(self) -> list[Encoded]:
+        """Each question by itself behind the context, all but its last token, which is left to be asked: what follows
+        it is of what is kept then."""
+        return [
+            replace(self, context=self.context + one.prompt[:-1], asked=(replace(one, prompt=one.prompt[-1:]),))
+            for one in self.asked
+        ]
 
 
 def encode(tokenizer: Any, item: Item, slack: int = 0) -> Encoded:
