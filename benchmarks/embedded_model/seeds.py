@@ -1,10 +1,12 @@
 """More models like the embedded one, from other seeds, so that no conclusion rests on one of them.
 
-    python -m benchmarks.embedded_model.seeds --out ../seeds --seeds 1 2 3   # 30 to 60 min each, two cores
+    python -m benchmarks.embedded_model.seeds --out ../seeds --seeds 1 2 3     # two hours each on two cores
+    python -m benchmarks.embedded_model.seeds --out ../seeds --seeds 1 2 --short   # a sixth of that
     python -m benchmarks.embedded_model.seeds --out ../seeds --seeds 1 2 3 --parallel --device cuda --loaders 4
 
 Each seed has its own first weights and its own data; the tokenizer is the embedded model's, so that all of them read
-the same tokens. The stages are the embedded model's, one of them less.
+the same tokens. The stages are the embedded model's, one of them less; ``--short`` has a sixth of their tokens, in
+texts of 1,152 at most. What is written is rounded to bfloat16.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
 
 from keepkv.embedded import embedded_model
 
@@ -52,12 +57,20 @@ STAGES = (
               "variables:0.04,counting:0.03,rules:0.15,secrets:0.2,plain:0.01,long_values:0.13,noise:0.01,"
               "answering:0.12,frequencies:0.08,copying:0.04,sorting:0.04,adding:0.04"),
 )  # fmt: skip
+SHORT = (
+    Stage(3_200_000, "4e-3", "128:0.3:4096,512:0.4:4096,1152:0.3:4608", mixed=False),
+    Stage(1_700_000, "3e-3", "256:0.45:8192,640:0.35:8960,1152:0.2:9216",
+          mix="dense:0.01,dense_alike:0.08,in_text:0.03,in_text_alike:0.15,multivalue:0.11,multiquery:0.06,"
+              "variables:0.1,counting:0.06,rules:0.1,secrets:0.04,plain:0.01,long_values:0.12,noise:0.01,"
+              "answering:0.12"),
+)  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="one folder a seed is made in it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--short", action="store_true", help="a sixth of the tokens, in shorter texts")
     parser.add_argument("--workers", type=int, default=2, help="processes that share each step on a CPU")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--loaders", type=int, default=0, help="processes that make the data ahead, for each seed")
@@ -72,7 +85,7 @@ def main() -> None:
 def _train(seed: int, a: argparse.Namespace) -> None:
     options = ["--workers", str(a.workers), "--device", a.device, "--loaders", str(a.loaders)] + ["--eager"] * a.eager
     out = a.out / f"seed-{seed}"
-    train(seed, out, STAGES, options, out.with_name(f"{out.name}.log") if a.parallel else None)
+    train(seed, out, SHORT if a.short else STAGES, options, out.with_name(f"{out.name}.log") if a.parallel else None)
 
 
 def train(seed: int, out: Path, stages: Sequence[Stage], options: list[str], log: Path | None = None) -> None:
@@ -88,6 +101,7 @@ def train(seed: int, out: Path, stages: Sequence[Stage], options: list[str], log
         last = here
     assert last is not None
     shutil.copytree(last, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("done"))
+    AutoModelForCausalLM.from_pretrained(last, dtype=torch.bfloat16).save_pretrained(out)
 
 
 def run(stage: Stage, seed: int, start: Path | None, out: Path, options: list[str], log: Path | None) -> None:
