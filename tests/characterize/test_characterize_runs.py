@@ -113,7 +113,7 @@ def test_what_was_recommended_is_measured_again(tmp_path: Path) -> None:
     [ratio, time] = again(read(tmp_path), row, names, command=COMMAND)  # leaked was never measured
     assert (ratio.name, ratio.before, ratio.now, ratio.share) == ("ratio", 0.5, 0.5, 0.0)
     assert time.share == pytest.approx(0.0) and time.beside == pytest.approx(0.0)
-    assert [point.choice for point in read(tmp_path / "again").points] == ["full", "snapkv @ 0.2"]
+    assert [point.choice for point in read(tmp_path / "again" / row.points[0]).points] == ["full", "snapkv @ 0.2"]
 
 
 def test_a_slower_machine_is_not_a_change_of_what_was_recommended() -> None:

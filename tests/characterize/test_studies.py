@@ -137,7 +137,7 @@ def test_a_search_finds_a_planted_optimum_and_recommends_only_what_was_measured_
     for log in logs:
         found.append(
             search(
-                grid(),
+                grid(seeds=(0, 1)),
                 space,
                 tmp_path,
                 axes,
@@ -152,6 +152,7 @@ def test_a_search_finds_a_planted_optimum_and_recommends_only_what_was_measured_
     assert found[0].best.pick.choice in found[0].survivors
     full = {name for folder, names in logs[0] if folder == tmp_path.name for name in names}
     assert full == {"full", *found[0].survivors}
+    assert logs[0][-1][1] == ["full", *found[0].survivors] * 2  # in turn, once for each seed
     assert logs[0] == logs[1] and found[0].survivors == found[1].survivors  # the same seed asks the same
 
 

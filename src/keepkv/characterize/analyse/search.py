@@ -57,7 +57,8 @@ def search(
     measure: Measure | None = None,
 ) -> Found:  # fmt: skip
     """Searches the first application, workload and hardware of ``grid`` for ``seconds``: three fifths of them with
-    prompts and windows a quarter as long, the rest for the ``keep`` best of those, in full, beside the full cache.
+    prompts and windows a quarter as long, the rest for the ``keep`` best of those, in full, beside the full cache, with
+    one seed of the grid after the other.
 
     Suggestions are of optuna's TPE with ``seed``, so the same measurements give the same search; those that ``out``
     holds are taken from there. measure: in the place of ``characterize``. Raises ``KeepKVError`` without optuna.
@@ -88,10 +89,19 @@ def search(
     if not tried:
         raise KeepKVError(f"nothing was measured within {seconds:g} s: give more time, or a lighter workload")
     names = survivors(act(short, folder / PROXY, []), [*tried], axes, keep)
-    full = [replace(tried[name], workload=base.workload) for name in names]
-    measured = act(grid, folder, [base.as_baseline("baseline", 0), *full])
+    measured = act(grid, folder, in_turn(base, [tried[name] for name in names], grid.seeds))
     here = [one for one in measured if one.row.place == base.place]
     return Found(len(tried), tuple(names), recommend(here, axes, limits))
+
+
+def in_turn(base: Point, points: Sequence[Point], seeds: Sequence[int]) -> list[Point]:
+    """The full cache and each of ``points`` at its place, once for each of ``seeds``: a block each, so that a machine
+    which is slower for some minutes is slower for all of them."""
+    return [
+        replace(one, workload=base.workload, seed=seed, block=block)
+        for block, seed in enumerate(seeds)
+        for one in (base.as_baseline("baseline", block), *points)
+    ]
 
 
 def proxy(grid: Grid) -> Grid:

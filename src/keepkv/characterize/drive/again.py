@@ -44,8 +44,9 @@ def again(
     run: Run, row: ResultRow, names: tuple[str, ...], step: Step = lambda points, what: None,
     command: list[str] | None = None,
 ) -> list[Change]:  # fmt: skip
-    """Measures ``row`` of ``run`` again, with the same requests, and before each point the baseline of its seed, in the
-    folder ``again``; what was measured there before is not measured anew. Returns the metrics ``names``.
+    """Measures ``row`` of ``run`` again, with the same requests, and before each point the baseline of its seed, in a
+    folder of its own in ``again``, named by its first point; what was measured there before is not measured anew.
+    Returns the metrics ``names``.
 
     Raises ``KeepKVError`` where it cannot be measured, or gives nothing now.
     """
@@ -56,7 +57,7 @@ def again(
     for spec in specs:
         base = spec.as_baseline("baseline", spec.block)
         points += [base] if spec == base else [base, spec]
-    folder = Path(run.folder) / FOLDER
+    folder = Path(run.folder) / FOLDER / row.points[0]  # no baseline of another time beside it
     characterize(Grid.from_dict(run.grid), folder, step, only=points, command=command)
     found, beside = _rows(read(folder), row)
     if found is None or found.status != "ok":
