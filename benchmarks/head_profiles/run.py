@@ -105,10 +105,9 @@ def measure(
     truth = forced(model, full, mask, item, said)
     known, rest = answered(tokenizer, item, said), item
     if asked:
-        mask = read(model, cache := Cache(model, method, 1.0, calibration=profile), [
-            item.context + one.prompt[:-1] for one in item.asked
-        ])  # fmt: skip
-        rest = replace(item, asked=tuple(replace(one, prompt=one.prompt[-1:]) for one in item.asked))
+        parts = item.in_sight()
+        mask = read(model, cache := Cache(model, method, 1.0, calibration=profile), [one.context for one in parts])
+        rest = replace(item, asked=tuple(one.asked[0] for one in parts))
     for arm, share, own in arms(profile):
         if arm in done:
             continue

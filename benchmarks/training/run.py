@@ -28,7 +28,7 @@ from keepkv.measure.environment import MadeWith
 from keepkv.measure.ledger import Ledger
 from keepkv.measure.rows import INLINE, Row
 from keepkv.metrics import kl
-from keepkv.tasks.asking import Asked, encode, read
+from keepkv.tasks.asking import encode, read
 from keepkv.training.config import Compress, Data, Distill, Optimise, Sft
 from keepkv.training.feed import feed
 from keepkv.training.replay import replay
@@ -117,10 +117,9 @@ def scores(name: str, model: Any, tokenizer: Any, cache: str) -> list[list[float
     items = [encode(tokenizer, one) for one in made]
     holds: Cache = study.compress.cache(model) if cache == "compressed" else Cache(model, "full")
     if task.decodes:  # as `keepkv eval` does: the question is read with the list, but for its last token
-        asked = [item.asked[0] for item in items]
-        mask = read(model, holds, [x.context + one.prompt[:-1] for x, one in zip(items, asked, strict=True)])
-        last = [Asked(one.question, one.prompt[-1:], one.answer, one.limit) for one in asked]
-        found = [[one] for one in ask(model, tokenizer, holds, mask, last)]
+        parts = [item.in_sight()[0] for item in items]
+        mask = read(model, holds, [one.context for one in parts])
+        found = [[one] for one in ask(model, tokenizer, holds, mask, [one.asked[0] for one in parts])]
     else:
         mask = read(model, holds, [item.context for item in items])
         holds.compressing = False

@@ -42,8 +42,8 @@ def run(model: Any, tokenizer: Any, unit: Unit, items: Sequence[Encoded], found:
         batches: list[Batch] = []
         for i, item in enumerate(items):
             aware = unit.mode == "aware"
-            rows = [item.context + one.prompt[:-1] for one in item.asked] if aware else [item.context]
-            for j, row in enumerate(rows):
+            for j, part in enumerate(item.in_sight() if aware else [item]):
+                row = part.context
                 with Peak(model.device) as peak, Time(model.device) as reading:
                     cache, mask, index = _read(model, tokenizer, unit, budget, item, row)
                 if unit.first and i == j == 0:
@@ -52,8 +52,7 @@ def run(model: Any, tokenizer: Any, unit: Unit, items: Sequence[Encoded], found:
                 whole = receipt.full_bytes * len(row) // len(index)
                 with Time(model.device) as answering:
                     if aware:
-                        one = item.asked[j]
-                        scores[i] += ask(model, tokenizer, cache, mask, [replace(one, prompt=one.prompt[-1:])])
+                        scores[i] += ask(model, tokenizer, cache, mask, part.asked)
                     else:
                         scores[i] = separately(model, tokenizer, cache, mask, [item], ROWS)[0]
                 made = replace(receipt, full_bytes=whole, compressed=len(index) < len(row))

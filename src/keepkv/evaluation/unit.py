@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from keepkv.evaluation.rows import ItemRow
 from keepkv.evaluation.setup import FULL, Setup, Unit, Variant
 from keepkv.measure.meters import Peak, Time
 from keepkv.methods import method_info
-from keepkv.tasks.asking import Asked, Encoded, Ids, compressed, encode, likely, pad, read
+from keepkv.tasks.asking import Encoded, Ids, compressed, encode, likely, pad, read
 from keepkv.tasks.scoring import Score
 from keepkv.vision import seeing
 from keepkv.vision.reducers import REDUCERS
@@ -82,9 +81,8 @@ def _prefilled(
 ) -> None:
     """The prefill is the same for every budget: it is run once, and compressed on copies of its cache."""
     aware = unit.mode == "aware"
-    pairs = [(i, one) for i, item in enumerate(items) for one in item.asked] if aware else []
-    # What is said is to come from the compressed cache, its first token too: the prompt's last token is fed after.
-    rows = [items[i].context + one.prompt[:-1] for i, one in pairs] if aware else [item.context for item in items]
+    parts = [(i, one) for i, item in enumerate(items) for one in (item.in_sight() if aware else [item])]
+    rows = [one.context for _, one in parts]
     scores: dict[Any, list[list[Score]]] = {budget: [[] for _ in items] for budget in unit.budgets}
     batches: dict[Any, list[Batch]] = {budget: [] for budget in unit.budgets}
     width = setup.batch if aware else len(rows)
@@ -102,8 +100,8 @@ def _prefilled(
                     found.maps.append(map_of(tokenizer, unit, budget, twin, items[0], chunk[0]))
                 with Time(model.device) as answering:
                     if aware:
-                        mine = pairs[start : start + len(chunk)]
-                        got = ask(model, tokenizer, twin, mask, [_last(one) for _, one in mine])
+                        mine = parts[start : start + len(chunk)]
+                        got = ask(model, tokenizer, twin, mask, [one.asked[0] for _, one in mine])
                         for (i, _), score in zip(mine, got, strict=True):
                             scores[budget][i].append(score)
                     else:
@@ -119,25 +117,20 @@ def _decoding(
     model: Any, tokenizer: Any, setup: Setup, unit: Unit, items: Sequence[Encoded], budget: Any, found: Found[ItemRow]
 ) -> None:
     """Compresses the prompt, and again every so many decoded tokens. One question per item."""
-    asked = [item.asked[0] for item in items]
-    rows = [item.context + one.prompt[:-1] for item, one in zip(items, asked, strict=True)]
+    parts = [item.in_sight()[0] for item in items]
+    rows = [one.context for one in parts]
     with Peak(model.device) as peak:
         with Time(model.device) as prefill:
             when = When("immediate", every=setup.every)
             cache = make_cache(model, setup, unit.variant, budget, unit.draw, when)
             mask = feed(model, tokenizer, cache, rows, items)
         with Time(model.device) as answering:
-            scores = ask(model, tokenizer, cache, mask, [_last(one) for one in asked])
+            scores = ask(model, tokenizer, cache, mask, [one.asked[0] for one in parts])
     _check(cache, unit, budget)
     batch = Batch(cache.report(), prefill.seconds, answering.seconds, int(mask.sum()), peak.bytes)
     if unit.first:
         found.maps.append(map_of(tokenizer, unit, budget, cache, items[0], rows[0]))
     enter(unit, budget, items, [[score] for score in scores], [batch], found)
-
-
-def _last(one: Asked) -> Asked:
-    """What is left of a question whose prompt was read but for its last token."""
-    return replace(one, prompt=one.prompt[-1:])
 
 
 def within(cache: Cache, unit: Unit, budget: Any) -> Cache:
