@@ -40,7 +40,9 @@ def test_limits_come_first_and_an_objective_instead_of_the_knee() -> None:
     assert recommend(ALL, AXES, objective=objective).pick is SMALL.row
     assert recommend(ALL, AXES, limits("score>=0.8"), objective).pick is GOOD.row
     [best] = axes_of(["score"])
-    assert recommend(ALL, AXES, limits("ratio<=0.5"), best).pick is GOOD.row
+    found = recommend(ALL, AXES, limits("ratio<=0.5"), best)
+    assert found.pick is GOOD.row
+    assert found.why == "the largest score of the front, of the 3 of 4 that keep ratio ≤ 0.5"
 
 
 @pytest.mark.parametrize(

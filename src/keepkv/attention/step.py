@@ -51,13 +51,19 @@ def attend_one_token(
     lses = [one.lse for one in decoded]
     if sinks is not None:
         lses.append(sinks.to(lses[0].dtype).expand_as(lses[0]))
-    shares = torch.stack(lses).softmax(0).nan_to_num_(0.0)[: len(decoded)]  # NaN: nothing in sight
+    shares = _shares(torch.stack(lses))[: len(decoded)]
     out = torch.stack([one.output for one in decoded]).mul(shares[..., None]).sum(0)
     if not weights:
         return Attended(out[:, :, None].to(query.dtype))
     shares = shares.view(len(decoded), query.shape[0], heads, -1, 1)
     shared = [one.weights * share for one, share in zip(decoded, shares, strict=True) if one.weights is not None]
     return Attended(out[:, :, None].to(query.dtype), torch.cat(shared, dim=-1))
+
+
+def _shares(lses: Tensor) -> Tensor:
+    """``lses.softmax(0)``, 0 where nothing is in sight. torch's softmax wakes every thread, for a few numbers too."""
+    apart = (lses - lses.amax(0).clamp_min(torch.finfo(lses.dtype).min)).exp()
+    return (apart / apart.sum(0)).nan_to_num_(0.0)
 
 
 def _of_part(query: Tensor, part: Part, scaling: float, softcap: float | None, weights: bool) -> Decoded:

@@ -11,6 +11,7 @@ from torch import Tensor
 from keepkv.kernels.dispatch import check
 
 BITS = (2, 4, 8)  # of a code
+ONE_THREAD, PIECES = 1 << 15, 4  # numbers up to which torch computes on one thread; so many at a time, and how often
 
 
 class Codes(NamedTuple):
@@ -99,8 +100,14 @@ class Codes(NamedTuple):
 
 def _by_head(x: Tensor, turn: Tensor) -> Tensor:
     """``x`` (B,Hq,W) times ``turn`` (W,W), or times that of its KV head, (H,W,W)."""
-    by_head = x if turn.dim() == 2 else x.unflatten(1, (turn.shape[0], -1))
-    return (by_head @ turn).view_as(x)
+    if turn.dim() > 2:
+        return (x.unflatten(1, (turn.shape[0], -1)) @ turn).view_as(x)
+    rows, each = x.flatten(0, 1), ONE_THREAD // turn.numel()
+    if x.device.type != "cpu" or not 0 < len(rows) <= PIECES * each:
+        return x @ turn
+    # A product of matrices wakes every thread and waits for it: milliseconds where other processes are busy.
+    pieces = [(piece[..., None] * turn).sum(-2) for piece in rows.split(each)]
+    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view_as(x)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

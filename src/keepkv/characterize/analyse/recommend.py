@@ -110,6 +110,8 @@ def recommend(
     if objective is not None:
         best = min(range(len(front)), key=lambda i: objective.loss(front[i].samples[objective.name].point))
         why = f"the {'smallest' if objective.best == 'min' else 'largest'} {objective.name} of the front"
+    if limits:
+        why += f", of the {len(kept)} of {len(steady)} that keep {', '.join(map(str, limits))}"
     others = _nearest(points, best)
     return Recommendation(
         place, names, front[best].row, why,

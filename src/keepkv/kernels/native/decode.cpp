@@ -22,6 +22,7 @@ struct Call {
 namespace {
 
 constexpr int CHUNK = 1024;  // slots of a segment that one thread takes; fixed, so that sums do not depend on threads
+constexpr int64_t WORTH = 1 << 18;  // multiplications for which another thread is woken
 
 // N ≤ HEADS query heads on their way through the slots of a segment.
 struct Heads {
@@ -157,7 +158,11 @@ extern "C" void keepkv_decode(const Call* call) {
     for (int64_t i = 0; i < segments; ++i) from[i + 1] = from[i] + (length(i) + CHUNK - 1) / CHUNK;
     Buffer<float> parts;
     parts.resize(from[segments] * each);
-#pragma omp parallel for schedule(dynamic) num_threads(c.threads)
+    int64_t slots = 0;
+    for (int64_t i = 0; i < segments; ++i) slots += length(i);
+    const int64_t worth = slots * c.groups * (keys.width + values.width) / WORTH;
+    const int threads = (int)std::max<int64_t>(1, std::min(c.threads, worth));
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int64_t chunk = 0; chunk < from[segments]; ++chunk) {
         const int64_t segment = std::upper_bound(from.at, from.at + segments + 1, chunk) - from.at - 1;
         const int64_t begin = (chunk - from[segment]) * CHUNK;
