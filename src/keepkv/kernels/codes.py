@@ -101,7 +101,8 @@ class Codes(NamedTuple):
 def _by_head(x: Tensor, turn: Tensor) -> Tensor:
     """``x`` (B,Hq,W) times ``turn`` (W,W), or times that of its KV head, (H,W,W)."""
     if turn.dim() > 2:
-        return (x.unflatten(1, (turn.shape[0], -1)) @ turn).view_as(x)
+        by_head: Tensor = x.unflatten(1, (turn.shape[0], -1))
+        return (by_head @ turn).view_as(x)
     rows, each = x.flatten(0, 1), ONE_THREAD // turn.numel()
     if x.device.type != "cpu" or not 0 < len(rows) <= PIECES * each:
         return x @ turn
