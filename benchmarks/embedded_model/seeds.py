@@ -100,7 +100,7 @@ def train(seed: int, out: Path, stages: Sequence[Stage], options: list[str], log
             print(f"seed {seed}, stage {number}: {time.monotonic() - began:.0f} s", flush=True)
         last = here
     assert last is not None
-    shutil.copytree(last, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("done"))
+    shutil.copytree(last, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("done", "*.safetensors"))
     AutoModelForCausalLM.from_pretrained(last, dtype=torch.bfloat16).save_pretrained(out)
 
 

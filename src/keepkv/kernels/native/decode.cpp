@@ -155,11 +155,13 @@ extern "C" void keepkv_decode(const Call* call) {
     Buffer<int64_t> from;  // which chunk is the first of a segment
     from.resize(segments + 1);
     const auto length = [&](int64_t i) { return c.lengths ? c.lengths[i] : c.longest; };
-    for (int64_t i = 0; i < segments; ++i) from[i + 1] = from[i] + (length(i) + CHUNK - 1) / CHUNK;
+    int64_t slots = 0;
+    for (int64_t i = 0; i < segments; ++i) {
+        from[i + 1] = from[i] + (length(i) + CHUNK - 1) / CHUNK;
+        slots += length(i);
+    }
     Buffer<float> parts;
     parts.resize(from[segments] * each);
-    int64_t slots = 0;
-    for (int64_t i = 0; i < segments; ++i) slots += length(i);
     const int64_t worth = slots * c.groups * (keys.width + values.width) / WORTH;
     const int threads = (int)std::max<int64_t>(1, std::min(c.threads, worth));
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
