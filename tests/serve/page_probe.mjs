@@ -60,6 +60,7 @@ for (const [name, scheme, width] of [["light", "light", 1280], ["dark", "dark", 
       heads: document.querySelectorAll("#heads i").length, note: document.getElementById("heads-note").textContent,
       lead: document.getElementById("lead").textContent, line: document.querySelector("#log small").textContent,
     })));
+    found.held = await page.waitForFunction(() => /^[1-9].* held/.test(document.getElementById("server").textContent), null, { timeout: 2000 }).then(() => true, () => false);
     found.question = question;
     found.reply = await page.textContent("#log .reply");
   }

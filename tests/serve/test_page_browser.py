@@ -78,6 +78,7 @@ def test_a_document_is_read_and_asked_about(found: dict[str, Any]) -> None:
     assert min(shares) == 0 and max(shares) > 0.5 and len(shares) > 4
     assert found["question"] == questions[0].prompt.strip() and questions[0].answer.strip() in found["reply"]
     assert found["focus"] == "question" and "behind" in found["line"]
+    assert found["held"], "what the server holds is told as soon as the document is"
     first, second = (re.findall(r"at most ([\d.]+ \w+)", text)[0] for text in found["cost"])
     assert first != second
     assert "kvzip" in found["receipt"]["method"] and "ratio 0." in found["receipt"]["memory"]

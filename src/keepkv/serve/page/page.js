@@ -84,6 +84,7 @@ async function show(name) {
   at("read").hidden = at("change").hidden = false;
   heat(text.tokens, text.kept);
   receipt(told, text.kept);
+  health();
   at("question").focus();
 }
 // Runs of tokens that as many heads hold are one element, and stand in blocks that are drawn when they are seen.
@@ -138,7 +139,7 @@ function release() {
   if (!held) return;
   held = false;
   const key = sessionStorage.getItem("key");
-  fetch("/v1/contexts/" + own, { method: "DELETE", keepalive: true, headers: key ? { Authorization: "Bearer " + key } : {} }).catch(() => {});
+  fetch("/v1/contexts/" + own, { method: "DELETE", keepalive: true, headers: key ? { Authorization: "Bearer " + key } : {} }).then(health, () => {});
 }
 function another() {
   release();
