@@ -11,8 +11,8 @@ PYTEST ?= -n $(WORKERS) --maxprocesses 4 -q
 # The oldest supported transformers, in an environment of its own.
 OLDEST ?= 5.18.0
 VENV_OLDEST ?= build/venv-oldest
-# Rooms in which no version of transformers can make a difference: tensors, numbers and pages.
-APART := kernels measure metrics reduce report
+# Rooms in which no version of transformers can make a difference of its own: tensors, numbers, pages, and studies built on the rest.
+APART := allocate benchmarks characterize kernels measure metrics reduce report
 # And the newest published transformers and torch, whatever they are today.
 VENV_NEWEST ?= build/venv-newest
 # Where real models are kept, outside the repository.

@@ -82,7 +82,7 @@ def test_a_row_of_nan_leaves_the_others_alone(method: Method, when: str) -> None
 
 @pytest.mark.parametrize(
     ("method", "prefill", "every", "decoded"),
-    sampled(4, [x for x in METHODS if compresses(x.values[0])], [None, "immediate", "deferred"], [None, 50], [0, 3]),
+    sampled(12, [x for x in METHODS if compresses(x.values[0])], [None, "immediate", "deferred"], [None, 50], [0, 3]),
 )
 def test_compress_when_nothing_is_due(method: Method, prefill: str | None, every: int | None, decoded: int) -> None:
     """By hand, with and without queries at hand: the cache is compressed and right to go on with, or says what it

@@ -87,7 +87,7 @@ def moments(arch: str, mine: keepkv.Cache) -> Iterator[tuple[str, keepkv.Cache]]
     yield "reset", mine
 
 
-@pytest.mark.parametrize(("arch", "method"), sampled(2, STORE_ARCHITECTURES, [*METHODS, *store_variants()]))
+@pytest.mark.parametrize(("arch", "method"), sampled(4, STORE_ARCHITECTURES, [*METHODS, *store_variants()]))
 def test_receipt_is_what_is_allocated(arch: str, method: Method) -> None:
     """Without counting what a store holds beside its names: 3,264,048 bytes of a static store, then 14,328 in its
     second turn, of the same buffers."""

@@ -113,7 +113,7 @@ def test_the_handle_has_no_tensor_behaviour() -> None:
             misuse()  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sampled(2, METHODS))
 def test_one_token_prompts_and_one_token_chunks(method: tuple[str, dict[str, Any]]) -> None:
     """A prompt of one token works, and padding that arrives in one-token chunks is padding."""
     model = zoo.model("llama")
@@ -132,7 +132,7 @@ def test_one_token_prompts_and_one_token_chunks(method: tuple[str, dict[str, Any
         assert torch.isfinite(out.scores_).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sampled(2, METHODS, first=1))
 def test_turns_of_unequal_length(method: tuple[str, dict[str, Any]]) -> None:
     """Padding between turns: a second turn padded on the left, in the middle of the row, equals the rows alone."""
     model, first, second = zoo.model("llama"), batch((33, 9)), batch((12, 5), seed=2)

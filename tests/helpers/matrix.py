@@ -93,12 +93,12 @@ ARCHITECTURES = list(zoo.ZOO)
 STORE_ARCHITECTURES = ["llama", "gpt-oss", "deepseek-v3", "gemma4"]
 
 
-PART = 8  # of the pairs of a method and an architecture, one in so many is in the quick suite
+PART = 16  # of the pairs of a method and an architecture, one in so many is in the quick suite
 
 
 def cases(metafunc: pytest.Metafunc) -> list[Any]:
     """Every method on every architecture, and stores. In the quick suite one in ``PART``, others for each test of a
-    file: every test sees every method and every architecture, and of eight tests some test sees every pair of both."""
+    file: every test sees every method and every architecture, and all tests together most pairs of both."""
     tests = [name for name in vars(metafunc.module) if name.startswith("test_")]
     number = tests.index(metafunc.function.__name__)
     stores = sampled(len(STORE_ARCHITECTURES), STORE_ARCHITECTURES, store_variants(), first=number)

@@ -22,9 +22,9 @@ from keepkv.store import CODECS, Held, choose
 CONTEXT = 80
 METHODS = [("snapkv", matrix.SMALL), ("keepkv", matrix.SMALL), ("full", {})]
 MORE = [("pyramidkv", matrix.SMALL), ("h2o", matrix.SMALL), ("snapkv", {**matrix.SMALL, "when": keepkv.When(every=4)})]
-CASES = matrix.sampled(3, list(zoo.ZOO), [pytest.param(m, id=m[0]) for m in METHODS])
+CASES = matrix.sampled(len(METHODS), list(zoo.ZOO), [pytest.param(m, id=m[0]) for m in METHODS])
 CASES += [pytest.param("gemma3", m, id=f"gemma3-{m[0]}-{len(m[1])}") for m in MORE]
-CASES += matrix.sampled(12, matrix.STORE_ARCHITECTURES, matrix.store_variants())
+CASES += matrix.sampled(24, matrix.STORE_ARCHITECTURES, matrix.store_variants())
 
 
 @cache
