@@ -15,7 +15,8 @@ from keepkv.serve.batch.reading import late
 from keepkv.serve.request import Compression
 from keepkv.serve.settings import Settings
 
-WHOLE, DOCUMENT = "auto", "many-questions"  # methods where none is named: all that is read, or a document before it
+# Methods where none is named: all that is read, its question included, or a document before that.
+WHOLE, DOCUMENT = "long-document", "many-questions"
 
 
 def empty_cache(model: Any, asked: Compression | None, settings: Settings, tokens: int, document: bool) -> Cache:
