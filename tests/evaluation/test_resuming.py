@@ -64,7 +64,7 @@ def test_a_killed_run_is_resumed(tmp_path: Any) -> None:
         "--items",
         "3",
     ]
-    words += ["--batch", "1", "--out"]
+    words += ["-m", "full", "-m", "snapkv", "--batch", "1", "--out"]
     kept = tmp_path / "killed"
     process = subprocess.Popen([*words, str(kept)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     began = time.monotonic()

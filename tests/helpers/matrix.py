@@ -98,10 +98,11 @@ PART = 16  # of the pairs of a method and an architecture, one in so many is in 
 
 def cases(metafunc: pytest.Metafunc) -> list[Any]:
     """Every method on every architecture, and stores. In the quick suite one in ``PART``, others for each test of a
-    file: every test sees every method and every architecture, and all tests together most pairs of both."""
+    file: every test sees every method and every architecture, and all tests together most pairs of both. Of stores
+    every test sees half, each on one architecture."""
     tests = [name for name in vars(metafunc.module) if name.startswith("test_")]
     number = tests.index(metafunc.function.__name__)
-    stores = sampled(len(STORE_ARCHITECTURES), STORE_ARCHITECTURES, store_variants(), first=number)
+    stores = sampled(2 * len(STORE_ARCHITECTURES), STORE_ARCHITECTURES, store_variants(), first=number)
     return sampled(PART, ARCHITECTURES, METHODS, first=number) + stores
 
 
