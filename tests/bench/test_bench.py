@@ -17,6 +17,7 @@ from keepkv.bench.shapes import Shape, hardly_anything
 from keepkv.bench.sizes import Geometry, grown, largest_batch, read_cap, row_bytes
 from keepkv.bench.systems import PLAIN, System, peers, slots_asked
 from keepkv.core.when import When
+from keepkv.core.when import When
 from keepkv.errors import KeepKVError
 from keepkv.measure import Percentiles
 from keepkv.measure.content import content
@@ -197,6 +198,13 @@ def test_bytes_of_a_row_before_it_exists(tiny: str, one: System) -> None:
     tiles = 2 * GEOMETRY.layers * GEOMETRY.heads * (SEGMENT + SHARED) * (one.method == "adakv")
     held = turns(tiny, one)[0]["bytes"]
     assert held - counts <= expected <= 1.35 * held + counts + tiles
+
+
+def test_a_cap_bounds_a_row() -> None:
+    """Before, a row with a cap was counted as one that grows for ever."""
+    capped, plain = (System("keepkv", "snapkv", 40, {"window": 8, **when}) for when in ({"when": When(cap=50)}, {}))
+    assert row_bytes(GEOMETRY, capped, 100, 500) == row_bytes(GEOMETRY, plain, 100, 10)
+    assert row_bytes(GEOMETRY, capped, 100, 5) == row_bytes(GEOMETRY, plain, 100, 5)
 
 
 def test_growth_of_a_dense_store() -> None:

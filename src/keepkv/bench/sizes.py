@@ -76,6 +76,9 @@ def _keepkv_bytes(geometry: Geometry, system: System, context: int, new: int) ->
     pinned = min(context, method.sinks + method.window)
     slots = context if full else max(pinned, slots_asked(system.budget, context))
     new = new if method.when.every is None else min(new, method.when.every)
+    if method.when.cap is not None:
+        slots = min(slots, method.when.cap)
+        new = min(new, method.when.cap - slots)
     item, width = geometry.dtype.itemsize, geometry.width
     beside = Held(dict.fromkeys(method.score.stats, 0.0), votes=method.reduce.merges).beside
     layout, name = choose(system.store or method.store, system.options.get("codec", "none"), method.allocate.ragged)
