@@ -17,7 +17,6 @@ from keepkv.bench.shapes import Shape, hardly_anything
 from keepkv.bench.sizes import Geometry, grown, largest_batch, read_cap, row_bytes
 from keepkv.bench.systems import PLAIN, System, peers, slots_asked
 from keepkv.core.when import When
-from keepkv.core.when import When
 from keepkv.errors import KeepKVError
 from keepkv.measure import Percentiles
 from keepkv.measure.content import content
