@@ -24,7 +24,8 @@ OUT = {  # methods that are no arm, and why
 OPTIONS = {"duo-attention": ":profile=found"}  # its default is what its authors published, for other models
 STRONG = (
     "auto", "long-document", "kvzip:allocate=pooled", "kvzip:plus=true", "kvzip:plus=true,allocate=pooled",
-    "keepkv2:allocate=uniform", "adakv:score=keydiff", "adakv:score=curdkv", "compactor:allocate=adakv", "attention-matching:allocate=adakv",
+    "keepkv2:allocate=uniform", "adakv:score=keydiff", "adakv:score=curdkv", "compactor:allocate=adakv",
+    "attention-matching:allocate=adakv",
 )  # fmt: skip
 CODED = tuple(f"{name}:codec=hadamard" for name in (FULL, "keepkv2", "keepkv3", "kvzip"))
 
