@@ -1,4 +1,5 @@
-"""Servers in this process, on a free port of the loopback address; as a plugin of pytest, one of the embedded model."""
+"""Servers in this process, on a free port of the loopback address, and what clients ask; as a plugin of pytest, one of
+the embedded model."""
 
 from __future__ import annotations
 
@@ -12,6 +13,17 @@ from serve_fake import FakeEngine
 from keepkv.embedded import CHAT_TEMPLATE, embedded_model
 from keepkv.serve.config import read_config
 from keepkv.serve.http.run import Background
+from keepkv.tasks import demo_document
+
+MODEL = "keepkv-embedded"
+DOCUMENT, QUESTIONS = demo_document()
+DOCUMENT = DOCUMENT[: DOCUMENT.index(".", 2500) + 2]
+ASKED = [one for one in QUESTIONS if one.answer.strip() in DOCUMENT][:2]
+
+
+def chat(question: str) -> list[Any]:
+    """The document, and a question about it behind."""
+    return [{"role": "system", "content": DOCUMENT}, {"role": "user", "content": question}]
 
 
 def running(model: Any, tokenizer: Any, **fields: Any) -> Background:

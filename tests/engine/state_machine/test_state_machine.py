@@ -203,13 +203,13 @@ def run(runs: int, steps: int, **options: Any) -> None:
     )  # fmt: skip
 
 
-def test_hundreds_of_steps() -> None:
-    run(10, 25, derandomize=True, phases=[Phase.generate])  # shrinking takes minutes: the slow test does it
+def test_five_hundred_steps() -> None:
+    run(20, 25, derandomize=True, phases=[Phase.generate])  # shrinking takes minutes: the slow test does it
 
 
 def test_with_a_canary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEEPKV_CANARY", "1")
-    run(3, 25, derandomize=True, phases=[Phase.generate])
+    run(5, 25, derandomize=True, phases=[Phase.generate])
 
 
 @pytest.mark.slow

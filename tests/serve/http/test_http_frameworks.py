@@ -7,24 +7,20 @@ from typing import Any
 
 import openai
 import pytest
+from serving_http import ASKED, DOCUMENT, MODEL, chat
 
 from keepkv.serve.http.run import Background
-from keepkv.tasks import demo_document
 
 pytest_plugins = ["serving_http"]
 pytestmark = pytest.mark.slow
-MODEL = "keepkv-embedded"
-DOCUMENT, QUESTIONS = demo_document()
-DOCUMENT = DOCUMENT[: DOCUMENT.index(".", 2500) + 2]
-ASKED = next(one for one in QUESTIONS if one.answer.strip() in DOCUMENT)
-MESSAGES = [("system", DOCUMENT), ("user", ASKED.prompt)]
+QUESTION = ASKED[0]
+MESSAGES = chat(QUESTION.prompt)
 HALF = {"keepkv": {"method": "keydiff", "budget": 0.5}}
 
 
 def said_by_openai(real: Background, **more: Any) -> str:
     client = openai.OpenAI(base_url=f"{real.url}/v1", api_key="none")
-    messages: Any = [{"role": role, "content": text} for role, text in MESSAGES]
-    made = client.chat.completions.create(model=MODEL, messages=messages, temperature=0, max_tokens=12, **more)
+    made = client.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=0, max_tokens=12, **more)
     return made.choices[0].message.content or ""
 
 
@@ -40,7 +36,7 @@ def test_langchain(real: Background, body: dict[str, Any] | None) -> None:
 
     expected = said_by_openai(real, extra_body=body)
     made = model(MODEL).invoke(MESSAGES)
-    assert made.content == expected and expected.strip() == ASKED.answer.strip()
+    assert made.content == expected and expected.strip() == QUESTION.answer.strip()
     assert made.usage_metadata["input_tokens"] > 100 and made.response_metadata["finish_reason"] == "stop"
     pieces = list(model(MODEL, stream_usage=True).stream(MESSAGES))
     assert "".join(piece.content for piece in pieces) == expected and len([x for x in pieces if x.content]) > 1
@@ -65,13 +61,13 @@ def test_llama_index(real: Background, body: dict[str, Any] | None) -> None:
             max_retries=0, additional_kwargs={"extra_body": body},
         )  # fmt: skip
 
-    messages = [ChatMessage(role=role, content=text) for role, text in MESSAGES]
+    messages = [ChatMessage(**one) for one in MESSAGES]
     expected = said_by_openai(real, extra_body=body)
     assert model(MODEL).chat(messages).message.content == expected
     pieces = [piece.delta for piece in model(MODEL).stream_chat(messages)]
     assert "".join(x or "" for x in pieces) == expected and len([x for x in pieces if x]) > 1
     with pytest.raises(openai.BadRequestError, match="nothing stands before the question") if body else nullcontext():
-        assert model(MODEL).complete(DOCUMENT + ASKED.prompt).text.strip() == ASKED.answer.strip()
+        assert model(MODEL).complete(DOCUMENT + QUESTION.prompt).text.strip() == QUESTION.answer.strip()
     with pytest.raises(openai.NotFoundError, match="'gpt' is not served here"):
         model("gpt").chat(messages)
     with pytest.raises(openai.BadRequestError, match="budget"):

@@ -8,25 +8,17 @@ from typing import Any
 import openai
 import pytest
 import torch
+from serving_http import ASKED, DOCUMENT, MODEL, chat
 
 from keepkv.serve.http.run import Background
-from keepkv.tasks import demo_document
 
 pytest_plugins = ["serving_http"]
-DOCUMENT, QUESTIONS = demo_document()
-DOCUMENT = DOCUMENT[: DOCUMENT.index(".", 2500) + 2]
-ASKED = [one for one in QUESTIONS if one.answer.strip() in DOCUMENT][:2]
-MODEL = "keepkv-embedded"
 ON = {"ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
 def client(real: Background) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{real.url}/v1", api_key="none", max_retries=0)
-
-
-def chat(question: str) -> list[Any]:
-    return [{"role": "system", "content": DOCUMENT}, {"role": "user", "content": question}]
 
 
 def greedy(loaded: tuple[Any, Any], text: str, most: int) -> str:
