@@ -106,7 +106,8 @@ class FakeEngine:
     def stats(self) -> Stats:
         state = "stopped" if self.stopped else "running"
         return Stats(
-            state=state, rows=self.running, reading=0, waiting=0, widths=(1,), bytes=10, reserved=20, limit=1 << 30,
+            state=state, rows=self.running, reading=0, waiting=0, widths=(1,), threads=None, bytes=10, reserved=20,
+            limit=1 << 30,
             contexts=1, contexts_in_memory=1, context_bytes=5, context_disk=5, finished={"stop": 1},
             refused={"Busy": 2}, prompt_tokens=1, cached_tokens=2, completion_tokens=3, steps=4, decoded=5,
             seconds={"idle": 1.5},

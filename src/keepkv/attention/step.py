@@ -15,7 +15,7 @@ from keepkv.kernels.codes import Codes
 from keepkv.kernels.decode import Decoded, decode_attention
 from keepkv.kernels.decode.tiles import decode_in_tiles
 from keepkv.kernels.dispatch import by_cpp, choose
-from keepkv.kernels.logits import KeySlots, cap_logits
+from keepkv.kernels.logits import MASKED, KeySlots, cap_logits
 from keepkv.kernels.native import decode as cpp
 from keepkv.kernels.packed import decode_packed
 from keepkv.kernels.segments import segments_of
@@ -92,8 +92,12 @@ def _by_sdpa(query: Tensor, part: Part, scaling: float) -> Tensor:
     half-precision mask; emptiness does not.
     """
     b, heads, _, d = query.shape
-    lowest = torch.finfo(query.dtype).min / 2  # finite in half precision too: see MASKED
-    mask = part.bias().to(query.dtype).clamp_min(lowest)[:, :, None]
+    lowest = max(torch.finfo(query.dtype).min / 2, MASKED)  # finite in half precision too
+    if part.log_votes is None:
+        bias = torch.where(part.positions < 0, lowest, 0.0).to(query.dtype)
+    else:
+        bias = part.bias().to(query.dtype).clamp_min(lowest)
+    mask = bias[:, :, None]
     grouped, (keys, values) = query.view(b, part.positions.shape[1], -1, d), plain(part)
     return scaled_dot_product_attention(grouped, keys, values, mask, scale=scaling).view(b, heads, 1, -1)
 

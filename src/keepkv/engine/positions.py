@@ -100,20 +100,22 @@ class RowPositions:
         if self.seen is None:
             self.seen = torch.zeros(batch, dtype=torch.int64, device=device)
             self.columns_tensor = self.columns_tensor.to(device)
-        new = torch.ones(batch, length, dtype=torch.bool, device=device)
-        if padding is not None:
+        if padding is None:
+            new, first = None, self.seen[:, None]
+            positions = first.clone() if length == 1 else first + torch.arange(length, device=device)
+        else:
             new = padding[:, -length:].to(device)
             self.tokens = padding.to(device, copy=True)  # it is the user's, who may write to it
-        positions = (new.cumsum(-1) - 1 + self.seen[:, None]).masked_fill(~new, EMPTY)
+            positions = (new.cumsum(-1) - 1 + self.seen[:, None]).masked_fill(~new, EMPTY)
         self._learn(positions)
         if self.positions is not None and self.positions.shape == positions.shape and length == 1:
             self.positions.copy_(positions)
         else:
             self.positions = positions
-        self.seen += new.sum(-1)
+        self.seen += length if new is None else new.sum(-1)
         self._count(self.columns + length)
-        if padding is None and self.tokens is not None:
-            self.tokens = torch.cat((self.tokens, new), dim=1)
+        if new is None and self.tokens is not None:
+            self.tokens = torch.cat((self.tokens, self.tokens.new_ones(batch, length)), dim=1)
 
     def crop(self, columns: int) -> None:
         """Take back the newest ``columns``."""

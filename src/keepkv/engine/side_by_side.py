@@ -59,9 +59,9 @@ class SideBySide(stock.Cache):
             self.run(row, cache.begin_step, rules[-1], layer_idx)
         self._rules[id(rule.arguments)] = rules
 
-    def rule(self, rule: MaskRule, row: int) -> MaskRule:
-        """That of a row, of the rule of the batch."""
-        return self._rules[id(rule.arguments)][row]
+    def rules(self, rule: MaskRule) -> list[MaskRule]:
+        """Those of the rows, of the rule of the batch."""
+        return self._rules[id(rule.arguments)]
 
     def run(self, row: int, do: Any, *given: Any) -> Any:
         """Of a row that has not failed, what ``do`` returns; None where it fails now or has before."""
@@ -103,9 +103,9 @@ class _Rows(stock.CacheLayerMixin):
         return -1
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        every = zip(self.rows, key_states.split(1), value_states.split(1), strict=False)  # behind them: padding
         self._stock = [
-            self.batch.run(row, layer.update, key_states[row : row + 1], value_states[row : row + 1])
-            for row, layer in enumerate(self.rows)
+            self.batch.run(row, layer.update, keys, values) for row, (layer, keys, values) in enumerate(every)
         ]
         return KVHandle(self, key_states, 1), KVHandle(self, value_states, 1)
 
@@ -117,8 +117,8 @@ class _Rows(stock.CacheLayerMixin):
     def attend(self, module: torch.nn.Module, query: Tensor, rule: MaskRule, **kwargs: Any) -> Tensor:
         """(B,1,Hq,Dv) of ``query`` (B,Hq,1,D)."""
         out: list[Tensor] = []
-        for row, layer in enumerate(self.rows):
-            mine, its = query[row : row + 1], self.batch.rule(rule, row)
+        every = zip(self.rows, query.split(1), self.batch.rules(rule), strict=False)
+        for row, (layer, mine, its) in enumerate(every):
             out.append(self.batch.run(row, self._attend, layer, row, module, mine, its, kwargs))
         whole = next((x for x in out if x is not None), None)
         if whole is None:  # every row has failed: any numbers will do

@@ -85,6 +85,12 @@ class Config(BaseModel):
     # What the engine takes.
     rows: int = Field(default=16, ge=1, description="Requests that decode at once.")
     queue: int = Field(default=64, ge=0, description="Requests that may wait.")
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Of a CPU, that decode; if absent, what is fastest is tried at the start.",
+    )
     chunk: Tokens = Field(default=512, description="Tokens of a prompt that are read at once.")
     memory: Bytes | None = Field(
         default=None, description="Of all caches, such as 4GiB; half of what is free if absent."
@@ -116,8 +122,8 @@ class Config(BaseModel):
         compression = Compression(self.method, self.options, self.budget, self.codec, None, self.every)
         return Settings(
             compression=compression, methods=self.methods, budget=self.max_budget, rows=self.rows, queue=self.queue,
-            prompt=self.max_prompt, reply=self.max_reply, chunk=self.chunk, memory=self.memory, contexts=self.contexts,
-            context_bytes=self.context_memory, context_disk=self.context_disk,
+            prompt=self.max_prompt, reply=self.max_reply, chunk=self.chunk, threads=self.threads, memory=self.memory,
+            contexts=self.contexts, context_bytes=self.context_memory, context_disk=self.context_disk,
         )  # fmt: skip
 
 

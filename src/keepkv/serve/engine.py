@@ -47,7 +47,7 @@ class Engine:
             raise Stopped("an engine is started once: make another")
         settings = self.settings
         self._kept = Cache(self.model, "full")  # keeps the model on keepkv's attention as long as it is served
-        decoder = Decoder(self.model, settings.rows, settings.exact)
+        decoder = Decoder(self.model, settings.rows, settings.exact, settings.threads)
         self.sizes = Sizes.measured(self.model, settings.chunk, positions_of(self.model))
         self.ends = _ends(self.model, self.tokenizer)
         self._folder = None if settings.contexts is None else Folder(settings.contexts, self.model)
@@ -99,8 +99,8 @@ class Engine:
         counts = worker.counts
         return Stats(
             state=worker.state, rows=len(worker.decoding), reading=len(worker.reading), waiting=len(worker.waiting),
-            widths=worker.decoder.widths, bytes=worker.measured, reserved=worker.ledger.reserved,
-            limit=worker.ledger.limit, contexts=len(self.shelf.infos()), contexts_in_memory=inside,
+            widths=worker.decoder.widths, threads=worker.decoder.threads, bytes=worker.measured,
+            reserved=worker.ledger.reserved, limit=worker.ledger.limit, contexts=len(self.shelf.infos()), contexts_in_memory=inside,
             context_bytes=memory, context_disk=disk, finished=dict(worker.finished), refused=dict(self.refused),
             prompt_tokens=counts["prompt"], cached_tokens=counts["cached"], completion_tokens=counts["completion"],
             steps=counts["steps"], decoded=counts["decoded"], seconds=dict(worker.seconds),

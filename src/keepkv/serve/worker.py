@@ -185,7 +185,7 @@ class Worker:
                 row.fail(found)
             else:
                 try:
-                    row.take(found)
+                    row.take(*found)
                 except Exception as error:
                     row.fail(error)
         for row in rows:

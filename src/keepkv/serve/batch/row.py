@@ -14,7 +14,7 @@ from keepkv.core.survival import survival
 from keepkv.engine.cache import Cache
 from keepkv.errors import KeepKVError
 from keepkv.serve.batch.reading import Reader
-from keepkv.serve.batch.sampling import Drawn, Sampler
+from keepkv.serve.batch.sampling import Drawn, Likeliest, Sampler
 from keepkv.serve.batch.text import Text
 from keepkv.serve.request import Failed, Finished, Prompt, Request, Times, Token
 from keepkv.serve.stream import Stream
@@ -77,9 +77,10 @@ class Row:
         else:
             self.take(logits)
 
-    def take(self, logits: Tensor) -> None:
-        """Draw the next token from ``logits`` (V,), tell it, and end the reply where it ends."""
-        drawn = self._sampler.draw(logits)
+    def take(self, logits: Tensor, best: Likeliest | None = None) -> None:
+        """Draw the next token from ``logits`` (V,), tell it, and end the reply where it ends. best: the likeliest, if
+        it is known."""
+        drawn = self._sampler.draw(logits, best)
         self._at.setdefault("first", time.perf_counter())
         self.said += 1
         sampling = self.request.sampling

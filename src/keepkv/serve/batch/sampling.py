@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +21,19 @@ class Drawn:
     top: Top = ()
 
 
+class Likeliest(NamedTuple):
+    """The likeliest token in one place, and its logit."""
+
+    token: int
+    logit: float
+
+
+def likeliest(logits: Tensor) -> list[Likeliest]:
+    """Of each row of ``logits`` (B,V)."""
+    found = logits.max(-1)
+    return list(map(Likeliest, found.indices.tolist(), found.values.tolist()))
+
+
 class Sampler:
     """Draws the tokens of one reply. Its random numbers are its own, and come from the CPU on every device."""
 
@@ -29,13 +44,13 @@ class Sampler:
         else:
             self.random.manual_seed(sampling.seed)
 
-    def draw(self, logits: Tensor) -> Drawn:
-        """From ``logits`` (V,). Raises ``ArithmeticError`` where they are not numbers."""
-        logits = logits.float()
-        best = int(logits.argmax())
-        if not bool(logits[best].isfinite()):
+    def draw(self, logits: Tensor, best: Likeliest | None = None) -> Drawn:
+        """From ``logits`` (V,), of which ``best`` is the likeliest, where that is known. Raises ``ArithmeticError``
+        where they are not numbers."""
+        best = best or likeliest(logits[None])[0]
+        if not isfinite(best.logit):
             raise ArithmeticError("the model's logits are not finite: its weights or its dtype do not suit the text")
-        token = best if self.sampling.temperature == 0 else self._random(logits)
+        token = best.token if self.sampling.temperature == 0 else self._random(logits)
         listed = self.sampling.logprobs
         return Drawn(token) if listed is None else scored(logits, token, listed)
 

@@ -21,6 +21,7 @@ class Text:
         if self._decoded(0, len(self._ids)).endswith(BROKEN):
             self._ids = []
         self._from, self._to = 0, len(self._ids)  # tokens that the next ones are decoded behind
+        self._known = self._decoded(self._from, self._to)
         self._held = ""
 
     stopped: str | None
@@ -42,10 +43,11 @@ class Text:
 
     def _fresh(self, last: bool = False) -> str:
         """Whole characters that were not told yet; last: broken ones too."""
-        known, whole = self._decoded(self._from, self._to), self._decoded(self._from, len(self._ids))
+        known, whole = self._known, self._decoded(self._from, len(self._ids))
         if len(whole) <= len(known) or (whole.endswith(BROKEN) and not last):
             return ""
         self._from, self._to = self._to, len(self._ids)
+        self._known = self._decoded(self._from, self._to)
         return whole[len(known) :]
 
     def _certain(self, fresh: str) -> str:
