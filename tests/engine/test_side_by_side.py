@@ -11,8 +11,10 @@ from torch import Tensor
 
 import keepkv
 from keepkv.engine.side_by_side import SideBySide
+from keepkv.engine.together import Together
 from keepkv.engine.versions import CACHE
 from keepkv.errors import UnsupportedModel
+from keepkv.kernels.native import library
 
 SMALL = {"window": 4, "sinks": 2}
 ROWS: list[tuple[str, Any, dict[str, Any]]] = [
@@ -91,3 +93,49 @@ def test_models_whose_rows_cannot_be_told_apart_are_refused() -> None:
     model = zoo.model("deepseek-v3")
     with pytest.raises(UnsupportedModel, match="told apart by rows"):
         SideBySide([keepkv.Cache(model, "full")])
+
+
+SERVED: list[tuple[str, Any, dict[str, Any], bool]] = [
+    ("snapkv", 12, SMALL, True), ("full", None, {}, True), ("keepkv", 16, SMALL, True), ("knorm", 0.4, SMALL, True),
+    ("adakv", 0.5, SMALL, False), ("snapkv", 20, {**SMALL, "codec": "int8"}, False), ("h2o", 12, SMALL, False),
+    ("h2o", 12, {**SMALL, "when": keepkv.When(every=3)}, False), ("g-kv", 16, {"window": 4}, False),
+]  # fmt: skip
+
+
+@pytest.mark.skipif(isinstance(library(), str), reason=f"no kernels in C++: {library()}")
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "gpt-oss", "qwen3-moe"])
+def test_one_call_for_many_rows_stores_and_answers_as_each_does(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of exact slots in a rectangle are served together; others, and all of attention sinks, by themselves."""
+    model, served = zoo.model(arch), set[int]()
+    attend = Together.attend
+
+    def watched(self: Together, *args: Any, **kwargs: Any) -> Any:
+        found = attend(self, *args, **kwargs)
+        served.update(self.at if found is not None else ())
+        return found
+
+    monkeypatch.setattr(Together, "attend", watched)
+    caches, tokens = [], torch.randint(3, zoo.VOCAB, (6, len(SERVED), 1), generator=torch.Generator().manual_seed(1))
+    for row, (method, budget, options, _) in enumerate(SERVED):
+        ids = torch.randint(3, zoo.VOCAB, (1, 21 + 5 * row), generator=torch.Generator().manual_seed(row))
+        caches.append(keepkv.Cache(model, method, budget, **options))
+        step(model, caches[-1], ids, 0)
+    twins = [cache.copy() for cache in caches]
+    for new in tokens:
+        mine = step(model, SideBySide(caches), new, [cache.get_seq_length() for cache in caches])
+        monkeypatch.setenv("KEEPKV_KERNELS", "reference")
+        own = step(model, SideBySide(twins), new, [cache.get_seq_length() for cache in twins])
+        monkeypatch.delenv("KEEPKV_KERNELS")
+        torch.testing.assert_close(mine, own, atol=2e-5, rtol=0)
+    assert served == (set() if arch == "gpt-oss" else {i for i, one in enumerate(SERVED) if one[3]})
+    for cache, twin in zip(caches, twins, strict=True):
+        assert cache.get_seq_length() == twin.get_seq_length() and cache.report().bytes == twin.report().bytes
+        for a, b in zip(cache.compressible, twin.compressible, strict=True):
+            for name, x in a.store.tensors().items():
+                torch.testing.assert_close(x, b.store.tensors()[name], atol=2e-5, rtol=1e-5)
+        if (
+            arch == "llama" and not cache.settings.method.score.observes
+        ):  # what was written together is taken back like any other
+            cache.crop(-2)
+            twin.crop(-2)
+            assert cache.get_seq_length() == twin.get_seq_length()

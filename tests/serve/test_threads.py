@@ -17,7 +17,7 @@ from keepkv.serve.batch.threads import fastest, threads_of
 @pytest.fixture(autouse=True)
 def of_torch() -> Any:
     before = torch.get_num_threads()
-    torch.set_num_threads(4)
+    torch.set_num_threads(5)
     yield
     torch.set_num_threads(before)
 
@@ -29,15 +29,25 @@ def of_torch() -> Any:
 def test_more_threads_only_where_they_pay(monkeypatch: Any, seconds: dict[int, float], best: int) -> None:
     monkeypatch.setattr(module, "_seconds", lambda run: seconds[torch.get_num_threads()])
     assert fastest(lambda: None) == best
-    assert torch.get_num_threads() == 4
+    assert torch.get_num_threads() == 5
 
 
 def test_a_number_that_is_no_power_of_two_is_tried(monkeypatch: Any) -> None:
-    torch.set_num_threads(3)
+    torch.set_num_threads(4)
     seen = list[int]()
     monkeypatch.setattr(module, "_seconds", lambda run: seen.append(torch.get_num_threads()) or 1.0 / len(seen))
     assert fastest(lambda: None) == 3
     assert seen == [1, 2, 3]
+
+
+def test_one_core_is_left_to_those_who_talk_to_clients(monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "_seconds", lambda run: 1 / torch.get_num_threads())
+    assert [_best_of(n) for n in (1, 2, 3, 6)] == [1, 1, 2, 5]
+
+
+def _best_of(threads: int) -> int:
+    torch.set_num_threads(threads)
+    return fastest(lambda: None)
 
 
 def test_what_is_asked_for_is_taken_and_what_was_comes_back() -> None:
@@ -47,7 +57,7 @@ def test_what_is_asked_for_is_taken_and_what_was_comes_back() -> None:
     with pytest.raises(ZeroDivisionError), threads_of(decoder.threads):
         assert torch.get_num_threads() == 2
         raise ZeroDivisionError
-    assert torch.get_num_threads() == 4
+    assert torch.get_num_threads() == 5
 
 
 def test_prompts_are_read_by_all_and_rows_decode_by_some(monkeypatch: Any) -> None:
@@ -63,4 +73,4 @@ def test_prompts_are_read_by_all_and_rows_decode_by_some(monkeypatch: Any) -> No
     with serving(threads=1) as engine:
         told(engine.submit(greedy(tuple(range(5, 45)), 3)))
         assert engine.stats().threads == 1
-    assert seen == {(True, 4), (False, 1)}
+    assert seen == {(True, 5), (False, 1)}

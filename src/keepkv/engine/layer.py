@@ -253,6 +253,21 @@ class Layer(CacheLayerMixin):
         may_follow = method.when.recurs or (self.progress.prefilling and method.when.prefill is not None)
         return method.score.observes and (shared.observing or (shared.compressing and may_follow))
 
+    @property
+    def unwatched(self) -> bool:
+        """Whether a token decoded now is seen by attention alone, over all slots: it may be written from outside."""
+        settings, positions = self.shared.settings, self.shared.positions
+        begun = (
+            self.attention is not None and positions.columns == self.progress.seen + 1 and not self.progress.prefilling
+        )
+        plain = settings.select is None and not self.form.model_expands and not settings.method.score.needs_hidden
+        return begun and plain and not (self._follows() or self._observes())
+
+    def wrote(self) -> None:
+        """A token was written into the store from outside."""
+        self.store.wrote()
+        self.progress.seen += 1
+
     def _after_attention(self, query: Tensor, weights: Tensor | None, attention: dict[str, Any]) -> None:
         when, length, shared = self.shared.settings.method.when, query.shape[2], self.shared
         if self.attention is None:

@@ -19,6 +19,7 @@ from keepkv.engine.handle import KVHandle
 from keepkv.engine.layer import Layer
 from keepkv.engine.mask_rule import MaskRule, note_cache
 from keepkv.engine.stock import plain_attention
+from keepkv.engine.together import Together
 from keepkv.engine.versions import holds_nothing
 from keepkv.errors import UnsupportedModel
 
@@ -90,6 +91,7 @@ class _Rows(stock.CacheLayerMixin):
         first = self.rows[0]
         self.is_sliding, self.is_initialized = getattr(first, "is_sliding", False), True
         self._stock: list[Any] = []
+        self._together: Together | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None: ...
 
@@ -103,9 +105,11 @@ class _Rows(stock.CacheLayerMixin):
         return -1
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self._together = together = Together(self.rows, key_states, value_states, self.batch.failed)
         every = zip(self.rows, key_states.split(1), value_states.split(1), strict=False)  # behind them: padding
         self._stock = [
-            self.batch.run(row, layer.update, keys, values) for row, (layer, keys, values) in enumerate(every)
+            None if row in together.at else self.batch.run(row, layer.update, keys, values)
+            for row, (layer, keys, values) in enumerate(every)
         ]
         return KVHandle(self, key_states, 1), KVHandle(self, value_states, 1)
 
@@ -116,15 +120,15 @@ class _Rows(stock.CacheLayerMixin):
 
     def attend(self, module: torch.nn.Module, query: Tensor, rule: MaskRule, **kwargs: Any) -> Tensor:
         """(B,1,Hq,Dv) of ``query`` (B,Hq,1,D)."""
-        out: list[Tensor] = []
-        every = zip(self.rows, query.split(1), self.batch.rules(rule), strict=False)
-        for row, (layer, mine, its) in enumerate(every):
-            out.append(self.batch.run(row, self._attend, layer, row, module, mine, its, kwargs))
-        whole = next((x for x in out if x is not None), None)
-        if whole is None:  # every row has failed: any numbers will do
-            return query.transpose(1, 2)
-        blank = torch.zeros_like(whole)
-        return torch.cat([*(blank if x is None else x for x in out), *[blank] * (len(query) - len(out))])
+        rules, own = self.batch.rules(rule), getattr(module, "layer_idx", self.index) == self.index
+        whole = self._together.attend(query, rules, **kwargs) if own and self._together is not None else None
+        served = self._together.at if whole is not None and self._together is not None else ()
+        for row, (layer, mine, its) in enumerate(zip(self.rows, query.split(1), rules, strict=False)):
+            out = None if row in served else self.batch.run(row, self._attend, layer, row, module, mine, its, kwargs)
+            if out is not None:
+                whole = out.new_zeros(len(query), *out.shape[1:]) if whole is None else whole
+                whole[row] = out[0]
+        return query.transpose(1, 2) if whole is None else whole  # every row has failed: any numbers will do
 
     def _attend(self, layer: Any, row: int, module: Any, query: Tensor, rule: MaskRule, kwargs: Any) -> Tensor:
         if isinstance(layer, Layer):

@@ -100,8 +100,9 @@ class Engine:
         return Stats(
             state=worker.state, rows=len(worker.decoding), reading=len(worker.reading), waiting=len(worker.waiting),
             widths=worker.decoder.widths, threads=worker.decoder.threads, bytes=worker.measured,
-            reserved=worker.ledger.reserved, limit=worker.ledger.limit, contexts=len(self.shelf.infos()), contexts_in_memory=inside,
-            context_bytes=memory, context_disk=disk, finished=dict(worker.finished), refused=dict(self.refused),
+            reserved=worker.ledger.reserved, limit=worker.ledger.limit, contexts=len(self.shelf.infos()),
+            contexts_in_memory=inside, context_bytes=memory, context_disk=disk, finished=dict(worker.finished),
+            refused=dict(self.refused),
             prompt_tokens=counts["prompt"], cached_tokens=counts["cached"], completion_tokens=counts["completion"],
             steps=counts["steps"], decoded=counts["decoded"], seconds=dict(worker.seconds),
         )  # fmt: skip

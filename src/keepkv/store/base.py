@@ -17,6 +17,7 @@ from keepkv.core.registry import Registry, known_as
 from keepkv.core.slots import Slots
 from keepkv.errors import KeepKVError, UnsupportedInput
 from keepkv.store.codec import AUTO, CODECS, Codec, Plain
+from keepkv.store.columns import Columns
 from keepkv.store.older import Older
 
 POSITION = VOTES = STATISTIC = 4  # bytes
@@ -117,6 +118,15 @@ class Store(ABC):
     @abstractmethod
     def parts(self) -> Iterator[Part]:
         """All slots in order, for attention; the last part ends with the tokens appended last."""
+
+    def room(self) -> Columns | None:
+        """The columns that hold every slot, exact, and have room for one more token; None: there are none. Whoever
+        writes the token there says so by ``wrote``."""
+        return None
+
+    def wrote(self) -> None:
+        """A token was written behind those of ``room``."""
+        raise UnsupportedInput(f"{type(self).__name__} writes its tokens itself")
 
     def older(self, window: int) -> Older:
         """All slots but the newest: at least ``window`` columns of these, or what no codec has written yet."""

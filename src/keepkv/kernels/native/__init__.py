@@ -40,7 +40,15 @@ def library() -> ctypes.CDLL | str:
         found = ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: nobody's home folder
         return f"the kernels in C++ could not be built or loaded: {_in_one_line(error)}"
-    found.keepkv_decode.argtypes, found.keepkv_decode.restype = [ctypes.c_void_p], None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    takes = {
+        "keepkv_decode": [pointer],
+        "keepkv_append": [pointer, number, pointer, number, number, pointer, number, number],
+        "keepkv_decode_rows": [pointer, number, number, pointer, pointer, pointer, number, ctypes.c_double],
+    }
+    for name, types in takes.items():
+        function = getattr(found, name)
+        function.argtypes, function.restype = types, None
     return found
 
 

@@ -174,3 +174,49 @@ extern "C" void keepkv_decode(const Call* call) {
         join(parts.at + from[i / c.groups] * each + i % c.groups * (1 + values.width), from[i / c.groups + 1] - from[i / c.groups],
              each, values.width, c.lse + i, c.output + i * values.width);
 }
+
+// Rows that decode side by side: of each the exact slots in contiguous memory, with room behind the used ones.
+extern "C" struct Row {
+    char *keys, *values;  // (heads,capacity,D), (heads,capacity,Dv)
+    float* votes;         // (heads,capacity); null: every slot has one
+    int32_t* positions;
+    const int64_t* position;  // of the token that is added
+    int64_t at, heads, capacity, used, key_width, value_width, key_bits, value_bits;  // at: number among the batch's
+};
+
+// Adds a token to each of ``rows``. keys, values: of the batch; strides are bytes.
+extern "C" void keepkv_append(Row* rows, int64_t count, const char* keys, int64_t key_row, int64_t key_head,
+                              const char* values, int64_t value_row, int64_t value_head) {
+    for (Row* r = rows; r != rows + count; ++r) {
+        const int64_t key = r->key_width * (r->key_bits == 32 ? 4 : 2), value = r->value_width * (r->value_bits == 32 ? 4 : 2);
+        for (int64_t head = 0; head < r->heads; ++head) {
+            const int64_t slot = head * r->capacity + r->used;
+            std::memcpy(r->keys + slot * key, keys + r->at * key_row + head * key_head, key);
+            std::memcpy(r->values + slot * value, values + r->at * value_row + head * value_head, value);
+            r->positions[slot] = (int32_t)*r->position;
+            if (r->votes) r->votes[slot] = 0;  // the logarithm of one
+        }
+        ++r->used;
+    }
+}
+
+// query (B,heads,D) and output (B,heads,Dv) of the batch, contiguous; lse: room for ``heads`` of each of ``rows``.
+extern "C" void keepkv_decode_rows(const Row* rows, int64_t count, int64_t heads, const float* query, float* output,
+                                   float* lse, int64_t threads, double softcap) {
+    int64_t worth = 0;
+    for (int64_t i = 0; i < count; ++i) worth += rows[i].used * heads * (rows[i].key_width + rows[i].value_width);
+    const int many = (int)std::max<int64_t>(1, std::min({threads, count, worth / WORTH}));
+#pragma omp parallel for schedule(dynamic) num_threads(many) if (many > 1)
+    for (int64_t i = 0; i < count; ++i) {
+        const Row& r = rows[i];
+        const int64_t key = r.key_width * (r.key_bits == 32 ? 4 : 2), value = r.value_width * (r.value_bits == 32 ? 4 : 2);
+        Call c{};
+        c.keys = {{r.keys, 0, r.capacity * key, r.key_width, 0}, {}, {}, nullptr, r.key_width, r.key_bits};
+        c.values = {{r.values, 0, r.capacity * value, r.value_width, 0}, {}, {}, nullptr, r.value_width, r.value_bits};
+        c.votes = {r.votes, 0, r.capacity, 1, 0}, c.positions = {r.positions, 0, r.capacity, 1, 0};
+        c.query = query + r.at * heads * r.key_width, c.output = output + r.at * heads * r.value_width;
+        c.lse = lse + i * heads, c.softcap = softcap;
+        c.rows = 1, c.heads = r.heads, c.groups = heads / r.heads, c.longest = r.used, c.threads = many > 1 ? 1 : threads;
+        keepkv_decode(&c);
+    }
+}

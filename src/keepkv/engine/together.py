@@ -1,0 +1,62 @@
+"""Rows of one layer that one call of a kernel serves, where rows decode side by side on a CPU.
+
+Row by row, Python takes ten times as long as the arithmetic of a small model. What may be done together is what every
+row does alike: a token is added to exact slots in a rectangle, attends over all of them, and nothing else looks at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from keepkv.engine.layer import Layer
+from keepkv.engine.mask_rule import MaskRule
+from keepkv.kernels.dispatch import by_cpp
+from keepkv.kernels.native.decode import obstacle
+from keepkv.kernels.native.rows import Rows, fits
+from keepkv.store.columns import Columns
+
+
+class Together:
+    """Of the rows of a batch, those whose token is added in one call; the others are left as they are.
+
+    layers: of each row, the same layer of the model. keys (B,H,1,D), values (B,H,1,Dv): of the batch, which may have
+    rows behind those of ``layers``. failed: rows that are left out. at: the rows that it serves.
+    """
+
+    def __init__(self, layers: Sequence[Any], keys: Tensor, values: Tensor, failed: Collection[int]) -> None:
+        self._rows = Rows()
+        if by_cpp(None, lambda: obstacle(keys, keys, values)):
+            for at, layer in enumerate(layers):
+                if at not in failed and (columns := _room(layer, keys, values)) is not None:
+                    self._rows.take(at, columns.fields, columns.length, layer.shared.positions.positions)
+        if self._rows.at:
+            self._rows.add(keys, values)
+        for at in self._rows.at:
+            layers[at].wrote()
+        self.at = frozenset(self._rows.at)
+
+    def attend(
+        self, query: Tensor, rules: Sequence[MaskRule], *, scaling: float | None = None, softcap: float | None = None,
+        s_aux: Tensor | None = None, **kwargs: Any,
+    ) -> Tensor | None:  # fmt: skip
+        """(B,1,Hq,Dv) of ``query`` (B,Hq,1,D), 0 in the rows that it does not serve; None where it cannot, and each row
+        must attend by itself."""
+        plain = s_aux is None and all(rules[at].plain_causal for at in self.at)
+        if not self.at or not plain or not by_cpp(None, lambda: obstacle(query)):
+            return None
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return self._rows.attend(query[:, :, 0], scaling, softcap).to(query.dtype)[:, None]
+
+
+def _room(layer: Any, keys: Tensor, values: Tensor) -> Columns | None:
+    """Where ``layer`` takes its next token, if that may be written from outside."""
+    if not isinstance(layer, Layer) or not layer.unwatched:
+        return None
+    columns = layer.store.room()
+    if columns is None or not fits(columns.fields):
+        return None
+    same = columns.fields["keys"].dtype == keys.dtype and columns.fields["values"].dtype == values.dtype
+    return columns if same else None
