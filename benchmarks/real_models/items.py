@@ -1,4 +1,5 @@
-"""What real models are asked: facts in prose, codes in prose, defaults in code, and sentences that are quoted."""
+"""What real models are asked: facts in prose, in English and four other languages, codes in prose, defaults in code,
+and sentences that are quoted."""
 
 from __future__ import annotations
 
@@ -14,8 +15,11 @@ from keepkv.evaluation.setup import HELD_OUT
 from keepkv.tasks.base import Count, Item, Question, counter, in_plain_english, weave
 from keepkv.tasks.text import prose
 
+from .languages import languages
+
 QUESTIONS = 6
-TASKS = ("notes", "niah-multikey-1", "code", "quote")
+TASKS = ("notes", "niah-multikey-1", "code", "quote", "languages")
+TEXTS = Path("~/.cache/keepkv-models/texts").expanduser()  # where ``make real-models`` leaves those of other languages
 TRIVIAL = (None, True, False, "")  # defaults that can be guessed
 
 
@@ -72,8 +76,11 @@ def quote(rng: random.Random, count: Count, length: int) -> Item:
 OWN = {"code": (code, "Answer with the value only."), "quote": (quote, "Quote the words only.")}
 
 
-def make(task: str, tokenizer: Any, number: int, length: int) -> Item:
-    """The context ``number`` of a task, of at most ``length`` tokens, with ``QUESTIONS`` questions."""
+def make(task: str, tokenizer: Any, number: int, length: int, texts: Path = TEXTS) -> Item:
+    """The context ``number`` of a task, of at most ``length`` tokens, with ``QUESTIONS`` questions. texts: the folder
+    of those in other languages."""
+    if task == "languages":
+        return languages(random.Random(f"{task}/{number}"), counter(tokenizer), length, number, texts)
     if task in OWN:
         build, hint = OWN[task]
         return in_plain_english(build(random.Random(f"{task}/{number}"), counter(tokenizer), length), hint)

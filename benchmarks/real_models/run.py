@@ -2,7 +2,7 @@
 
     python -m benchmarks.real_models.run --model NAME=FOLDER [--calibration FILE …] [--contexts 3] [--zoo]
 
-Facts and codes in prose, defaults in code, sentences that are quoted. A context is read, compressed to a share of the
+Facts and codes in prose, in five languages, defaults in code, sentences that are quoted. A context is read, compressed to a share of the
 bytes of a plain cache in bfloat16 before any question is known, and asked six questions, each on a copy. The reference
 is the full cache's own greedy reply, fed token by token: a row says how far the next tokens are from the full cache's,
 and how many replies stay the same. Every arm keeps the same first and last tokens; ``oracle`` knows the questions and
@@ -38,7 +38,7 @@ from keepkv.metrics import kl
 from keepkv.tasks.asking import Encoded, Ids, compressed, encode, pad, read
 
 from .float32 import multiply_in_float32
-from .items import TASKS, make
+from .items import TASKS, TEXTS, make
 from .oracle import ORACLE
 
 BUDGETS = (0.1, 0.25, 0.5)
@@ -126,6 +126,8 @@ def main() -> None:
     parser.add_argument("--budget", action="append", type=float, help="share of the bytes; repeatable")
     parser.add_argument("--first", type=int, default=0, help="number of the first context")
     parser.add_argument("--contexts", type=int, default=3)
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens of a context")
+    parser.add_argument("--texts", type=Path, default=TEXTS, help="folder of texts in other languages")
     parser.add_argument("--float32-products", action="store_true", help="for a processor that is slow in bfloat16")
     parser.add_argument("--out", type=Path, help="results/, or results/sight/ beside this file if absent")
     given = parser.parse_args()
@@ -153,7 +155,7 @@ def main() -> None:
         for context, task in product(range(given.first, given.first + given.contexts), given.task or TASKS):
             left = {arm: one for arm, one in arms.items() if (task, context, arm) not in done}
             if left:
-                item = encode(tokenizer, make(task, tokenizer, context, LENGTH))
+                item = encode(tokenizer, make(task, tokenizer, context, given.length, given.texts))
                 budgets = tuple(given.budget or BUDGETS)
                 item = replace(item, asked=item.asked[: given.questions])
                 facts = {"task": task, "context": context, "made_with": made_with}
