@@ -2,13 +2,13 @@
 
     python -m benchmarks.real_models.run --model NAME=FOLDER [--calibration FILE …] [--contexts 3] [--zoo]
 
-Facts and codes in prose, in five languages, defaults in code, sentences that are quoted. A context is read, compressed to a share of the
-bytes of a plain cache in bfloat16 before any question is known, and asked six questions, each on a copy. The reference
-is the full cache's own greedy reply, fed token by token: a row says how far the next tokens are from the full cache's,
-and how many replies stay the same. Every arm keeps the same first and last tokens; ``oracle`` knows the questions and
-their replies. ``--sight`` has each question read behind the text before it is compressed. ``--calibration`` is what
-``keepkv calibrate`` wrote for the model; arms that need one are left out without. ``--zoo`` runs the other methods too.
-A run that is repeated goes on.
+Facts and codes in prose, in five languages, defaults in code, sentences that are quoted. A context is read, compressed
+to a share of the bytes of a plain cache in bfloat16 before any question is known, and asked six questions, each on a
+copy. The reference is the full cache's own greedy reply, fed token by token: a row says how far the next tokens are
+from the full cache's, and how many replies stay the same. Every arm keeps the same first and last tokens; ``oracle``
+knows the questions and their replies. ``--sight`` has each question read behind the text before it is compressed.
+``--calibration`` is what ``keepkv calibrate`` wrote for the model; arms that need one are left out without. ``--zoo``
+runs the other methods too. A run that is repeated goes on.
 """
 
 from __future__ import annotations
