@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -30,3 +32,28 @@ def test_they_answer_almost_as_before(weights: str) -> None:
         assert cache.report().ratio < 0.75 and torch.isfinite(after).all()
         found.append(read.argmax(-1))
     assert SAME[kind] < float((found[0] == found[1]).float().mean()) < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gptq", "awq"])
+def test_a_checkpoint_of_another_library_answers_almost_as_before(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four bits, written and read by GPT-QModel, which transformers loads both kinds with; on a CPU too."""
+    monkeypatch.setenv("GPTQMODEL_CPU_WORKERS", "4")  # by itself it asks one core for two
+    library = pytest.importorskip("gptqmodel")
+    path, text = str(keepkv.embedded_model()), demo_document()[0]
+    kinds = {"gptq": {}, "awq": {"method": "awq", "format": "gemm"}}
+    made = library.GPTQModel.load(path, library.QuantizeConfig(bits=4, group_size=32, **kinds[kind]), device="cpu")
+    made.quantize([text[i : i + 1500] for i in range(0, 30_000, 1500)], batch_size=1)
+    made.save(str(tmp_path))
+    found = []
+    for weights in ("none", f"checkpoint:{tmp_path}"):
+        model, tokenizer = load(path, weights, Hardware(dtype="float32"))
+        ids, cache = tokenizer(text[:1500], return_tensors="pt").input_ids, keepkv.Cache(model, "snapkv", 0.5)
+        with torch.no_grad():
+            found.append(model(ids, **{CACHE: cache}).logits[0].argmax(-1))
+            after = model(ids[:, :1], **{CACHE: cache}).logits
+        assert cache.report().ratio < 0.75 and torch.isfinite(after).all()
+    assert type(model.model.layers[0].mlp.up_proj) is not torch.nn.Linear
+    assert SAME["int4"] < float((found[0] == found[1]).float().mean()) < 1
