@@ -97,7 +97,8 @@ def test_models_whose_rows_cannot_be_told_apart_are_refused() -> None:
 
 SERVED: list[tuple[str, Any, dict[str, Any], bool]] = [
     ("snapkv", 12, SMALL, True), ("full", None, {}, True), ("keepkv", 16, SMALL, True), ("knorm", 0.4, SMALL, True),
-    ("adakv", 0.5, SMALL, False), ("snapkv", 20, {**SMALL, "codec": "int8"}, False), ("h2o", 12, SMALL, False),
+    ("adakv", 0.5, SMALL, True), ("keepkv2", 14, SMALL, True),
+    ("snapkv", 20, {**SMALL, "codec": "int8"}, False), ("h2o", 12, SMALL, False),
     ("h2o", 12, {**SMALL, "when": keepkv.When(every=3)}, False), ("g-kv", 16, {"window": 4}, False),
 ]  # fmt: skip
 
@@ -105,7 +106,7 @@ SERVED: list[tuple[str, Any, dict[str, Any], bool]] = [
 @pytest.mark.skipif(isinstance(library(), str), reason=f"no kernels in C++: {library()}")
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "gpt-oss", "qwen3-moe"])
 def test_one_call_for_many_rows_stores_and_answers_as_each_does(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of exact slots in a rectangle are served together; others, and all of attention sinks, by themselves."""
+    """Rows of exact slots, ragged or not, are served together; others, and all of attention sinks, by themselves."""
     model, served = zoo.model(arch), set[int]()
     attend = Together.attend
 

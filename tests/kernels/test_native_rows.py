@@ -13,7 +13,8 @@ from torch import Tensor
 
 from keepkv import kernels
 from keepkv.kernels import native
-from keepkv.kernels.native.rows import Rows, fits
+from keepkv.kernels.native.rows import Older, Rows, fits
+from keepkv.kernels.segments import Segments
 
 pytestmark = [
     pytest.mark.skipif(isinstance(native.library(), str), reason=f"no kernels in C++: {native.library()}"),
@@ -26,8 +27,9 @@ class Case:
     """Rows of ``lengths`` used slots with room for more, the tokens of a batch of ``batch``, and where the rows are."""
 
     def __init__(
-        self, lengths: list[int], seed: int = 0, dtype: torch.dtype = torch.float32, votes: bool = True
-    ) -> None:
+        self, lengths: list[int], seed: int = 0, dtype: torch.dtype = torch.float32, votes: bool = True,
+        older: bool = True,
+    ) -> None:  # fmt: skip
         draw = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
@@ -36,6 +38,7 @@ class Case:
         self.lengths, self.batch = lengths, len(lengths) + 2
         self.at = torch.randperm(self.batch, generator=draw)[: len(lengths)].tolist()
         self.fields: list[dict[str, Tensor]] = []
+        self.older: list[Older | None] = []
         for n in lengths:
             capacity = n + 1 + int(torch.randint(4, (), generator=draw))
             positions = torch.arange(capacity, dtype=torch.int32).expand(1, HEADS, -1).clone()
@@ -45,6 +48,13 @@ class Case:
             if votes:
                 fields["log_votes"] = normal(1, HEADS, capacity).abs()
             self.fields.append(fields)
+            lengths_ = torch.randint(0, 90, (1, HEADS), generator=draw)
+            total, first = int(lengths_.sum()), lengths_.cumsum(-1) - lengths_
+            where = Segments(1, HEADS, int(lengths_.max()), total, True, first, lengths_)
+            old = Older(
+                normal(total, WIDTH).to(dtype), normal(total, OUT).to(dtype), normal(total) if votes else None, where
+            )
+            self.older.append(old if older and total else None)
         self.keys = normal(self.batch, 1, HEADS, WIDTH).to(dtype).transpose(1, 2)  # as projections leave them
         self.values = normal(self.batch, HEADS, 1, OUT).to(dtype)
         self.query = normal(self.batch, 2 * HEADS, WIDTH).to(dtype)
@@ -56,8 +66,8 @@ class Case:
     def run(self, which: list[int] | None = None, softcap: float | None = None) -> Tensor:
         rows = Rows()
         for i in range(len(self.lengths)) if which is None else which:
-            assert fits(self.fields[i])
-            rows.take(self.at[i], self.fields[i], self.lengths[i], self.positions[i])
+            assert fits(self.fields[i], self.older[i])
+            rows.take(self.at[i], self.fields[i], self.lengths[i], self.positions[i], self.older[i])
         rows.add(self.keys, self.values)
         return rows.attend(self.query, 0.3, softcap)
 
@@ -67,13 +77,14 @@ class Case:
     lengths=st.lists(st.integers(1, 300), min_size=1, max_size=5),
     seed=st.integers(0, 99),
     votes=st.booleans(),
+    older=st.booleans(),
     softcap=st.sampled_from([None, 5.0]),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
 )
 def test_a_token_is_written_behind_each_row_and_attends(
-    lengths: list[int], seed: int, votes: bool, softcap: float | None, dtype: torch.dtype
+    lengths: list[int], seed: int, votes: bool, older: bool, softcap: float | None, dtype: torch.dtype
 ) -> None:
-    case = Case(lengths, seed, dtype, votes)
+    case = Case(lengths, seed, dtype, votes, older)
     before = case.copied()
     found = case.run(softcap=softcap)
     for i, (n, at) in enumerate(zip(lengths, case.at, strict=True)):
@@ -85,14 +96,27 @@ def test_a_token_is_written_behind_each_row_and_attends(
             )
             new = token.get(name, torch.tensor(n + 7 if name == "positions" else 0))
             assert torch.equal(x[0, :, n : n + 1], new.to(x.dtype).expand_as(x[0, :, n : n + 1]))
-        slots: dict[str, Any] = {name: wide(x[:, :, : n + 1]) for name, x in held.items() if name != "log_votes"}
-        slots |= {"log_votes": held["log_votes"][:, :, : n + 1].double() if votes else None}
+        slots: dict[str, Any] = {"log_votes": None, **{name: wide(x[:, :, : n + 1]) for name, x in held.items()}}
+        if (old := case.older[i]) is not None:
+            slots = {name: _behind(old, name, x) for name, x in slots.items()}
         exact = kernels.decode_attention(
             case.query[at : at + 1].double(), **slots, scaling=0.3, softcap=softcap, backend="reference"
         )
         torch.testing.assert_close(found[at : at + 1].double(), exact.output, rtol=1e-5, atol=2e-6)  # sums in float32
     others = sorted(set(range(case.batch)) - set(case.at))
     assert not found[others].any()
+
+
+def _behind(old: Older, name: str, newer: Tensor | None) -> Tensor | None:
+    """A field of the older slots as a rectangle, empty where a head has fewer, and the newer ones behind it."""
+    if newer is None:
+        return None
+    index, inside = old.where.index()
+    assert index is not None and inside is not None
+    if name == "positions":
+        return torch.cat((inside.to(newer.dtype) - 1, newer), 2)
+    flat = getattr(old, name)
+    return torch.cat((flat[index].to(newer.dtype), newer), 2)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

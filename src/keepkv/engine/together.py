@@ -1,7 +1,8 @@
 """Rows of one layer that one call of a kernel serves, where rows decode side by side on a CPU.
 
 Row by row, Python takes ten times as long as the arithmetic of a small model. What may be done together is what every
-row does alike: a token is added to exact slots in a rectangle, attends over all of them, and nothing else looks at it.
+row does alike: a token is added to exact slots in a rectangle, attends over these and ragged ones, and nothing else
+looks at it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
+from keepkv.attention.part import plain
 from keepkv.engine.layer import Layer
 from keepkv.engine.mask_rule import MaskRule
 from keepkv.kernels.dispatch import by_cpp
 from keepkv.kernels.native.decode import obstacle
-from keepkv.kernels.native.rows import Rows, fits
+from keepkv.kernels.native.rows import Older, Rows, fits
 from keepkv.store.columns import Columns
 
 
@@ -30,8 +32,9 @@ class Together:
         self._rows = Rows()
         if by_cpp(None, lambda: obstacle(keys, keys, values)):
             for at, layer in enumerate(layers):
-                if at not in failed and (columns := _room(layer, keys, values)) is not None:
-                    self._rows.take(at, columns.fields, columns.length, layer.shared.positions.positions)
+                if at not in failed and (room := _room(layer, keys, values)) is not None:
+                    newest, older = room
+                    self._rows.take(at, newest.fields, newest.length, layer.shared.positions.positions, older)
         if self._rows.at:
             self._rows.add(keys, values)
         for at in self._rows.at:
@@ -51,12 +54,13 @@ class Together:
         return self._rows.attend(query[:, :, 0], scaling, softcap).to(query.dtype)[:, None]
 
 
-def _room(layer: Any, keys: Tensor, values: Tensor) -> Columns | None:
-    """Where ``layer`` takes its next token, if that may be written from outside."""
-    if not isinstance(layer, Layer) or not layer.unwatched:
+def _room(layer: Any, keys: Tensor, values: Tensor) -> tuple[Columns, Older | None] | None:
+    """Where ``layer`` takes its next token, if that may be written from outside, and its older slots."""
+    if not isinstance(layer, Layer) or not layer.unwatched or (room := layer.store.room()) is None:
         return None
-    columns = layer.store.room()
-    if columns is None or not fits(columns.fields):
-        return None
-    same = columns.fields["keys"].dtype == keys.dtype and columns.fields["values"].dtype == values.dtype
-    return columns if same else None
+    fields, older = room.newest.fields, None
+    if room.older is not None:
+        assert room.older.segments is not None
+        older = Older(*plain(room.older), room.older.log_votes, room.older.segments)
+    same = fields["keys"].dtype == keys.dtype and fields["values"].dtype == values.dtype
+    return (room.newest, older) if same and fits(fields, older) else None

@@ -62,6 +62,14 @@ class Held:
         return POSITION + VOTES * self.votes + STATISTIC * len(self.stats)
 
 
+class Room(NamedTuple):
+    """Columns that hold the newest slots, exact, and have room for another token; ``older``: all others, ragged and
+    exact; None: there are none."""
+
+    newest: Columns
+    older: Part | None
+
+
 class Store(ABC):
     """Slots of one layer: rows B × KV heads H, each with its own number of valid slots.
 
@@ -119,9 +127,9 @@ class Store(ABC):
     def parts(self) -> Iterator[Part]:
         """All slots in order, for attention; the last part ends with the tokens appended last."""
 
-    def room(self) -> Columns | None:
-        """The columns that hold every slot, exact, and have room for one more token; None: there are none. Whoever
-        writes the token there says so by ``wrote``."""
+    def room(self) -> Room | None:
+        """Where one more token may be written from outside; None: nowhere now. Whoever writes it says so by
+        ``wrote``."""
         return None
 
     def wrote(self) -> None:

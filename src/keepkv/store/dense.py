@@ -6,21 +6,12 @@ import torch
 from torch import Tensor
 
 from keepkv.store.base import register_store
-from keepkv.store.columns import Columns
 from keepkv.store.zones import Zones
 
 
 @register_store("dense")
 class DenseStore(Zones):
     """Every (row, head) has the same number of columns; shorter ones start with empty slots."""
-
-    def room(self) -> Columns | None:
-        alone = self.holds_all and self.held.codec.exact is None and not self.held.stats
-        return self.recent if alone and 0 < self.recent.length < self.recent.capacity else None
-
-    def wrote(self) -> None:
-        self.recent.length += 1
-        self._appended += 1
 
     def tensors(self) -> dict[str, Tensor]:
         if self.held.codec.exact is None:

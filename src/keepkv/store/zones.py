@@ -11,7 +11,7 @@ from torch import Tensor
 from keepkv.attention.part import Part
 from keepkv.core.options import Count
 from keepkv.core.slots import EMPTY, Slots
-from keepkv.store.base import NO_STATS, Held, Store
+from keepkv.store.base import NO_STATS, Held, Room, Store
 from keepkv.store.codec.base import Fields
 from keepkv.store.columns import Columns
 from keepkv.store.content import TILE_BYTES, Content, check_together, in_order, moved, unchanged
@@ -90,6 +90,17 @@ class Zones(Store):
         alone = t > 1 or not (self._appended or self.content.exact)  # the first one beside codes that were loaded
         self._appended += t
         self.recent.add(new, 0 if alone else self._ahead(self.recent))
+
+    def room(self) -> Room | None:
+        recent, elsewhere = self.recent, self.pinned.length + self.coded.length
+        plain = self.held.codec.exact is None and not (self.held.stats or elsewhere)
+        if not plain or not 0 < recent.length < recent.capacity:
+            return None
+        return Room(recent, next(self._older_parts(), None))
+
+    def wrote(self) -> None:
+        self.recent.length += 1
+        self._appended += 1
 
     def meet(self, queries: Tensor, positions: Tensor) -> None:
         grouped = queries.unflatten(1, (self.like()[0].shape[1], -1))

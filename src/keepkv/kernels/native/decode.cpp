@@ -175,24 +175,64 @@ extern "C" void keepkv_decode(const Call* call) {
              each, values.width, c.lse + i, c.output + i * values.width);
 }
 
-// Rows that decode side by side: of each the exact slots in contiguous memory, with room behind the used ones.
+// Rows that decode side by side: of each the exact slots in contiguous memory, with room behind the used ones; and older
+// ones that lie ragged, if there are any.
 extern "C" struct Row {
     char *keys, *values;  // (heads,capacity,D), (heads,capacity,Dv)
     float* votes;         // (heads,capacity); null: every slot has one
     int32_t* positions;
     const int64_t* position;  // of the token that is added
     int64_t at, heads, capacity, used, key_width, value_width, key_bits, value_bits;  // at: number among the batch's
+    const char *old_keys, *old_values;  // (N,D), (N,Dv)
+    const float* old_votes;
+    const int64_t *old_first, *old_lengths;  // (heads); null: there are none
+    int64_t old_longest, old_total;
+
+    int64_t key() const { return key_width * (key_bits == 32 ? 4 : 2); }  // bytes
+    int64_t value() const { return value_width * (value_bits == 32 ? 4 : 2); }
 };
+
+namespace {
+
+// A call over the slots with ``keys`` and ``values``, ``apart`` of them from head to head; all else is as in a row alone.
+Call call(const Row& r, const char* keys, const char* values, const float* votes, int64_t apart, int64_t query_heads) {
+    Call c{};
+    c.keys = {{keys, 0, apart * r.key(), r.key_width, 0}, {}, {}, nullptr, r.key_width, r.key_bits};
+    c.values = {{values, 0, apart * r.value(), r.value_width, 0}, {}, {}, nullptr, r.value_width, r.value_bits};
+    c.votes = {votes, 0, apart, 1, 0};
+    c.rows = 1, c.heads = r.heads, c.groups = query_heads / r.heads;
+    return c;
+}
+
+// Attention over both kinds of slots of a row, joined; ``c`` is the call over the newer ones.
+void with_older(const Row& r, const Call& c, int64_t heads) {
+    const int64_t width = r.value_width, each = heads * (1 + width);
+    Buffer<float> lse, output, parts;
+    lse.resize(2 * heads), output.resize(2 * heads * width), parts.resize(2 * each);
+    Call newer = c, older = call(r, r.old_keys, r.old_values, r.old_votes, 0, heads);
+    older.first = r.old_first, older.lengths = r.old_lengths, older.longest = r.old_longest;
+    older.query = c.query, older.softcap = c.softcap, older.threads = c.threads;
+    older.lse = lse.at, older.output = output.at, newer.lse = lse.at + heads, newer.output = output.at + heads * width;
+    keepkv_decode(&older);
+    keepkv_decode(&newer);
+    for (int64_t i = 0; i < 2 * heads; ++i) {
+        parts[i * (1 + width)] = lse[i];
+        std::memcpy(parts.at + i * (1 + width) + 1, output.at + i * width, width * sizeof(float));
+    }
+    for (int64_t h = 0; h < heads; ++h)
+        join(parts.at + h * (1 + width), 2, each, (int)width, c.lse + h, c.output + h * width);
+}
+
+}  // namespace
 
 // Adds a token to each of ``rows``. keys, values: of the batch; strides are bytes.
 extern "C" void keepkv_append(Row* rows, int64_t count, const char* keys, int64_t key_row, int64_t key_head,
                               const char* values, int64_t value_row, int64_t value_head) {
     for (Row* r = rows; r != rows + count; ++r) {
-        const int64_t key = r->key_width * (r->key_bits == 32 ? 4 : 2), value = r->value_width * (r->value_bits == 32 ? 4 : 2);
         for (int64_t head = 0; head < r->heads; ++head) {
             const int64_t slot = head * r->capacity + r->used;
-            std::memcpy(r->keys + slot * key, keys + r->at * key_row + head * key_head, key);
-            std::memcpy(r->values + slot * value, values + r->at * value_row + head * value_head, value);
+            std::memcpy(r->keys + slot * r->key(), keys + r->at * key_row + head * key_head, r->key());
+            std::memcpy(r->values + slot * r->value(), values + r->at * value_row + head * value_head, r->value());
             r->positions[slot] = (int32_t)*r->position;
             if (r->votes) r->votes[slot] = 0;  // the logarithm of one
         }
@@ -204,19 +244,17 @@ extern "C" void keepkv_append(Row* rows, int64_t count, const char* keys, int64_
 extern "C" void keepkv_decode_rows(const Row* rows, int64_t count, int64_t heads, const float* query, float* output,
                                    float* lse, int64_t threads, double softcap) {
     int64_t worth = 0;
-    for (int64_t i = 0; i < count; ++i) worth += rows[i].used * heads * (rows[i].key_width + rows[i].value_width);
+    for (const Row* r = rows; r != rows + count; ++r)
+        worth += (r->used * r->heads + r->old_total) * (heads / r->heads) * (r->key_width + r->value_width);
     const int many = (int)std::max<int64_t>(1, std::min({threads, count, worth / WORTH}));
 #pragma omp parallel for schedule(dynamic) num_threads(many) if (many > 1)
     for (int64_t i = 0; i < count; ++i) {
         const Row& r = rows[i];
-        const int64_t key = r.key_width * (r.key_bits == 32 ? 4 : 2), value = r.value_width * (r.value_bits == 32 ? 4 : 2);
-        Call c{};
-        c.keys = {{r.keys, 0, r.capacity * key, r.key_width, 0}, {}, {}, nullptr, r.key_width, r.key_bits};
-        c.values = {{r.values, 0, r.capacity * value, r.value_width, 0}, {}, {}, nullptr, r.value_width, r.value_bits};
-        c.votes = {r.votes, 0, r.capacity, 1, 0}, c.positions = {r.positions, 0, r.capacity, 1, 0};
+        Call c = call(r, r.keys, r.values, r.votes, r.capacity, heads);
+        c.positions = {r.positions, 0, r.capacity, 1, 0}, c.longest = r.used;
         c.query = query + r.at * heads * r.key_width, c.output = output + r.at * heads * r.value_width;
-        c.lse = lse + i * heads, c.softcap = softcap;
-        c.rows = 1, c.heads = r.heads, c.groups = heads / r.heads, c.longest = r.used, c.threads = many > 1 ? 1 : threads;
-        keepkv_decode(&c);
+        c.lse = lse + i * heads, c.softcap = softcap, c.threads = many > 1 ? 1 : threads;
+        if (r.old_lengths) with_older(r, c, heads);
+        else keepkv_decode(&c);
     }
 }

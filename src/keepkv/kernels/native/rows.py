@@ -4,22 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ctypes import CDLL, c_int64
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from keepkv.kernels.native import library
 from keepkv.kernels.native.decode import EXACT
+from keepkv.kernels.segments import Segments
 
 
-def fits(fields: Mapping[str, Tensor]) -> bool:
-    """Whether ``Rows`` takes a row whose slots are ``fields``: on a CPU, in a dtype of ``EXACT``, contiguous, and
-    nothing else beside them. They are those of a store: keys (1,H,capacity,D), values (1,H,capacity,Dv), positions
-    (1,H,capacity) int32, log_votes (1,H,capacity) float32 or none."""
+class Older(NamedTuple):
+    """Slots of a row that lie ragged, none of them empty: keys (N,D) and values (N,Dv) in the dtypes of the others,
+    log_votes (N,) float32 or None; ``where`` says whose they are."""
+
+    keys: Tensor
+    values: Tensor
+    log_votes: Tensor | None
+    where: Segments
+
+
+def fits(fields: Mapping[str, Tensor], older: Older | None = None) -> bool:
+    """Whether ``Rows`` takes a row whose slots are ``fields`` and ``older``: on a CPU, in a dtype of ``EXACT``,
+    contiguous, and nothing else beside them. They are those of a store: keys (1,H,capacity,D), values
+    (1,H,capacity,Dv), positions (1,H,capacity) int32, log_votes (1,H,capacity) float32 or none."""
     keys, values = fields["keys"], fields["values"]
     alone = len(keys) == 1 and len(fields) == (4 if "log_votes" in fields else 3)
     exact = keys.is_cpu and keys.dtype in EXACT and values.dtype in EXACT
-    return alone and exact and all(x.is_contiguous() for x in fields.values())
+    if not (alone and exact and all(x.is_contiguous() for x in fields.values())):
+        return False
+    if older is None:
+        return True
+    same = older.keys.dtype == keys.dtype and older.values.dtype == values.dtype
+    return same and older.keys.is_contiguous() and older.values.is_contiguous()
 
 
 class Rows:
@@ -29,15 +46,18 @@ class Rows:
         self.at = list[int]()  # their numbers in the batch
         self._said, self._width = list[int](), 0
 
-    def take(self, at: int, fields: Mapping[str, Tensor], used: int, position: Tensor) -> None:
-        """Row number ``at``: of its slots, as ``fits`` has them, the first ``used`` are. position: one int64, of the
-        token that is added."""
+    def take(
+        self, at: int, fields: Mapping[str, Tensor], used: int, position: Tensor, older: Older | None = None
+    ) -> None:
+        """Row number ``at``: of its ``fields``, as ``fits`` has them, the first ``used`` are slots. position: one
+        int64, of the token that is added."""
         keys, values, positions, votes = fields["keys"], fields["values"], fields["positions"], fields.get("log_votes")
         (_, heads, capacity, width), self._width = keys.shape, values.shape[3]
         self._said += (
             keys.data_ptr(), values.data_ptr(), 0 if votes is None else votes.data_ptr(), positions.data_ptr(),
             position.data_ptr(), at, heads, capacity, used, width, self._width, EXACT[keys.dtype], EXACT[values.dtype],
         )  # fmt: skip
+        self._said += _NONE if older is None else _said_of(older)
         self.at.append(at)
 
     def add(self, keys: Tensor, values: Tensor) -> None:
@@ -62,6 +82,18 @@ class Rows:
             torch.get_num_threads(), softcap or 0.0,
         )  # fmt: skip
         return output
+
+
+_NONE = (0,) * 7
+
+
+def _said_of(older: Older) -> tuple[int, ...]:
+    votes, (first, lengths) = older.log_votes, (older.where.first, older.where.lengths)
+    assert first is not None and lengths is not None
+    return (
+        older.keys.data_ptr(), older.values.data_ptr(), 0 if votes is None else votes.data_ptr(), first.data_ptr(),
+        lengths.data_ptr(), older.where.longest, len(older.keys),
+    )  # fmt: skip
 
 
 def _library() -> CDLL:
