@@ -15,6 +15,8 @@ from keepkv.engine.together import Together
 from keepkv.engine.versions import CACHE
 from keepkv.errors import UnsupportedModel
 from keepkv.kernels.native import library
+from keepkv.store.base import NO_STATS
+from keepkv.store.dense import DenseStore
 
 SMALL = {"window": 4, "sinks": 2}
 ROWS: list[tuple[str, Any, dict[str, Any]]] = [
@@ -140,3 +142,34 @@ def test_one_call_for_many_rows_stores_and_answers_as_each_does(arch: str, monke
             cache.crop(-2)
             twin.crop(-2)
             assert cache.get_seq_length() == twin.get_seq_length()
+
+
+class Rounding(DenseStore):
+    """What docs/write-a-store.md recommends: a layout that differs in one thing overrides that."""
+
+    def append(self, keys: Tensor, values: Tensor, positions: Tensor, stats: Any = NO_STATS) -> None:
+        super().append(keys.bfloat16().to(keys.dtype), values, positions, stats)
+
+
+def test_what_somebody_changed_runs_in_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layout of one's own, a layer that was replaced; and an error there is of its row alone."""
+    model = zoo.model("llama")
+    caches, _ = zip(*(read(model, 0) for _ in range(3)), strict=True)
+    for layer in caches[1].compressible:
+        layer.store.__class__ = Rounding
+    tokens = torch.tensor([[5], [6], [7]])
+    for _ in range(3):
+        batch = SideBySide(caches)
+        step(model, batch, tokens, [cache.get_seq_length() for cache in caches])
+        assert not batch.failed
+    newest = [cache.compressible[0].store.recent.used()["keys"][:, :, -3:] for cache in caches]
+    assert torch.equal(newest[1], newest[1].bfloat16().float())
+    assert not torch.equal(newest[0], newest[0].bfloat16().float())
+
+    def boom() -> Any:
+        raise RuntimeError("injected")
+
+    caches[2].compressible[1].store.room = boom
+    batch = SideBySide(caches)
+    step(model, batch, tokens, [cache.get_seq_length() for cache in caches])
+    assert list(batch.failed) == [2] and str(batch.failed[2]) == "injected"

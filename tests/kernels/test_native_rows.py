@@ -139,5 +139,11 @@ def test_what_does_not_fit_is_said() -> None:
     assert fits(fields) and fits({name: x for name, x in fields.items() if name != "log_votes"})
     two = {name: x.expand(2, *x.shape[1:]).contiguous() for name, x in fields.items()}
     strided = {**fields, "keys": fields["keys"].transpose(1, 2).contiguous().transpose(1, 2)}
-    for wrong in (two, strided, {**fields, "mass": fields["log_votes"]}, {**fields, "keys": fields["keys"].double()}):
-        assert not fits(wrong)
+    wrong = [two, strided, {**fields, "mass": fields["log_votes"]}, {**fields, "keys": fields["keys"].double()}]
+    wrong += [{**fields, "log_votes": fields["log_votes"].to(x)} for x in (torch.bfloat16, torch.float64)]
+    wrong += [{**fields, "positions": fields["positions"].long()}]
+    assert not any(map(fits, wrong))
+    older = next(x for x in Case([5] * 9).older if x is not None)
+    assert older.log_votes is not None and fits(fields, older)
+    assert not fits(fields, older._replace(log_votes=older.log_votes.bfloat16()))
+    assert not fits(fields, older._replace(keys=older.keys.half()))

@@ -105,7 +105,7 @@ class _Rows(stock.CacheLayerMixin):
         return -1
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self._together = together = Together(self.rows, key_states, value_states, self.batch.failed)
+        self._together = together = Together(self.rows, key_states, value_states, self.batch.run)
         every = zip(self.rows, key_states.split(1), value_states.split(1), strict=False)  # behind them: padding
         self._stock = [
             None if row in together.at else self.batch.run(row, layer.update, keys, values)

@@ -7,7 +7,7 @@ looks at it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -25,14 +25,15 @@ class Together:
     """Of the rows of a batch, those whose token is added in one call; the others are left as they are.
 
     layers: of each row, the same layer of the model. keys (B,H,1,D), values (B,H,1,Dv): of the batch, which may have
-    rows behind those of ``layers``. failed: rows that are left out. at: the rows that it serves.
+    rows behind those of ``layers``. run: calls what it is given for a row, with the arguments behind it; None where
+    that fails, or has before. at: the rows that it serves.
     """
 
-    def __init__(self, layers: Sequence[Any], keys: Tensor, values: Tensor, failed: Collection[int]) -> None:
+    def __init__(self, layers: Sequence[Any], keys: Tensor, values: Tensor, run: Callable[..., Any]) -> None:
         self._rows = Rows()
         if by_cpp(None, lambda: obstacle(keys, keys, values)):
             for at, layer in enumerate(layers):
-                if at not in failed and (room := _room(layer, keys, values)) is not None:
+                if (room := run(at, _room, layer, keys, values)) is not None:
                     newest, older = room
                     self._rows.take(at, newest.fields, newest.length, layer.shared.positions.positions, older)
         if self._rows.at:
@@ -43,11 +44,11 @@ class Together:
 
     def attend(
         self, query: Tensor, rules: Sequence[MaskRule], *, scaling: float | None = None, softcap: float | None = None,
-        s_aux: Tensor | None = None, **kwargs: Any,
+        s_aux: Tensor | None = None, dropout: float = 0.0, **kwargs: Any,
     ) -> Tensor | None:  # fmt: skip
         """(B,1,Hq,Dv) of ``query`` (B,Hq,1,D), 0 in the rows that it does not serve; None where it cannot, and each row
         must attend by itself."""
-        plain = s_aux is None and all(rules[at].plain_causal for at in self.at)
+        plain = s_aux is None and not dropout and all(rules[at].plain_causal for at in self.at)
         if not self.at or not plain or not by_cpp(None, lambda: obstacle(query)):
             return None
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -56,7 +57,10 @@ class Together:
 
 def _room(layer: Any, keys: Tensor, values: Tensor) -> tuple[Columns, Older | None] | None:
     """Where ``layer`` takes its next token, if that may be written from outside, and its older slots."""
-    if not isinstance(layer, Layer) or not layer.unwatched or (room := layer.store.room()) is None:
+    if type(layer) is not Layer or layer.__dict__.keys() & {"update", "attend"}:  # what somebody changed must run
+        return None
+    position = layer.shared.positions.positions
+    if position is None or not position.is_cpu or not layer.unwatched or (room := layer.store.room()) is None:
         return None
     fields, older = room.newest.fields, None
     if room.older is not None:

@@ -28,15 +28,17 @@ def fits(fields: Mapping[str, Tensor], older: Older | None = None) -> bool:
     """Whether ``Rows`` takes a row whose slots are ``fields`` and ``older``: on a CPU, in a dtype of ``EXACT``,
     contiguous, and nothing else beside them. They are those of a store: keys (1,H,capacity,D), values
     (1,H,capacity,Dv), positions (1,H,capacity) int32, log_votes (1,H,capacity) float32 or none."""
-    keys, values = fields["keys"], fields["values"]
-    alone = len(keys) == 1 and len(fields) == (4 if "log_votes" in fields else 3)
-    exact = keys.is_cpu and keys.dtype in EXACT and values.dtype in EXACT
-    if not (alone and exact and all(x.is_contiguous() for x in fields.values())):
+    keys, values, votes = fields["keys"], fields["values"], fields.get("log_votes")
+    if len(keys) != 1 or len(fields) != (3 if votes is None else 4) or fields["positions"].dtype != torch.int32:
+        return False
+    if keys.dtype not in EXACT or values.dtype not in EXACT or not _floats(votes):
+        return False
+    if not all(x.is_cpu and x.is_contiguous() for x in fields.values()):
         return False
     if older is None:
         return True
-    same = older.keys.dtype == keys.dtype and older.values.dtype == values.dtype
-    return same and older.keys.is_contiguous() and older.values.is_contiguous()
+    same = older.keys.dtype == keys.dtype and older.values.dtype == values.dtype and _floats(older.log_votes)
+    return same and all(x.is_contiguous() for x in (older.keys, older.values, older.log_votes) if x is not None)
 
 
 class Rows:
@@ -85,6 +87,10 @@ class Rows:
 
 
 _NONE = (0,) * 7
+
+
+def _floats(votes: Tensor | None) -> bool:
+    return votes is None or votes.dtype == torch.float32
 
 
 def _said_of(older: Older) -> tuple[int, ...]:
