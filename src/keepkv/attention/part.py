@@ -21,7 +21,8 @@ class Part(NamedTuple):
     """Some of a layer's slots: keys (B,H,s,D), values (B,H,s,Dv), log_votes (B,H,s) or None, positions (B,H,s).
 
     With ``segments`` they are ragged: keys (N,D) and so on, none of them empty, and ``segments`` says whose they are.
-    Keys and values may both be ``Codes`` of such shapes; ``like``, an empty tensor, then has the dtype they stand for.
+    Keys and values may both be ``Codes`` of such shapes; ``like``, an empty tensor, then has the dtype they stand for,
+    and ``shift`` (B,H,D), if there is one, is what every key of a head is less than the key that it stands for.
     """
 
     keys: Tensor | Codes
@@ -30,6 +31,7 @@ class Part(NamedTuple):
     positions: Tensor
     segments: Segments | None = None
     like: Tensor | None = None
+    shift: Tensor | None = None
 
     def bias(self) -> Tensor:
         """What is added to the logits of a rectangle, (B,H,s) float32: log votes, ``MASKED`` for empty slots."""
@@ -53,8 +55,13 @@ class Part(NamedTuple):
         one = rows * (self.keys.width + self.values.width) * self.like.element_size()
         for part in self._gathered(max(1, TILE_BYTES // one)):
             assert isinstance(part.keys, Codes) and isinstance(part.values, Codes)
-            keys, values = part.keys.expand(self.like.dtype), part.values.expand(self.like.dtype)
-            yield part._replace(keys=keys, values=values, like=None)
+            values = part.values.expand(self.like.dtype)
+            if self.shift is None:
+                keys = part.keys.expand(self.like.dtype)
+            else:
+                wide = torch.promote_types(self.like.dtype, torch.float32)
+                keys = (part.keys.expand(wide) + self.shift[:, :, None].to(wide)).to(self.like.dtype)
+            yield part._replace(keys=keys, values=values, like=None, shift=None)
 
     def _gathered(self, columns: int) -> Iterator[Part]:
         """The same slots as rectangles, ``columns`` of each segment at a time, or of codes."""

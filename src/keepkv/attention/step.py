@@ -44,7 +44,9 @@ def attend_one_token(
     parts = chain([first], [] if second is None else [second], ahead)
     del first, second, keys, values  # a store may hand over tiles that it has made for this: one is held at a time
     for part in parts:
-        decoded.append(_of_part(query[:, :, 0], part, scaling, softcap, weights))
+        # A soft cap is of the whole logit: what keys have in common cannot be left out of it.
+        for piece in part.rectangles() if part.shift is not None and softcap is not None else (part,):
+            decoded.append(_of_part(query[:, :, 0], piece, scaling, softcap, weights))
     weights = all(one.weights is not None for one in decoded)
     if len(decoded) == 1 and sinks is None:
         return Attended(decoded[0].output[:, :, None].to(query.dtype), decoded[0].weights)
@@ -71,18 +73,28 @@ def _of_part(query: Tensor, part: Part, scaling: float, softcap: float | None, w
     if isinstance(part.keys, Codes) and isinstance(part.values, Codes):
         where = part.segments
         if where is None:
-            return decode_packed(
+            found = decode_packed(
                 query, part.keys, part.values, part.log_votes, part.positions, scaling=scaling, softcap=softcap,
                 weights=weights,
             )  # fmt: skip
-        return decode_packed(
-            query, part.keys, part.values, part.log_votes, scaling=scaling, softcap=softcap, offsets=where.first,
-            lengths=where.lengths, longest=where.longest,
-        )  # fmt: skip
+        else:
+            found = decode_packed(
+                query, part.keys, part.values, part.log_votes, scaling=scaling, softcap=softcap, offsets=where.first,
+                lengths=where.lengths, longest=where.longest,
+            )  # fmt: skip
+        return found if part.shift is None else _shifted(found, query, part.shift, scaling)
     keys, values = plain(part)
     weights = weights and part.segments is None
     of_part = _by_kernel if choose(None, query, keys, values) == "triton" else _on_any_device
     return of_part(query, part, scaling, softcap, weights)
+
+
+def _shifted(found: Decoded, query: Tensor, shift: Tensor, scaling: float) -> Decoded:
+    """``found`` where every key is ``shift`` (B,H,D) more: each logit of a query (B,Hq,D) is more by one number, and
+    nothing changes but the log-sum-exp."""
+    (b, heads, d), wide = query.shape, found.lse.dtype
+    more = (query.to(wide).view(b, shift.shape[1], -1, d) * shift[:, :, None].to(wide)).sum(-1) * scaling
+    return found._replace(lse=found.lse + more.view(b, heads))
 
 
 def _by_sdpa(query: Tensor, part: Part, scaling: float) -> Tensor:

@@ -32,7 +32,8 @@ class FromCodes(Select):
     def scores(self, asked: Asked) -> Tensor:
         codec, fields = asked.slots.content.codec, [zone.tile(0, zone.length) for zone in asked.slots.zones]
         packed = [codec.packed(x) for x in fields]
-        if any(x is None for x in packed):
+        capped = asked.softcap is not None and codec.shift(asked.slots.content.shared) is not None
+        if capped or any(x is None for x in packed):
             return asked.masses(asked.slots.logits(asked.query, asked.scaling, asked.softcap, glance=True))
         # One pass over the codes, where they lie. Its output is of no use: the keys stand for values, too.
         found = [

@@ -26,6 +26,9 @@ class Reader(Protocol):
     @property
     def exact(self) -> bool: ...
 
+    @property
+    def shared(self) -> Fields: ...
+
     def read(self, fields: Fields) -> tuple[Tensor, Tensor]: ...
 
     def glance(self, fields: Fields) -> Tensor | Codes: ...
@@ -102,7 +105,8 @@ class Older:
         positions, votes = fields["positions"].masked_fill(~inside, EMPTY), fields.get("log_votes")
         packed = None if self.content.exact else self.content.codec.packed(fields)
         if packed is not None:
-            return Part(*packed, votes, positions, like=self.content.codec.like(fields))
+            like, shift = self.content.codec.like(fields), self.content.codec.shift(self.content.shared)
+            return Part(*packed, votes, positions, like=like, shift=shift)
         return Part(*self.content.read(fields), votes, positions)
 
 

@@ -62,7 +62,8 @@ class RaggedStore(Zones):
             yield Part(f["keys"], f["values"], f.get("log_votes"), f["positions"], self.body.segments)
         elif self.body.length and (packed := self.held.codec.packed(self.body.fields)) is not None:
             f = self.body.fields
-            yield Part(*packed, f.get("log_votes"), f["positions"], self.body.segments, self.held.codec.like(f))
+            like, shift = self.held.codec.like(f), self.held.codec.shift(self.content.shared)
+            yield Part(*packed, f.get("log_votes"), f["positions"], self.body.segments, like, shift)
         elif self.body.length:
             step = self._tile()
             for start in range(0, self.body.length, step):

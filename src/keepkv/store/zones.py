@@ -94,7 +94,8 @@ class Zones(Store):
     def room(self) -> Room | None:
         recent, elsewhere = self.recent, self.pinned.length + self.coded.length
         plain = self.held.codec.exact is None and not (self.held.stats or elsewhere)
-        if not plain or not 0 < recent.length < recent.capacity:
+        own = type(self).append is Zones.append and type(self).parts is Zones.parts  # what a layout changes must run
+        if not (plain and own) or not 0 < recent.length < recent.capacity:
             return None
         return Room(recent, next(self._older_parts(), None))
 
@@ -163,7 +164,8 @@ class Zones(Store):
         """What stands before ``recent``, decoded a tile at a time."""
         if self.coded.length and (packed := self.held.codec.packed(self.coded.used())) is not None:
             used = self.coded.used()
-            yield Part(*packed, used.get("log_votes"), used["positions"], like=self.held.codec.like(used))
+            like, shift = self.held.codec.like(used), self.held.codec.shift(self.content.shared)
+            yield Part(*packed, used.get("log_votes"), used["positions"], like=like, shift=shift)
             return
         step = self._tile() if self.coded.length else 1
         for start in range(0, self.coded.length, step):

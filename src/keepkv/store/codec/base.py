@@ -65,7 +65,7 @@ class Codec:
     def glance(self, fields: Fields, shared: Fields) -> Tensor | Codes:
         """Keys (B,H,S,D) as ``read`` returns them, or less exact and cheaper: what selection may rank slots by."""
         codes = self.packed(fields)
-        return self.read(fields, shared)[0] if codes is None else codes[0]
+        return self.read(fields, shared)[0] if codes is None or self.shift(shared) is not None else codes[0]
 
     # --- content beside what slots share -------------------------------------------------------------------------
 
@@ -87,6 +87,10 @@ class Codec:
     def read(self, fields: Fields, shared: Fields) -> tuple[Tensor, Tensor]:
         """Keys (B,H,S,D) and values (B,H,S,Dv) of what ``write`` returned."""
         return self.decode(fields)
+
+    def shift(self, shared: Fields) -> Tensor | None:
+        """(B,H,D) float32: what every key of ``packed`` is less than the key that it stands for; None: nothing."""
+        return None
 
     def prune(self, fields: Fields, valid: Tensor, shared: Fields) -> tuple[Fields, Fields]:
         """``fields`` (B,H,S,·), all that a layer holds, and ``shared`` without what none of them needs."""

@@ -28,8 +28,8 @@ def hadamard(width: int, device: torch.device) -> Tensor:
 class Hadamard(PerToken):
     """Uniform codes of each vector behind a blockwise Hadamard rotation, as SAW-INT4 (arXiv 2604.19157).
 
-    Options as ``PerToken``: bits, key_bits, value_bits, group. The rotation changes no product of a query with a key:
-    attention on codes rotates the query once, and not the keys.
+    Options as ``PerToken``: bits, key_bits, value_bits, group, centre. The rotation changes no product of a query with
+    a key: attention on codes rotates the query once, and not the keys.
     """
 
     def turn(self, name: str, width: int, device: torch.device) -> Tensor | None:

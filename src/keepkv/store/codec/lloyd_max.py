@@ -13,6 +13,7 @@ from keepkv.core.options import shown
 from keepkv.errors import KeepKVError
 from keepkv.kernels.codes import Codes, pack
 from keepkv.store.codec.base import Codec, Fields, register_codec
+from keepkv.store.codec.centre import learn_mean
 from keepkv.store.codec.hadamard import hadamard
 from keepkv.store.codec.per_token import LEAST, checked_bits, checked_width
 
@@ -91,17 +92,6 @@ class LloydMax(Codec):
         width = codes.shape[-1] * 8 // bits
         at, turn = torch.tensor(levels(bits), device=codes.device), hadamard(width, codes.device)
         return Codes(codes, fields[f"{name}_scale"], None, bits, width, at, turn)
-
-
-def learn_mean(keys: Tensor, valid: Tensor, shared: Fields) -> Fields:
-    """``shared`` with the mean (B,H,1,D) float32 of the valid ``keys`` (B,H,S,D), where a row has none yet."""
-    inside = valid[..., None]
-    total = keys.float().masked_fill(~inside, 0).sum(2, keepdim=True)
-    mean, there = total / inside.sum(2, keepdim=True).clamp_min(1), inside.any(2, keepdim=True)
-    if not shared:
-        return {"mean": mean, "known": there}
-    known = shared["known"]
-    return {"mean": torch.where(known, shared["mean"], mean), "known": known | there}
 
 
 def _few(bits: int) -> int:

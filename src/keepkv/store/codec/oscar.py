@@ -34,7 +34,7 @@ class Oscar(PerToken):
     def __init__(
         self, bits: int = 2, key_bits: int | None = None, value_bits: int | None = None, group: int | None = None
     ) -> None:
-        super().__init__(bits, key_bits, value_bits, group)
+        super().__init__(bits, key_bits, value_bits, group, centre=False)
         self.turns: dict[str, Tensor] = {}
         self.ranges = {"keys": 1.0, "values": 1.0}
 

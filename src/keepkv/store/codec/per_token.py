@@ -9,6 +9,7 @@ from keepkv.core.options import shown
 from keepkv.errors import KeepKVError
 from keepkv.kernels.codes import BITS, Codes, pack
 from keepkv.store.codec.base import Codec, Fields, register_codec
+from keepkv.store.codec.centre import learn_mean
 
 LEAST = 2.0**-24  # the least scale: of float16
 
@@ -51,15 +52,17 @@ class PerToken(Codec):
     """Uniform codes between the least and the greatest number of each vector, or of each ``group`` of its numbers.
 
     bits: 2, 4 or 8; key_bits, value_bits: where keys and values have different ones. group: numbers that share a scale
-    and a zero, a power of two; None: all of a vector. The content of a slot takes D·key_bits/8 + Dv·value_bits/8 bytes,
-    and 4 for each group.
+    and a zero, a power of two; None: all of a vector. centre: take the mean key of each head out; by default where keys
+    have fewer than 8 bits. The content of a slot takes D·key_bits/8 + Dv·value_bits/8 bytes, and 4 for each group; a
+    head's mean takes 4·D once for each row.
     """
 
     def __init__(
-        self, bits: int = 4, key_bits: int | None = None, value_bits: int | None = None, group: int | None = None
-    ) -> None:
+        self, bits: int = 4, key_bits: int | None = None, value_bits: int | None = None, group: int | None = None,
+        centre: bool | None = None,
+    ) -> None:  # fmt: skip
         self.bits = {"keys": checked_bits(key_bits or bits), "values": checked_bits(value_bits or bits)}
-        self.group = group
+        self.group, self.centre = group, self.bits["keys"] < 8 if centre is None else centre
         if group is not None and not (type(group) is int and group > 0 and group & (group - 1) == 0):
             raise KeepKVError(
                 f"group={shown(group)}: expected how many numbers share a scale, a power of two such as 32"
@@ -75,6 +78,13 @@ class PerToken(Codec):
     def range_(self, name: str) -> float:
         """The share of the range of a vector that has codes, see ``quantise``."""
         return 1.0
+
+    def learn(self, keys: Tensor, values: Tensor, valid: Tensor, shared: Fields) -> Fields:
+        return learn_mean(keys, valid, shared) if self.centre else shared
+
+    def write(self, keys: Tensor, values: Tensor, valid: Tensor, shared: Fields) -> tuple[Fields, Fields]:
+        wide = torch.promote_types(keys.dtype, torch.float32)
+        return self.encode(keys.to(wide) - shared["mean"].to(wide) if shared else keys, values), shared
 
     def encode(self, keys: Tensor, values: Tensor) -> Fields:
         fields: Fields = {"like": values[..., :0]}
@@ -97,6 +107,16 @@ class PerToken(Codec):
     def decode(self, fields: Fields) -> tuple[Tensor, Tensor]:
         keys, values = self.packed(fields)
         return keys.expand(fields["like"].dtype), values.expand(fields["like"].dtype)
+
+    def read(self, fields: Fields, shared: Fields) -> tuple[Tensor, Tensor]:
+        if not shared:
+            return self.decode(fields)
+        dtype, (keys, values) = fields["like"].dtype, self.packed(fields)
+        wide = torch.promote_types(dtype, torch.float32)
+        return (keys.expand(wide) + shared["mean"].to(wide)).to(dtype), values.expand(dtype)
+
+    def shift(self, shared: Fields) -> Tensor | None:
+        return shared["mean"][:, :, 0] if shared else None
 
     def packed(self, fields: Fields) -> tuple[Codes, Codes]:
         return self._codes(fields, "keys"), self._codes(fields, "values")
