@@ -16,9 +16,10 @@ from keepkv.kernels.segments import TILE
 from keepkv.store.base import SlotBytes, Store, register_store
 from keepkv.store.codec.base import Fields
 from keepkv.store.columns import Columns
+from keepkv.store.fields import fields_of
 from keepkv.store.older import Zone
 from keepkv.store.ragged_fields import RaggedFields
-from keepkv.store.zones import Zones, fields_of
+from keepkv.store.zones import Zones
 
 SEGMENT = 16  # bytes of a head: where it begins and its length
 SHARED = 3 * TILE * 9  # of a head: the tiles that it shares with others, where slots are read in tiles

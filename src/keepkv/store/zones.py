@@ -16,6 +16,7 @@ from keepkv.store.codec.base import Fields
 from keepkv.store.columns import Columns
 from keepkv.store.content import TILE_BYTES, Content, check_together, in_order, moved, unchanged
 from keepkv.store.exact import Exact
+from keepkv.store.fields import beside, chosen, exact_part, fields_of, within, zone_of
 from keepkv.store.older import Older, Zone
 
 COPIES = 6  # of a tile that are there at once while it is read, in float32: as codes, scaled, turned, rotated
@@ -121,7 +122,7 @@ class Zones(Store):
         """Move the oldest ``columns`` of ``recent`` into ``coded``, and what stays exact into ``pinned``."""
         taken = self.recent.take_oldest(columns)
         if self.stays.asked and bool((exact := self.stays.tokens(taken["positions"], self.held.protects)).any()):
-            self.pinned.add(_where(taken, exact), 0)
+            self.pinned.add(within(taken, exact), 0)
             taken["positions"] = taken["positions"].masked_fill(exact, EMPTY)
         self.coded.add(self._written(taken), self._ahead(self.coded) if self.held.room is None else 0)
 
@@ -155,10 +156,10 @@ class Zones(Store):
 
     def parts(self) -> Iterator[Part]:
         if self.pinned.length:
-            yield _exact(self.pinned.used())
+            yield exact_part(self.pinned.used())
         yield from self._older_parts()
         if self.recent.length:
-            yield _exact(self.recent.used())
+            yield exact_part(self.recent.used())
 
     def _older_parts(self) -> Iterator[Part]:
         """What stands before ``recent``, decoded a tile at a time."""
@@ -211,15 +212,15 @@ class Zones(Store):
     def older(self, window: int) -> Older:
         zones, newest = self._zones(), self.recent.length
         if self.content.exact and newest > window:
-            zones.append(_zone({name: x[:, :, : newest - window] for name, x in self.recent.used().items()}))
+            zones.append(zone_of({name: x[:, :, : newest - window] for name, x in self.recent.used().items()}))
             newest = window
         used = {name: x[:, :, self.recent.length - newest :] for name, x in self.recent.used().items()}
-        always = [_exact(self.pinned.used())] if self.pinned.length else []
-        return Older(self.content, zones, [*always, *([_exact(used)] if newest else [])])
+        always = [exact_part(self.pinned.used())] if self.pinned.length else []
+        return Older(self.content, zones, [*always, *([exact_part(used)] if newest else [])])
 
     def _zones(self) -> list[Zone]:
         """What stands before ``recent``."""
-        return [_zone(self.coded.used())] if self.coded.length else []
+        return [zone_of(self.coded.used())] if self.coded.length else []
 
     def _tile(self) -> int:
         """Columns that are decoded at once: with all that comes in between they take ``TILE_BYTES`` at most."""
@@ -319,7 +320,7 @@ class Zones(Store):
         content = moved(self._before._codes(self.content)[0], written)
         if not bool((same | ~slots.valid).all()):
             new = self.content.write(slots.keys, slots.values, slots.positions)
-            content = {name: _chosen(same, x, new[name]) for name, x in content.items()}
+            content = {name: chosen(same, x, new[name]) for name, x in content.items()}
         return self._pruned(content, slots)
 
     def _pruned(self, content: Fields, slots: Slots) -> Fields:
@@ -370,42 +371,3 @@ class Zones(Store):
         self.recent.join(other.recent, rows)
         self.content.join(other.content, rows)
         self._appended = min(self.appended, other.appended)
-
-
-def _exact(fields: Fields) -> Part:
-    """A rectangle of fields that no codec wrote."""
-    return Part(fields["keys"], fields["values"], fields.get("log_votes"), fields["positions"])
-
-
-def _where(fields: Fields, which: Tensor) -> Fields:
-    """The slots of a rectangle of fields where ``which`` (B,H,S), as few columns as hold them."""
-    columns = which.any((0, 1)).nonzero()[:, 0]
-    taken = {name: x.index_select(2, columns) for name, x in fields.items()}
-    taken["positions"] = taken["positions"].masked_fill(~which.index_select(2, columns), EMPTY)
-    return taken
-
-
-def _zone(fields: Fields) -> Zone:
-    """A rectangle of fields."""
-
-    def tile(start: int, stop: int) -> Fields:
-        return {name: x[:, :, start:stop] for name, x in fields.items()}
-
-    return Zone(fields["positions"].shape[2], tile, lambda columns: moved(fields, columns))
-
-
-def _chosen(which: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """``one`` (B,H or 1,S,·) where ``which`` (B,H or 1,S), else ``other``."""
-    which = which[:, : one.shape[1]]
-    return torch.where(which if one.dim() == 3 else which[..., None], one, other)
-
-
-def beside(fields: Fields) -> Fields:
-    """Those of ``fields`` that are no content."""
-    return {name: x for name, x in fields.items() if name not in ("keys", "values")}
-
-
-def fields_of(slots: Slots) -> dict[str, Tensor]:
-    """The fields of ``slots``; votes only where a slot has any."""
-    fields = {"keys": slots.keys, "values": slots.values, "positions": slots.positions, **slots.stats}
-    return {**fields, "log_votes": slots.log_votes} if bool(slots.log_votes.any()) else fields
