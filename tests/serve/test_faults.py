@@ -27,17 +27,27 @@ def until(true: Any, seconds: float = 60.0) -> None:
 
 
 def test_a_row_that_fails_while_it_decodes_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    attend = Layer.attend
+    """Whether its token is written together with others or by itself."""
+    update, wrote = Layer.update, Layer.wrote
 
-    def sometimes(self: Layer, module: Any, query: Any, rule: Any, **kwargs: Any) -> Any:
-        if self.progress.seen == 75 and self.info.index == 2:
+    def check(layer: Layer) -> None:
+        if layer.progress.seen == 75 and layer.info.index == 2:
             raise RuntimeError("injected")
-        return attend(self, module, query, rule, **kwargs)
+
+    def by_itself(self: Layer, *given: Any, **kwargs: Any) -> Any:
+        found = update(self, *given, **kwargs)
+        check(self)
+        return found
+
+    def together(self: Layer) -> None:
+        wrote(self)
+        check(self)
 
     asked = [greedy(WHOLE[: 40 + 10 * i], 20) for i in range(4)]
     with serving() as engine:
         whole = [said(stream) for stream in [engine.submit(one) for one in asked]]
-        monkeypatch.setattr(Layer, "attend", sometimes)
+        monkeypatch.setattr(Layer, "update", by_itself)
+        monkeypatch.setattr(Layer, "wrote", together)
         replies = [told(stream) for stream in [engine.submit(one) for one in asked]]
         failed = [i for i, (_, end) in enumerate(replies) if isinstance(end, Failed)]
         assert failed == [2, 3], "those of 60 and 70 tokens reach 75 within their replies"
@@ -45,7 +55,8 @@ def test_a_row_that_fails_while_it_decodes_ends_alone(monkeypatch: pytest.Monkey
         for i in (0, 1):
             tokens, end = replies[i]
             assert isinstance(end, Finished) and "".join(x.text for x in tokens) + end.text == whole[i]
-        monkeypatch.setattr(Layer, "attend", attend)
+        monkeypatch.setattr(Layer, "update", update)
+        monkeypatch.setattr(Layer, "wrote", wrote)
         assert said(engine.submit(asked[2])) == whole[2]
         assert engine.stats().finished["failed"] == 2 and engine.worker.ledger.reserved == 0
 

@@ -39,7 +39,7 @@ class Together:
         if self._rows.at:
             self._rows.add(keys, values)
         for at in self._rows.at:
-            layers[at].wrote()
+            run(at, layers[at].wrote)
         self.at = frozenset(self._rows.at)
 
     def attend(
