@@ -48,6 +48,7 @@ ARMS = (
     "auto", "keepkv3", "kvzip", "auto" + CODED, "keepkv3" + CODED, "keydiff", "keepkv2", "snapkv", "random",
     "kvzip" + CODED, "compactor", "streaming-llm", ORACLE, ORACLE + CODED,
 )  # fmt: skip
+QUICK = ("auto", "keepkv3", "kvzip", "auto" + CODED, "keydiff", "snapkv", "random")
 # The other methods that read a text once or twice, as they come; those made for long replies have a study of their own.
 ZOO = (
     "kvzip:allocate=pooled", "kvzip:plus=true,allocate=pooled", "kvgrad", "kvcompose", "kvzap", "adakv", "dropkv",
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--sight", action="store_true", help="questions are read before the text is compressed")
     parser.add_argument("--questions", type=int, default=6, help="of a context")
     parser.add_argument("--zoo", action="store_true", help="every method that reads a text once or twice")
+    parser.add_argument("--quick", action="store_true", help="a few arms, one context a task, a quarter of the bytes")
     parser.add_argument("--arm", action="append", help="repeatable; all of the study if absent")
     parser.add_argument("--task", action="append", choices=TASKS, help="repeatable; all if absent")
     parser.add_argument("--budget", action="append", type=float, help="share of the bytes; repeatable")
@@ -131,6 +133,8 @@ def main() -> None:
     parser.add_argument("--float32-products", action="store_true", help="for a processor that is slow in bfloat16")
     parser.add_argument("--out", type=Path, help="results/, or results/sight/ beside this file if absent")
     given = parser.parse_args()
+    if given.quick:
+        given.contexts, given.arm, given.budget = 1, given.arm or QUICK, given.budget or [0.25]
     out = given.out or Path(__file__).parent / "results" / ("sight" if given.sight else "")
     name, _, path = given.model.partition("=")
     files = {Calibration.load(file).kind: file for file in given.calibration}
