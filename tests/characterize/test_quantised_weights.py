@@ -41,6 +41,7 @@ def test_a_checkpoint_of_another_library_answers_almost_as_before(
 ) -> None:
     """Four bits, written and read by GPT-QModel, which transformers loads both kinds with; on a CPU too."""
     monkeypatch.setenv("GPTQMODEL_CPU_WORKERS", "4")  # by itself it asks one core for two
+    monkeypatch.chdir(tmp_path)  # where it writes its logs
     library = pytest.importorskip("gptqmodel")
     path, text = str(keepkv.embedded_model()), demo_document()[0]
     kinds = {"gptq": {}, "awq": {"method": "awq", "format": "gemm"}}
