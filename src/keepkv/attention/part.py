@@ -33,12 +33,10 @@ class Part(NamedTuple):
     like: Tensor | None = None
     shift: Tensor | None = None
 
-    def bias(self) -> Tensor:
-        """What is added to the logits of a rectangle, (B,H,s) float32: log votes, ``MASKED`` for empty slots."""
+    def bias(self, lowest: float = MASKED) -> Tensor:
+        """What is added to the logits of a rectangle, (B,H,s) float32: log votes, ``lowest`` for empty slots."""
         empty = self.positions < 0
-        if self.log_votes is None:
-            return torch.zeros(empty.shape, device=empty.device).masked_fill_(empty, MASKED)
-        return self.log_votes.masked_fill(empty, MASKED)
+        return torch.where(empty, lowest, 0.0) if self.log_votes is None else self.log_votes.masked_fill(empty, lowest)
 
     def rectangles(self) -> Iterator[Part]:
         """The same slots as rectangles of numbers: the part itself, or copies of a tile of each segment at a time."""
@@ -55,12 +53,8 @@ class Part(NamedTuple):
         one = rows * (self.keys.width + self.values.width) * self.like.element_size()
         for part in self._gathered(max(1, TILE_BYTES // one)):
             assert isinstance(part.keys, Codes) and isinstance(part.values, Codes)
+            keys = part.keys.expand(self.like.dtype, None if self.shift is None else self.shift[:, :, None])
             values = part.values.expand(self.like.dtype)
-            if self.shift is None:
-                keys = part.keys.expand(self.like.dtype)
-            else:
-                wide = torch.promote_types(self.like.dtype, torch.float32)
-                keys = (part.keys.expand(wide) + self.shift[:, :, None].to(wide)).to(self.like.dtype)
             yield part._replace(keys=keys, values=values, like=None, shift=None)
 
     def _gathered(self, columns: int) -> Iterator[Part]:

@@ -105,11 +105,7 @@ def _by_sdpa(query: Tensor, part: Part, scaling: float) -> Tensor:
     """
     b, heads, _, d = query.shape
     lowest = max(torch.finfo(query.dtype).min / 2, MASKED)  # finite in half precision too
-    if part.log_votes is None:
-        bias = torch.where(part.positions < 0, lowest, 0.0).to(query.dtype)
-    else:
-        bias = part.bias().to(query.dtype).clamp_min(lowest)
-    mask = bias[:, :, None]
+    mask = part.bias(lowest).to(query.dtype)[:, :, None]
     grouped, (keys, values) = query.view(b, part.positions.shape[1], -1, d), plain(part)
     return scaled_dot_product_attention(grouped, keys, values, mask, scale=scaling).view(b, heads, 1, -1)
 

@@ -82,8 +82,8 @@ class Codes(NamedTuple):
         """Σ p·(x @ turn) of sums Σ p·x (B,Hq,W), in their dtype."""
         return sums if self.turn is None else _by_head(sums, self.turn.to(sums.dtype))
 
-    def expand(self, dtype: torch.dtype) -> Tensor:
-        """The vectors (…,W) in ``dtype``, computed in float32 or wider."""
+    def expand(self, dtype: torch.dtype, more: Tensor | None = None) -> Tensor:
+        """The vectors (…,W) in ``dtype``, computed in float32 or wider; ``more`` is added to them before."""
         wide = torch.promote_types(dtype, torch.float32)
         code = unpack(self.codes, self.bits, self.width)
         if self.levels is None:
@@ -95,7 +95,7 @@ class Codes(NamedTuple):
             grouped.add_(self.zero.to(wide)[..., None])
         x = grouped.flatten(-2)
         turned: Tensor = x if self.turn is None else x @ self.turn.to(wide)
-        return turned.to(dtype)
+        return (turned if more is None else turned + more.to(wide)).to(dtype)
 
 
 def _by_head(x: Tensor, turn: Tensor) -> Tensor:

@@ -112,8 +112,7 @@ class PerToken(Codec):
         if not shared:
             return self.decode(fields)
         dtype, (keys, values) = fields["like"].dtype, self.packed(fields)
-        wide = torch.promote_types(dtype, torch.float32)
-        return (keys.expand(wide) + shared["mean"].to(wide)).to(dtype), values.expand(dtype)
+        return keys.expand(dtype, shared["mean"]), values.expand(dtype)
 
     def shift(self, shared: Fields) -> Tensor | None:
         return shared["mean"][:, :, 0] if shared else None
