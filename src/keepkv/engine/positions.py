@@ -50,7 +50,14 @@ class RowPositions:
                 f"a batch of {batch} was given to a cache that holds {self.seen.shape[0]} rows. Use "
                 "cache.batch_repeat_interleave(n) to ask several questions, or cache.reset() for a new batch."
             )
-        if padding is None or length == 1:
+        if padding is None:
+            return
+        if padding.shape[1] != self.columns + length:
+            raise UnsupportedInput(
+                f"an attention mask of {padding.shape[1]} columns for {length} new tokens behind {self.columns}: give "
+                f"one of {self.columns + length}, a 1 or a 0 for each column that was read and for each new one."
+            )
+        if length == 1:
             return
         new = padding[:, -length:]
         # Left padding only: a row that ends in padding would continue from a padding token.
