@@ -12,7 +12,7 @@ from pathlib import Path
 from keepkv.measure import bootstrap
 from keepkv.measure.ledger import Ledger
 
-from .run import ARMS, Replied
+from .run import ARMS, STUDIES, Replied
 
 PAIRS = (("RL-sparse", "none"), ("RL-full", "none"), ("RL-sparse", "RL-full"))
 CACHES, SCORES = ("compressed", "full"), ("greedy", "drawn")
@@ -70,12 +70,14 @@ def pairs_table(held: Scores) -> list[str]:
 
 def main(where: Path) -> None:
     rows = Ledger(where / "rows.jsonl", Replied).rows()
-    for cache in CACHES:
-        for kind in SCORES:
-            held = scores(rows, cache, kind)
-            replies = "most likely replies" if kind == "greedy" else "replies drawn at temperature 1"
-            print(f"\n## Asked with the {cache} cache, {replies}\n")
-            print("\n".join([*arms_table(held), "", *pairs_table(held)]))
+    for study in STUDIES:
+        print(f"\n# {study}")
+        for cache in CACHES:
+            for kind in SCORES:
+                held = scores([row for row in rows if row.study == study], cache, kind)
+                replies = "most likely replies" if kind == "greedy" else "replies drawn at temperature 1"
+                print(f"\n## Asked with the {cache} cache, {replies}\n")
+                print("\n".join([*arms_table(held), "", *pairs_table(held)]))
 
 
 if __name__ == "__main__":
