@@ -100,3 +100,20 @@ def test_a_mask_that_its_owner_writes_to_is_remembered_as_it_was() -> None:
     mask[:, 5:20] = False
     with pytest.raises(UnsupportedInput, match="says something else"):
         feed(cache, ids(1), torch.cat((mask, mask[:, :1]), dim=1))
+
+
+@pytest.mark.parametrize("read, columns", [(0, 64), (0, 20), (0, 33), (32, 8), (32, 48), (32, 1)])
+def test_a_mask_has_a_column_for_each_that_was_read_and_each_new_one(read: int, columns: int) -> None:
+    """Of a wider one the last columns would be taken for those of the new tokens, silently. State stays as it was."""
+    cache = keepkv.Cache(zoo.model("llama"), "full")
+    if read:
+        feed(cache, ids(read), torch.ones(1, read, dtype=torch.long))
+    new = ids(8 if read else 32, seed=2)
+    with pytest.raises(
+        UnsupportedInput, match=f"mask of {columns} columns for {new.shape[1]} new tokens behind {read}"
+    ):
+        feed(cache, new, torch.ones(1, columns, dtype=torch.long))
+    again = keepkv.Cache(zoo.model("llama"), "full")
+    if read:
+        feed(again, ids(read))
+    assert torch.equal(feed(cache, new, torch.ones(1, read + new.shape[1], dtype=torch.long)), feed(again, new))

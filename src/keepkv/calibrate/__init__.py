@@ -2,6 +2,7 @@
 
 from keepkv.calibrate import (  # noqa: F401
     behaviours,
+    fast_kvzip,
     gates,
     kvzap,
     low_rank,

@@ -1,5 +1,4 @@
-"""Kind "kvzap": what a second reading attends to in a token, as a linear map of its hidden state, in closed form; and
-kind "fast-kvzip", whose gates are read and not fitted."""
+"""Kind "kvzap": what a second reading attends to in a token, as a linear map of its hidden state, in closed form."""
 
 from __future__ import annotations
 
@@ -20,7 +19,6 @@ from keepkv.engine.cache import Cache
 from keepkv.engine.passes.reread import feed, reread
 from keepkv.errors import CalibrationError
 from keepkv.methods import Method
-from keepkv.score.learned import fast_kvzip
 from keepkv.score.learned.kvzap import BIAS, KIND, WEIGHT
 from keepkv.score.passes.kvzip import STAT, KVzip
 
@@ -81,12 +79,3 @@ def kvzap(model: PreTrainedModel, batches: Iterable[Tensor], plus: bool = True, 
         made[index] = {WEIGHT: weight[0].float(), BIAS: bias[0].float()}
         shares[index] = foretold(one.judged, weight)[0].tolist()
     return Found(made, {"foretold": shares}, said(shares, "hidden states"))
-
-
-@register_kind(fast_kvzip.KIND)
-def fast_kvzip_gates(model: PreTrainedModel, batches: Iterable[Tensor]) -> Tensors:
-    """Refused: these gates are trained by gradients, and read with ``calibrate.published``."""
-    raise CalibrationError(
-        "the gates of Fast KVzip are trained by gradients, which is not done here: read what its authors published, "
-        "keepkv calibrate fast-kvzip --from GATES.pt, or fit 'kvzap', which foretells the same in closed form"
-    )
