@@ -1,11 +1,14 @@
-"""The gates of the embedded model that the package ships as ``embedded-gates``, and others of the same texts.
+"""Learned scores of the embedded model, all of the same texts; the package ships two of them.
 
-    python -m benchmarks.embedded_model.gates --out src/keepkv/embedded/calibrations/embedded-gates.safetensors
-    python -m benchmarks.embedded_model.gates --kind fast-kvzip --out fast-kvzip.safetensors
+    python -m benchmarks.embedded_model.gates --kind gates --out embedded-gates.safetensors
+    python -m benchmarks.embedded_model.gates --kind fast-kvzip --out embedded-fast-kvzip.safetensors
+    python -m benchmarks.embedded_model.gates --kind kvzap --out kvzap.safetensors
+
+These two lie in ``src/keepkv/embedded/calibrations``.
 
 The model answers questions of four tasks, ``TAUGHT``, whose facts stand between docstrings of which no task has a
-sentence: many names with a code each, two names in one question, one long code, a rule and what it applies to. What it
-loses with a token is what gates learn. No other task, and no text of any, was met.
+sentence: many names with a code each, two names in one question, one long code, short facts. No other task, and no text
+of any, was met.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.zoo.texts import texts
 from keepkv import tasks
-from keepkv.calibrate import KINDS, Exchange, asks, calibrate
+from keepkv.calibrate import Exchange, asks, calibrate
 from keepkv.embedded import embedded_model
 from keepkv.tasks import base
 from keepkv.tasks.asking import Encoded, encode
@@ -31,7 +35,6 @@ from keepkv.tasks.text import sentences_of
 TAUGHT = ("niah-multikey-1", "niah-multiquery", "niah-single-3", "qa-1", "niah-multikey-1")
 LENGTHS = (256, 512, 768, 1024)
 ITEMS = 320
-GATES = {"worth": "effect", "steps": 1000}
 
 
 def items(tokenizer: Any, count: int = ITEMS, seed: int = 0) -> Iterator[Encoded]:
@@ -51,7 +54,7 @@ def items(tokenizer: Any, count: int = ITEMS, seed: int = 0) -> Iterator[Encoded
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=embedded_model(), help="folder; the embedded one if absent")
-    parser.add_argument("--kind", default="gates", choices=list(KINDS))
+    parser.add_argument("--kind", required=True, choices=("gates", "fast-kvzip", "kvzap"))
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -59,9 +62,12 @@ def main() -> None:
     made = list(items(AutoTokenizer.from_pretrained(given.model)))
     read = [torch.tensor([one.context]) for one in made]
     asked = [[Exchange(x.prompt, x.answer) for x in one.asked] for one in made]
-    options = {**({"asked": asked} if asks(given.kind) else {}), **(GATES if given.kind == "gates" else {})}
-    found = calibrate(given.kind, model, read, "python -m benchmarks.embedded_model.gates", **options)
+    command = f"python -m benchmarks.embedded_model.gates --kind {given.kind}"
+    found = calibrate(given.kind, model, read, command, **({"asked": asked} if asks(given.kind) else {}))
     print("\n".join(found.made_with.get("says", ())))
+    if given.kind == "fast-kvzip":  # half the size in the package
+        rounded = {i: {name: x.bfloat16() for name, x in held.items()} for i, held in found.tensors.items()}
+        found = replace(found, tensors=rounded)
     found.save(given.out)
 
 

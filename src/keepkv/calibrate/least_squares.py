@@ -78,14 +78,14 @@ def _spread(moment: Tensor, at: int) -> Tensor:
     return moment.diagonal(dim1=-2, dim2=-1)[:, at:]
 
 
-def said(shares: Mapping[int, Sequence[float]], who: str) -> list[str]:
-    """Lines for a reader: how much of what is to be foretold ``who`` foretell, by layer and head."""
+def said(shares: Mapping[int, Sequence[float]], who: str, what: str = "ln(attention that tokens get)") -> list[str]:
+    """Lines for a reader: how much of ``what`` is to be foretold ``who`` foretell, by layer and head."""
     every = sorted(share for heads in shares.values() for share in heads)
     if not every:
         return []
     worst = min(shares, key=lambda index: min(shares[index]))
     return [
-        f"share of the variance of ln(attention that tokens get) which {who} foretell, on texts left out of the fit",
+        f"share of the variance of {what} which {who} foretell, on texts left out of the fit",
         f"median of {len(every)} heads {every[len(every) // 2]:.2f}, from {every[0]:.2f} (a head of layer {worst}) to "
         f"{every[-1]:.2f}",
     ]

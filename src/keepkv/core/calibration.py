@@ -24,6 +24,7 @@ from keepkv.errors import CalibrationError
 
 FORMAT = "keepkv-calibration-1"
 MAX_LAYERS = 10_000
+SHIPPED = Path(__file__).parents[1] / "embedded" / "calibrations"
 NOT_COMPARED = ("name", "unread")  # facts of a fingerprint that tell of a model, and do not identify it
 Facts: TypeAlias = Mapping[str, Any]
 Given: TypeAlias = Union["Calibration", str, Path, Sequence[Union["Calibration", str, Path]], None]
@@ -54,8 +55,9 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        """Read what ``save`` wrote. Raises ``CalibrationError`` for a truncated, altered or foreign file."""
-        _, header, flat = tensorfile.read(Path(path), _SOURCE)
+        """Read what ``save`` wrote, or one that the package ships, by its name (``shipped``). Raises
+        ``CalibrationError`` for a truncated, altered or foreign file."""
+        _, header, flat = tensorfile.read(_file(path), _SOURCE)
         tensors: dict[int, dict[str, Tensor]] = {}
         for name, x in flat.items():
             if not tensorfile.all_finite(x):
@@ -106,6 +108,17 @@ class Calibration:
     @property
     def _flat(self) -> dict[str, Tensor]:
         return {f"{layer}.{name}": x for layer, held in self.tensors.items() for name, x in held.items()}
+
+
+def shipped() -> list[str]:
+    """Names of the calibrations in the package, which are of the embedded model: ``calibration="embedded-gates"``."""
+    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+
+
+def _file(path: str | Path) -> Path:
+    """The file at ``path``; where there is none, the one in the package that has this name."""
+    own = Path(path)
+    return SHIPPED / f"{path}.safetensors" if not own.exists() and str(path) in shipped() else own
 
 
 def command(kind: str, fingerprint: Facts) -> str:
