@@ -8,6 +8,7 @@ are 95 %, bootstrapped over contexts within tasks; differences are paired by tas
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,4 +143,4 @@ def page(rows: list[Scored]) -> str:
 
 
 if __name__ == "__main__":
-    print(page(rows_in(RESULTS)), end="")
+    print(page(rows_in(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)), end="")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,17 +11,18 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy
 from transformers import PreTrainedModel
 
+from keepkv.calibrate import answering
 from keepkv.calibrate.base import Found, Tensors, register_kind
-from keepkv.calibrate.gates import SINKS
 from keepkv.calibrate.least_squares import HELD_OUT, said
+from keepkv.calibrate.wanted import SINKS, wanted
 from keepkv.core.slots import LayerView
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
-from keepkv.engine.passes.reread import feed, reread
 from keepkv.errors import CalibrationError
 from keepkv.methods import Method
 from keepkv.score.learned.fast_kvzip import KIND, PREFIX, STAT, FastKVzip
 from keepkv.score.passes import kvzip
+from keepkv.tasks.asking import Ids
 
 RATE, ROWS = 1e-2, 1024  # of Adam; tokens of a step
 
@@ -60,6 +61,8 @@ class Read:
 def fast_kvzip_gates(
     model: PreTrainedModel,
     batches: Iterable[Tensor],
+    asked: Sequence[Sequence[Ids]] | None = None,
+    behind: str = "text",
     rank: int = 16,
     anchors: int = 16,
     steps: int = 500,
@@ -71,28 +74,20 @@ def fast_kvzip_gates(
     Trained to foretell KVzip's score (arXiv 2505.23416) of a token, in [0, 1], from its hidden state: cross entropy,
     ``steps`` of Adam of ``ROWS`` tokens each, layer by layer. rank: width of the gates' queries and keys; anchors: keys
     that are learned beside them. Every fifth text is left out, and says how much of the variance is foretold.
+
+    asked, behind: as of ``gates``; KVzip's own is "text". "both" teaches what questions ask as well.
     """
     if min(rank, steps) < 1 or anchors < 0:
         raise CalibrationError(f"{KIND}(rank={rank}, anchors={anchors}, steps={steps}): give positive numbers")
     cache = Cache(model, Method(Teacher(), when=When("deferred")), 1.0)
-    held, count = {layer.info.index: Read([], []) for layer in cache.compressible}, 0
-    for ids in batches:
-        if ids.shape[1] <= 2 * SINKS:
-            continue
-        cache.reset()
-        feed(model, cache, ids, ids.new_ones(len(ids), 0))
-        reread(model, cache, ids)
-        count += 1
-        for layer in cache.compressible:
+    held = {layer.info.index: Read([], []) for layer in cache.compressible}
+    known = list[bool]()
+    for logs in wanted(model, cache, batches, asked, behind, known):
+        for layer, y in zip(cache.compressible, logs, strict=True):
             one = held[layer.info.index]
             one.hidden.append(layer.score_state["fast_kvzip_hidden"][:, SINKS:].flatten(0, 1))
-            one.wanted.append(layer.store.view().stats[kvzip.STAT][:, :, SINKS:].transpose(1, 2).flatten(0, 1))
+            one.wanted.append(y.exp().transpose(1, 2).flatten(0, 1))
             one.groups = int(layer.score_state["fast_kvzip_groups"])
-    if count < HELD_OUT:
-        raise CalibrationError(
-            f"{KIND} needs at least {HELD_OUT} texts of more than {2 * SINKS} tokens, {count} were given: give more "
-            "text, or read fewer tokens at a time"
-        )
     random = torch.Generator().manual_seed(seed)
     made: Tensors = {}
     shares: dict[int, list[float]] = {}
@@ -100,7 +95,8 @@ def fast_kvzip_gates(
         gate = _trained(_fresh(one, rank, anchors, random), *one.some(judged=False), steps, random)
         made[index] = {PREFIX + name: x.detach() for name, x in gate.items()}
         shares[index] = _foretold(gate, *one.some(judged=True))
-    return Found(made, {"foretold": shares}, said(shares, "gates on hidden states", "the attention that tokens get"))
+    lines = [*answering.said(known), *said(shares, "gates on hidden states", "the attention that tokens get")]
+    return Found(made, {"foretold": shares}, lines)
 
 
 def _fresh(read: Read, rank: int, anchors: int, random: torch.Generator) -> dict[str, Tensor]:

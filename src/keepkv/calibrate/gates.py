@@ -12,19 +12,15 @@ from transformers import PreTrainedModel
 
 from keepkv.calibrate import answering
 from keepkv.calibrate.base import Found, Tensors, register_kind
-from keepkv.calibrate.least_squares import HELD_OUT, Fit, foretold, said, solved
+from keepkv.calibrate.least_squares import Fit, foretold, said, solved
+from keepkv.calibrate.wanted import SINKS, wanted
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
-from keepkv.engine.passes.reread import feed, reread, watching
 from keepkv.errors import CalibrationError
 from keepkv.methods import Method
 from keepkv.score.learned.gates import BIAS, KIND, NORMS, WEIGHT, features
-from keepkv.score.passes.kvzip import STAT, KVzip
+from keepkv.score.passes.kvzip import KVzip
 from keepkv.tasks.asking import Ids
-
-SINKS = 4  # first tokens of each text that are left out: every method keeps them, and they are like no others
-LEAST = 1e-6  # of attention: what gets less is not wanted, and how much less says nothing
-BEHIND = ("both", "questions", "text")
 
 
 @dataclass(frozen=True)
@@ -59,44 +55,16 @@ def gates(
     """
     if not noise > 0:
         raise CalibrationError(f"gates(noise={noise}): give a positive number, such as 0.003")
-    if behind not in BEHIND:
-        raise CalibrationError(f"gates(behind={behind!r}): choose from {', '.join(BEHIND)}")
     cache, known = Cache(model, Method(Teacher(), when=When("deferred")), 1.0), list[bool]()
     sums: dict[int, Fit] = {layer.info.index: Fit() for layer in cache.compressible}
-    count = 0
-    for number, ids in enumerate(batches):
-        if ids.shape[1] <= 2 * SINKS:
-            continue
-        cache.reset()
-        feed(model, cache, ids, ids.new_ones(len(ids), 0))
-        wanted = []
-        if asked is not None and behind != "text":
-            if number >= len(asked) or len(ids) > 1:
-                raise CalibrationError(
-                    f"text {number} has {len(ids)} rows, and there are questions for {len(asked)} texts: give texts of "
-                    "one row, and a list of questions for each"
-                )
-            if len(known) < answering.ENOUGH:
-                known += answering.told_apart(model, cache, asked[number])
-            _ask(model, cache, asked[number], torch.ones_like(ids))
-            wanted.append(_wanted(cache))
-        if asked is None or behind != "questions":
-            reread(model, cache, ids)
-            wanted.append(_wanted(cache))
-        count += 1
-        for layer, *logs in zip(cache.compressible, *wanted, strict=True):
+    for count, logs in enumerate(wanted(model, cache, batches, asked, behind, known), start=1):
+        for layer, y in zip(cache.compressible, logs, strict=True):
             one, slots = sums[layer.info.index], layer.form.view(layer.store.view())
-            y = torch.stack(logs).mean(0).transpose(0, 1).flatten(1)
             one.parts = [slots.keys.shape[-1], slots.values.shape[-1], *[1] * NORMS]
             rope = None if layer.info.rope is None else layer.info.rope.of_text
             heads = range(slots.keys.shape[1])
             x = [features(slots, rope, slots.positions, head)[:, SINKS:].flatten(0, 1) for head in heads]
-            one.add(torch.stack(x), y[..., None], count)
-    if count < HELD_OUT and sums:
-        raise CalibrationError(
-            f"gates need at least {HELD_OUT} texts of more than {2 * SINKS} tokens, {count} were given: give more "
-            "text, or read fewer tokens at a time"
-        )
+            one.add(torch.stack(x), y.transpose(0, 1).flatten(1)[..., None], count)
     made: Tensors = {}
     shares: dict[int, list[float]] = {}
     for index, one in sums.items():
@@ -105,23 +73,3 @@ def gates(
         shares[index] = foretold(one.judged, weight)[:, 0].tolist()
     facts = {"foretold": shares, "answers": len(known), "told_apart": sum(known)}
     return Found(made, facts, [*answering.said(known), *said(shares, "gates")])
-
-
-def _wanted(cache: Cache) -> list[Tensor]:
-    """ln of the statistic (B,H,S−SINKS) of each layer."""
-    stats = (layer.store.view().stats[STAT] for layer in cache.compressible)
-    return [x[:, :, SINKS:].float().clamp(min=LEAST).log() for x in stats]
-
-
-def _ask(model: PreTrainedModel, cache: Cache, asked: Sequence[Ids], mask: Tensor) -> None:
-    """Set the statistic of each slot of ``cache`` to the most that one of ``asked`` attends to it; mask (1,T)."""
-    most = [torch.zeros_like(layer.store.view().stats[STAT]) for layer in cache.compressible]
-    for ids in asked:
-        twin = watching(cache)
-        for layer in twin.compressible:
-            layer.store.write_stats({STAT: torch.zeros_like(layer.store.view().stats[STAT])})
-        feed(model, twin, torch.tensor([ids], device=mask.device), mask)
-        for layer, held in zip(twin.compressible, most, strict=True):
-            torch.maximum(held, layer.store.view().stats[STAT][:, :, : held.shape[2]], out=held)
-    for layer, held in zip(cache.compressible, most, strict=True):
-        layer.store.write_stats({STAT: held})

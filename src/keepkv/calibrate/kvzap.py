@@ -11,16 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from keepkv.calibrate.base import Found, Tensors, register_kind
-from keepkv.calibrate.gates import SINKS
-from keepkv.calibrate.least_squares import HELD_OUT, Fit, foretold, said, solved
+from keepkv.calibrate.least_squares import Fit, foretold, said, solved
+from keepkv.calibrate.wanted import SINKS, wanted
 from keepkv.core.slots import LayerView
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
-from keepkv.engine.passes.reread import feed, reread
 from keepkv.errors import CalibrationError
 from keepkv.methods import Method
 from keepkv.score.learned.kvzap import BIAS, KIND, WEIGHT
-from keepkv.score.passes.kvzip import STAT, KVzip
+from keepkv.score.passes.kvzip import KVzip
 
 LEAST = 1e-12  # of a score: less is nothing
 
@@ -54,24 +53,11 @@ def kvzap(model: PreTrainedModel, batches: Iterable[Tensor], plus: bool = True, 
         raise CalibrationError(f"kvzap(noise={noise}): give a positive number, such as 0.003")
     cache = Cache(model, Method(Teacher(plus), when=When("deferred")), 1.0)
     fits: dict[int, Fit] = {layer.info.index: Fit() for layer in cache.compressible}
-    count = 0
-    for ids in batches:
-        if ids.shape[1] <= 2 * SINKS:
-            continue
-        cache.reset()
-        feed(model, cache, ids, ids.new_ones(len(ids), 0))
-        reread(model, cache, ids)
-        count += 1
-        for layer in cache.compressible:
+    for count, logs in enumerate(wanted(model, cache, batches, least=LEAST), start=1):
+        for layer, y in zip(cache.compressible, logs, strict=True):
             x = layer.score_state["kvzap_hidden"][:, SINKS:].flatten(0, 1)
-            y = layer.store.view().stats[STAT][:, :, SINKS:].clamp(min=LEAST).log().transpose(1, 2).flatten(0, 1)
             fits[layer.info.index].parts = [x.shape[1]]
-            fits[layer.info.index].add(x[None], y[None], count)
-    if count < HELD_OUT and fits:
-        raise CalibrationError(
-            f"kvzap needs at least {HELD_OUT} texts of more than {2 * SINKS} tokens, {count} were given: give more "
-            "text, or read fewer tokens at a time"
-        )
+            fits[layer.info.index].add(x[None], y.transpose(1, 2).flatten(0, 1)[None], count)
     made: Tensors = {}
     shares: dict[int, list[float]] = {}
     for index, one in fits.items():
