@@ -77,9 +77,10 @@ def forced(model: Any, cache: Any, mask: torch.Tensor, item: Encoded, replies: l
 
 
 def answered(tokenizer: Any, item: Encoded, said: list[Ids]) -> list[bool]:
-    """Of each question, whether the reply ``said`` has the answer."""
+    """Of each question, whether the reply ``said`` has one of its values, or the answer where it has none."""
     text = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
-    return [any(v in words for v in one.question.values) for one, words in zip(item.asked, text, strict=True)]
+    wanted = [one.question.values or (one.question.answer.strip(),) for one in item.asked]
+    return [any(value in words for value in values) for values, words in zip(wanted, text, strict=True)]
 
 
 def unchanged(logits: list[torch.Tensor], said: list[Ids]) -> list[bool]:

@@ -33,6 +33,7 @@ from keepkv.evaluation.unit import look_again, make_cache
 from keepkv.measure.environment import MadeWith
 from keepkv.measure.ledger import Ledger
 from keepkv.measure.rows import INLINE, Row
+from keepkv.methods.base import make_method
 from keepkv.metrics import kl, relative_error
 from keepkv.tasks.asking import Encoded, Ids, compressed, encode, pad, read, rows_of, step
 
@@ -109,7 +110,8 @@ class Asked:
         return cls(replies, known, ids, new.bool(), logits, calls)
 
     def measured(self, model: Any, cache: Any, mask: torch.Tensor) -> dict[str, Any]:
-        """What ``cache`` makes of it."""
+        """What ``cache``, which compresses no more, makes of it."""
+        cache = cache.copy(method=make_method(FULL.method, {}))  # a score that watches would want hidden states too
         twin, own = rows_of(cache, mask, [0] * len(self.replies))
         layers = defaultdict(list)
         for call, output in zip(self.calls, replay(twin, self.calls), strict=True):
