@@ -51,7 +51,8 @@ ARMS = (
 QUICK = ("auto", "keepkv3", "kvzip", "auto" + CODED, "keydiff", "snapkv", "random")
 # The other methods that read a text once or twice, as they come; those made for long replies have a study of their own.
 ZOO = (
-    "kvzip:allocate=pooled", "kvzip:plus=true,allocate=pooled", "kvgrad", "kvcompose", "kvzap", "adakv", "dropkv",
+    "kvzip:allocate=pooled", "kvzip:plus=true,allocate=pooled", "kvgrad", "kvcompose", "kvzap", "fast-kvzip",
+    "fast-kvzip" + CODED, "adakv", "dropkv",
     "critical-adakv", "criticalkv", "rest-kv", "cap", "expected-attention", "h2o", "tova", "protected-lru", "finch",
     "chunkkv", "pyramidkv", "simlayerkv", "lagkv", "curdkv", "leverage-score", "non-causal-attention", "q-filter",
     "knorm", "headkv", "surface-logic-kv", "duo-attention:profile=found", "keepkv", "zeromerge", "weightedkv",

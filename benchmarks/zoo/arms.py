@@ -13,7 +13,7 @@ from keepkv.methods.traits import YOURS, group_of
 
 FULL = "full"
 OUT = {  # methods that are no arm, and why
-    "fast-kvzip": "its authors' gates are of other models",
+    "fast-kvzip": "taught on other texts, in a table of its own",
     "lukv": "its authors' curves are of other models",
     "per-layer": "without shares it is snapkv",
     "ends": "made for pictures",

@@ -34,10 +34,10 @@ def kvzap(
 def fast_kvzip(
     allocate: str | Allocate = "pooled", safeguard: float = 0.0, sinks: int = 4, window: int = 16, when: When = When(),
 ) -> Method:  # fmt: skip
-    """Keeps what a second reading of the text would attend to, foretold from hidden states by the authors' gates.
+    """Keeps what a second reading of the text would attend to, foretold from hidden states by small gates.
 
     Score: attention of a small query of the token to its own small key, beside learned sinks
-    (``score.learned.fast_kvzip``). ``keepkv calibrate fast-kvzip --from`` reads the gates that the authors published.
+    (``score.learned.fast_kvzip``). ``keepkv calibrate fast-kvzip`` trains the gates, ``--from`` reads those that the authors published.
     As there, one budget is shared by all heads of all layers. window: the paper keeps the last 2 % of a prompt, or the
     last 4096 tokens where it is read in chunks: give that number.
 

@@ -27,8 +27,8 @@ class FastKVzip(Score):
     queries and keys that gates make of its hidden state h_i (arXiv 2601.17668).
 
     q = norm(W_q h + b_q) (G,R) and k = norm(W_k h) (R) of each KV head; z_g = q_g·k/√R + b_g; s_mg = q_g·k_m/√R with
-    learned k_m. The gates are trained to foretell KVzip's score; ``keepkv calibrate fast-kvzip --from`` reads what the
-    authors published. Statistic ``fast_kvzip``: known when the token is; the largest where slots merge.
+    learned k_m. The gates are trained to foretell KVzip's score: by ``keepkv calibrate fast-kvzip``, or by the authors
+    (``--from``). Statistic ``fast_kvzip``: known when the token is; the largest where slots merge.
     """
 
     stats: ClassVar[dict[str, Stat]] = {STAT: Stat(UNKNOWN, "max")}
