@@ -52,9 +52,9 @@ def calibrate(
 
     kvzap: what a second reading would attend to, foretold from hidden states, for kvzap and dms. It reads each text
     twice and fits a linear map of each layer (options: plus, noise); --from reads the networks that the authors
-    published, a folder with model.safetensors. fast-kvzip: gates on hidden states, trained to foretell the same (options:
-    rank, anchors, steps, seed; behind=both asks questions as well), or with --from those that its authors published, a
-    .pt file.
+    published, a folder with model.safetensors. fast-kvzip: gates on hidden states, trained to foretell the same, or
+    with --from those that its authors published, a .pt file (options: rank, anchors, steps, seed; behind=both asks
+    questions as well).
 
     oscar: rotations of keys and values for the 2-bit codes of the codec oscar. Option: bits.
     tada: how alike KV heads are in each layer, whether their mean pays, and which layers get 2, 4 or 8 bits, for the

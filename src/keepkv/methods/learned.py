@@ -37,9 +37,9 @@ def fast_kvzip(
     """Keeps what a second reading of the text would attend to, foretold from hidden states by small gates.
 
     Score: attention of a small query of the token to its own small key, beside learned sinks
-    (``score.learned.fast_kvzip``). ``keepkv calibrate fast-kvzip`` trains the gates, ``--from`` reads those that the authors published.
-    As there, one budget is shared by all heads of all layers. window: the paper keeps the last 2 % of a prompt, or the
-    last 4096 tokens where it is read in chunks: give that number.
+    (``score.learned.fast_kvzip``). ``keepkv calibrate fast-kvzip`` trains the gates; ``--from`` reads those that the
+    authors published. As there, one budget is shared by all heads of all layers. window: the paper keeps the last 2 %
+    of a prompt, or the last 4096 tokens where it is read in chunks: give that number.
 
     Options:
         allocate: pooled: one budget for all layers; adakv: by head; uniform
