@@ -172,7 +172,7 @@ def test_what_is_fitted_foretells_the_second_reading() -> None:
 
 def test_what_cannot_be_fitted_is_refused() -> None:
     model, ids = zoo.model("llama"), torch.randint(3, zoo.VOCAB, (3, 1, 40))
-    with pytest.raises(CalibrationError, match="needs at least 5 texts of more than 8 tokens, 3 were given"):
+    with pytest.raises(CalibrationError, match="kvzap needs at least 5 texts of more than 8 tokens, 3 were given"):
         calibrate("kvzap", model, ids)
     with pytest.raises(CalibrationError, match="give a positive number"):
         calibrate("kvzap", model, ids, noise=0.0)

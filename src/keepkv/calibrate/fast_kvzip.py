@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,32 +12,16 @@ from transformers import PreTrainedModel
 
 from keepkv.calibrate import answering
 from keepkv.calibrate.base import Found, Tensors, register_kind
-from keepkv.calibrate.least_squares import HELD_OUT, said
-from keepkv.calibrate.wanted import SINKS, wanted
-from keepkv.core.slots import LayerView
+from keepkv.calibrate.least_squares import HELD_OUT, Sums, foretold, said
+from keepkv.calibrate.wanted import GROUPS, HIDDEN, SINKS, Remembering, wanted
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
 from keepkv.errors import CalibrationError
 from keepkv.methods import Method
 from keepkv.score.learned.fast_kvzip import KIND, PREFIX, STAT, FastKVzip
-from keepkv.score.passes import kvzip
 from keepkv.tasks.asking import Ids
 
 RATE, ROWS = 1e-2, 1024  # of Adam; tokens of a step
-
-
-@dataclass(frozen=True)
-class Teacher(kvzip.KVzip):
-    """KVzip's score, that remembers the hidden states of the first reading and how many query heads a KV head has."""
-
-    needs_hidden: ClassVar[bool] = True
-
-    def observe(self, view: LayerView) -> None:
-        if "fast_kvzip_hidden" not in view.state:
-            assert view.hidden is not None
-            view.state["fast_kvzip_hidden"] = view.hidden
-            view.state["fast_kvzip_groups"] = torch.tensor(view.query_groups)
-        super().observe(view)
 
 
 @dataclass
@@ -79,22 +62,22 @@ def fast_kvzip_gates(
     """
     if min(rank, steps) < 1 or anchors < 0:
         raise CalibrationError(f"{KIND}(rank={rank}, anchors={anchors}, steps={steps}): give positive numbers")
-    cache = Cache(model, Method(Teacher(), when=When("deferred")), 1.0)
+    cache = Cache(model, Method(Remembering(), when=When("deferred")), 1.0)
     held = {layer.info.index: Read([], []) for layer in cache.compressible}
     known = list[bool]()
-    for logs in wanted(model, cache, batches, asked, behind, known):
+    for logs in wanted(KIND, model, cache, batches, asked, behind, known):
         for layer, y in zip(cache.compressible, logs, strict=True):
             one = held[layer.info.index]
-            one.hidden.append(layer.score_state["fast_kvzip_hidden"][:, SINKS:].flatten(0, 1))
+            one.hidden.append(layer.score_state[HIDDEN][:, SINKS:].flatten(0, 1))
             one.wanted.append(y.exp().transpose(1, 2).flatten(0, 1))
-            one.groups = int(layer.score_state["fast_kvzip_groups"])
+            one.groups = int(layer.score_state[GROUPS])
     random = torch.Generator().manual_seed(seed)
     made: Tensors = {}
     shares: dict[int, list[float]] = {}
     for index, one in held.items():
         gate = _trained(_fresh(one, rank, anchors, random), *one.some(judged=False), steps, random)
         made[index] = {PREFIX + name: x.detach() for name, x in gate.items()}
-        shares[index] = _foretold(gate, *one.some(judged=True))
+        shares[index] = _share(gate, *one.some(judged=True))
     lines = [*answering.said(known), *said(shares, "gates on hidden states", "the attention that tokens get")]
     return Found(made, {"foretold": shares}, lines)
 
@@ -139,10 +122,9 @@ def _trained(gate: dict[str, Tensor], x: Tensor, y: Tensor, steps: int, random: 
     return gate
 
 
-def _foretold(gate: dict[str, Tensor], x: Tensor, y: Tensor) -> list[float]:
-    """Squared correlation of each head."""
-    told, y = _told(gate, x).double(), y.double()
-    told, y = told - told.mean(0), y - y.mean(0)
-    both = (told * y).sum(0).square() / (told.square().sum(0) * y.square().sum(0)).clamp(min=1e-24)
-    found: list[float] = both.tolist()
+def _share(gate: dict[str, Tensor], x: Tensor, y: Tensor) -> list[float]:
+    """Of each head, how much of the variance is foretold."""
+    sums, told = Sums(), _told(gate, x).T[..., None]
+    sums.add(told, y.T[..., None])
+    found: list[float] = foretold(sums, torch.ones(len(told), 1, 1, dtype=torch.float64))[:, 0].tolist()
     return found

@@ -57,7 +57,7 @@ def gates(
         raise CalibrationError(f"gates(noise={noise}): give a positive number, such as 0.003")
     cache, known = Cache(model, Method(Teacher(), when=When("deferred")), 1.0), list[bool]()
     sums: dict[int, Fit] = {layer.info.index: Fit() for layer in cache.compressible}
-    for count, logs in enumerate(wanted(model, cache, batches, asked, behind, known), start=1):
+    for count, logs in enumerate(wanted(KIND, model, cache, batches, asked, behind, known), start=1):
         for layer, y in zip(cache.compressible, logs, strict=True):
             one, slots = sums[layer.info.index], layer.form.view(layer.store.view())
             one.parts = [slots.keys.shape[-1], slots.values.shape[-1], *[1] * NORMS]

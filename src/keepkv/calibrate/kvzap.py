@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,29 +10,14 @@ from transformers import PreTrainedModel
 
 from keepkv.calibrate.base import Found, Tensors, register_kind
 from keepkv.calibrate.least_squares import Fit, foretold, said, solved
-from keepkv.calibrate.wanted import SINKS, wanted
-from keepkv.core.slots import LayerView
+from keepkv.calibrate.wanted import HIDDEN, SINKS, Remembering, wanted
 from keepkv.core.when import When
 from keepkv.engine.cache import Cache
 from keepkv.errors import CalibrationError
 from keepkv.methods import Method
 from keepkv.score.learned.kvzap import BIAS, KIND, WEIGHT
-from keepkv.score.passes.kvzip import KVzip
 
 LEAST = 1e-12  # of a score: less is nothing
-
-
-@dataclass(frozen=True)
-class Teacher(KVzip):
-    """KVzip's score, or KVzip+'s, that remembers the hidden states of the first reading."""
-
-    needs_hidden: ClassVar[bool] = True
-
-    def observe(self, view: LayerView) -> None:
-        if "kvzap_hidden" not in view.state:
-            assert view.hidden is not None
-            view.state["kvzap_hidden"] = view.hidden
-        super().observe(view)
 
 
 @register_kind(KIND)
@@ -51,11 +34,11 @@ def kvzap(model: PreTrainedModel, batches: Iterable[Tensor], plus: bool = True, 
     """
     if not noise > 0:
         raise CalibrationError(f"kvzap(noise={noise}): give a positive number, such as 0.003")
-    cache = Cache(model, Method(Teacher(plus), when=When("deferred")), 1.0)
+    cache = Cache(model, Method(Remembering(plus), when=When("deferred")), 1.0)
     fits: dict[int, Fit] = {layer.info.index: Fit() for layer in cache.compressible}
-    for count, logs in enumerate(wanted(model, cache, batches, least=LEAST), start=1):
+    for count, logs in enumerate(wanted(KIND, model, cache, batches, least=LEAST), start=1):
         for layer, y in zip(cache.compressible, logs, strict=True):
-            x = layer.score_state["kvzap_hidden"][:, SINKS:].flatten(0, 1)
+            x = layer.score_state[HIDDEN][:, SINKS:].flatten(0, 1)
             fits[layer.info.index].parts = [x.shape[1]]
             fits[layer.info.index].add(x[None], y.transpose(1, 2).flatten(0, 1)[None], count)
     made: Tensors = {}
